@@ -1,0 +1,166 @@
+"""DLGSANet (Li et al., ICCV 2023, arXiv 2301.02031), Figure 2 read from left to right."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlgsanet.archs.feed_forward import FEED_FORWARDS
+from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
+from dlgsanet.archs.norm import LayerNorm
+from dlgsanet.archs.options import check_network_options
+from dlgsanet.archs.published_names import published_name
+from dlgsanet.archs.reconstruction import reconstruction
+from dlgsanet.archs.sparse_gsa import SparseGSA
+
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training images
+
+
+class HDTB(nn.Sequential):
+    """Hybrid dynamic-Transformer block: a local layer, then a global one, each followed by its feed-forward network.
+
+    `local` and `global_` name the pairs (attention, feed-forward network); the ablations leave one of them out.
+    """
+
+    def __init__(self, local: tuple[nn.Module, nn.Module] | None, global_: tuple[nn.Module, nn.Module] | None):
+        super().__init__()
+        if local:
+            self.mhdlsa, self.mhdlsa_ffn = local
+        if global_:
+            self.sparse_gsa, self.sparse_gsa_ffn = global_
+
+
+class RHDTG(nn.Module):
+    """Residual hybrid dynamic-Transformer group: blocks and a 3x3 convolution within a residual connection."""
+
+    def __init__(self, dim: int, blocks: list[HDTB]):
+        super().__init__()
+        self.blocks = nn.Sequential(*blocks)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.blocks(x))
+
+
+class DLGSANet(nn.Module):
+    """Lightweight dynamic local and global self-attention network for image super-resolution.
+
+    The arguments are the `network_g` options of published files, with the published defaults.
+
+    Args:
+        in_chans: channels of the image; 3 is RGB, whose DIV2K mean is subtracted inside.
+        dim: feature channels C, a multiple of `idynamic_num_heads` and `restormer_num_heads`.
+        groups: residual groups (RHDTG).
+        blocks: blocks (HDTB) in a group.
+        buildblock_type: `sparseedge`: MHDLSA then SparseGSA, the paper's network; `edge`: MHDLSA then the same
+            attention with softmax (MDTA); `idynamic`: MHDLSA alone; `restormer`: MDTA alone.
+        window_size: side of MHDLSA's filters, odd.
+        idynamic_num_heads: channels that share a filter (the published name notwithstanding, not a number of heads).
+        idynamic_ffn_type: `GDFN` or `BaseFFN`, after MHDLSA.
+        idynamic_ffn_expansion_factor: hidden channels of that network over `dim`.
+        idynamic: False puts a static depth-wise convolution in MHDLSA's place.
+        restormer_num_heads: heads of SparseGSA.
+        restormer_ffn_type, restormer_ffn_expansion_factor: the same of the network after SparseGSA.
+        tlc_flag: use test-time local conversion in evaluation.
+        tlc_kernel: side in pixels of its windows (published: 96, 72, 48 for x2, x3, x4).
+        activation: SparseGSA's selection: `relu` (the paper's), `gelu`, `sigmoid`, `softmax` or `topk`.
+        topk_ratio: share of similarities that `topk` keeps, in (0, 1]; None is 0.5. An error with other activations.
+        body_norm: normalise before and after the groups.
+        img_range: the largest value that the network works with.
+        upsampler: `pixelshuffledirect`, `pixelshuffle` or `''` (no change of size, for `upscale: 1`).
+        upscale: factor of enlargement.
+        input_resolution: accepted for the sake of published files, without effect.
+
+    Shape: [B, in_chans, H, W] in [0, 1] -> [B, in_chans, upscale * H, upscale * W], not clipped.
+
+    Raises:
+        ValueError: options that are unknown, out of range or do not fit each other, all of them in one message.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        dim: int = 60,
+        groups: int = 4,
+        blocks: int = 3,
+        buildblock_type: str = "edge",
+        window_size: int = 7,
+        idynamic_num_heads: int = 6,
+        idynamic_ffn_type: str = "GDFN",
+        idynamic_ffn_expansion_factor: float = 2.0,
+        idynamic: bool = True,
+        restormer_num_heads: int = 6,
+        restormer_ffn_type: str = "GDFN",
+        restormer_ffn_expansion_factor: float = 2.0,
+        tlc_flag: bool = True,
+        tlc_kernel: int = 48,
+        activation: str = "relu",
+        topk_ratio: float | None = None,
+        body_norm: bool = False,
+        img_range: float = 1.0,
+        upsampler: str = "",
+        upscale: int = 4,
+        input_resolution: Any = None,
+    ):
+        options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        if problems := check_network_options(options):
+            raise ValueError("; ".join(problems))
+        super().__init__()
+        self.upscale = upscale
+        self.img_range = img_range
+        self.mean = RGB_MEAN if in_chans == 3 else (0.0,) * in_chans
+
+        def local_layer() -> tuple[nn.Module, nn.Module]:
+            attention = MHDLSA(dim, window_size, idynamic_num_heads) if idynamic else StaticLocalLayer(dim, window_size)
+            return attention, FEED_FORWARDS[idynamic_ffn_type](dim, idynamic_ffn_expansion_factor)
+
+        def global_layer() -> tuple[nn.Module, nn.Module]:
+            selection = activation if buildblock_type == "sparseedge" else "softmax"
+            attention = SparseGSA(
+                dim,
+                restormer_num_heads,
+                selection,
+                0.5 if topk_ratio is None else topk_ratio,
+                tlc_kernel if tlc_flag else None,
+            )
+            return attention, FEED_FORWARDS[restormer_ffn_type](dim, restormer_ffn_expansion_factor)
+
+        def block() -> HDTB:
+            return HDTB(
+                local_layer() if buildblock_type != "restormer" else None,
+                global_layer() if buildblock_type != "idynamic" else None,
+            )
+
+        self.shallow = nn.Conv2d(in_chans, dim, 3, padding=1, bias=False)
+        self.norm_before = LayerNorm(dim) if body_norm else nn.Identity()
+        self.groups = nn.Sequential(*(RHDTG(dim, [block() for _ in range(blocks)]) for _ in range(groups)))
+        self.norm_after = LayerNorm(dim) if body_norm else nn.Identity()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.reconstruct = reconstruction(upsampler, dim, in_chans, upscale)
+
+        layers_per_block = 2 if buildblock_type in ("sparseedge", "edge") else 1
+        self._published_names = {
+            name: published_name(name, groups, blocks, layers_per_block, body_norm)
+            for name, _ in self.named_parameters()
+        }
+        self._register_state_dict_hook(_to_published_names)
+        self._register_load_state_dict_pre_hook(_from_published_names, with_module=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Filled rather than copied from the host: exact in every dtype, and allowed while a CUDA graph is captured.
+        mean = torch.cat([x.new_full((1, 1, 1, 1), m) for m in self.mean], 1)
+        x = (x - mean) * self.img_range
+        shallow = self.shallow(x)
+        deep = self.conv(self.norm_after(self.groups(self.norm_before(shallow))))
+        return self.reconstruct(shallow + deep) / self.img_range + mean
+
+
+def _to_published_names(network: DLGSANet, state_dict: dict[str, Tensor], prefix: str, _metadata) -> None:
+    for name, published in network._published_names.items():
+        state_dict[prefix + published] = state_dict.pop(prefix + name)
+
+
+def _from_published_names(network: DLGSANet, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+    for name, published in network._published_names.items():
+        if prefix + published in state_dict:
+            state_dict[prefix + name] = state_dict.pop(prefix + published)

@@ -1,0 +1,53 @@
+"""The feed-forward networks that follow each attention."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlgsanet import ops
+from dlgsanet.archs.norm import LayerNorm
+
+
+class GDFN(nn.Module):
+    """Gated depth-wise feed-forward network (Restormer, section 3.2); pre-norm, residual.
+
+    Args:
+        dim: channels C.
+        expansion: hidden channels are ``int(C * expansion)``.
+
+    Shape: [B, C, H, W] -> [B, C, H, W].
+    """
+
+    def __init__(self, dim: int, expansion: float = 2.0):
+        super().__init__()
+        hidden = int(dim * expansion)
+        self.norm = LayerNorm(dim)
+        self.proj_in = nn.Conv2d(dim, 2 * hidden, 1, bias=False)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
+        self.proj_out = nn.Conv2d(hidden, dim, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.gated_feed_forward(
+            x,
+            self.norm.weight,
+            self.norm.bias,
+            self.proj_in.weight,
+            self.depthwise.weight,
+            self.proj_out.weight,
+        )
+
+
+class BaseFFN(nn.Module):
+    """Two 1x1 convolutions with a GELU between them; pre-norm, residual. Arguments and shape as `GDFN`."""
+
+    def __init__(self, dim: int, expansion: float = 2.0):
+        super().__init__()
+        hidden = int(dim * expansion)
+        self.norm = LayerNorm(dim)
+        self.expand = nn.Conv2d(dim, hidden, 1)
+        self.reduce = nn.Conv2d(hidden, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.reduce(F.gelu(self.expand(self.norm(x))))
+
+
+FEED_FORWARDS = {"GDFN": GDFN, "BaseFFN": BaseFFN}

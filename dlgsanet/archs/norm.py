@@ -1,0 +1,18 @@
+"""Layer normalisation over the channels of each pixel (biased variance, eps 1e-5)."""
+
+import torch
+from torch import Tensor, nn
+
+from dlgsanet import ops
+
+
+class LayerNorm(nn.Module):
+    """Normalise [B, C, H, W] over C at each pixel, then scale and shift each channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias)

@@ -1,0 +1,71 @@
+"""What values the `network_g` options of a DLGSANet may take, and which may not stand together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dlgsanet.archs.feed_forward import FEED_FORWARDS
+from dlgsanet.archs.reconstruction import UPSAMPLERS
+from dlgsanet.archs.sparse_gsa import ACTIVATIONS
+
+BLOCK_TYPES = ("sparseedge", "edge", "idynamic", "restormer")
+
+_WORDS = {
+    "buildblock_type": BLOCK_TYPES,
+    "idynamic_ffn_type": tuple(FEED_FORWARDS),
+    "restormer_ffn_type": tuple(FEED_FORWARDS),
+    "activation": ACTIVATIONS,
+    "upsampler": UPSAMPLERS,
+}
+_COUNTS = (
+    "in_chans", "dim", "groups", "blocks", "window_size", "idynamic_num_heads", "restormer_num_heads", "tlc_kernel",
+    "upscale",
+)  # fmt: skip
+_POSITIVE = ("idynamic_ffn_expansion_factor", "restormer_ffn_expansion_factor", "img_range")
+_SWITCHES = ("idynamic", "tlc_flag", "body_norm")
+
+
+def check_network_options(options: Mapping[str, Any]) -> list[str]:
+    """Every fault of the options (all of them given, under the names of `DLGSANet`'s arguments), a line each."""
+    problems = []
+    for name, words in _WORDS.items():
+        if options[name] not in words:
+            problems.append(f"{name} is {options[name]!r}; allowed: {', '.join(map(repr, words))}")
+    for name in _COUNTS:
+        if not _is_number(options[name], int) or options[name] < 1:
+            problems.append(f"{name} is {options[name]!r}; it must be a whole number from 1 up")
+    for name in _POSITIVE:
+        if not _is_number(options[name], (int, float)) or not 0 < options[name] < float("inf"):
+            problems.append(f"{name} is {options[name]!r}; it must be a number above 0")
+    for name in _SWITCHES:
+        if not isinstance(options[name], bool):
+            problems.append(f"{name} is {options[name]!r}; it must be true or false")
+    return problems or [*_check_fit(options)]
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_fit(options: Mapping[str, Any]):
+    """Faults between options that are right by themselves."""
+    dim, upscale = options["dim"], options["upscale"]
+    for name in ("idynamic_num_heads", "restormer_num_heads"):
+        if dim % options[name]:
+            yield f"dim is {dim}; it must be a multiple of {name}, which is {options[name]}"
+    if dim < 4:
+        yield f"dim is {dim}; it must be at least 4"
+    if options["window_size"] % 2 == 0:
+        yield f"window_size is {options['window_size']}; it must be odd"
+    for name in ("idynamic_ffn_expansion_factor", "restormer_ffn_expansion_factor"):
+        if dim * options[name] < 1:
+            yield f"{name} is {options[name]}; with dim {dim} it leaves no hidden channel"
+    if options["upsampler"] == "" and upscale != 1:
+        yield f"upsampler is '' (no change of size) but upscale is {upscale}; set upsampler, or upscale: 1"
+    if options["upsampler"] == "pixelshuffle" and upscale != 3 and (upscale < 2 or upscale & (upscale - 1)):
+        yield f"upscale is {upscale}; the upsampler 'pixelshuffle' takes 3 or a power of two"
+    ratio = options["topk_ratio"]
+    if ratio is not None:
+        if options["activation"] != "topk":
+            yield f"topk_ratio is given, but activation is {options['activation']!r}; it belongs to 'topk' alone"
+        if not _is_number(ratio, (int, float)) or not 0 < ratio <= 1:
+            yield f"topk_ratio is {ratio!r}; it must be a number above 0, at most 1"

@@ -1,0 +1,31 @@
+"""From features to the enlarged image: the `upsampler` option."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+UPSAMPLERS = ("pixelshuffledirect", "pixelshuffle", "")
+FEATURES = 64  # of the stages of `pixelshuffle`
+
+
+def reconstruction(upsampler: str, dim: int, channels: int, upscale: int) -> nn.Sequential:
+    """[B, dim, H, W] -> [B, channels, upscale * H, upscale * W].
+
+    `pixelshuffledirect`: one convolution and a pixel shuffle. `pixelshuffle`: a stage for each factor of 2, or one of
+    3. The empty word: a convolution, no change of size.
+    """
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    if upsampler == "pixelshuffledirect":
+        parts["upsample"] = nn.Sequential(*_shuffle(dim, channels, upscale))
+        return nn.Sequential(parts)
+    if upsampler == "pixelshuffle":
+        parts["before"] = nn.Sequential(nn.Conv2d(dim, FEATURES, 3, padding=1), nn.LeakyReLU(0.01))
+        factors = [3] if upscale == 3 else [2] * (upscale.bit_length() - 1)
+        parts["upsample"] = nn.Sequential(*(m for r in factors for m in _shuffle(FEATURES, FEATURES, r)))
+        dim = FEATURES
+    parts["last"] = nn.Conv2d(dim, channels, 3, padding=1)
+    return nn.Sequential(parts)
+
+
+def _shuffle(dim: int, channels: int, factor: int) -> tuple[nn.Module, nn.Module]:
+    return nn.Conv2d(dim, factor**2 * channels, 3, padding=1), nn.PixelShuffle(factor)

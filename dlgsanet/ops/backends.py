@@ -1,0 +1,75 @@
+"""Which backend computes an operation here, and why.
+
+A backend is a module with
+
+- functions of the names and signatures of `dlgsanet.ops.reference`, as many as it has, and
+- ``why_not(operation, *args) -> str | None``: why it cannot take this call, in a few plain words, or None.
+
+The environment variable ``DLGSANET_BACKEND`` names the one to use instead of the fastest; what that one cannot take
+goes to those after it.
+"""
+
+import functools
+import importlib
+import logging
+import os
+from types import ModuleType
+
+from dlgsanet.errors import UserError
+
+# Fastest first.
+BACKENDS = {"reference": "dlgsanet.ops.reference"}
+
+logger = logging.getLogger("dlgsanet")
+
+
+def candidates() -> list[str]:
+    """Names of the backends that may be asked, in order.
+
+    Raises:
+        UserError: ``DLGSANET_BACKEND`` names none of them.
+    """
+    names = list(BACKENDS)
+    forced = os.environ.get("DLGSANET_BACKEND")
+    if not forced:
+        return names
+    if forced not in names:
+        raise UserError(f"DLGSANET_BACKEND is {forced!r}; it must be one of {', '.join(names)}")
+    return names[names.index(forced) :]
+
+
+def explain(operation: str, *args) -> list[tuple[str, str | None]]:
+    """Why each candidate cannot take a call (None where it can): what `select` decides by."""
+    return [(name, _why_not(name, operation, *args)) for name in candidates()]
+
+
+def select(operation: str, *args) -> ModuleType:
+    """The first candidate that can take ``operation(*args)``; args as the operation takes them, x first."""
+    refused: list[str] = []
+    for name in candidates():
+        reason = _why_not(name, operation, *args)
+        if reason is None:
+            _say_once(operation, args[0].device.type, name, tuple(refused))
+            return _load(name)
+        refused.append(f"{name}: {reason}")
+    raise AssertionError("the reference takes every call")
+
+
+def _why_not(name: str, operation: str, *args) -> str | None:
+    if name == "reference":
+        return None
+    backend = _load(name)
+    if not hasattr(backend, operation):
+        return "it has no such layer"
+    return backend.why_not(operation, *args)
+
+
+@functools.cache
+def _load(name: str) -> ModuleType:
+    return importlib.import_module(BACKENDS[name])
+
+
+@functools.cache
+def _say_once(operation: str, device: str, name: str, refused: tuple[str, ...]) -> None:
+    because = f" ({'; '.join(refused)})" if refused else ""
+    logger.info("%s on %s: %s backend%s", operation, device, name, because)

@@ -1,0 +1,175 @@
+"""The dynamic depth-wise convolution as PyTorch operators, one for every backend.
+
+`torch.library` operators, so that autograd, autocast, torch.compile and export see one opaque node whatever backend
+computes it; the backends (`reference`, and the faster ones beside it) are chosen inside by `backends.select`.
+"""
+
+import torch
+from torch import Tensor
+
+from dlgsanet.ops import backends
+
+
+def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
+    """Filter every pixel with its own K x K filter; the C // G channels of a group share it.
+
+    ``out[b, c, y, x] = sum_ij filters[b, c // (C // G), i, j, y, x] * x[b, c, y + i - K // 2, x + j - K // 2]``,
+    zero outside the image.
+
+    Args:
+        x: [B, C, H, W], any float dtype.
+        filters: [B, G, K, K, H, W] of the same dtype; K odd, C divisible by G.
+
+    Returns:
+        [B, C, H, W] in the dtype of x; sums are formed in float32 (float64 for float64).
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+
+    Source: Han et al., "On the Connection between Local Attention and Dynamic Depth-wise Convolution", ICLR 2022.
+    """
+    x, filters = _autocast(x, filters)
+    return torch.ops.dlgsanet.dynamic_depthwise_conv(x, filters)
+
+
+def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+    """`dynamic_depthwise_conv` with filters formed from z by a 1x1 convolution: ``filters = weight @ z + bias``.
+
+    Args:
+        x: [B, C, H, W], any float dtype.
+        z: [B, D, H, W] of the same dtype.
+        weight: [G * K * K, D], where C is divisible by G; it may keep a wider dtype than x.
+        bias: [G * K * K] or None.
+        window_size: K, odd.
+
+    Returns:
+        [B, C, H, W] in the dtype of x.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit.
+
+    Source: DLGSANet, section 3.2 (MHDLSA).
+    """
+    x, z = _autocast(x, z)
+    return torch.ops.dlgsanet.fused_dynamic_depthwise_conv(x, z, weight, bias, window_size)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    # Done here rather than by torch.library.register_autocast, which fixes one dtype for a device.
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check(x: Tensor, filters: Tensor) -> None:
+    _require(x.dim() == 4, f"x must be [B, C, H, W], got {list(x.shape)}")
+    _require(filters.dim() == 6, f"filters must be [B, G, K, K, H, W], got {list(filters.shape)}")
+    batch, groups, window_size, width_of_window, *size = filters.shape
+    _require(
+        (batch, *size) == (x.shape[0], *x.shape[2:]) and window_size == width_of_window,
+        f"filters {list(filters.shape)} do not fit x {list(x.shape)}: they must be [B, G, K, K, H, W]",
+    )
+    _require(window_size % 2 == 1, f"the window size must be odd, got {window_size}")
+    _require(x.shape[1] % groups == 0, f"{x.shape[1]} channels cannot be shared out to {groups} groups")
+    _require(x.is_floating_point() and x.dtype == filters.dtype, "x and filters must have one float dtype")
+
+
+def _check_fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> None:
+    _require(x.dim() == 4, f"x must be [B, C, H, W], got {list(x.shape)}")
+    _require(
+        z.dim() == 4 and z.shape[0] == x.shape[0] and z.shape[2:] == x.shape[2:],
+        f"z must be [B, D, H, W] with B, H, W of x {list(x.shape)}, got {list(z.shape)}",
+    )
+    _require(window_size > 0 and window_size % 2 == 1, f"the window size must be odd, got {window_size}")
+    outputs = weight.shape[0]
+    _require(
+        weight.dim() == 2 and weight.shape[1] == z.shape[1] and outputs > 0 and outputs % window_size**2 == 0,
+        f"weight must be [G * {window_size**2}, {z.shape[1]}], got {list(weight.shape)}",
+    )
+    groups = outputs // window_size**2
+    _require(x.shape[1] % groups == 0, f"{x.shape[1]} channels cannot be shared out to {groups} groups")
+    _require(bias is None or list(bias.shape) == [outputs], f"bias must be [{outputs}]")
+    _require(x.is_floating_point() and x.dtype == z.dtype, "x and z must have one float dtype")
+
+
+@torch.library.custom_op("dlgsanet::dynamic_depthwise_conv", mutates_args=())
+def _plain(x: Tensor, filters: Tensor) -> Tensor:
+    _check(x, filters)
+    return backends.select("dynamic_depthwise_conv", x, filters).dynamic_depthwise_conv(x, filters)
+
+
+@_plain.register_fake
+def _(x, filters):
+    _check(x, filters)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("dlgsanet::dynamic_depthwise_conv_backward", mutates_args=())
+def _plain_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    backend = backends.select("dynamic_depthwise_conv_backward", x, filters)
+    return backend.dynamic_depthwise_conv_backward(grad, x, filters)
+
+
+@_plain_backward.register_fake
+def _(grad, x, filters):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, filters))
+
+
+@torch.library.custom_op("dlgsanet::fused_dynamic_depthwise_conv", mutates_args=())
+def _fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+    _check_fused(x, z, weight, bias, window_size)
+    backend = backends.select("fused_dynamic_depthwise_conv", x, z, weight, bias, window_size)
+    return backend.fused_dynamic_depthwise_conv(x, z, weight, bias, window_size)
+
+
+@_fused.register_fake
+def _(x, z, weight, bias, window_size):
+    _check_fused(x, z, weight, bias, window_size)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("dlgsanet::fused_dynamic_depthwise_conv_backward", mutates_args=())
+def _fused_backward(
+    grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    backend = backends.select("fused_dynamic_depthwise_conv_backward", x, z, weight, bias, window_size)
+    return backend.fused_dynamic_depthwise_conv_backward(grad, x, z, weight, bias, window_size)
+
+
+@_fused_backward.register_fake
+def _(grad, x, z, weight, bias, window_size):
+    grad_bias = weight.new_empty(weight.shape[0]) if bias is None else torch.empty_like(bias)
+    grads = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, z, weight))
+    return (*grads, grad_bias)
+
+
+def _save_plain(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_plain(ctx, grad):
+    return torch.ops.dlgsanet.dynamic_depthwise_conv_backward(grad.contiguous(), *ctx.saved_tensors)
+
+
+def _save_fused(ctx, inputs, output):
+    *tensors, ctx.window_size = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_fused(ctx, grad):
+    x, z, weight, bias = ctx.saved_tensors
+    *grads, grad_bias = torch.ops.dlgsanet.fused_dynamic_depthwise_conv_backward(
+        grad.contiguous(), x, z, weight, bias, ctx.window_size
+    )
+    return (*grads, None if bias is None else grad_bias, None)
+
+
+_plain.register_autograd(_differentiate_plain, setup_context=_save_plain)
+_fused.register_autograd(_differentiate_fused, setup_context=_save_fused)

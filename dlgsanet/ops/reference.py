@@ -1,0 +1,202 @@
+"""Plain PyTorch definitions of every operation: any device, any float dtype, differentiable where autograd can follow.
+
+The other backends must give what these give. Nothing here is tuned; what is written is what the paper says.
+
+Axes: B batch, C channels, H height, W width, G groups of channels that share a filter, K window size, D channels
+of the feature that filters are formed from, c channels of one attention head.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlgsanet.ops.tlc import covering_windows
+
+LAYER_NORM_EPS = 1e-5
+
+
+# The dynamic depth-wise convolution ("On the Connection between Local Attention and Dynamic Depth-wise Convolution",
+# ICLR 2022), as in MHDLSA, DLGSANet section 3.2.
+
+
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _taps(x: Tensor, groups: int, window_size: int) -> Iterator[Tensor]:
+    """Yield x shifted by every tap of the window, in row order, as [B, G, C // G, H, W], zero outside the image."""
+    height, width = x.shape[2:]
+    r = window_size // 2
+    padded = F.pad(x, (r, r, r, r)).unflatten(1, (groups, -1))
+    for i in range(window_size):
+        for j in range(window_size):
+            yield padded[..., i : i + height, j : j + width]
+
+
+def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
+    groups, window_size = filters.shape[1:3]
+    dtype = _accumulation_dtype(x.dtype)
+    taps = filters.to(dtype).flatten(2, 3).unsqueeze(3)  # [B, G, K * K, 1, H, W]
+    out = x.new_zeros(x.shape, dtype=dtype).unflatten(1, (groups, -1))
+    for t, shifted in enumerate(_taps(x.to(dtype), groups, window_size)):
+        out = out + taps[:, :, t] * shifted
+    return out.flatten(1, 2).to(x.dtype)
+
+
+def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `dynamic_depthwise_conv` with respect to x and filters."""
+    groups, window_size = filters.shape[1:3]
+    height, width = x.shape[2:]
+    r = window_size // 2
+    dtype = _accumulation_dtype(x.dtype)
+    grad = grad.to(dtype).unflatten(1, (groups, -1))
+    taps = filters.to(dtype).flatten(2, 3).unsqueeze(3)
+    grad_padded = F.pad(torch.zeros_like(grad), (r, r, r, r))
+    grad_taps = []
+    for t, shifted in enumerate(_taps(x.to(dtype), groups, window_size)):
+        i, j = divmod(t, window_size)
+        grad_padded[..., i : i + height, j : j + width] += taps[:, :, t] * grad
+        grad_taps.append((grad * shifted).sum(2))
+    grad_x = grad_padded[..., r : r + height, r : r + width].flatten(1, 2)
+    grad_filters = torch.stack(grad_taps, 2).view(filters.shape)
+    return grad_x.to(x.dtype), grad_filters.to(filters.dtype)
+
+
+def _form_filters(z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+    dtype = _accumulation_dtype(z.dtype)
+    filters = torch.einsum("od,bdhw->bohw", weight.to(dtype), z.to(dtype))
+    if bias is not None:
+        filters = filters + bias.to(dtype)[:, None, None]
+    return filters.unflatten(1, (-1, window_size, window_size))
+
+
+def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+    dtype = _accumulation_dtype(x.dtype)
+    filters = _form_filters(z.to(dtype), weight, bias, window_size)
+    return dynamic_depthwise_conv(x.to(dtype), filters).to(x.dtype)
+
+
+def fused_dynamic_depthwise_conv_backward(
+    grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients with respect to x, z, weight and bias (without a bias: of the bias that was not added)."""
+    dtype = _accumulation_dtype(x.dtype)
+    filters = _form_filters(z.to(dtype), weight, bias, window_size)
+    grad_x, grad_filters = dynamic_depthwise_conv_backward(grad.to(dtype), x.to(dtype), filters)
+    grad_filters = grad_filters.flatten(1, 3)  # [B, G * K * K, H, W]
+    grad_z = torch.einsum("od,bohw->bdhw", weight.to(dtype), grad_filters)
+    grad_weight = torch.einsum("bohw,bdhw->od", grad_filters, z.to(dtype))
+    grad_bias = grad_filters.sum((0, 2, 3))
+    bias_dtype = weight.dtype if bias is None else bias.dtype
+    return grad_x.to(x.dtype), grad_z.to(z.dtype), grad_weight.to(weight.dtype), grad_bias.to(bias_dtype)
+
+
+# Whole layers, each with its norm before and its residual connection around.
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Normalise over the channels at each pixel; x [B, C, H, W], weight and bias [C]."""
+    return F.layer_norm(x.movedim(1, -1), weight.shape, weight, bias, LAYER_NORM_EPS).movedim(-1, 1)
+
+
+def dynamic_local_attention(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    proj_in: Tensor,
+    squeeze_weight: Tensor,
+    squeeze_bias: Tensor,
+    spatial_weight: Tensor,
+    spatial_bias: Tensor,
+    filter_weight: Tensor,
+    filter_bias: Tensor,
+    proj_out: Tensor,
+    window_size: int,
+) -> Tensor:
+    from dlgsanet.ops import dynamic_conv  # the operator, so that its own backends serve this composition too
+
+    y = F.conv2d(layer_norm(x, norm_weight, norm_bias), proj_in)
+    z = F.conv2d(y, squeeze_weight, squeeze_bias)
+    z = F.conv2d(z, spatial_weight, spatial_bias, padding=window_size // 2, groups=z.shape[1])
+    y = dynamic_conv.fused_dynamic_depthwise_conv(y, z, filter_weight.flatten(1), filter_bias, window_size)
+    return x + F.conv2d(y, proj_out)
+
+
+def gated_feed_forward(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, proj_in: Tensor, depthwise: Tensor, proj_out: Tensor
+) -> Tensor:
+    hidden = F.conv2d(layer_norm(x, norm_weight, norm_bias), proj_in)
+    a, b = F.conv2d(hidden, depthwise, padding=1, groups=hidden.shape[1]).chunk(2, 1)
+    return x + F.conv2d(F.gelu(a) * b, proj_out)
+
+
+def select_similarities(similarities: Tensor, activation: str, topk_ratio: float = 0.5) -> Tensor:
+    """Weights [..., c, c] from similarities [..., c, c], rows being query channels (DLGSANet, section 3.3)."""
+    if activation == "relu":
+        return F.relu(similarities)
+    if activation == "gelu":
+        return F.gelu(similarities)
+    if activation == "sigmoid":
+        return torch.sigmoid(similarities)
+    if activation == "softmax":
+        return similarities.softmax(-1)
+    if activation == "topk":
+        kept = max(1, round(topk_ratio * similarities.shape[-1]))
+        values, keys = similarities.topk(kept, -1)
+        # Under autocast softmax answers in float32, so the zeros take its dtype.
+        weights = values.softmax(-1)
+        return torch.zeros_like(similarities, dtype=weights.dtype).scatter(-1, keys, weights)
+    raise ValueError(f"activation is {activation!r}; it must be one of relu, gelu, sigmoid, softmax, topk")
+
+
+def _attend(qkv: Tensor, temperature: Tensor, activation: str, topk_ratio: float) -> Tensor:
+    """Attention between channels: qkv [..., 3 * C, pixels] -> [..., C, pixels]."""
+    q, k, v = qkv.unflatten(-2, (3, temperature.shape[0], -1)).unbind(-4)  # each [..., heads, c, pixels]
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    weights = select_similarities(q @ k.transpose(-2, -1) * temperature, activation, topk_ratio)
+    return (weights.to(v.dtype) @ v).flatten(-3, -2)
+
+
+def channel_attention(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    qkv_weight: Tensor,
+    depthwise: Tensor,
+    temperature: Tensor,
+    proj_out: Tensor,
+    activation: str,
+    topk_ratio: float,
+    window: int | None,
+) -> Tensor:
+    qkv = F.conv2d(layer_norm(x, norm_weight, norm_bias), qkv_weight)
+    qkv = F.conv2d(qkv, depthwise, padding=1, groups=qkv.shape[1])
+    if window is None:
+        out = _attend(qkv.flatten(2), temperature, activation, topk_ratio).unflatten(-1, qkv.shape[-2:])
+    else:
+        out = _attend_in_windows(qkv, temperature, activation, topk_ratio, window)
+    return x + F.conv2d(out, proj_out)
+
+
+def _attend_in_windows(qkv: Tensor, temperature: Tensor, activation: str, topk_ratio: float, window: int) -> Tensor:
+    """Test-time local conversion (TLC, ECCV 2022): attend within windows that overlap, average where they do."""
+    batch, channels, height, width = qkv.shape
+    rows = covering_windows(height, window, qkv.device)  # [window rows, pixels down a window]
+    cols = covering_windows(width, window, qkv.device)
+    windows = qkv[:, :, rows.flatten()][..., cols.flatten()]
+    windows = windows.view(batch, channels, *rows.shape, *cols.shape).permute(0, 2, 4, 1, 3, 5)
+    out = _attend(windows.flatten(-2), temperature, activation, topk_ratio)
+    out = out.unflatten(-1, (rows.shape[1], cols.shape[1])).permute(0, 3, 1, 4, 2, 5)
+    out = out.reshape(batch, -1, rows.numel(), cols.numel())
+    return _average_overlap(_average_overlap(out, 2, rows, height), 3, cols, width)
+
+
+def _average_overlap(x: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
+    """Put entries of `dim` back to their places along an axis of length `size`, averaging those that share one."""
+    shape = list(x.shape)
+    shape[dim] = size
+    total = x.new_zeros(shape).index_add(dim, places.flatten(), x)
+    count = x.new_zeros(size).index_add(0, places.flatten(), x.new_ones(places.numel()))
+    return total / count.view([-1 if d == dim else 1 for d in range(x.dim())])
