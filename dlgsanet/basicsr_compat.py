@@ -1,9 +1,10 @@
 """What BasicSR 1.4.2 (2022) needs to run on today's Python, PyTorch, torchvision and OpenCV, and nothing else.
 
-Import this before BasicSR. Each adaptation is made only where it is needed. What is not here is not needed: the training
-and testing of this project never call BasicSR's own `train_pipeline` and `parse_options`, so that their faults (`exec`
-on `--force_yml`, `torch.cuda.current_device()` when resuming without a GPU, division by the number of GPUs in
-`init_dist`) do not apply, and `dlgsanet.options` sets `num_gpu: 0` where there is no GPU, which BasicSR's models obey.
+Import this before BasicSR. Each adaptation is made only where it is needed. What is not here is not needed: the
+training and testing of this project never call BasicSR's own `train_pipeline` and `parse_options`, so that their
+faults (`exec` on `--force_yml`, `torch.cuda.current_device()` when resuming without a GPU, division by the number of
+GPUs in `init_dist`) do not apply; and `dlgsanet.options` sets `num_gpu: 0` where there is no GPU, which BasicSR's
+models obey.
 """
 
 import importlib
