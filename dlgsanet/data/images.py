@@ -3,8 +3,8 @@
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -103,23 +103,3 @@ def png_bytes(image: np.ndarray, compress_level: int = 3) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG", compress_level=compress_level)
     return buffer.getvalue()
-
-
-def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a file so that at any moment, killed or not, it is there in full or not at all.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full; nothing is left behind.
-    """
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from None

@@ -15,11 +15,11 @@ from dlgsanet.data.images import (
     png_bytes,
     read_image,
     upright_size,
-    write_whole,
 )
 from dlgsanet.data.parallel import for_each
 from dlgsanet.data.resize import downscale
 from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
 
 
 @dataclass

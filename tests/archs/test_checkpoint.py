@@ -1,0 +1,151 @@
+"""Checkpoints: what is written comes back, the options are found, and bad files are refused in one line."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint, write_checkpoint
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.errors import UserError
+
+SMALL = {
+    "dim": 12, "groups": 2, "blocks": 1, "buildblock_type": "sparseedge", "window_size": 3, "restormer_num_heads": 2,
+    "tlc_kernel": 96, "upsampler": "pixelshuffledirect", "upscale": 2,
+}  # fmt: skip
+
+VARIANTS = {
+    "x2": {},
+    "x3 Large's expansion": {"upscale": 3, "tlc_kernel": 72, "idynamic_ffn_expansion_factor": 2.66},
+    "x4 with norms": {"upscale": 4, "tlc_kernel": 48, "upsampler": "pixelshuffle", "body_norm": True},
+    "x3 in stages": {"upscale": 3, "tlc_kernel": 72, "upsampler": "pixelshuffle", "blocks": 3},
+    "x8 in stages": {"upscale": 8, "tlc_kernel": 48, "upsampler": "pixelshuffle"},
+    "denoise gray": {"upscale": 1, "tlc_kernel": 48, "upsampler": "", "in_chans": 1},
+    "static, base feed-forward": {"idynamic": False, "window_size": 5, "idynamic_ffn_type": "BaseFFN"},
+    "local alone": {"buildblock_type": "idynamic", "blocks": 2},
+    "global alone": {"buildblock_type": "restormer", "restormer_ffn_type": "BaseFFN"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_weights_alone_prove_the_network(variant, tmp_path):
+    options = SMALL | variant
+    network = DLGSANet(**options).eval()
+    write_checkpoint(tmp_path / "bare.pth", network.state_dict())
+    loaded = build_network(read_checkpoint(tmp_path / "bare.pth"))
+    found = network_options(read_checkpoint(tmp_path / "bare.pth"))
+    for name in ("dim", "groups", "blocks", "upscale", "upsampler", "body_norm", "in_chans", "tlc_kernel"):
+        assert found[name] == (options.get(name) or {"in_chans": 3, "body_norm": False, "upsampler": ""}[name])
+    x = torch.rand(1, options.get("in_chans", 3), 13, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), network(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_options_and_metadata_come_back(name, tmp_path):
+    options = SMALL | {"activation": "topk", "topk_ratio": 0.25, "tlc_kernel": 24}
+    state = DLGSANet(**options).state_dict()
+    write_checkpoint(tmp_path / name, state, {"type": "DLGSANet", **options}, {"date": "2026-01-01"})
+    checkpoint = read_checkpoint(tmp_path / name)
+    assert network_options(checkpoint).items() >= options.items()
+    assert checkpoint.metadata["date"] == "2026-01-01"
+    assert checkpoint.state.keys() == state.keys()
+    assert all(torch.equal(checkpoint.state[k], v) for k, v in state.items())
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_averaged_weights_are_preferred_and_module_prefixes_dropped(tmp_path):
+    state = DLGSANet(**SMALL).state_dict()
+    averaged = {f"module.{k}": v + 1 for k, v in state.items()}
+    torch.save({"params": state, "params_ema": averaged}, tmp_path / "both.pth")
+    name = next(iter(state))
+    assert torch.equal(read_checkpoint(tmp_path / "both.pth").state[name], state[name] + 1)
+    assert torch.equal(read_checkpoint(tmp_path / "both.pth", "params").state[name], state[name])
+    torch.save({"params": state}, tmp_path / "one.pth")
+    with pytest.raises(UserError, match="has no 'params_ema'"):
+        read_checkpoint(tmp_path / "one.pth", "params_ema")
+
+
+def test_a_bare_state_dict_and_the_old_format_are_read(tmp_path):
+    state = DLGSANet(**SMALL).state_dict()
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert network_options(read_checkpoint(tmp_path / "old.pth"))["dim"] == 12
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def _files(folder):
+    """Bad files: name -> (content, what the message must say)."""
+    state = DLGSANet(**SMALL).state_dict()
+
+    def saved(content, suffix=".pth", **kwargs):
+        path = folder / f"made{suffix}"
+        if suffix == ".pth":
+            torch.save(content, path, **kwargs)
+        else:
+            write_checkpoint(path, content, **kwargs)
+        return path.read_bytes()
+
+    whole, whole_st = saved(state), saved(state, ".safetensors", options=SMALL)
+    first = "overlap_embed.0.proj.weight"
+    some = {k: v for k, v in state.items() if "norm2" not in k}
+    return {
+        "empty": (b"", "damaged"),
+        "text": (b"hello, world, no weights here", "damaged"),
+        "picture": (b"\x89PNG\r\n\x1a\n" + bytes(64), "damaged"),
+        "cut.pth": (whole[: len(whole) // 2], "damaged"),
+        "cut.safetensors": (whole_st[: len(whole_st) // 2], "damaged"),
+        "code.pth": (pickle.dumps(Malicious()), "refused"),
+        "code_inside.pth": (saved({"params": state, "x": Malicious()}), "refused"),
+        "list.pth": (saved([1, 2]), "list"),
+        "no_weights.pth": (saved({}), "no weights"),
+        "numbers.pth": (saved({"params": {"a": 1}}), "not a tensor"),
+        "integers.pth": (saved({"a": torch.ones(3, dtype=torch.int)}), "not a tensor of real"),
+        "training.state": (saved({"optimizers": [], "epoch": 3}), "training state"),
+        "other_network.pth": (saved({"conv_first.weight": torch.ones(8, 3, 3, 3)}), "not a DLGSANet"),
+        "nan.pth": (saved(state | {first: state[first] * float("nan")}), "not finite"),
+        "missing.pth": (saved(some), "Missing key"),
+        "extra.pth": (saved(state | {"spare.weight": torch.ones(1)}), "spare.weight"),
+        "other_shape.pth": (saved(state | {first: torch.ones(18, 3, 3, 3)}), "fit"),
+        "flat.pth": (saved(state | {first: torch.ones(7)}), "do not fit"),
+        "lies": (saved(state, ".safetensors", options=SMALL | {"dim": 60}), "dim is 60 by the metadata, 12 by"),
+        "huge": (saved(state, ".safetensors", options=SMALL | {"groups": 10**12}), "groups"),
+        "unknown": (saved(state, ".safetensors", options=SMALL | {"depth": 3}), "depth"),
+        "impossible": (saved(state, ".safetensors", options=SMALL | {"activation": "swish"}), "activation"),
+        "not_json": (saved(state, ".safetensors", metadata={"network_g": "{dim:"}), "line 1"),
+        "not_a_table": (saved(state, ".safetensors", metadata={"network_g": json.dumps([1])}), "not a table"),
+    }
+
+
+def test_bad_files_are_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, (content, message) in _files(tmp_path).items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            build_network(read_checkpoint(path))
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+        assert message in str(caught.value), f"{name}: {caught.value}"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    for path in (tmp_path / "none.pth", tmp_path):
+        with pytest.raises(UserError, match=str(path)):
+            read_checkpoint(path)
+
+
+def test_nothing_half_written(tmp_path):
+    state = DLGSANet(**SMALL).state_dict()
+    with pytest.raises(UserError, match="must end in"):
+        write_checkpoint(tmp_path / "weights.onnx", state)
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        write_checkpoint(tmp_path / "folder.pth", state)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.pth"]
