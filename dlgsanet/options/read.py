@@ -161,6 +161,10 @@ def _complete(options: dict[str, Any], args: argparse.Namespace, is_train: bool)
     for name, dataset in options["datasets"].items():
         dataset["phase"] = name.split("_")[0]
         dataset["scale"] = options["scale"]
+        dataset["manual_seed"] = options["manual_seed"]
+    for where, key in (("train", "total_iter"), ("val", "val_freq"), ("logger", "save_checkpoint_freq")):
+        if key in options.get(where, {}):
+            options[where][key] = int(options[where][key])  # published files write !!float 5e3
     if args.debug:
         _shorten(options, is_train)
     root = Path.cwd() / ("experiments" if is_train else "results") / options["name"]

@@ -24,7 +24,7 @@ def unknown(where: str, key: str, allowed: Iterable[str]) -> str:
 def number(least: float = float("-inf"), most: float = float("inf")) -> Check:
     def check(where: str, value: Any) -> Iterator[str]:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            hint = "; YAML reads it as text, write !!float before it" if isinstance(value, str) else ""
+            hint = "; YAML reads it as text: write !!float before it" if isinstance(value, str) else ""
             yield f"{where}: {value!r} is not a number{hint}"
         elif not least <= value <= most:
             yield f"{where}: {value} is out of range, {_range(least, most)}"
@@ -133,9 +133,12 @@ def registered(
             yield from one_of(*sorted(known))(f"{where}.type", value.get("type"))
             return
         allowed, required = arguments_of(known[value["type"]], given)
-        for key in value:
+        defaults = {p.name: p.default for p in inspect.signature(known[value["type"]]).parameters.values()}
+        for key, item in value.items():
             if key not in {"type", *allowed, *extra}:
                 yield unknown(where, key, {"type", *allowed, *extra})
+            elif isinstance(defaults.get(key), float) and isinstance(item, str):
+                yield from number()(f"{where}.{key}", item)
         for key in sorted(required - set(value)):
             yield f"{where}.{key}: is missing"
 

@@ -47,8 +47,10 @@ _TRAINING: dict[str, Check] = {
 }
 DATASET_KEYS: dict[str, dict[str, Check]] = {
     "PairedImageDataset": _PAIRED,
+    "CachedPairedImageDataset": _PAIRED | {"cache_dir": optional(text)},
     "SingleImageDataset": {key: _PAIRED[key] for key in ("name", "type", "dataroot_lq", "io_backend", "mean", "std")},
 }
+TRAINING_KEYS: dict[str, dict[str, Check]] = {"CachedPairedImageDataset": {"patches_per_image": whole(1)}}
 
 
 def _dataset(training: bool) -> Check:
@@ -62,7 +64,8 @@ def _dataset(training: bool) -> Check:
         elif keys := DATASET_KEYS.get(value["type"]):
             required: list[str] = [key for key in ("name", "dataroot_gt", "dataroot_lq", "io_backend") if key in keys]
             required += ["gt_size", "batch_size_per_gpu", "num_worker_per_gpu"] if training else []
-            yield from section(keys | _TRAINING if training else keys, required)(where, value)
+            keys = keys | _TRAINING | TRAINING_KEYS.get(value["type"], {}) if training else keys
+            yield from section(keys, required)(where, value)
 
     return check
 
