@@ -1,0 +1,129 @@
+"""Run a network over a test set, picture by picture, and score what it gives."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlgsanet.data.resize import imresize
+from dlgsanet.errors import UserError
+from dlgsanet.evaluation.pairs import Pair, check_pair, read_pair
+from dlgsanet.metrics import psnr, ssim
+
+Network = Callable[[Tensor], Tensor]  # [B, 3, H, W] in [0, 1] -> [B, 3, scale * H, scale * W]
+Metric = Callable[[np.ndarray, np.ndarray], float]  # of a picture and its original, uint8 [H, W, 3] RGB
+
+_OURS = {"calculate_psnr": psnr, "calculate_ssim": ssim}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A pair of a test set read into memory, and what the network made of it; all uint8 RGB."""
+
+    pair: Pair
+    lr: np.ndarray
+    hr: np.ndarray
+    output: np.ndarray
+
+
+def metric(options: Mapping[str, Any]) -> Metric:
+    """The metric that an entry of `val: metrics:` describes: ours for PSNR and SSIM, else BasicSR's of that name."""
+    if options["type"] in _OURS:
+        return partial(
+            _OURS[options["type"]],
+            crop_border=options["crop_border"],
+            y_channel=options.get("test_y_channel", False),
+        )
+    import dlgsanet.plugin  # noqa: F401, I001  # before BasicSR
+    from basicsr.metrics import calculate_metric
+
+    def of_basicsr(image: np.ndarray, reference: np.ndarray) -> float:
+        return float(calculate_metric({"img": image[..., ::-1], "img2": reference[..., ::-1]}, options))
+
+    return of_basicsr
+
+
+def standard_metrics(scale: int) -> dict[str, Metric]:
+    """PSNR and SSIM of the field's tables: on Y, leaving out as many pixels along the edges as the scale."""
+    return {"psnr": partial(psnr, crop_border=scale), "ssim": partial(ssim, crop_border=scale)}
+
+
+def score_pairs(
+    network: Network, pairs: Sequence[Pair], scale: int, metrics: Mapping[str, Metric], device: torch.device | str
+) -> list[dict[str, float]]:
+    """The scores of a network (in evaluation mode) on every pair, in their order.
+
+    Raises:
+        UserError: see `super_resolve`.
+    """
+    return [score(p.output, p.hr, metrics) for p in super_resolve(network, pairs, scale, device)]
+
+
+def score(image: np.ndarray, reference: np.ndarray, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    return {name: of(image, reference) for name, of in metrics.items()}
+
+
+def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
+    """What every network is compared with: `lr` uint8 [H, W, 3] enlarged by MATLAB's rule."""
+    return imresize(lr, scale)
+
+
+def super_resolve(
+    network: Network, pairs: Sequence[Pair], scale: int, device: torch.device | str, batch: int = 1
+) -> Iterator[Picture]:
+    """Enlarge the LR image of every pair; neighbours of equal size go together, `batch` at most.
+
+    Raises:
+        UserError: an image cannot be read, the network enlarges by another factor, or memory does not suffice.
+    """
+    for _, group in groupby(pairs, key=partial(check_pair, scale=scale)):
+        equal = list(group)
+        for start in range(0, len(equal), batch):
+            some = equal[start : start + batch]
+            images = [read_pair(pair, scale) for pair in some]
+            outputs = _enlarge(network, [lr for lr, _ in images], device, some[0])
+            for pair, (lr, hr), output in zip(some, images, outputs, strict=True):
+                if output.shape != hr.shape:
+                    raise UserError(
+                        f"the network makes {output.shape[1]}x{output.shape[0]} of the {lr.shape[1]}x{lr.shape[0]} "
+                        f"pixels of {pair.lr}; scale: {scale} does not fit it"
+                    )
+                yield Picture(pair, lr, hr, output)
+
+
+def _enlarge(
+    network: Network, images: Sequence[np.ndarray], device: torch.device | str, first: Pair
+) -> list[np.ndarray]:
+    try:
+        return to_images(network_output(network, to_tensor(images, device)))
+    except torch.OutOfMemoryError:
+        if len(images) == 1:
+            height, width = images[0].shape[:2]
+            raise UserError(f"{first.lr}: {width}x{height} pixels need more memory than {device} has") from None
+    half = len(images) // 2  # outside of the handler, which keeps the failed attempt's tensors alive
+    return [
+        *_enlarge(network, images[:half], device, first),
+        *_enlarge(network, images[half:], device, first),
+    ]
+
+
+@torch.inference_mode()
+def network_output(network: Network, x: Tensor) -> Tensor:
+    return network(x)
+
+
+def to_tensor(images: Sequence[np.ndarray], device: torch.device | str) -> Tensor:
+    """uint8 images [H, W, 3] of one size as [B, 3, H, W] in [0, 1]."""
+    stacked = torch.from_numpy(np.stack(images)).to(device)
+    return stacked.permute(0, 3, 1, 2).float().div_(255).contiguous()
+
+
+def to_images(x: Tensor) -> list[np.ndarray]:
+    """[B, 3, H, W] as uint8 images [H, W, 3], clipped and rounded as BasicSR's `tensor2img` does."""
+    rounded = x.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return list(rounded.permute(0, 2, 3, 1).contiguous().cpu().numpy())

@@ -1,0 +1,54 @@
+"""PSNR and SSIM against BasicSR's own functions."""
+
+import math
+
+import numpy as np
+import pytest
+from skimage import data
+
+from dlgsanet.metrics import psnr, ssim
+
+
+def pairs(count):
+    """Random noise, photographs with noise, flat regions, from 20x20 up; crops of 0 to 4."""
+    random = np.random.default_rng(0)
+    photographs = [data.astronaut(), data.chelsea(), data.coffee()]
+    for number in range(count):
+        crop = int(random.integers(0, 5))
+        height, width = random.integers(20, 90, 2)
+        if number % 3 == 0:
+            image = random.integers(0, 256, (height, width, 3), np.uint8)
+        else:
+            image = photographs[number % 2][100 : 100 + height, 80 : 80 + width].copy()
+        if number % 5 == 0:
+            image[: height // 2] = 200  # flat: SSIM's quotient of two small variances
+        noise = random.normal(0, random.uniform(0.3, 30), image.shape)
+        yield image, np.clip(image + noise, 0, 255).round().astype(np.uint8), crop
+
+
+def test_equal_basicsr_on_100_pairs():
+    pytest.importorskip("basicsr")
+    import dlgsanet.basicsr_compat  # noqa: F401
+    from basicsr.metrics import calculate_psnr, calculate_ssim
+
+    for image, reference, crop in pairs(100):
+        for y_channel in (True, False):
+            theirs = {"crop_border": crop, "test_y_channel": y_channel}
+            bgr = image[..., ::-1], reference[..., ::-1]
+            assert psnr(image, reference, crop, y_channel) == pytest.approx(calculate_psnr(*bgr, **theirs), abs=1e-6)
+            assert ssim(image, reference, crop, y_channel) == pytest.approx(calculate_ssim(*bgr, **theirs), abs=1e-6)
+
+
+def test_equal_images_are_perfect():
+    image = data.astronaut()[:40, :50]
+    assert psnr(image, image, 4) == math.inf
+    assert ssim(image, image, 4) == pytest.approx(1)
+
+
+def test_what_cannot_be_compared_is_an_error():
+    image = data.astronaut()[:40, :50]
+    with pytest.raises(ValueError, match="differ in size"):
+        psnr(image, image[:-1], 2)
+    with pytest.raises(ValueError, match="32x22 pixels are left after cropping 9"):
+        psnr(image, image, 9) and ssim(image[:, :], image, 9)
+        ssim(image[:25], image[:25], 9)
