@@ -51,8 +51,12 @@ def pairs_of(options: Mapping[str, Any]) -> list[Pair]:
     option = f"data set {options['name']}"
     if options.get("io_backend", {}).get("type", "disk") != "disk":
         raise UserError(f"{option}: test images are read from folders; set io_backend: type: disk")
-    folders = [Path(options[key]).expanduser() for key in ("dataroot_gt", "dataroot_lq")]
-    return list_pairs(*folders, options.get("filename_tmpl", "{}"), option)
+    if "dataroot_gt" not in options:
+        raise UserError(f"{option}: has no originals to compare with (dataroot_gt); see `dlgsanet upscale`")
+    if unmet := [key for key in ("meta_info_file", "mean", "std", "color") if options.get(key) is not None]:
+        raise UserError(f"{option}: {', '.join(unmet)}: not for testing; images are tested as they are, in RGB")
+    hr_folder, lr_folder = Path(options["dataroot_gt"]), Path(options["dataroot_lq"])
+    return list_pairs(hr_folder, lr_folder, options.get("filename_tmpl", "{}"), option)
 
 
 def check_pair(pair: Pair, scale: int) -> tuple[int, int]:

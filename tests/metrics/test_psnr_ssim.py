@@ -27,8 +27,7 @@ def pairs(count):
 
 
 def test_equal_basicsr_on_100_pairs():
-    pytest.importorskip("basicsr")
-    import dlgsanet.basicsr_compat  # noqa: F401
+    import dlgsanet.plugin  # noqa: F401, I001  # before BasicSR
     from basicsr.metrics import calculate_psnr, calculate_ssim
 
     for image, reference, crop in pairs(100):
@@ -49,6 +48,5 @@ def test_what_cannot_be_compared_is_an_error():
     image = data.astronaut()[:40, :50]
     with pytest.raises(ValueError, match="differ in size"):
         psnr(image, image[:-1], 2)
-    with pytest.raises(ValueError, match="32x22 pixels are left after cropping 9"):
-        psnr(image, image, 9) and ssim(image[:, :], image, 9)
+    with pytest.raises(ValueError, match="32x7 pixels are left after cropping 9; 11x11 are needed"):
         ssim(image[:25], image[:25], 9)

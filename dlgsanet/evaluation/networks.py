@@ -1,0 +1,44 @@
+"""Networks as evaluation sees them: functions from LR to SR images, whatever made them."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlgsanet.errors import UserError
+from dlgsanet.evaluation.scoring import Network
+
+
+def network_of(options: dict[str, Any]) -> tuple[Network, torch.device]:
+    """The model of a test option file (checked and completed) with its weights, and the device it is on.
+
+    It is BasicSR's model that enlarges, so that one which pads or tiles does so here as in its own tests.
+
+    Raises:
+        UserError: the weights cannot be read or are of another network.
+    """
+    import dlgsanet.plugin  # noqa: F401, I001  # before BasicSR
+    from basicsr.models import build_model
+    from basicsr.utils import get_root_logger
+
+    get_root_logger(log_level=logging.WARNING)  # BasicSR's models print themselves
+    try:
+        model = build_model(options)
+    except UserError:
+        raise
+    # Whatever torch.load stumbles over in a damaged file, and load_state_dict's list of all that does not fit.
+    except Exception as error:
+        if not options["path"].get("pretrain_network_g"):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+        reason = lines[1 if len(lines) > 1 else 0] if lines else type(error).__name__
+        raise UserError(f"{options['path']['pretrain_network_g']}: {reason}{more}") from error
+
+    def enlarge(lq: Tensor) -> Tensor:
+        model.feed_data({"lq": lq})
+        model.test()
+        return model.output
+
+    return enlarge, model.device

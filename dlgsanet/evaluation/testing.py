@@ -1,0 +1,84 @@
+"""`dlgsanet test`: every test set of an option file through its network, a table, and the pictures."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dlgsanet.data.images import UnreadableImageError, png_bytes
+from dlgsanet.errors import UserError
+from dlgsanet.evaluation.networks import network_of
+from dlgsanet.evaluation.pairs import Pair, check_pair, pairs_of, read_pair
+from dlgsanet.evaluation.rows import BICUBIC, Row, every_image, summary
+from dlgsanet.evaluation.scoring import bicubic, metric, score, standard_metrics, super_resolve
+from dlgsanet.files import write_whole
+
+
+def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str:
+    """Test a network as an option file (checked and completed) says, and write to `results/NAME`:
+
+    `scores.csv` and `scores.md` with every picture's scores, and, with `val: save_img`, the pictures themselves
+    under `visualization/`.
+
+    Returns:
+        What the terminal shows: the table of means, and where the files are.
+
+    Raises:
+        UserError: no weights and none allowed, or anything wrong with the weights or test sets. All images are
+            read before the network runs, and all that are broken are named, a line each.
+    """
+    if not options["path"].get("pretrain_network_g") and not allow_random_weights:
+        raise UserError(
+            "path.pretrain_network_g is empty: a network of random weights would be tested; "
+            "name its weights, or allow this with --random_weights"
+        )
+    scale, method, validation = options["scale"], options["name"], options["val"]
+    datasets = {dataset["name"]: pairs_of(dataset) for _, dataset in sorted(options["datasets"].items())}
+    check_images(datasets, scale)
+    described = validation.get("metrics") or {}
+    metrics = {name: metric(entry) for name, entry in described.items()} or standard_metrics(scale)
+    network, device = network_of(options)
+
+    rows: list[Row] = []
+    for dataset, pairs in datasets.items():
+        progress = tqdm(super_resolve(network, pairs, scale, device), dataset, len(pairs), disable=None, leave=False)
+        for picture in progress:
+            if validation.get("save_img"):
+                name = f"{picture.pair.lr.stem}_{validation.get('suffix') or method}.png"
+                write_whole(Path(options["path"]["visualization"], dataset, name), png_bytes(picture.output))
+            for by, image in {BICUBIC: bicubic(picture.lr, scale), method: picture.output}.items():
+                rows.append(Row(dataset, picture.pair.name, by, score(image, picture.hr, metrics)))
+    return _report(rows, list(metrics), Path(options["path"]["results_root"]), f"{method}, ×{scale}")
+
+
+def check_images(datasets: dict[str, list[Pair]], scale: int) -> None:
+    """Read every image once.
+
+    Raises:
+        UserError: names all that cannot be read and all pairs whose sizes do not fit, a line each.
+    """
+    with ThreadPoolExecutor() as pool:
+        every = [pair for pairs in datasets.values() for pair in pairs]
+        faults = [fault for fault in pool.map(lambda pair: _fault(pair, scale), every) if fault]
+    if len(faults) > 1:
+        faults.append(f"{len(faults)} images cannot be used, see above; mend or remove them")
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def _fault(pair: Pair, scale: int) -> str | None:
+    try:
+        check_pair(pair, scale)
+        read_pair(pair, scale)
+    except UnreadableImageError as error:
+        return str(error)
+    return None
+
+
+def _report(rows: list[Row], metrics: list[str], folder: Path, title: str) -> str:
+    table, images = summary(rows, metrics), every_image(rows, metrics)
+    write_whole(folder / "scores.csv", images.csv().encode())
+    markdown = f"# {title}\n\n{table.markdown()}\n## Every image\n\n{images.markdown()}"
+    write_whole(folder / "scores.md", markdown.encode())
+    return f"{title}\n\n{table.text()}\n\nEvery image's scores: {folder}/scores.csv, {folder}/scores.md"

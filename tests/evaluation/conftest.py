@@ -1,0 +1,84 @@
+"""A small test set of real photographs, and a small network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from skimage import data
+
+from dlgsanet.archs.checkpoint import write_checkpoint
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.data.resize import downscale
+
+SMALL = {"dim": 12, "groups": 1, "blocks": 1, "buildblock_type": "sparseedge", "upsampler": "pixelshuffledirect"}
+
+
+def write_set(root: Path, name: str, scales=(2,), size=(64, 48)) -> Path:
+    """ROOT/NAME/HR and LR_bicubic of three photographs, two of one size."""
+    height, width = size
+    photographs = {
+        "astronaut": data.astronaut()[20 : 20 + height, 180 : 180 + width],
+        "chelsea": data.chelsea()[80 : 80 + height, 100 : 100 + width],
+        "coffee": data.coffee()[100 : 100 + height - 8, 200 : 200 + width + 5],
+    }
+    for stem, image in photographs.items():
+        save(root / name / "HR" / f"{stem}.png", image)
+        for scale in scales:
+            save(root / name / "LR_bicubic" / f"X{scale}" / f"{stem}x{scale}.png", downscale(image, scale))
+    return root / name
+
+
+def save(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    """`tmp_path/datasets`, with the set `Photos` at x2."""
+    write_set(tmp_path / "datasets", "Photos")
+    return tmp_path / "datasets"
+
+
+def small_weights(path: Path, scale=2, seed=0, **options) -> Path:
+    """Weights of a small network that is nearly nothing but a blurred enlargement."""
+    torch.manual_seed(seed)
+    options = SMALL | {"upscale": scale} | options
+    write_checkpoint(path, DLGSANet(**options).state_dict(), options)
+    return path
+
+
+@pytest.fixture
+def option_file(tmp_path, photographs) -> Path:
+    """A test option file whose weights are there."""
+    options = {
+        "name": "small",
+        "model_type": "SRModel",
+        "scale": 2,
+        "num_gpu": 1,
+        "datasets": {
+            "test_1": {
+                "name": "Photos",
+                "type": "PairedImageDataset",
+                "dataroot_gt": "datasets/Photos/HR",
+                "dataroot_lq": "datasets/Photos/LR_bicubic/X2",
+                "filename_tmpl": "{}x2",
+                "io_backend": {"type": "disk"},
+            }
+        },
+        "network_g": {"type": "DLGSANet", "upscale": 2, **SMALL},
+        "path": {"pretrain_network_g": str(small_weights(tmp_path / "small.pth"))},
+        "val": {
+            "save_img": True,
+            "metrics": {
+                "psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True},
+                "ssim": {"type": "calculate_ssim", "crop_border": 2, "test_y_channel": True},
+            },
+        },
+    }
+    path = tmp_path / "test.yml"
+    path.write_text(yaml.safe_dump(options))
+    return path

@@ -1,0 +1,125 @@
+"""`dlgsanet test` through the command line's own entry."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from dlgsanet.cli import main
+from tests.evaluation.conftest import save, small_weights
+
+
+@pytest.fixture
+def run(option_file, monkeypatch, capsys):
+    """Run `dlgsanet test` in the folder of the option file; returns (exit code, stdout, lines of stderr)."""
+    monkeypatch.chdir(option_file.parent)
+
+    def run(*more):
+        code = main(["test", "-opt", str(option_file), *more])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return run
+
+
+def scores(folder):
+    with open(folder / "results/small/scores.csv") as file:
+        return {(row["image"], row["method"]): float(row["psnr"]) for row in csv.DictReader(file)}
+
+
+def test_scores_are_basicsrs_and_pictures_are_saved(run, option_file, photographs):
+    code, out, _ = run()
+    assert code == 0
+
+    import dlgsanet.plugin  # noqa: F401, I001  # before BasicSR
+    from basicsr.metrics import calculate_psnr
+
+    found = scores(option_file.parent)
+    folder = option_file.parent / "results/small/visualization/Photos"
+    values = []
+    for name in ("astronaut", "chelsea", "coffee"):
+        picture = np.array(Image.open(folder / f"{name}x2_small.png"))
+        original = np.array(Image.open(photographs / f"Photos/HR/{name}.png"))[: len(picture), : picture.shape[1]]
+        values.append(calculate_psnr(picture[..., ::-1], original[..., ::-1], 2, test_y_channel=True))
+        assert found[name, "small"] == pytest.approx(values[-1], abs=1e-6)
+        assert found[name, "bicubic"] > found[name, "small"]
+    assert found["mean", "small"] == pytest.approx(np.mean(values), abs=1e-6)
+    assert f"{np.mean(values):.2f}" in out
+    assert f"| Photos | small | {np.mean(values):.2f} |" in (option_file.parent / "results/small/scores.md").read_text()
+
+
+def test_the_network_in_the_file_is_the_one_that_is_tested(run, option_file):
+    """The saved picture is what the network gives, rounded as BasicSR rounds."""
+    assert run()[0] == 0
+    from dlgsanet.archs.checkpoint import build_network, read_checkpoint
+
+    network = build_network(read_checkpoint(option_file.parent / "small.pth"))
+    lr = np.array(Image.open(option_file.parent / "datasets/Photos/LR_bicubic/X2/chelseax2.png"))
+    output = network(torch.from_numpy(lr).permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0).numpy()
+    picture = np.array(Image.open(option_file.parent / "results/small/visualization/Photos/chelseax2_small.png"))
+    np.testing.assert_array_equal(picture, (output.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def test_random_weights_need_permission(run, option_file):
+    nameless = "path:pretrain_network_g=~"
+    code, _, err = run("--force_yml", nameless)
+    assert code == 2
+    assert "path.pretrain_network_g is empty" in err[-1]
+    assert not (option_file.parent / "results").exists()
+    assert run("--random_weights", "--force_yml", nameless)[0] == 0
+
+
+def test_broken_images_are_all_named_before_anything_is_written(run, option_file, photographs):
+    content = (photographs / "Photos/HR/astronaut.png").read_bytes()
+    (photographs / "Photos/HR/astronaut.png").write_bytes(content[: len(content) // 2])
+    (photographs / "Photos/LR_bicubic/X2/chelseax2.png").write_bytes(b"")
+    lr = photographs / "Photos/LR_bicubic/X2/coffeex2.png"
+    save(lr, np.array(Image.open(lr))[1:])
+    code, _, err = run()
+    assert code == 2
+    for name, line in zip(("HR/astronaut.png", "chelseax2.png", "coffeex2.png"), err[-4:], strict=False):
+        assert name in line
+    assert "26x27 pixels are not 1/2 of 53x56" in err[-2]
+    assert err[-1].startswith("3 images cannot be used")
+    assert not (option_file.parent / "results").exists()
+
+
+def remove(path):
+    for file in sorted(path.rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    path.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (lambda root: (root / "small.pth").unlink(), "there is no file"),
+        (lambda root: (root / "small.pth").write_bytes(b"PK broken"), "small.pth"),
+        (lambda root: small_weights(root / "small.pth", dim=24), "size mismatch"),
+        (lambda root: remove(root / "datasets/Photos/HR"), "there is no datasets/Photos/HR"),
+        (lambda root: remove(root / "datasets/Photos/LR_bicubic/X2"), "there is no datasets/Photos/LR_bicubic/X2"),
+        (lambda root: (root / "datasets/Photos/LR_bicubic/X2/coffeex2.png").unlink(), "for coffee.png"),
+        (lambda root: (root / "datasets/Photos/HR/coffee.png").write_bytes(b"no image"), "HR/coffee.png"),
+    ],
+)
+def test_one_clear_last_line(run, option_file, harm, named):
+    harm(option_file.parent)
+    code, _, err = run()
+    assert code == 2
+    assert named in err[-1]
+    assert not (option_file.parent / "results").exists()
+
+
+def test_other_metrics_are_basicsrs():
+    from dlgsanet.evaluation.scoring import metric
+
+    image = data.astronaut()[:200, :300]
+    options = {"type": "calculate_niqe", "crop_border": 4}
+    found = metric(options)(image, image)
+
+    from basicsr.metrics import calculate_niqe
+
+    assert found == calculate_niqe(image[..., ::-1], 4)
