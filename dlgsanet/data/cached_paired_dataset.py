@@ -1,0 +1,156 @@
+"""The training data set: pairs decoded once, random crops that are a function of (seed, epoch, index) alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dlgsanet.data.pairs import find_pairs
+from dlgsanet.data.parallel import in_one_line
+from dlgsanet.data.pixel_cache import decode_all, read_sizes
+from dlgsanet.errors import UserError
+
+
+class CachedPairedImageDataset(Dataset):
+    """LQ and GT images in pairs, as BasicSR's `PairedImageDataset` gives them, fast enough to feed a GPU.
+
+    Every image is decoded once, and crops are taken from whole images, so that no sub-images need to be cut. The crop,
+    flips and transposition of a sample depend on `manual_seed`, the epoch and the index, on nothing else: not on the
+    number of workers or ranks, nor on what was drawn before. Call `set_epoch` as the sampler's.
+
+    Options of `PairedImageDataset`, with its meaning:
+        dataroot_gt, dataroot_lq: folders of images, or `.lmdb` folders.
+        io_backend: `type: disk` (the default) or `type: lmdb`.
+        filename_tmpl: the LQ image's name for a GT image's, without extension; `'{}x4'`. Default `'{}'`.
+        meta_info_file: names the GT images to use, one a line. Default: all of the folder.
+        gt_size: height and width of the GT crop, a multiple of `scale`; for `phase: train`.
+        use_hflip: flip half of the samples left to right. Default false.
+        use_rot: flip half of them upside down, and transpose half of them. Default false.
+        mean, std: for each channel, subtracted and divided by. Default: not done.
+        scale, phase: filled in by BasicSR. With a phase other than `train` samples are whole images.
+
+    Options of its own:
+        manual_seed: the seed of all crops, needed for `phase: train`; the training command fills in the option file's
+            top-level `manual_seed`.
+        patches_per_image: how many crops of each image make an epoch, each its own. Default 1. Takes the place of
+            BasicSR's `dataset_enlarge_ratio`, which would repeat an epoch's crops.
+        cache_dir: keep the decoded images (3 bytes a pixel) in a file in this folder, mapped into memory and shared by
+            all workers, ranks and runs that read the same images. Default: in each rank's own memory.
+
+    A sample is a dict: `lq` float32 `[3, h, w]` and `gt` float32 `[3, h * scale, w * scale]`, RGB in [0, 1]; `lq_path`
+    and `gt_path`, the files or LMDB keys.
+
+    Raises:
+        UserError: at the start, for a missing folder or option, for images that are missing, damaged, smaller than the
+            crop, or whose GT is not `scale` times as large (rows and columns beyond a multiple of it do not count).
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        self.scale = int(opt["scale"])
+        self.training = opt["phase"] == "train"
+        self.patches_per_image = _at_least_one(opt, "patches_per_image") if self.training else 1
+        self.use_hflip, self.use_rot = opt.get("use_hflip", False), opt.get("use_rot", False)
+        self.normalisation = _normalisation(opt)
+        if self.training:
+            self.lq_size = _lq_size(opt, self.scale)
+            self.seed = _seed(opt)
+        if opt.get("dataset_enlarge_ratio", 1) != 1:
+            raise UserError("dataset_enlarge_ratio: it repeats the crops of an epoch; use patches_per_image")
+
+        pairs = find_pairs(opt)
+        self.paths = [{"gt_path": gt.name, "lq_path": lq.name} for gt, lq in pairs]
+        sources = [source for pair in pairs for source in pair]
+        sizes = read_sizes(sources)
+        self._check_sizes(sizes)
+        self.cache = decode_all(sources, sizes, Path(opt["cache_dir"]) if opt.get("cache_dir") else None)
+        # In shared memory, for workers that live on between epochs.
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the crops of this epoch from now on; to be called before the data loader starts it."""
+        self.epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.paths) * self.patches_per_image
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        pair = index % len(self.paths)
+        gt, lq = self.cache[2 * pair], self.cache[2 * pair + 1]
+        if self.training:
+            gt, lq = self._augmented_crop(gt, lq, index)
+        else:
+            gt = gt[:, : lq.shape[1] * self.scale, : lq.shape[2] * self.scale]
+        return {"lq": self._to_tensor(lq), "gt": self._to_tensor(gt), **self.paths[pair]}
+
+    def _augmented_crop(self, gt: np.ndarray, lq: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """One crop at the same place of both, flipped and transposed alike."""
+        # A seed sequence's words are the same on every platform and in every NumPy; a generator's draws need not be.
+        entropy = np.random.SeedSequence((self.seed, int(self.epoch), index))
+        row, column, coins = (int(word) for word in entropy.generate_state(3, np.uint64))
+        top, left = row % (lq.shape[1] - self.lq_size + 1), column % (lq.shape[2] - self.lq_size + 1)
+        crops = []
+        for image, factor in ((gt, self.scale), (lq, 1)):
+            size = self.lq_size * factor
+            crop = image[:, top * factor :, left * factor :][:, :size, :size]
+            if self.use_hflip and coins & 1:
+                crop = crop[:, :, ::-1]
+            if self.use_rot and coins & 2:
+                crop = crop[:, ::-1]
+            if self.use_rot and coins & 4:
+                crop = crop.transpose(0, 2, 1)
+            crops.append(crop)
+        return crops[0], crops[1]
+
+    def _to_tensor(self, image: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).float().div_(255)
+        if self.normalisation:
+            mean, std = self.normalisation
+            tensor.sub_(mean).div_(std)
+        return tensor
+
+    def _check_sizes(self, sizes: list[tuple[int, int]]) -> None:
+        complaints = []
+        for path, gt, lq in zip(self.paths, sizes[::2], sizes[1::2], strict=True):
+            if any(long // self.scale != short for long, short in zip(gt, lq, strict=True)):
+                complaints.append(
+                    f"{path['gt_path']} is {gt[1]}x{gt[0]} and {path['lq_path']} {lq[1]}x{lq[0]}, not 1/{self.scale}"
+                )
+            elif self.training and min(lq) < self.lq_size:
+                complaints.append(f"{path['gt_path']} is {gt[1]}x{gt[0]}, smaller than gt_size")
+        if complaints:
+            raise UserError(f"{len(complaints)} of {len(self.paths)} pairs do not fit: " + in_one_line(complaints))
+
+
+def _at_least_one(opt: Mapping[str, Any], option: str) -> int:
+    value = opt.get(option, 1)
+    if not isinstance(value, int) or value < 1:
+        raise UserError(f"{option}: must be a whole number from 1, not {value!r}")
+    return value
+
+
+def _lq_size(opt: Mapping[str, Any], scale: int) -> int:
+    gt_size = opt.get("gt_size")
+    if not isinstance(gt_size, int) or gt_size < scale or gt_size % scale:
+        raise UserError(f"gt_size: must be a multiple of the scale {scale}, not {gt_size!r}")
+    return gt_size // scale
+
+
+def _seed(opt: Mapping[str, Any]) -> int:
+    seed = opt.get("manual_seed")
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"manual_seed: must be a whole number from 0, not {seed!r}")
+    return seed
+
+
+def _normalisation(opt: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    mean, std = opt.get("mean"), opt.get("std")
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise UserError("mean, std: give both, three numbers each, std above 0")
+    return torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)

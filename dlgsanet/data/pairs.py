@@ -1,0 +1,107 @@
+"""Which GT image goes with which LQ image: in two folders, by a meta-info file, or in two LMDB data bases.
+
+The rules are those of BasicSR's `PairedImageDataset`, so that its options mean the same here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dlgsanet.data.images import list_images
+from dlgsanet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image: the name that samples carry (a path, or an LMDB key), its file and how to get the bytes."""
+
+    name: str
+    file: Path
+    read: Callable[[], bytes]
+
+
+def find_pairs(opt: Mapping[str, Any]) -> list[tuple[Source, Source]]:
+    """(GT, LQ) for every image that the options of a data set name, by name.
+
+    Reads `dataroot_gt`, `dataroot_lq`, `io_backend`, `filename_tmpl` and `meta_info_file`.
+
+    Raises:
+        UserError: an option is missing, or images are; all missing images are counted and the first named.
+    """
+    gt_root, lq_root = _root(opt, "dataroot_gt"), _root(opt, "dataroot_lq")
+    backend = opt.get("io_backend", {}).get("type", "disk")
+    if backend == "lmdb":
+        return _lmdb_pairs(gt_root, lq_root)
+    if backend != "disk":
+        raise UserError(f"io_backend: type must be disk or lmdb, not {backend!r}")
+    if opt.get("meta_info_file"):
+        gt_files = _named_in(Path(opt["meta_info_file"]), gt_root)
+    else:
+        gt_files = list_images(gt_root, "dataroot_gt")
+    template = opt.get("filename_tmpl", "{}")
+    lq_files = {path.name: path for path in list_images(lq_root, "dataroot_lq")}
+    wanted = [template.format(gt_file.stem) + gt_file.suffix for gt_file in gt_files]
+    missing = [name for name in wanted if name not in lq_files]
+    if missing:
+        raise UserError(
+            f"dataroot_lq, filename_tmpl: {len(missing)} of {len(wanted)} LQ images are not in {lq_root}, "
+            f"first {missing[0]}"
+        )
+    unpaired = sorted(set(lq_files) - set(wanted))
+    if unpaired and not opt.get("meta_info_file"):
+        raise UserError(f"dataroot_gt: {len(unpaired)} images of {lq_root} have none in {gt_root}, first {unpaired[0]}")
+    return [(_file(gt), _file(lq_files[name])) for gt, name in zip(gt_files, wanted, strict=True)]
+
+
+def _root(opt: Mapping[str, Any], option: str) -> Path:
+    if not opt.get(option):
+        raise UserError(f"{option}: missing from the options of data set {opt.get('name', '')!r}")
+    return Path(opt[option])
+
+
+def _file(path: Path) -> Source:
+    return Source(str(path), path, path.read_bytes)
+
+
+def _named_in(meta_info: Path, root: Path) -> list[Path]:
+    """The images that a meta-info file names, one a line: `0001_s001.png (480,480,3)`."""
+    try:
+        lines = meta_info.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"meta_info_file: cannot read {meta_info}: {error.strerror}") from None
+    files = [root / line.split(" ")[0] for line in lines if line.strip()]
+    missing = [path for path in files if not path.is_file()]
+    if missing or not files:
+        what = f"{len(missing)} of its {len(files)} images are missing, first {missing[0]}" if missing else "empty"
+        raise UserError(f"meta_info_file: {meta_info}: {what}")
+    return files
+
+
+def _lmdb_pairs(gt_root: Path, lq_root: Path) -> list[tuple[Source, Source]]:
+    gt_images, lq_images = _lmdb_images(gt_root, "dataroot_gt"), _lmdb_images(lq_root, "dataroot_lq")
+    unpaired = sorted(set(gt_images) ^ set(lq_images))
+    if unpaired:
+        raise UserError(f"{len(unpaired)} keys are in one of {gt_root} and {lq_root} alone, first {unpaired[0]!r}")
+    return [(gt_images[key], lq_images[key]) for key in sorted(gt_images)]
+
+
+def _lmdb_images(root: Path, option: str) -> dict[str, Source]:
+    """The images of an LMDB data base as BasicSR lays it out, by key."""
+    import lmdb
+
+    try:
+        keys = [line.split(".")[0] for line in (root / "meta_info.txt").read_text().splitlines()]
+        base = lmdb.open(str(root), readonly=True, lock=False, readahead=False)
+    except (OSError, lmdb.Error) as error:
+        raise UserError(f"{option}: {root} is not an LMDB data base of BasicSR's kind: {error}") from None
+
+    def read(key: str) -> bytes:
+        with base.begin() as transaction:
+            content = transaction.get(key.encode("ascii"))
+        if content is None:
+            raise UserError(f"{option}: {root} has no image {key!r}, which its meta_info.txt names")
+        return content
+
+    return {key: Source(key, root / "data.mdb", partial(read, key)) for key in keys}

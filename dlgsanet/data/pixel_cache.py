@@ -1,0 +1,123 @@
+"""Decoded images, each decoded once, in memory or in one memory-mapped file that all processes share."""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dlgsanet.data.images import opened, read_image, upright_size
+from dlgsanet.data.pairs import Source
+from dlgsanet.data.parallel import for_each, in_one_line
+from dlgsanet.errors import UserError
+
+
+@dataclass
+class PixelCache:
+    """The pixels of many images, one after the other, each uint8 RGB `[3, H, W]`."""
+
+    shapes: list[tuple[int, int]]
+    pixels: np.ndarray
+    file: Path | None
+
+    def __post_init__(self) -> None:
+        sizes = [3 * height * width for height, width in self.shapes]
+        self.starts = [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """A view on one image, uint8 RGB `[3, H, W]`."""
+        start, end = self.starts[index : index + 2]
+        return self.pixels[start:end].reshape(3, *self.shapes[index])
+
+    def __getstate__(self) -> dict:
+        """Spawned workers open the file again: the pixels must not travel through a pipe."""
+        return {**self.__dict__, "pixels": None if self.file else self.pixels}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self.file:
+            self.pixels = np.memmap(self.file, np.uint8, "r")
+
+
+def read_sizes(sources: Sequence[Source]) -> list[tuple[int, int]]:
+    """(height, width) of every image, from the headers.
+
+    Raises:
+        UserError: some cannot be read; names them all.
+    """
+
+    def size(source: Source) -> tuple[int, int]:
+        # A folder's file is opened, not read: a header is a small part of it.
+        content = None if str(source.file) == source.name else source.read()
+        with opened(Path(source.name), content) as image:
+            return upright_size(image)
+
+    return _all_or_error(size, sources, "reading headers")
+
+
+def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_dir: Path | None) -> PixelCache:
+    """Decode the images, of these (height, width), into memory, or into a file in `cache_dir`.
+
+    The file is named for the images' paths, times and sizes, so that it is made once and used by all that read the same
+    images; whoever comes while it is made waits.
+
+    Raises:
+        UserError: some images cannot be read (names them all), or `cache_dir` cannot hold the file.
+    """
+    total = sum(3 * height * width for height, width in shapes)
+    if cache_dir is None:
+        cache = PixelCache(shapes, np.empty(total, np.uint8), None)
+        _fill(cache, sources)
+        return cache
+    file = cache_dir / f"{_fingerprint(sources, shapes)}.rgb"
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with open(file.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not file.exists():
+                _write(file, total, sources, shapes)
+        return PixelCache(shapes, np.memmap(file, np.uint8, "r"), file)
+    except OSError as error:
+        raise UserError(f"cache_dir: cannot keep {total / 2**30:.1f} GiB in {cache_dir}: {error.strerror}") from None
+
+
+def _write(file: Path, total: int, sources: Sequence[Source], shapes: list[tuple[int, int]]) -> None:
+    aside = file.with_suffix(".part")
+    try:
+        with open(aside, "wb") as allocated:
+            # A full disk is an error here; later, through the memory map, it would be a bus error.
+            os.posix_fallocate(allocated.fileno(), 0, total)
+        pixels = np.memmap(aside, np.uint8, "r+")
+        _fill(PixelCache(shapes, pixels, None), sources)
+        pixels.flush()
+        os.replace(aside, file)
+    finally:
+        with suppress(OSError):
+            aside.unlink()
+
+
+def _fill(cache: PixelCache, sources: Sequence[Source]) -> None:
+    def decode(index: int) -> None:
+        image = read_image(Path(sources[index].name), sources[index].read())
+        cache[index][:] = image.transpose(2, 0, 1) if image.ndim == 3 else image
+
+    _all_or_error(decode, range(len(sources)), "decoding images")
+
+
+def _all_or_error(work, jobs, title: str) -> list:
+    results, failures = for_each(work, jobs, title)
+    if failures:
+        raise UserError(f"images cannot be used ({len(failures)}): " + in_one_line(failures))
+    return results
+
+
+def _fingerprint(sources: Sequence[Source], shapes: list[tuple[int, int]]) -> str:
+    digest = hashlib.sha256()
+    for source, shape in zip(sources, shapes, strict=True):
+        status = source.file.stat()
+        digest.update(f"{source.file.resolve()}|{source.name}|{status.st_size}|{status.st_mtime_ns}|{shape}\n".encode())
+    return digest.hexdigest()[:20]

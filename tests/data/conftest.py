@@ -1,0 +1,31 @@
+"""Small data sets of scikit-image's photographs, laid out by the project's own preparation."""
+
+from pathlib import Path
+
+import pytest
+from skimage import data as photographs
+
+from dlgsanet.data.images import png_bytes, write_whole
+from dlgsanet.data.layout import by_stem, lay_out
+
+PHOTOGRAPHS = {
+    "astronaut": photographs.astronaut()[100:292, 150:350],  # 192x200
+    "chelsea": photographs.chelsea()[50:200, 100:251],  # 150x151
+    "coffee": photographs.coffee()[100:300, 200:350],  # 200x150
+}
+
+
+def write_photographs(folder: Path) -> Path:
+    for name, image in PHOTOGRAPHS.items():
+        write_whole(folder / f"{name}.png", png_bytes(image))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo_root(tmp_path_factory) -> Path:
+    """HR and LR_bicubic/X2, X3, X4 of three photographs; tests only read it."""
+    folder = tmp_path_factory.mktemp("photographs")
+    outcome = lay_out(by_stem(write_photographs(folder / "originals"), "SOURCE"), folder / "Photos", [2, 3, 4])
+    assert outcome.images == 3
+    assert not outcome.skipped
+    return outcome.root
