@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from skimage import data as photographs
 
-from dlgsanet.data.images import png_bytes, write_whole
+from dlgsanet.data.images import png_bytes
 from dlgsanet.data.layout import by_stem, lay_out
+from dlgsanet.files import write_whole
 
 PHOTOGRAPHS = {
     "astronaut": photographs.astronaut()[100:292, 150:350],  # 192x200

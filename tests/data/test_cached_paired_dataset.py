@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from dlgsanet.data import pixel_cache
 from dlgsanet.data.cached_paired_dataset import CachedPairedImageDataset
-from dlgsanet.data.images import png_bytes, read_image, write_whole
+from dlgsanet.data.images import png_bytes, read_image
 from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
 
 
 def options(root: Path, **changes) -> dict:
