@@ -1,0 +1,40 @@
+# make demo and make test do all of their set-up, in .venv; nothing is installed twice.
+
+PYTHON ?= python3
+# The torch to install; on a machine whose pip would fetch a CUDA build that you do not want, install one in .venv first.
+TORCH ?= torch==2.13.0 torchvision==0.28.0
+
+bin := .venv/bin
+pip := $(bin)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: setup demo test test-long lint clean
+
+setup: .venv/.ready
+
+.venv/.ready: requirements.txt requirements-test.txt setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo "Python 3.10, 3.11 or 3.12 is needed (BasicSR 1.4.2 does not install on 3.13): make PYTHON=python3.11" >&2; exit 2; }
+	test -x $(bin)/python || $(PYTHON) -m venv .venv
+	$(pip) 'setuptools<81' wheel cython numpy
+	$(bin)/python -c 'import torch, importlib.metadata as m; m.version("torchvision")' 2>/dev/null || $(pip) $(TORCH)
+	$(pip) --no-build-isolation basicsr==1.4.2
+	$(pip) -r requirements.txt -r requirements-test.txt
+	$(pip) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: setup
+	$(bin)/python scripts/demo.py
+
+test: setup
+	$(bin)/python -m pytest
+
+test-long: setup
+	$(bin)/python -m pytest -m 'long and not gpu' --timeout 7200
+
+lint: setup
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info
