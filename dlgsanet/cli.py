@@ -14,6 +14,10 @@ from dlgsanet.errors import UserError
 SUBCOMMANDS = {
     "train": ("train a network from an option file", "dlgsanet.train:main"),
     "test": ("test a network from an option file: a table of PSNR and SSIM", "dlgsanet.test:main"),
+    "complexity": (
+        "parameters, multiply-accumulates, latency and memory",
+        "dlgsanet.evaluation.commands.complexity:main",
+    ),
 }
 
 

@@ -1,13 +1,41 @@
 """Networks as evaluation sees them: functions from LR to SR images, whatever made them."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.scoring import Network
+from dlgsanet.options.read import check_options, load_yaml
+
+
+def load_option_file(path: str) -> dict[str, Any]:
+    """An option file, checked: of training if it has a section `train`, else of testing.
+
+    Raises:
+        UserError: the file cannot be read, or has faults.
+    """
+    options = load_yaml(path)
+    check_options(options, "train" in options, path)
+    return options
+
+
+def registered_network(options: Mapping[str, Any]) -> nn.Module:
+    """The network of BasicSR's registry, ours included, that the section `network_g` describes; random weights.
+
+    Raises:
+        UserError: options that its class refuses.
+    """
+    from dlgsanet.options.sections import registry
+
+    arguments = {key: value for key, value in options.items() if key != "type"}
+    try:
+        return registry("ARCH")[options["type"]](**arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"network_g: {error}") from error
 
 
 def network_of(options: dict[str, Any]) -> tuple[Network, torch.device]:

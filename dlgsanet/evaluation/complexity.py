@@ -1,0 +1,208 @@
+"""What a network costs: parameters, multiply-accumulates, time and memory."""
+
+import copy
+import gc
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.errors import UserError
+from dlgsanet.evaluation.networks import load_option_file, registered_network
+from dlgsanet.evaluation.published import SCALES, SIZES, size_options
+from dlgsanet.evaluation.tables import Table
+
+HD = (1280, 720)  # width and height of the output at which the field states complexity
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one forward pass (median), and the bytes it needs beyond the network's weights."""
+
+    seconds: float
+    peak_bytes: int | None
+
+
+def input_size(scale: int, output: tuple[int, int] = HD) -> tuple[int, int]:
+    """(height, width) of the LR image of an output (width, height), rounded down."""
+    width, height = output
+    return height // scale, width // scale
+
+
+def pad_to(network: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """The size that the network really computes: SwinIR's is padded to whole windows, as BasicSR's model pads it."""
+    multiple = int(vars(network)["window_size"]) if type(network).__name__ == "SwinIR" else 1
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def table(names: Sequence[str], scales: Sequence[int], output: tuple[int, int], device: str | None, runs: int) -> str:
+    """Cost of published sizes (at every one of `scales`) and option files as a table for the terminal.
+
+    Args:
+        output: (width, height) that the networks make.
+        device: None takes a GPU where there is one.
+        runs: timed runs of each network; 0 leaves latency and memory out.
+
+    Raises:
+        UserError: neither a published size nor an option file, or a device that is not there.
+    """
+    on = device_named(device)
+    rows = []
+    for name, scale, network in tqdm([*_networks(names, scales)], "complexity", disable=None, leave=False):
+        height, width = pad_to(network, *input_size(scale, output))
+        macs = multiply_accumulates(network, height, width)
+        row = [name, f"x{scale}", f"{parameters(network):,}", f"{macs / 1e9:.1f}"]
+        if runs:
+            cost = measure(network.eval().to(on), torch.rand(1, 3, height, width, device=on), runs)
+            memory = "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f}"
+            row += [f"{cost.seconds * 1000:.1f}", memory]
+        rows.append(row)
+    measured = ["latency [ms]", "peak memory [MiB]"] if runs else []
+    header = ["network", "scale", "parameters", "GMACs", *measured]
+    at = f"{output[0]}x{output[1]} output" + (f", on {describe(on)}, median of {runs} runs" if runs else "")
+    return f"{Table(header, rows, words=2).text()}\n\n{at}"
+
+
+def _networks(names: Sequence[str], scales: Sequence[int]) -> Iterator[tuple[str, int, nn.Module]]:
+    if unpublished := set(scales) - set(SCALES):
+        raise UserError(f"--scales: no published network enlarges by {min(unpublished)}; there are 2, 3 and 4")
+    for name in names:
+        if name in SIZES:
+            yield from ((name, scale, DLGSANet(**size_options(name, scale))) for scale in scales)
+        elif Path(name).suffix in (".yml", ".yaml"):
+            options = load_option_file(name)
+            yield options["name"], options["scale"], registered_network(options["network_g"])
+        else:
+            raise UserError(f"{name}: neither an option file (.yml) nor one of {', '.join(SIZES)}")
+
+
+def device_named(name: str | None) -> torch.device:
+    """The device of that name; of None the first GPU, or the CPU where there is none.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def describe(device: torch.device) -> str:
+    """What the figures were measured on, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{device.type} with {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
+    """Multiply-accumulates of all convolutions and matrix products for one input [1, 3, height, width].
+
+    They are counted as PyTorch dispatches them, without computing anything (fake tensors), so that no term of any
+    network is forgotten: of DLGSANet the dynamic filtering, and the attention's products in every TLC window too.
+    Norms, activations and other element-wise work are not multiply-accumulates.
+
+    Raises:
+        UserError: the network does not take this size.
+    """
+    dynamic = {
+        torch.ops.dlgsanet.fused_dynamic_depthwise_conv: _fused_dynamic_flops,
+        torch.ops.dlgsanet.dynamic_depthwise_conv: _dynamic_flops,
+    }
+    counter = FlopCounterMode(display=False, custom_mapping=dynamic)
+    twin = copy.deepcopy(network).cpu().eval().requires_grad_()
+    try:
+        # With gradients, so that DLGSANet composes its layers of operators that can be counted.
+        with torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+            twin(torch.empty(1, 3, height, width))
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        raise UserError(f"{type(network).__name__} cannot be counted at {width}x{height}: {error}") from error
+    return counter.get_total_flops() // 2
+
+
+def _fused_dynamic_flops(x, z, weight, bias, window_size, *args, **kwargs) -> int:
+    batch, channels, height, width = x
+    forming, filtering = weight[0] * weight[1], channels * window_size**2
+    return 2 * batch * height * width * (forming + filtering)
+
+
+def _dynamic_flops(x, filters, *args, **kwargs) -> int:
+    batch, channels, height, width = x
+    return 2 * batch * channels * height * width * filters[2] * filters[3]
+
+
+def measure(network: nn.Module, x: Tensor, runs: int) -> Cost:
+    """Time and memory of the network on its device, after one run to warm up.
+
+    On a GPU by CUDA events and its allocator's peak; on a CPU by the wall clock and the process's peak of resident
+    memory (Linux alone can tell that; elsewhere None).
+
+    Raises:
+        UserError: the memory does not suffice.
+    """
+    try:
+        return (_measure_cuda if x.is_cuda else _measure_cpu)(network, x, runs)
+    except torch.OutOfMemoryError:
+        height, width = x.shape[2:]
+        raise UserError(f"{width}x{height} pixels need more memory than {x.device} has") from None
+
+
+@torch.inference_mode()
+def _measure_cuda(network: nn.Module, x: Tensor, runs: int) -> Cost:
+    network(x)
+    torch.cuda.synchronize(x.device)
+    before = torch.cuda.memory_allocated(x.device)
+    torch.cuda.reset_peak_memory_stats(x.device)
+    times = []
+    stream = torch.cuda.current_stream(x.device)
+    for _ in range(runs):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record(stream)
+        network(x)
+        end.record(stream)
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1000)
+    return Cost(statistics.median(times), torch.cuda.max_memory_allocated(x.device) - before)
+
+
+@torch.inference_mode()
+def _measure_cpu(network: nn.Module, x: Tensor, runs: int) -> Cost:
+    gc.collect()
+    before = _peak_resident(reset=True)
+    network(x)  # memory is measured in the first run: later ones reuse what the allocator kept
+    after = _peak_resident()
+    times = [_seconds(lambda: network(x)) for _ in range(runs)]
+    return Cost(statistics.median(times), None if before is None or after is None else max(0, after - before))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _peak_resident(reset: bool = False) -> int | None:
+    """Peak of this process's resident memory in bytes since the last reset; None where the system does not tell."""
+    try:
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    peak = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(peak[1]) * 1024 if peak else None
