@@ -1,0 +1,107 @@
+"""The processes ("ranks") of a run: starting them, and the few words that they exchange.
+
+One process trains on one GPU (NCCL), or on CPU cores (gloo). Every function works in a single process too.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dlgsanet.errors import UserError
+
+
+@contextmanager
+def ranks(launcher: str, options: dict[str, Any]) -> Iterator[None]:
+    """Within the block this process is a rank of the run, and `options` says which.
+
+    Sets `dist`, `rank`, `world_size` and the `manual_seed` that all share. `dist_params` in the options may set
+    `backend`, `port`, and `timeout`: seconds after which a rank that does not answer is given up.
+
+    Args:
+        launcher: `none`, `pytorch` (torchrun has set the environment) or `slurm` (srun has).
+
+    Raises:
+        UserError: the launcher's environment is not there, or the ranks do not find each other.
+    """
+    if launcher == "none":
+        yield
+        return
+    params = options.get("dist_params") or {}
+    if launcher == "slurm":
+        _environment_from_slurm(params.get("port"))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if name not in os.environ:
+            raise UserError(f"--launcher {launcher}: {name} is not in the environment; start with torchrun or srun")
+    on_gpu = options["num_gpu"] > 0
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    backend = params.get("backend", "nccl" if on_gpu else "gloo")
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=params.get("timeout", 600)))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the ranks do not find each other: {str(error).splitlines()[0]}") from error
+    try:
+        options |= {"dist": True, "rank": dist.get_rank(), "world_size": dist.get_world_size()}
+        options["manual_seed"] = from_first(options["manual_seed"])
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _environment_from_slurm(port: int | None) -> None:
+    """What torchrun would have set, from what srun sets for each task."""
+    try:
+        os.environ["RANK"] = os.environ["SLURM_PROCID"]
+        os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
+        os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
+        nodes = os.environ["SLURM_STEP_NODELIST"]
+    except KeyError as error:
+        raise UserError(f"--launcher slurm: {error.args[0]} is not in the environment; start with srun") from None
+    if "MASTER_ADDR" not in os.environ:
+        shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        os.environ["MASTER_ADDR"] = shown.stdout.split()[0]
+    # Jobs that share a node must not share a port.
+    job = int(os.environ.get("SLURM_JOB_ID", 0))
+    os.environ.setdefault("MASTER_PORT", str(port or 20000 + job % 10000))
+
+
+def gather(value: Any) -> list[Any]:
+    """The value of every rank, in their order."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: Any) -> Any:
+    """The value of the first rank."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def largest(*numbers: int) -> list[int]:
+    """The largest value of each number over all ranks: how they agree on what to do next."""
+    if not dist.is_initialized():
+        return list(numbers)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(numbers, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()

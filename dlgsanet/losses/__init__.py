@@ -1,0 +1,1 @@
+"""Losses that BasicSR lacks (it has L1Loss and CharbonnierLoss)."""

@@ -1,0 +1,176 @@
+"""The model that trains and tests a network: BasicSR's SRModel, and what long runs on shared hardware need beside."""
+
+import logging
+import math
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import dlgsanet.basicsr_compat  # noqa: F401, I001  # first: BasicSR does not import without it
+from basicsr.losses import build_loss
+from basicsr.models.sr_model import SRModel
+
+from dlgsanet.models.weights import load_weights
+from dlgsanet.distributed import mean_over_ranks
+from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
+
+logger = logging.getLogger("dlgsanet")
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LOSSES = ("pixel_opt", "fft_opt", "perceptual_opt")
+
+
+class Diverged(Exception):
+    """The loss or its gradient was not finite too often in a row."""
+
+
+class DLGSANetModel(SRModel):
+    """SRModel that loads any published checkpoint, and whose training step can be trusted.
+
+    Beside SRModel's options, `train` takes:
+        fft_opt: a second loss, on spectra (`type: FFTLoss`).
+        precision: `fp32` (default), `bf16`, or `fp16` with loss scaling. Weights and optimiser stay in float32.
+        compile: true, or a mode of torch.compile, to compile the network's training step.
+        channels_last: true stores features channels-last.
+        accumulate: an iteration is so many batches of `batch_size_per_gpu`, one after the other. Default 1.
+        grad_clip: the largest norm that the gradient may have. Default: no limit.
+        max_bad_steps: after so many steps in a row whose loss or gradient is not finite, stop. Default 20.
+            Each is skipped: neither weights nor averages see it.
+        optim_g, scheduler: any of `dlgsanet.models.optimization`; `warmup_iter` holds for all of them.
+    """
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        train = self.opt.get("train", {})
+        net = net.to(self.device)
+        if train.get("channels_last"):
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if mode := train.get("compile"):
+            net.compile(mode=None if mode is True else mode)
+        if self.opt["dist"]:
+            unused = self.opt.get("find_unused_parameters", False)
+            ids = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+            return DistributedDataParallel(net, ids, find_unused_parameters=unused, gradient_as_bucket_view=True)
+        return net
+
+    def print_network(self, net: nn.Module) -> None:
+        parameters = sum(p.numel() for p in net.parameters())
+        logger.info("Network: %s, %s parameters", type(self.get_bare_model(net)).__name__, f"{parameters:,}")
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None) -> None:
+        # SRModel fills in "params" where the option file is silent; the file's averaged weights are the better ones.
+        load_weights(self.get_bare_model(net), load_path, self.opt["path"].get("param_key_g"), strict)
+
+    def init_training_settings(self) -> None:
+        train = self.opt["train"]
+        self.net_g.train()
+        self.ema_decay = train.get("ema_decay", 0)
+        if self.ema_decay > 0:
+            self.net_g_ema = self._copy_for_averages()
+        self.losses = {name: build_loss(train[name]).to(self.device) for name in LOSSES if train.get(name)}
+        self.accumulate = train.get("accumulate", 1)
+        self.grad_clip = train.get("grad_clip") or math.inf
+        self.max_bad_steps = train.get("max_bad_steps", 20)
+        self.bad_steps = self.bad_steps_in_row = 0
+        self.precision = PRECISIONS[train.get("precision", "fp32")]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.setup_optimizers()
+        self.setup_schedulers()
+
+    def _copy_for_averages(self) -> nn.Module:
+        bare = self.get_bare_model(self.net_g)
+        compiled, bare._compiled_call_impl = bare._compiled_call_impl, None  # validation meets images of many sizes
+        copy = deepcopy(bare).eval().requires_grad_(False)
+        bare._compiled_call_impl = compiled
+        return copy
+
+    def setup_optimizers(self) -> None:
+        self.parameters = [p for p in self.net_g.parameters() if p.requires_grad]
+        self.optimizer_g = build_optimizer(self.opt["train"]["optim_g"], self.parameters)
+        self.optimizers.append(self.optimizer_g)
+
+    def setup_schedulers(self) -> None:
+        scheduler = build_scheduler(self.opt["train"]["scheduler"], self.optimizer_g)
+        self.schedulers.append(scheduler)
+        self.warm_up = WarmUp(self.optimizer_g, scheduler, self.opt["train"].get("warmup_iter", -1))
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        self.warm_up.set_rates(current_iter)
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        memory = torch.channels_last if self.opt.get("train", {}).get("channels_last") else torch.preserve_format
+        self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=memory)
+        if "gt" in data:
+            self.gt = data["gt"].to(self.device, non_blocking=True)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One iteration on the batch that was fed: forward, backward, step, averages.
+
+        Raises:
+            Diverged: this was one bad step too many in a row.
+        """
+        self.optimizer_g.zero_grad()
+        parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
+        terms: dict[str, Tensor] = {}
+        for number, (lq, gt) in enumerate(parts, 1):
+            for name, loss in self._forward_backward(lq, gt, len(parts), last=number == len(parts)).items():
+                terms[name] = terms.get(name, 0) + loss
+        self.mark("backward")
+        self._step(terms)
+        self.mark("step")
+
+    def mark(self, phase: str) -> None:
+        """Called at the end of each phase of an iteration, for whoever times them."""
+
+    def _forward_backward(self, lq: Tensor, gt: Tensor, parts: int, last: bool) -> dict[str, Tensor]:
+        wait_for_ranks = last or not isinstance(self.net_g, DistributedDataParallel)
+        with nullcontext() if wait_for_ranks else self.net_g.no_sync():
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                output = self.net_g(lq)
+            terms = self._loss_terms(output.float(), gt)
+            total = sum(terms.values()) / parts
+            self.mark("forward")
+            self.scaler.scale(total).backward()
+        return {name: term.detach() / parts for name, term in terms.items()}
+
+    def _loss_terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
+        terms = {}
+        for option, loss in self.losses.items():
+            if option == "perceptual_opt":
+                perceptual, style = loss(output, gt)
+                terms |= {"l_percep": perceptual, "l_style": style}
+            else:
+                terms[f"l_{option.removesuffix('_opt').replace('pixel', 'pix')}"] = loss(output, gt)
+        return {name: term for name, term in terms.items() if term is not None}
+
+    def _step(self, terms: dict[str, Tensor]) -> None:
+        self.scaler.unscale_(self.optimizer_g)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        # Averaged over ranks, so that all of them take the same decision; the gradient already is.
+        values = mean_over_ranks(torch.stack([*terms.values(), norm]).float()).tolist()
+        finite = all(map(math.isfinite, values))
+        if finite:
+            self.scaler.step(self.optimizer_g)
+            if self.ema_decay > 0:
+                self.model_ema(self.ema_decay)
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        self._count(finite, values)
+        self.log_dict = dict(zip([*terms, "grad_norm"], values, strict=True))
+
+    def _count(self, finite: bool, values: list[float]) -> None:
+        self.bad_steps += not finite
+        self.bad_steps_in_row = 0 if finite else self.bad_steps_in_row + 1
+        if self.bad_steps_in_row >= self.max_bad_steps:
+            raise Diverged(
+                f"the loss or its gradient was not finite {self.bad_steps_in_row} times in a row (now {values}); lower "
+                "train.optim_g.lr, set train.grad_clip, or use precision: fp32"
+            )
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        averages, current = self.net_g_ema.parameters(), self.get_bare_model(self.net_g).parameters()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(averages), list(current), 1 - decay)

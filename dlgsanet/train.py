@@ -1,0 +1,30 @@
+"""`dlgsanet train -opt FILE`, also `python dlgsanet/train.py -opt FILE`: train a network from an option file."""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, whose modules are no top-level ones
+
+from dlgsanet.options import add_arguments
+
+
+def main(argv: list[str]) -> int:
+    """Train; the exit code is 0, 75 (stopped by SIGTERM or SIGUSR1: requeue me) or 130 (stopped by Ctrl-C)."""
+    parser = argparse.ArgumentParser(prog="dlgsanet train", description="Train a network from an option file.")
+    add_arguments(parser)
+    parser.add_argument(
+        "--auto_resume", action="store_true", help="go on from the newest whole checkpoint of this run, if there is one"
+    )
+    args = parser.parse_args(argv)
+
+    from dlgsanet.training.run import train
+
+    return train(args)
+
+
+if __name__ == "__main__":
+    from dlgsanet.cli import run
+
+    sys.exit(run("dlgsanet.train:main", sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Training from an option file: exact resume, whole checkpoints, many ranks, and a word for every fault."""

@@ -1,0 +1,184 @@
+"""The training loop: iterate, log, save, validate, until the end or a signal."""
+
+import logging
+import math
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.models.base_model import BaseModel
+
+from dlgsanet.errors import UserError
+from dlgsanet.training.board import Board
+from dlgsanet.training.checkpoints import Checkpoints
+from dlgsanet.distributed import from_first, largest
+from dlgsanet.training.messages import Pace, ProgressLine, duration, progress_text
+from dlgsanet.training.signals import StopSignals, exit_code
+from dlgsanet.training.state import Position, state_of, weights_of
+from dlgsanet.training.validation import Stopped, ValidationSet
+
+logger = logging.getLogger("dlgsanet")
+
+
+@dataclass
+class Loop:
+    """A run from `position` on.
+
+    Args:
+        options: of the run.
+        model: trained in place.
+        batches: this rank's, endless.
+        batch_size: samples of an iteration, of all ranks.
+        epoch_length: samples of an epoch.
+        validation_sets: scored every `val.val_freq` iterations.
+        position: where the run is.
+    """
+
+    options: dict[str, Any]
+    model: BaseModel
+    batches: Iterator[dict[str, Any]]
+    batch_size: int
+    epoch_length: int
+    validation_sets: list[ValidationSet]
+    checkpoints: Checkpoints
+    board: Board
+    line: ProgressLine
+    position: Position
+
+    def __post_init__(self) -> None:
+        self.total = int(self.options["train"]["total_iter"])
+        self.val = self.options.get("val") or {}
+        self.pace = Pace(self.total)
+        self.scores: dict[str, float] = {}
+        self.saved_at = time.monotonic()
+
+    def run(self, signals: StopSignals) -> int:
+        """Train to the end or until a signal; the exit code."""
+        try:
+            if self._validation_is_due():  # it was stopped in the middle
+                self._validate(signals)
+            while self.position.iteration < self.total:
+                self._iterate()
+                stop, save = largest(signals.received, self._save_is_due())
+                if stop or save:
+                    self._save()
+                if stop:
+                    return self._stop(stop)
+                if self._validation_is_due():
+                    self._validate(signals)
+            if self.validation_sets and self.position.validated < self.total:
+                self._validate(signals)
+            self._save()
+            if self.options["rank"] == 0:
+                for label, content in weights_of(self.model).items():
+                    self.checkpoints.save_weights(label, "latest", content)
+            logger.info("End of training after %s", duration(self.position.seconds))
+            return 0
+        except Stopped:
+            return self._stop(*largest(signals.received))
+        finally:
+            self.line.clear()
+            self.board.close()
+
+    def _iterate(self) -> None:
+        start = time.monotonic()
+        batch = next(self.batches)
+        waited = time.monotonic() - start
+        self.position.iteration += 1
+        self.position.samples += self.batch_size
+        iteration = self.position.iteration
+        self.model.update_learning_rate(iteration, self.options["train"].get("warmup_iter", -1))
+        self.model.feed_data(batch)
+        self.model.optimize_parameters(iteration)
+        seconds = time.monotonic() - start
+        self.position.seconds += seconds
+        self.pace.add(seconds, waited)
+        self._report()
+
+    def _report(self) -> None:
+        iteration, log = self.position.iteration, self.model.get_current_log()
+        if not hasattr(self.model, "scaler") and not all(map(math.isfinite, log.values())):
+            raise UserError(
+                f"iteration {iteration}: the loss is not finite and {type(self.model).__name__} has taken the step; "
+                f"{self.checkpoints.last_good()}"
+            )
+        rate = self.model.get_current_learning_rate()[0]
+        text = progress_text(iteration, self.pace, log, rate, self.scores)
+        self.line.show(text)
+        if iteration % self.options["logger"]["print_freq"] == 0:
+            logger.info(text)
+            losses = {f"losses/{name}" if name.startswith("l_") else name: value for name, value in log.items()}
+            speed = self.batch_size / self.pace.seconds_per_iteration
+            more = {"learning_rate": rate, "images_per_second": speed, "memory_gb": _memory()}
+            self.board.scalars(losses | more, iteration)
+
+    def _save_is_due(self) -> bool:
+        """Every so many iterations, and after so many minutes without; rank 0's clock counts."""
+        every = self.options["logger"]["save_checkpoint_freq"]
+        minutes = self.options["logger"].get("save_checkpoint_minutes", 10)
+        late = self.options["rank"] == 0 and time.monotonic() - self.saved_at > 60 * minutes
+        return self.position.iteration % every == 0 or late
+
+    def _save(self) -> None:
+        state = state_of(self.model, self.position, self.position.samples // self.epoch_length)
+        if self.options["rank"] == 0:
+            self.checkpoints.save(self.position.iteration, weights_of(self.model), state)
+        self.saved_at = time.monotonic()
+
+    def _stop(self, signal_number: int) -> int:
+        code = exit_code(signal_number)
+        logger.info("Stopped by signal %d; %s (exit code %d)", signal_number, self.checkpoints.last_good(), code)
+        return code
+
+    def _validation_is_due(self) -> bool:
+        iteration = self.position.iteration
+        due = iteration > self.position.validated and iteration % self.val.get("val_freq", math.inf) == 0
+        return bool(self.validation_sets) and due
+
+    def _validate(self, signals: StopSignals) -> None:
+        iteration, root = self.position.iteration, Path(self.options["path"]["visualization"])
+        self.line.clear()
+        scores: dict[str, dict[str, float]] = {}
+        for data in self.validation_sets:
+            save_to = root / data.name / str(iteration) if self.val.get("save_img") else None
+            metrics = self.val.get("metrics") or {}
+            scores[data.name], first = data.run(self.model, metrics, save_to, lambda: bool(signals.received))
+            told = "  ".join(f"{name} {value:.4f}" for name, value in scores[data.name].items())
+            logger.info("Validation at %s on %s: %s", f"{iteration:,}", data.name, told)
+            self.board.scalars({f"metrics/{data.name}/{k}": v for k, v in scores[data.name].items()}, iteration)
+            if first is not None:
+                self.board.picture(f"pictures/{data.name}", first, iteration)
+        self._keep_if_best(scores)
+        self.position.validated = iteration
+
+    def _keep_if_best(self, scores: dict[str, dict[str, float]]) -> None:
+        best = self.val.get("best") or {}
+        if not self.val.get("metrics"):
+            return
+        name = best.get("dataset", self.validation_sets[0].name)
+        metric = best.get("metric", next(iter(self.val["metrics"])))
+        value, former = scores[name][metric], self.position.best.get("value")
+        self.scores = scores[name]
+        lower = self.val["metrics"][metric].get("better") == "lower"
+        if former is None or (value < former if lower else value > former):
+            self.position.best = {"value": value, "iteration": self.position.iteration}
+            if self.options["rank"] == 0:
+                for label, content in weights_of(self.model).items():
+                    self.checkpoints.save_weights(label, "best", content)
+        logger.info("Best %s on %s: %.4f at %s", metric, name, *_best(self.position))
+        from_first(None)  # nobody goes on before the best is on disk
+
+
+def _best(position: Position) -> tuple[float, str]:
+    return position.best["value"], f"{position.best['iteration']:,}"
+
+
+def _memory() -> float:
+    """Peak memory in GB: of the GPU, or of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

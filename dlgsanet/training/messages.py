@@ -1,0 +1,106 @@
+"""What a run says: log lines in a file and on the terminal, and in a terminal a line that shows its progress."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from basicsr.utils import logger as basicsr_logging
+
+
+class ProgressLine:
+    """The last line of a terminal, rewritten in place; of anything that is no terminal it does nothing."""
+
+    def __init__(self, stream: TextIO, enabled: bool | None = None):
+        self.stream = stream
+        self.enabled = stream.isatty() if enabled is None else enabled
+        self.last = 0.0
+
+    def show(self, text: str) -> None:
+        """Show text in the place of the former, at most five times a second."""
+        if self.enabled and time.monotonic() - self.last > 0.2:
+            self.last = time.monotonic()
+            self.stream.write(f"\r\033[K{text}")
+            self.stream.flush()
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.enabled:
+            self.stream.write("\r\033[K")
+            self.stream.flush()
+
+
+class _AboveProgress(logging.StreamHandler):
+    """Writes log lines above the progress line."""
+
+    def __init__(self, line: ProgressLine):
+        super().__init__(line.stream)
+        self.line = line
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.line.clear()
+        super().emit(record)
+
+
+def start_logging(folder: Path | None) -> ProgressLine:
+    """Send the messages of this project and of BasicSR to stderr and to a new file in the folder.
+
+    Args:
+        folder: where the file is made. None: this rank has nothing to say but warnings.
+    """
+    line = ProgressLine(sys.stderr, enabled=None if folder else False)
+    handlers: list[logging.Handler] = [_AboveProgress(line)]
+    if folder:
+        handlers.append(logging.FileHandler(folder / f"train_{time.strftime('%Y%m%d_%H%M%S')}.log"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    for name in ("dlgsanet", "basicsr"):
+        logger = logging.getLogger(name)
+        for old in logger.handlers[:]:
+            logger.removeHandler(old)
+            old.close()
+        for handler in handlers:
+            logger.addHandler(handler)
+        logger.setLevel(logging.INFO if folder else logging.WARNING)
+        logger.propagate = False
+    basicsr_logging.initialized_logger["basicsr"] = True  # it would add handlers of its own
+    return line
+
+
+class Pace:
+    """How fast a run goes, and how long it will take, averaged over the last iterations (validation left out)."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self.seconds_per_iteration = 0.0
+        self.waiting = 0.0  # for data, of those seconds
+        self.counted = 0
+
+    def add(self, seconds: float, waiting: float) -> None:
+        """Count one iteration."""
+        self.counted += 1
+        weight = max(1 / self.counted, 0.02)
+        self.seconds_per_iteration += weight * (seconds - self.seconds_per_iteration)
+        self.waiting += weight * (waiting - self.waiting)
+
+    def left(self, iteration: int) -> str:
+        """The time that the iterations after this one will take."""
+        return duration(self.seconds_per_iteration * (self.total - iteration))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as days, hours, minutes: `1d 03:25:40`."""
+    days, rest = divmod(int(seconds), 86400)
+    text = time.strftime("%H:%M:%S", time.gmtime(rest))
+    return f"{days}d {text}" if days else text
+
+
+def progress_text(iteration: int, pace: Pace, log: dict[str, float], rate: float, scores: dict[str, Any]) -> str:
+    """One line: where the run is, losses, the last validation, learning rate, speed, time left."""
+    losses = "  ".join(f"{name} {value:.4g}" for name, value in log.items())
+    measured = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+    return (
+        f"{iteration:,}/{pace.total:,}  {losses}  {measured or 'not validated yet'}  lr {rate:.3g}  "
+        f"{pace.seconds_per_iteration:.3g} s ({pace.waiting:.2g} s for data)  {pace.left(iteration)} left"
+    )

@@ -1,0 +1,146 @@
+"""A training run from its option file to its exit code."""
+
+import argparse
+import logging
+import math
+import time
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import dlgsanet.plugin  # noqa: F401, I001  # registers what is ours, before BasicSR builds anything
+import torch
+from basicsr.data import build_dataset
+from basicsr.models import build_model
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
+
+from dlgsanet.errors import UserError
+from dlgsanet.models.dlgsanet_model import Diverged
+from dlgsanet.options import read_options
+from dlgsanet.training.board import Board
+from dlgsanet.training.checkpoints import Checkpoint, Checkpoints
+from dlgsanet.distributed import gather, ranks
+from dlgsanet.training.introduction import introduce
+from dlgsanet.training.loop import Loop
+from dlgsanet.training.messages import start_logging
+from dlgsanet.training.record import write_record
+from dlgsanet.training.samples import SampleStream, SeededSamples, endless_loader
+from dlgsanet.training.signals import StopSignals
+from dlgsanet.training.state import Position, restore
+from dlgsanet.training.validation import ValidationSet
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train as an option file and the command line say.
+
+    Args:
+        args: of `dlgsanet.train`.
+
+    Returns:
+        0 at the end, 75 or 130 when a signal stopped the run (`dlgsanet.training.signals`).
+
+    Raises:
+        UserError: something that the user can mend; where there is a checkpoint, the message names the last good one.
+    """
+    options = read_options(args, is_train=True)
+    with StopSignals() as signals, ranks(args.launcher, options):
+        checkpoints = Checkpoints(Path(options["path"]["experiments_root"]), options["logger"].get("keep_last", 3))
+        try:
+            return _build(options, checkpoints).run(signals)
+        except Diverged as error:
+            raise UserError(f"{error}; {checkpoints.last_good()}") from None
+        except RuntimeError as error:
+            if not _is_of_another_rank(error, options):
+                raise
+            raise UserError(
+                f"rank {options['rank']}: another rank has died or does not answer "
+                f"({str(error).splitlines()[0][:200]}); {checkpoints.last_good()}"
+            ) from error
+
+
+def _is_of_another_rank(error: RuntimeError, options: dict[str, Any]) -> bool:
+    signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
+    return options["dist"] and any(sign in str(error) for sign in signs)
+
+
+def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
+    set_random_seed(options["manual_seed"] + options["rank"])
+    torch.backends.cudnn.benchmark = True
+    checkpoint = _checkpoint_to_resume(options, checkpoints)
+    if checkpoint is None:
+        _make_folders(options)
+    line = start_logging(checkpoints.root if options["rank"] == 0 else None)
+
+    train_set, validation_sets = _data_sets(options)
+    model = build_model(deepcopy(options))
+    epoch_length = len(train_set) * options["datasets"]["train"].get("dataset_enlarge_ratio", 1)
+    position = Position()
+    if checkpoint:
+        position = restore(model, checkpoint, options["rank"], epoch_length)
+    batch_size = _batch_of_a_rank(options) * options["world_size"]
+    introduce(options, train_set, validation_sets, batch_size, epoch_length, position)
+    write_record(options, position.iteration)
+    return Loop(
+        options,
+        model,
+        _batches(options, train_set, epoch_length, position),
+        batch_size,
+        epoch_length,
+        validation_sets,
+        checkpoints,
+        Board(options, position.iteration),
+        line,
+        position,
+    )
+
+
+def _checkpoint_to_resume(options: dict[str, Any], checkpoints: Checkpoints) -> Checkpoint | None:
+    if options["auto_resume"]:
+        return checkpoints.newest()
+    if path := options["path"].get("resume_state"):
+        state = Path(path)
+        if not state.stem.isdigit():
+            raise UserError(f"path.resume_state: {path} is not named ITERATION.state")
+        return Checkpoints(state.parent.parent).read(int(state.stem))
+    return None
+
+
+def _make_folders(options: dict[str, Any]) -> None:
+    make_exp_dirs(options)  # on rank 0; an older run of this name is renamed, not overwritten
+    board = Path(options["root_path"], "tb_logger", options["name"])
+    if options["rank"] == 0 and board.exists():
+        mkdir_and_rename(str(board))
+    gather(None)  # nobody goes on before the folders are there
+
+
+def _batch_of_a_rank(options: dict[str, Any]) -> int:
+    return options["datasets"]["train"]["batch_size_per_gpu"] * options["train"].get("accumulate", 1)
+
+
+def _data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
+    train_set, validation_sets = None, []
+    for opt in options["datasets"].values():
+        opt.setdefault("manual_seed", options["manual_seed"])
+        if opt["phase"] == "train":
+            train_set = build_dataset(opt)
+        else:
+            validation_sets.append(
+                ValidationSet(build_dataset(opt), opt["name"], options["rank"], options["world_size"])
+            )
+    return train_set, validation_sets
+
+
+def _batches(options: dict[str, Any], train_set: Any, epoch_length: int, position: Position):
+    opt = options["datasets"]["train"]
+    stream = SampleStream(
+        epoch_length,
+        _batch_of_a_rank(options),
+        options["manual_seed"],
+        position.samples,
+        options["rank"],
+        options["world_size"],
+        opt.get("use_shuffle", True),
+    )
+    seeded = SeededSamples(train_set, options["manual_seed"])
+    return endless_loader(seeded, opt, stream, opt["num_worker_per_gpu"])

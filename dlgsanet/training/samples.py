@@ -1,0 +1,100 @@
+"""The endless stream of training samples, a function of the seed and of how many were consumed: nothing to save.
+
+Epoch after epoch is a new permutation of the data set; a batch may take the last samples of one epoch and the first of
+the next, so that an iteration always means the same number of samples. The stream does not depend on the number of
+workers, nor, seen over all ranks, on the number of ranks.
+"""
+
+import functools
+import random
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Key = tuple[int, int]  # epoch, position within the epoch's (enlarged) data set
+
+
+class SampleStream(Sampler):
+    """Batches of this rank, each a list of keys (epoch, position), for ever.
+
+    Args:
+        length: samples in an epoch.
+        batch_size: samples in a batch of one rank.
+        seed: of the permutations.
+        start: samples already consumed by all ranks together.
+        rank, world_size: which of how many ranks this is.
+        shuffle: False takes the samples in their order.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+    ):
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.first = start + rank * batch_size
+        self.step = world_size * batch_size
+        self._permutation = functools.lru_cache(maxsize=2)(self._draw_permutation)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        first = self.first
+        while True:
+            yield [self.key(number) for number in range(first, first + self.batch_size)]
+            first += self.step
+
+    def key(self, number: int) -> Key:
+        """What the `number`-th sample of the stream is."""
+        epoch, place = divmod(number, self.length)
+        return epoch, self._permutation(epoch)[place] if self.shuffle else place
+
+    def _draw_permutation(self, epoch: int) -> list[int]:
+        seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0] >> 1)
+        return torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+class SeededSamples(Dataset):
+    """Any data set whose randomness is Python's, NumPy's or PyTorch's, made a function of (seed, epoch, position).
+
+    Args:
+        dataset: takes an index; a position beyond its length starts over (BasicSR's `dataset_enlarge_ratio`).
+        seed: the run's.
+    """
+
+    def __init__(self, dataset: Any, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, key: Key) -> Any:
+        words = np.random.SeedSequence((self.seed, *key)).generate_state(3).tolist()
+        random.seed(words[0])
+        np.random.seed(words[1])
+        with torch.random.fork_rng(devices=[]):  # without workers the network's own randomness must not be reset
+            torch.manual_seed(words[2])
+            return self.dataset[key[1] % len(self.dataset)]
+
+
+def endless_loader(dataset: Any, opt: dict[str, Any], stream: SampleStream, workers: int) -> Iterator[dict[str, Any]]:
+    """Iterate over the batches of a stream, read ahead by worker processes."""
+    loader = DataLoader(
+        dataset,
+        batch_sampler=stream,
+        num_workers=workers,
+        pin_memory=opt.get("pin_memory", False),
+        prefetch_factor=max(2, opt.get("num_prefetch_queue", 2)) if workers else None,
+        worker_init_fn=_leave_signals_to_the_main_process,
+    )
+    return iter(loader)
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C and slurm's signals reach every process: the workers go on until the main process has saved.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,37 @@
+"""Signals that ask a run to save and stop: slurm's SIGTERM and SIGUSR1, and Ctrl-C."""
+
+import signal
+from types import FrameType
+
+REQUEUE = 75  # EX_TEMPFAIL: saved, start me again with --auto_resume
+INTERRUPTED = 130  # what shells report after Ctrl-C
+
+
+class StopSignals:
+    """Within the block, notes the first signal that asks to stop; a second Ctrl-C stops at once.
+
+    `received` is the signal's number, or 0.
+    """
+
+    _asking = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._note) for number in self._asking}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or number
+
+
+def exit_code(number: int) -> int:
+    """The exit code of a run that a signal has stopped."""
+    return INTERRUPTED if number == signal.SIGINT else REQUEUE

@@ -1,0 +1,108 @@
+"""What a run must remember beside its weights, and how it is taken from a model and given back.
+
+Works with any BasicSR model: its networks are the attributes `net_*` (`net_g_ema` holds the averages of `net_g`).
+"""
+
+import logging
+import random
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.models.base_model import BaseModel
+from torch import nn
+
+from dlgsanet.training.checkpoints import Checkpoint
+from dlgsanet.distributed import gather
+
+logger = logging.getLogger("dlgsanet")
+
+AVERAGES = "_ema"
+BAD_STEPS = ("bad_steps", "bad_steps_in_row")
+
+
+@dataclass
+class Position:
+    """Where a run is."""
+
+    iteration: int = 0
+    samples: int = 0  # consumed by all ranks together
+    validated: int = 0  # the last iteration whose validation was completed
+    best: dict[str, Any] = field(default_factory=dict)  # value and iteration of the best validation
+    seconds: float = 0.0  # spent so far, over all starts
+
+
+def weights_of(model: BaseModel) -> dict[str, dict[str, Any]]:
+    """The content of each weights file: by label (`net_g`), `{"params": ..., "params_ema": ...}`."""
+    files: dict[str, dict[str, Any]] = {}
+    for label, network in vars(model).items():
+        if label.startswith("net_") and isinstance(network, nn.Module):
+            key = "params_ema" if label.endswith(AVERAGES) else "params"
+            weights = {name: tensor.cpu() for name, tensor in model.get_bare_model(network).state_dict().items()}
+            files.setdefault(label.removesuffix(AVERAGES), {})[key] = weights
+    return files
+
+
+def state_of(model: BaseModel, position: Position, epoch: int) -> dict[str, Any]:
+    """The content of the training state file. All ranks call this; each one's random state is in it."""
+    return {
+        "epoch": epoch,
+        "iter": position.iteration,
+        "optimizers": [optimizer.state_dict() for optimizer in model.optimizers],
+        # Counters (milestones) come from the options, and older PyTorch does not read them with weights_only.
+        "schedulers": [
+            {name: value for name, value in scheduler.state_dict().items() if not isinstance(value, Counter)}
+            for scheduler in model.schedulers
+        ],
+        "scaler": model.scaler.state_dict() if hasattr(model, "scaler") else {},
+        "bad_steps": [getattr(model, name, 0) for name in BAD_STEPS],
+        "position": asdict(position),
+        "random": gather(_random_state()),
+    }
+
+
+def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: int) -> Position:
+    """Give a model, and this rank's random generators, what `weights_of` and `state_of` took.
+
+    Returns:
+        Where to go on. A checkpoint that BasicSR wrote does not say where within an epoch it was taken: its epoch of
+        `epoch_length` samples begins anew.
+    """
+    for label, content in checkpoint.weights.items():
+        for key, weights in content.items():
+            network = getattr(model, label + (AVERAGES if key == "params_ema" else ""), None)
+            if network is not None:
+                model.get_bare_model(network).load_state_dict(weights)
+    model.resume_training(checkpoint.state)
+    if checkpoint.state.get("scaler"):
+        model.scaler.load_state_dict(checkpoint.state["scaler"])
+    for name, count in zip(BAD_STEPS, checkpoint.state.get("bad_steps", []), strict=False):
+        setattr(model, name, count)
+    states = checkpoint.state.get("random", [])
+    if rank < len(states):  # with more ranks than before, the new ones keep their fresh state
+        _set_random_state(states[rank])
+    if "position" in checkpoint.state:
+        return Position(**checkpoint.state["position"])
+    logger.warning("Iteration %d was saved by BasicSR: resumed by epoch, from its beginning", checkpoint.iteration)
+    return Position(checkpoint.iteration, checkpoint.state["epoch"] * epoch_length, checkpoint.iteration)
+
+
+def _random_state() -> dict[str, Any]:
+    _, words, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [words.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    words, *rest = state["numpy"]
+    np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

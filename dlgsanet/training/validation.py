@@ -1,0 +1,82 @@
+"""Validation, its images shared out to the ranks; the figures are those of a single process to the last digit."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dlgsanet.basicsr_compat  # noqa: F401, I001  # first: BasicSR does not import without it
+import numpy as np
+from basicsr.metrics import calculate_metric
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import imwrite, tensor2img
+from torch.utils.data import DataLoader
+
+from dlgsanet.distributed import gather
+
+
+class Stopped(Exception):
+    """A signal came while validation ran: nothing of it counts."""
+
+
+class ValidationSet:
+    """One data set to validate on.
+
+    Args:
+        dataset: gives `lq`, `lq_path` and, for metrics, `gt`.
+        name: what tables call it.
+        rank, world_size: this rank takes every `world_size`-th image.
+    """
+
+    def __init__(self, dataset: Any, name: str, rank: int, world_size: int):
+        self.dataset, self.name = dataset, name
+        self.indices = range(rank, len(dataset), world_size)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def run(
+        self, model: BaseModel, metrics: dict[str, Any], save_to: Path | None, stopped: Callable[[], bool]
+    ) -> tuple[dict[str, float], np.ndarray | None]:
+        """Upscale and score every image. All ranks call this.
+
+        Args:
+            model: scores its averaged weights where it has them.
+            metrics: the `val.metrics` section.
+            save_to: prefix of the pictures' paths, or None.
+            stopped: asked between images.
+
+        Returns:
+            The mean of every metric; and the first image, uint8 [H, W, 3] in BGR, on the rank that computed it.
+
+        Raises:
+            Stopped: on every rank, when `stopped` was true on any.
+        """
+        scores: dict[int, dict[str, float]] = {}
+        first = None
+        for index, data in zip(self.indices, DataLoader(self.dataset, 1, sampler=self.indices), strict=True):
+            if stopped():
+                break
+            image, scores[index] = _upscale_and_score(model, data, metrics)
+            first = image if index == 0 else first
+            if save_to:
+                imwrite(image, str(save_to / f"{Path(data['lq_path'][0]).stem}.png"))
+        everyones = gather(scores)
+        if sum(map(len, everyones)) < len(self.dataset):
+            raise Stopped
+        by_index = sorted((index, score) for part in everyones for index, score in part.items())
+        means = {name: sum(score[name] for _, score in by_index) / len(by_index) for name in metrics}
+        return means, first
+
+
+def _upscale_and_score(
+    model: BaseModel, data: dict[str, Any], metrics: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, float]]:
+    model.feed_data(data)
+    model.test()
+    visuals = model.get_current_visuals()
+    image = tensor2img([visuals["result"]])
+    scores = {}
+    for name, options in metrics.items():
+        options = {key: value for key, value in options.items() if key != "better"}
+        scores[name] = float(calculate_metric({"img": image, "img2": tensor2img([visuals["gt"]])}, options))
+    return image, scores
