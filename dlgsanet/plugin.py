@@ -5,8 +5,12 @@ Everything that needs BasicSR imports it through here, so that it finds it adapt
 
 import dlgsanet.basicsr_compat  # noqa: F401, I001  # first: BasicSR does not import without it
 import basicsr  # noqa: F401  # registers BasicSR's own
-from basicsr.utils.registry import ARCH_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.losses.fft_loss import FFTLoss
+from dlgsanet.models.dlgsanet_model import DLGSANetModel
 
 ARCH_REGISTRY.register(DLGSANet)
+LOSS_REGISTRY.register(FFTLoss)
+MODEL_REGISTRY.register(DLGSANetModel)

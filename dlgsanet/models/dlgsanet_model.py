@@ -7,16 +7,14 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from basicsr.losses import build_loss
+from basicsr.models.sr_model import SRModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import dlgsanet.basicsr_compat  # noqa: F401, I001  # first: BasicSR does not import without it
-from basicsr.losses import build_loss
-from basicsr.models.sr_model import SRModel
-
-from dlgsanet.models.weights import load_weights
 from dlgsanet.distributed import mean_over_ranks
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
+from dlgsanet.models.weights import load_weights
 
 logger = logging.getLogger("dlgsanet")
 
@@ -24,7 +22,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 LOSSES = ("pixel_opt", "fft_opt", "perceptual_opt")
 
 
-class Diverged(Exception):
+class DivergedError(Exception):
     """The loss or its gradient was not finite too often in a row."""
 
 
@@ -110,7 +108,7 @@ class DLGSANetModel(SRModel):
         """One iteration on the batch that was fed: forward, backward, step, averages.
 
         Raises:
-            Diverged: this was one bad step too many in a row.
+            DivergedError: this was one bad step too many in a row.
         """
         self.optimizer_g.zero_grad()
         parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
@@ -131,13 +129,13 @@ class DLGSANetModel(SRModel):
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 output = self.net_g(lq)
             terms = self._loss_terms(output.float(), gt)
-            total = sum(terms.values()) / parts
+            total = torch.stack([*terms.values()]).sum() / parts
             self.mark("forward")
             self.scaler.scale(total).backward()
         return {name: term.detach() / parts for name, term in terms.items()}
 
     def _loss_terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
-        terms = {}
+        terms: dict[str, Tensor] = {}
         for option, loss in self.losses.items():
             if option == "perceptual_opt":
                 perceptual, style = loss(output, gt)
@@ -165,7 +163,7 @@ class DLGSANetModel(SRModel):
         self.bad_steps += not finite
         self.bad_steps_in_row = 0 if finite else self.bad_steps_in_row + 1
         if self.bad_steps_in_row >= self.max_bad_steps:
-            raise Diverged(
+            raise DivergedError(
                 f"the loss or its gradient was not finite {self.bad_steps_in_row} times in a row (now {values}); lower "
                 "train.optim_g.lr, set train.grad_clip, or use precision: fp32"
             )

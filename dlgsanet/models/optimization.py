@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import dlgsanet.basicsr_compat  # noqa: F401, I001  # first: BasicSR does not import without it
 import torch
 from basicsr.models import lr_scheduler as basicsr_schedulers
 from torch.optim import Optimizer

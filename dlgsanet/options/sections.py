@@ -99,24 +99,15 @@ def registry(name: str) -> Mapping[str, Callable]:
 
 
 def _optimizers() -> Mapping[str, Callable]:
-    import torch
+    from dlgsanet.models.optimization import optimizers
 
-    return {k: v for k, v in vars(torch.optim).items() if isinstance(v, type) and issubclass(v, torch.optim.Optimizer)}
+    return optimizers()
 
 
 def _schedulers() -> Mapping[str, Callable]:
-    import dlgsanet.plugin  # noqa: F401, I001
-    import torch
-    from basicsr.models import lr_scheduler
+    from dlgsanet.models.optimization import schedulers
 
-    torchs = vars(torch.optim.lr_scheduler)
-    known = {k: v for k, v in torchs.items() if isinstance(v, type) and issubclass(v, torchs["LRScheduler"])}
-    basicsrs = {
-        "MultiStepLR": lr_scheduler.MultiStepRestartLR,
-        "MultiStepRestartLR": lr_scheduler.MultiStepRestartLR,
-        "CosineAnnealingRestartLR": lr_scheduler.CosineAnnealingRestartLR,
-    }
-    return {k: v for k, v in (known | basicsrs).items() if not k.startswith("_") and k != "LRScheduler"}
+    return schedulers()
 
 
 def _network(where: str, value: Any) -> Iterator[str]:
@@ -141,7 +132,7 @@ def _metrics(where: str, value: Any) -> Iterator[str]:
             yield from one_of("higher", "lower")(f"{where}.{name}.better", metric["better"])
 
 
-LOSSES = ("pixel_opt", "perceptual_opt")
+LOSSES = ("pixel_opt", "fft_opt", "perceptual_opt")
 _LOSS = optional(registered(lambda: registry("LOSS")))
 
 _PATH = section(
@@ -159,6 +150,17 @@ _VAL: dict[str, Check] = {
     "pbar": flag,
     "metrics": optional(_metrics),
 }
+_VAL_IN_TRAINING: dict[str, Check] = {"val_freq": whole(1), "best": section({"dataset": text, "metric": text})}
+# Options of our own model's training step, which other models would ignore.
+OWN_STEP: dict[str, Check] = {
+    "fft_opt": _LOSS,
+    "precision": one_of("fp32", "bf16", "fp16"),
+    "compile": one_of(True, False, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "channels_last": flag,
+    "accumulate": whole(1),
+    "grad_clip": optional(number(0)),
+    "max_bad_steps": whole(1),
+}
 _TRAIN = section(
     {
         "ema_decay": number(0, 1),
@@ -167,6 +169,7 @@ _TRAIN = section(
         "total_iter": whole(1),
         "warmup_iter": whole(-1),
         **dict.fromkeys(LOSSES, _LOSS),
+        **OWN_STEP,
     },
     required=["optim_g", "scheduler", "total_iter"],
 )
@@ -174,12 +177,14 @@ _LOGGER = section(
     {
         "print_freq": whole(1),
         "save_checkpoint_freq": whole(1),
+        "save_checkpoint_minutes": number(0),
+        "keep_last": whole(2),
         "use_tb_logger": flag,
         "wandb": optional(section({"project": optional(text), "resume_id": optional(text)})),
     },
     required=["print_freq", "save_checkpoint_freq", "use_tb_logger"],
 )
-_DIST = section({"backend": one_of("nccl", "gloo"), "port": whole(1, 65535)})
+_DIST = section({"backend": one_of("nccl", "gloo"), "port": whole(1, 65535), "timeout": number(1)})
 
 _COMMON: dict[str, Check] = {
     "name": text,
@@ -202,7 +207,7 @@ def option_file(is_train: bool) -> Check:
     keys = _COMMON | {"model_type": _model_type, "datasets": _datasets(is_train)}
     required = ["name", "model_type", "scale", "datasets", "network_g", "path"]
     if is_train:
-        keys |= {"train": _TRAIN, "logger": _LOGGER, "val": section(_VAL | {"val_freq": whole(1)}, ["val_freq"])}
+        keys |= {"train": _TRAIN, "logger": _LOGGER, "val": section(_VAL | _VAL_IN_TRAINING, ["val_freq"])}
         required += ["train", "logger"]
     else:
         keys |= {"val": section(_VAL), "logger": anything}
@@ -228,3 +233,18 @@ def _check_fit(options: dict[str, Any]) -> Iterator[str]:
             yield f"datasets.{name}.gt_size: {dataset['gt_size']} is not a multiple of scale, {scale}"
     if "train" in options and not any(options["train"].get(key) for key in LOSSES):
         yield f"train: names no loss; set one of {', '.join(LOSSES)}"
+    if options["model_type"] != "DLGSANetModel":
+        for key in OWN_STEP:
+            if key in options.get("train", {}):
+                yield f"train.{key}: {options['model_type']} would ignore it; set model_type: DLGSANetModel"
+    yield from _check_best(options)
+
+
+def _check_best(options: dict[str, Any]) -> Iterator[str]:
+    val = options.get("val") or {}
+    best = val.get("best") or {}
+    names = [opt["name"] for key, opt in options["datasets"].items() if key.startswith("val")]
+    if "dataset" in best and best["dataset"] not in names:
+        yield from one_of(*names)("val.best.dataset", best["dataset"])
+    if "metric" in best and best["metric"] not in (val.get("metrics") or {}):
+        yield from one_of(*(val.get("metrics") or {}))("val.best.metric", best["metric"])

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from basicsr.models.base_model import BaseModel
 
+from dlgsanet.distributed import from_first, largest
 from dlgsanet.errors import UserError
 from dlgsanet.training.board import Board
 from dlgsanet.training.checkpoints import Checkpoints
-from dlgsanet.distributed import from_first, largest
 from dlgsanet.training.messages import Pace, ProgressLine, duration, progress_text
 from dlgsanet.training.signals import StopSignals, exit_code
 from dlgsanet.training.state import Position, state_of, weights_of
-from dlgsanet.training.validation import Stopped, ValidationSet
+from dlgsanet.training.validation import StoppedError, ValidationSet
 
 logger = logging.getLogger("dlgsanet")
 
@@ -78,7 +78,7 @@ class Loop:
                     self.checkpoints.save_weights(label, "latest", content)
             logger.info("End of training after %s", duration(self.position.seconds))
             return 0
-        except Stopped:
+        except StoppedError:
             return self._stop(*largest(signals.received))
         finally:
             self.line.clear()

@@ -1,26 +1,22 @@
 """A training run from its option file to its exit code."""
 
 import argparse
-import logging
-import math
-import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import dlgsanet.plugin  # noqa: F401, I001  # registers what is ours, before BasicSR builds anything
 import torch
 from basicsr.data import build_dataset
 from basicsr.models import build_model
-from basicsr.models.base_model import BaseModel
 from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 
+import dlgsanet.plugin  # noqa: F401  # registers what is ours
+from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError
-from dlgsanet.models.dlgsanet_model import Diverged
+from dlgsanet.models.dlgsanet_model import DivergedError
 from dlgsanet.options import read_options
 from dlgsanet.training.board import Board
 from dlgsanet.training.checkpoints import Checkpoint, Checkpoints
-from dlgsanet.distributed import gather, ranks
 from dlgsanet.training.introduction import introduce
 from dlgsanet.training.loop import Loop
 from dlgsanet.training.messages import start_logging
@@ -48,7 +44,7 @@ def train(args: argparse.Namespace) -> int:
         checkpoints = Checkpoints(Path(options["path"]["experiments_root"]), options["logger"].get("keep_last", 3))
         try:
             return _build(options, checkpoints).run(signals)
-        except Diverged as error:
+        except DivergedError as error:
             raise UserError(f"{error}; {checkpoints.last_good()}") from None
         except RuntimeError as error:
             if not _is_of_another_rank(error, options):

@@ -14,8 +14,8 @@ import torch
 from basicsr.models.base_model import BaseModel
 from torch import nn
 
-from dlgsanet.training.checkpoints import Checkpoint
 from dlgsanet.distributed import gather
+from dlgsanet.training.checkpoints import Checkpoint
 
 logger = logging.getLogger("dlgsanet")
 
@@ -90,10 +90,10 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
 
 
 def _random_state() -> dict[str, Any]:
-    _, words, *rest = np.random.get_state()
+    _, words, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": [words.tolist(), *rest],
+        "numpy": [np.asarray(words).tolist(), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dlgsanet.basicsr_compat  # noqa: F401, I001  # first: BasicSR does not import without it
 import numpy as np
+import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import imwrite, tensor2img
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from dlgsanet.distributed import gather
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """A signal came while validation ran: nothing of it counts."""
 
 
@@ -49,11 +49,12 @@ class ValidationSet:
             The mean of every metric; and the first image, uint8 [H, W, 3] in BGR, on the rank that computed it.
 
         Raises:
-            Stopped: on every rank, when `stopped` was true on any.
+            StoppedError: on every rank, when `stopped` was true on any.
         """
         scores: dict[int, dict[str, float]] = {}
         first = None
-        for index, data in zip(self.indices, DataLoader(self.dataset, 1, sampler=self.indices), strict=True):
+        loader = DataLoader(self.dataset, 1, sampler=self.indices, generator=torch.Generator())
+        for index, data in zip(self.indices, loader, strict=True):
             if stopped():
                 break
             image, scores[index] = _upscale_and_score(model, data, metrics)
@@ -62,7 +63,7 @@ class ValidationSet:
                 imwrite(image, str(save_to / f"{Path(data['lq_path'][0]).stem}.png"))
         everyones = gather(scores)
         if sum(map(len, everyones)) < len(self.dataset):
-            raise Stopped
+            raise StoppedError
         by_index = sorted((index, score) for part in everyones for index, score in part.items())
         means = {name: sum(score[name] for _, score in by_index) / len(by_index) for name in metrics}
         return means, first

@@ -1,0 +1,149 @@
+"""A small run on scikit-image's photographs: data sets, an option file, and a way to start `dlgsanet train`."""
+
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import skimage.data
+import torch
+import yaml
+
+from dlgsanet.data.resize import downscale
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def _data_set(name: str, folder: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "PairedImageDataset",
+        "dataroot_gt": f"{folder}/HR",
+        "dataroot_lq": f"{folder}/X2",
+        "filename_tmpl": "{}x2",
+        "io_backend": {"type": "disk"},
+    }
+
+
+def _metric(name: str) -> dict[str, Any]:
+    return {"type": f"calculate_{name}", "crop_border": 2, "test_y_channel": True}
+
+
+OPTIONS: dict[str, Any] = {
+    "name": "run",
+    "model_type": "DLGSANetModel",
+    "scale": 2,
+    "num_gpu": 0,
+    "manual_seed": 10,
+    "datasets": {
+        "train": _data_set("Photos", "train")
+        | {"gt_size": 24, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 1, "batch_size_per_gpu": 4},
+        "val": _data_set("Crops", "val"),
+    },
+    "network_g": {
+        "type": "DLGSANet",
+        "dim": 12,
+        "groups": 1,
+        "blocks": 1,
+        "window_size": 3,
+        "buildblock_type": "sparseedge",
+        "upsampler": "pixelshuffledirect",
+        "upscale": 2,
+    },
+    "path": {"pretrain_network_g": None},
+    "train": {
+        "ema_decay": 0.9,
+        "optim_g": {"type": "Adam", "lr": 0.001, "betas": [0.9, 0.99]},
+        "scheduler": {"type": "MultiStepLR", "milestones": [8], "gamma": 0.5},
+        "total_iter": 12,
+        "pixel_opt": {"type": "L1Loss"},
+    },
+    "val": {"val_freq": 6, "save_img": False, "metrics": {"psnr": _metric("psnr"), "ssim": _metric("ssim")}},
+    "logger": {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": False},
+}
+
+
+class Workplace:
+    """A folder with data sets and option files; its methods start training there.
+
+    Attributes:
+        folder: where `experiments/` comes to be.
+        options: of the next run; a test changes them as it likes.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.options = folder, deepcopy(OPTIONS)
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line that trains with the options as they are now."""
+        (self.folder / "options.yml").write_text(yaml.safe_dump(self.options))
+        return [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml", *arguments]
+
+    def start(self, *arguments: str, **more: Any) -> subprocess.Popen:
+        """Start training in the background, in a process group of its own."""
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | more.pop("env", {})
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **more,
+        )
+
+    def train(self, *arguments: str, code: int = 0, **more: Any) -> str:
+        """Train to the end; what was said on stderr. The exit code must be `code`."""
+        process = self.start(*arguments, **more)
+        said = process.communicate(timeout=200)[1]
+        assert process.returncode == code, said
+        return said
+
+    def experiment(self, name: str = "run") -> Path:
+        return self.folder / "experiments" / name
+
+    def checkpoint(self, iteration: int, name: str = "run") -> dict[str, Any]:
+        """All that a checkpoint holds, but for the seconds that the run took."""
+        root = self.experiment(name)
+        state = torch.load(root / f"training_states/{iteration}.state", weights_only=True)
+        del state["position"]["seconds"]
+        return state | {"weights": torch.load(root / f"models/net_g_{iteration}.pth", weights_only=True)}
+
+
+def identical(a: Any, b: Any) -> bool:
+    """Whether two nested structures are equal, tensors bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> Path:
+    """Pairs at x2: three photographs to train on, three crops of another to validate on."""
+    root = tmp_path_factory.mktemp("photographs")
+    rocket = skimage.data.rocket()
+    images = {f"train/{name}": getattr(skimage.data, name)()[:96, :128] for name in ("astronaut", "chelsea", "coffee")}
+    images |= {f"val/crop{i}": rocket[100 : 148 + 2 * i, 250 : 290 + 4 * i] for i in range(3)}
+    for name, image in images.items():
+        folder, stem = name.split("/")
+        for part, pixels, suffix in (("HR", image, ""), ("X2", downscale(image, 2), "x2")):
+            path = root / folder / part / f"{stem}{suffix}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            assert cv2.imwrite(str(path), pixels[..., ::-1])
+    return root
+
+
+@pytest.fixture
+def workplace(tmp_path, photographs) -> Workplace:
+    for part in ("train", "val"):
+        (tmp_path / part).symlink_to(photographs / part)
+    return Workplace(tmp_path)
