@@ -77,20 +77,24 @@ class CachedPairedImageDataset(Dataset):
         return len(self.paths) * self.patches_per_image
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.sample(int(self.epoch), index)
+
+    def sample(self, epoch: int, index: int) -> dict[str, Any]:
+        """A sample of any epoch, whatever `set_epoch` said: for samplers that run from one epoch into the next."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         pair = index % len(self.paths)
         gt, lq = self.cache[2 * pair], self.cache[2 * pair + 1]
         if self.training:
-            gt, lq = self._augmented_crop(gt, lq, index)
+            gt, lq = self._augmented_crop(gt, lq, epoch, index)
         else:
             gt = gt[:, : lq.shape[1] * self.scale, : lq.shape[2] * self.scale]
         return {"lq": self._to_tensor(lq), "gt": self._to_tensor(gt), **self.paths[pair]}
 
-    def _augmented_crop(self, gt: np.ndarray, lq: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _augmented_crop(self, gt: np.ndarray, lq: np.ndarray, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One crop at the same place of both, flipped and transposed alike."""
         # A seed sequence's words are the same on every platform and in every NumPy; a generator's draws need not be.
-        entropy = np.random.SeedSequence((self.seed, int(self.epoch), index))
+        entropy = np.random.SeedSequence((self.seed, epoch, index))
         row, column, coins = (int(word) for word in entropy.generate_state(3, np.uint64))
         top, left = row % (lq.shape[1] - self.lq_size + 1), column % (lq.shape[2] - self.lq_size + 1)
         crops = []

@@ -65,7 +65,8 @@ class SeededSamples(Dataset):
     """Any data set whose randomness is Python's, NumPy's or PyTorch's, made a function of (seed, epoch, position).
 
     Args:
-        dataset: takes an index; a position beyond its length starts over (BasicSR's `dataset_enlarge_ratio`).
+        dataset: takes an index; a position beyond its length starts over (BasicSR's `dataset_enlarge_ratio`). One
+            that has a method ``sample(epoch, index)`` sees to its randomness itself.
         seed: the run's.
     """
 
@@ -73,6 +74,8 @@ class SeededSamples(Dataset):
         self.dataset, self.seed = dataset, seed
 
     def __getitem__(self, key: Key) -> Any:
+        if hasattr(self.dataset, "sample"):
+            return self.dataset.sample(*key)
         words = np.random.SeedSequence((self.seed, *key)).generate_state(3).tolist()
         random.seed(words[0])
         np.random.seed(words[1])

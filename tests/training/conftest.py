@@ -41,7 +41,8 @@ OPTIONS: dict[str, Any] = {
     "manual_seed": 10,
     "datasets": {
         "train": _data_set("Photos", "train")
-        | {"gt_size": 24, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 1, "batch_size_per_gpu": 4},
+        | {"type": "CachedPairedImageDataset", "gt_size": 24, "use_hflip": True, "use_rot": True}
+        | {"num_worker_per_gpu": 1, "batch_size_per_gpu": 4},
         "val": _data_set("Crops", "val"),
     },
     "network_g": {
