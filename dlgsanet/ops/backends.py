@@ -18,7 +18,7 @@ from types import ModuleType
 from dlgsanet.errors import UserError
 
 # Fastest first.
-BACKENDS = {"reference": "dlgsanet.ops.reference"}
+BACKENDS = {"cuda": "dlgsanet.ops.cuda", "reference": "dlgsanet.ops.reference"}
 
 logger = logging.getLogger("dlgsanet")
 

@@ -1,0 +1,39 @@
+// The 1x1 convolution that forms filters from z: its weights in shared memory, and filters' rows in registers.
+#pragma once
+#include "tile.h"
+
+//   FEATURES  D, channels of z
+constexpr int kFeatures = FEATURES;
+
+// Of a pass over the features first ... first + kPass - 1, for a group: [WINDOW][kPass + 1][kTaps], the last row being
+// the bias (in the first pass; zero in later ones).
+template <int kPass>
+struct Expansion {
+  static constexpr int kRow = (kPass + 1) * kTaps;
+
+  // Rows first_row ... first_row + rows - 1 of the filters; rows outside of the window are zero.
+  static __device__ __forceinline__ void stage(Accumulator* to, const Accumulator* __restrict__ weight,
+                                               const Accumulator* __restrict__ bias, int group, int first,
+                                               int first_row, int rows) {
+    for (int i = threadIdx.x; i < rows * kRow; i += blockDim.x) {
+      const int tap = i % kTaps, k = i / kTaps % (kPass + 1), row = first_row + i / kRow;
+      const int output = (group * kWindow + row) * kWindow + tap;
+      Accumulator value = 0;
+      if (tap < kWindow && 0 <= row && row < kWindow) {
+        if (k < kPass && first + k < kFeatures) value = weight[(long long)output * kFeatures + first + k];
+        if (k == kPass && first == 0 && bias) value = bias[output];
+      }
+      to[i] = value;
+    }
+  }
+
+  // The weights of feature k for the taps of a row.
+  static __device__ __forceinline__ void read(Accumulator (&to)[kTaps], const Accumulator* row, int k) {
+#pragma unroll
+    for (int q = 0; q < kTaps / kQuad; q++) {
+      const Quad<Accumulator> quad = reinterpret_cast<const Quad<Accumulator>*>(row + k * kTaps)[q];
+#pragma unroll
+      for (int j = 0; j < kQuad; j++) to[q * kQuad + j] = quad.v[j];
+    }
+  }
+};

@@ -1,0 +1,131 @@
+// How an image is cut into tiles, and how tiles come into shared memory and go back.
+//
+// A block of threads computes one tile of one group of channels. A thread computes kQuad adjacent pixels of a row, so
+// that one window of a row in registers serves several taps of several pixels.
+#pragma once
+#include "scalar.h"
+
+// An instantiation is named on the compiler's command line:
+//   SCALAR       type of x, z, filters, output and their gradients: float, double, Half or BFloat16
+//   WINDOW       K, side of the filters: 3, 5, 7 or 9
+//   CHANNELS     channels that share a filter
+//   TILE_WIDTH, TILE_HEIGHT  pixels of a tile
+typedef SCALAR Scalar;
+typedef AccumulatorOf<Scalar>::type Accumulator;
+
+constexpr int kWindow = WINDOW;
+constexpr int kRadius = WINDOW / 2;
+constexpr int kQuad = 4;
+constexpr int kMargin = 4;  // columns kept left and right of a tile: the widest radius, and a whole quad
+constexpr int kStride = TILE_WIDTH + 2 * kMargin;  // of a row of a tile in shared memory
+constexpr int kThreadsAcross = TILE_WIDTH / kQuad;
+constexpr int kTaps = (WINDOW + 3) / 4 * 4;  // taps of a filter's row in shared memory, padded to whole quads
+
+// Groups of more than 8 channels are taken in parts of equal size, so that a part's sums fit into registers.
+constexpr int kParts = (CHANNELS + 7) / 8;
+constexpr int kChannels = (CHANNELS + kParts - 1) / kParts;
+
+static_assert(kRadius <= kMargin, "the margin must hold the window");
+
+template <typename T>
+struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Quad {
+  T v[kQuad];
+};
+
+#ifndef SHARED_MEMORY  // the emulator of the tests brings its own
+#define SHARED_MEMORY(name)                                     \
+  extern __shared__ __align__(16) unsigned char shared_bytes[]; \
+  Accumulator* name = reinterpret_cast<Accumulator*>(shared_bytes)
+#endif
+
+struct Image {
+  int height, width;
+  bool vectorized;  // every row of every plane starts at an address where a quad may be loaded in one piece
+
+  __device__ long long pixels() const { return (long long)height * width; }
+  __device__ bool has_row(int y) const { return (unsigned)y < (unsigned)height; }
+  __device__ bool has_column(int x) const { return (unsigned)x < (unsigned)width; }
+};
+
+__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Which tile of which image a number names, tiles of an image in row order.
+struct TilePlace {
+  int batch, y, x;
+
+  __device__ TilePlace(int tile, const Image& image, int tile_height) {
+    const int across = ceil_div(image.width, TILE_WIDTH), down = ceil_div(image.height, tile_height);
+    batch = tile / (across * down);
+    y = tile / across % down * tile_height;
+    x = tile % across * TILE_WIDTH;
+  }
+};
+
+// Pixels (y, x) to (y, x + 3) of a plane, zero outside the image. x is a multiple of kQuad.
+template <typename T>
+__device__ __forceinline__ void load_quad(Accumulator (&to)[kQuad], const T* __restrict__ plane, const Image& image,
+                                          int y, int x) {
+  const T* at = plane + (long long)y * image.width + x;
+  if (image.vectorized) {
+    Quad<T> quad = {};
+    if (image.has_row(y) && image.has_column(x)) quad = *reinterpret_cast<const Quad<T>*>(at);
+#pragma unroll
+    for (int j = 0; j < kQuad; j++) to[j] = widen(quad.v[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kQuad; j++) to[j] = image.has_row(y) && image.has_column(x + j) ? widen(at[j]) : 0;
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ void store_quad(T* __restrict__ plane, const Image& image, int y, int x,
+                                           const Accumulator (&from)[kQuad]) {
+  if (!image.has_row(y)) return;
+  T* at = plane + (long long)y * image.width + x;
+  Quad<T> quad;
+#pragma unroll
+  for (int j = 0; j < kQuad; j++) narrow(from[j], quad.v[j]);
+  if (image.vectorized) {
+    if (image.has_column(x)) *reinterpret_cast<Quad<T>*>(at) = quad;
+  } else {
+#pragma unroll
+    for (int j = 0; j < kQuad; j++)
+      if (image.has_column(x + j)) at[j] = quad.v[j];
+  }
+}
+
+// `count` planes' pixels of rows y ... y + rows - 1 and columns x ... x + kStride - 1 into tile[count][rows][kStride];
+// planes from `present` on are zero.
+__device__ __forceinline__ void load_tile(Accumulator* tile, const Scalar* __restrict__ planes, const Image& image,
+                                          int count, int present, int rows, int y, int x) {
+  constexpr int kQuads = kStride / kQuad;
+  for (int i = threadIdx.x; i < count * rows * kQuads; i += blockDim.x) {
+    const int row = i / kQuads % rows, plane = i / (kQuads * rows);
+    Quad<Accumulator> quad = {};
+    if (plane < present) load_quad(quad.v, planes + plane * image.pixels(), image, y + row, x + i % kQuads * kQuad);
+    reinterpret_cast<Quad<Accumulator>*>(tile)[i] = quad;
+  }
+}
+
+// The window of a tile's row that a quad of pixels needs: pixel j with tap t reads window[kMargin - kRadius + t + j].
+struct Window {
+  Accumulator v[kQuad + 2 * kMargin];
+
+  __device__ __forceinline__ explicit Window(const Accumulator* row) {
+#pragma unroll
+    for (int q = 0; q < 3; q++) {
+      const Quad<Accumulator> quad = reinterpret_cast<const Quad<Accumulator>*>(row)[q];
+#pragma unroll
+      for (int j = 0; j < kQuad; j++) v[q * kQuad + j] = quad.v[j];
+    }
+  }
+  __device__ __forceinline__ Accumulator at(int tap, int j) const { return v[kMargin - kRadius + tap + j]; }
+};
+
+// Row of the tile that a thread computes. The swap of neighbouring rows keeps eight threads' loads (two rows of four
+// quads, kStride apart) on different banks of shared memory.
+__device__ __forceinline__ int thread_row() {
+  const int row = threadIdx.x / kThreadsAcross;
+  return (row & ~3) | (row & 1) << 1 | (row >> 1 & 1);
+}
+__device__ __forceinline__ int thread_column() { return threadIdx.x % kThreadsAcross * kQuad; }

@@ -1,0 +1,97 @@
+"""The CUDA kernels on a CPU: their own source, compiled by g++, run thread by thread (see cuda_host.h)."""
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dlgsanet.ops.cuda_modules import KERNELS, Instance
+
+ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
+GUARD_BYTES = 8192
+
+COMPILER = shutil.which("g++")
+
+
+@functools.cache
+def build(instance: Instance) -> ctypes.CDLL:
+    """The instance as a library for this machine.
+
+    Raises:
+        RuntimeError: the source does not compile.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="dlgsanet-emulator-"))
+    library = folder / "kernels.so"
+    source = Path(__file__).parent / "kernels.cpp"
+    command = [
+        COMPILER or "g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-w", f"-I{KERNELS}", *instance.options,
+        f'-DSOURCE="{instance.source}"', str(source), "-o", str(library),
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return ctypes.CDLL(str(library))
+    finally:
+        shutil.rmtree(folder)
+
+
+class EmulatedModule:
+    """Stands in for `cuda_modules.Module`: every launch runs in this process.
+
+    Tensors are moved between guard bands of NaN for the launch, so that reading outside of one spoils the result and
+    writing outside of one is an error. The barrier on line `without_barrier` of the source is left out.
+    """
+
+    def __init__(self, instance: Instance, order: str, without_barrier: int = 0):
+        self.library = build(instance)
+        self.library.remove_barrier(without_barrier)
+        self.order = ORDERS[order]
+
+    def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: Tensor | int | None) -> None:
+        guarded = [Guarded(a) if isinstance(a, Tensor) else None for a in args]
+        values = [_value(a, g) for a, g in zip(args, guarded, strict=True)]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        run = getattr(self.library, f"emulate_{kernel}")
+        run.restype = ctypes.c_char_p
+        fault = run(
+            ctypes.c_longlong(0), ctypes.c_longlong(blocks), threads, ctypes.c_size_t(shared_bytes), self.order,
+            pointers,
+        )  # fmt: skip
+        if fault:
+            raise RuntimeError(f"{kernel}: {fault.decode()}")
+        for g in guarded:
+            if g is not None:
+                g.put_back(kernel)
+
+
+def _value(argument, guarded):
+    if guarded is not None:
+        return ctypes.c_void_p(guarded.address)
+    return ctypes.c_void_p(None) if argument is None else ctypes.c_int(argument)
+
+
+class Guarded:
+    """A copy of a tensor's memory between two bands of bytes that are NaN in every dtype."""
+
+    def __init__(self, tensor: Tensor):
+        assert tensor.is_contiguous()
+        self.tensor = tensor
+        size = tensor.numel() * tensor.element_size()
+        misalignment = tensor.data_ptr() % 64
+        self.memory = torch.full((64 + misalignment + size + 2 * GUARD_BYTES,), 0xFF, dtype=torch.uint8)
+        start = -self.memory.data_ptr() % 64 + misalignment + GUARD_BYTES
+        self.inside = self.memory[start : start + size]
+        self.inside.copy_(tensor.view(-1).view(torch.uint8))
+        self.bands = (self.memory[:start], self.memory[start + size :])
+        self.address = self.inside.data_ptr()
+
+    def put_back(self, kernel: str) -> None:
+        if any((band != 0xFF).any() for band in self.bands):
+            raise RuntimeError(f"{kernel} writes outside of a tensor {list(self.tensor.shape)}")
+        self.tensor.view(-1).view(torch.uint8).copy_(self.inside)

@@ -1,0 +1,201 @@
+// CUDA C++ on a CPU, for tests: enough of the language that the kernels' own source compiles with g++ and runs.
+//
+// Every CUDA thread is a fiber (ucontext); one block runs at a time. Threads run until they wait for others, in
+// ascending, descending or shuffled order, over poisoned shared memory, so that a missing barrier changes the results.
+// A barrier that not all threads reach is an error, and so is a write past the end of shared memory.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#define DLGSANET_EMULATED
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __restrict__ __restrict
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x = 1;
+};
+
+using std::min;
+
+namespace emulator {
+enum Wait { kNothing, kBlock, kWarp };
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(256 << 10);
+  Wait wait;
+  bool done;
+  unsigned thread;
+};
+
+inline std::vector<Fiber> fibers;
+inline Fiber* current;
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+inline unsigned block, block_size;
+inline char* shared;
+inline const char* error;
+inline char exchanged[2][64][32][8];  // [parity][warp][lane]: what a shuffle sends
+inline int parity[2048];
+inline int removed_barrier;  // the line of a barrier that threads pass by, to show that the tests catch it
+
+inline void enter() {
+  body();
+  current->done = true;
+  swapcontext(&current->context, &scheduler);
+}
+
+inline void wait_for(Wait what) {
+  current->wait = what;
+  swapcontext(&current->context, &scheduler);
+}
+
+inline void barrier(int line) {
+  if (line != removed_barrier) wait_for(kBlock);
+}
+
+// Lets go the warps, or else the block, whose threads all wait for each other. False: nothing can go on.
+inline bool release() {
+  bool any = false;
+  size_t at_block = 0;
+  for (size_t low = 0; low < block_size; low += 32) {
+    const size_t high = std::min<size_t>(block_size, low + 32);
+    size_t at_warp = 0;
+    for (size_t i = low; i < high; i++) {
+      at_warp += !fibers[i].done && fibers[i].wait == kWarp;
+      at_block += !fibers[i].done && fibers[i].wait == kBlock;
+    }
+    if (at_warp == high - low) {
+      for (size_t i = low; i < high; i++) fibers[i].wait = kNothing;
+      any = true;
+    }
+  }
+  if (!any && at_block == block_size) {
+    for (size_t i = 0; i < block_size; i++) fibers[i].wait = kNothing;
+    any = true;
+  }
+  return any;
+}
+
+enum Order { kAscending, kDescending, kShuffled };
+
+inline bool run_block(int order, unsigned& random) {
+  for (unsigned i = 0; i < block_size; i++) {
+    Fiber& fiber = fibers[i];
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, enter, 0);
+    fiber.wait = kNothing;
+    fiber.done = false;
+    fiber.thread = i;
+  }
+  std::vector<unsigned> turn(block_size);
+  for (;;) {
+    for (unsigned i = 0; i < block_size; i++) turn[i] = order == kDescending ? block_size - 1 - i : i;
+    if (order == kShuffled)
+      for (unsigned i = block_size - 1; i > 0; i--) {
+        random = random * 1664525u + 1013904223u;
+        std::swap(turn[i], turn[(random >> 8) % (i + 1)]);
+      }
+    for (unsigned i : turn) {
+      if (fibers[i].done || fibers[i].wait != kNothing) continue;
+      current = &fibers[i];
+      swapcontext(&scheduler, &current->context);
+    }
+    if (std::all_of(fibers.begin(), fibers.begin() + block_size, [](const Fiber& f) { return f.done; })) return true;
+    if (!release()) return false;
+  }
+}
+
+// Blocks first ... first + count - 1 of a launch. Answers null, or what went wrong.
+inline const char* launch(long long first, long long count, unsigned threads, size_t shared_bytes, int order,
+                          std::function<void()> kernel) {
+  constexpr size_t kGuard = 4096;
+  constexpr char kPoison = 0x7f;  // 0x7f7f7f7f is a huge float, 0x7f7f7f7f7f7f7f7f a huge double
+  if (fibers.size() < threads) fibers.resize(threads);
+  std::vector<char> memory(shared_bytes + kGuard + 128);
+  shared = (char*)(((uintptr_t)memory.data() + 127) & ~(uintptr_t)127);
+  body = std::move(kernel);
+  block_size = threads;
+  unsigned random = 12345;
+  for (long long b = first; b < first + count; b++) {
+    block = (unsigned)b;
+    std::fill(memory.begin(), memory.end(), kPoison);
+    if (!run_block(order, random)) return "threads wait at a barrier that not all of them reach";
+    const char* guard = shared + shared_bytes;
+    if (!std::all_of(guard, guard + kGuard, [](char c) { return c == kPoison; })) return "a write past shared memory";
+  }
+  return nullptr;
+}
+
+// As cuLaunchKernel: an array of pointers to the arguments' values.
+template <typename... A, size_t... I>
+inline std::function<void()> with_arguments(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+  return [=] { kernel(*(std::decay_t<A>*)arguments[I]...); };
+}
+template <typename... A>
+inline std::function<void()> with_arguments(void (*kernel)(A...), void** arguments) {
+  return with_arguments(kernel, arguments, std::index_sequence_for<A...>());
+}
+}  // namespace emulator
+
+#define threadIdx (dim3{emulator::current->thread})
+#define blockIdx (dim3{emulator::block})
+#define blockDim (dim3{emulator::block_size})
+#define __syncthreads() emulator::barrier(__LINE__)
+#define __syncwarp() emulator::wait_for(emulator::kWarp)
+#define SHARED_MEMORY(name) Accumulator* name = (Accumulator*)emulator::shared
+
+template <typename T>
+inline T __shfl_xor_sync(unsigned, T value, int mask) {
+  using namespace emulator;
+  const unsigned thread = current->thread, warp = thread / 32, lane = thread % 32;
+  auto& slots = exchanged[parity[thread] ^= 1][warp];  // two in turn, so that one wait serves for an exchange
+  memcpy(slots[lane], &value, sizeof value);
+  wait_for(kWarp);
+  T other;
+  memcpy(&other, slots[lane ^ mask], sizeof other);
+  return other;
+}
+
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+inline float half_to_float(unsigned short bits) {
+  _Float16 value;
+  memcpy(&value, &bits, 2);
+  return (float)value;
+}
+inline unsigned short float_to_half(float value) {
+  const _Float16 rounded = (_Float16)value;
+  unsigned short bits;
+  memcpy(&bits, &rounded, 2);
+  return bits;
+}
+
+extern "C" void remove_barrier(int line) { emulator::removed_barrier = line; }
+
+#define EMULATE(kernel)                                                                                               \
+  extern "C" const char* emulate_##kernel(long long first, long long count, unsigned threads, size_t shared_bytes,    \
+                                          int order, void** arguments) {                                              \
+    return emulator::launch(first, count, threads, shared_bytes, order, emulator::with_arguments(kernel, arguments)); \
+  }
