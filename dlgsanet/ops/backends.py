@@ -18,7 +18,11 @@ from types import ModuleType
 from dlgsanet.errors import UserError
 
 # Fastest first.
-BACKENDS = {"cuda": "dlgsanet.ops.cuda", "reference": "dlgsanet.ops.reference"}
+BACKENDS = {
+    "cuda": "dlgsanet.ops.cuda",
+    "native": "dlgsanet.ops.native",
+    "reference": "dlgsanet.ops.reference",
+}
 
 logger = logging.getLogger("dlgsanet")
 

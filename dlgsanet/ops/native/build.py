@@ -1,0 +1,78 @@
+"""Build the native backend's libraries, one for each instruction set, beside their sources.
+
+``python dlgsanet/ops/native/build.py`` in a source checkout, or `build` from setup.py: nothing but Python's own library
+is imported, so neither torch nor this package need be there.
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+_FLAGS = (
+    "-std=c++17 -O3 -fPIC -shared -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math "
+    "-ffp-contract=fast -Wall -Wextra -Wno-psabi -Wl,--as-needed"
+)
+# Registers of 16, 8 and 4 floats; fastest first.
+_PORTABLE = {"portable": "-DDLGSANET_LANES=4"}
+_X86_64 = {
+    "avx512": "-DDLGSANET_LANES=16 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma",
+    "avx2": "-DDLGSANET_LANES=8 -mavx2 -mfma",
+    **_PORTABLE,
+}
+
+
+def instruction_sets() -> dict[str, str]:
+    """Compiler flags of every instruction set that this kind of machine may have, fastest first."""
+    return _X86_64 if platform.machine().lower() in ("x86_64", "amd64") else _PORTABLE
+
+
+def library_name(instruction_set: str) -> str:
+    return f"_{instruction_set}.so"
+
+
+def compiler() -> list[str] | None:
+    """The C++ compiler's command: ``CXX``, or the first of the usual ones that is there."""
+    if named := os.environ.get("CXX"):
+        return shlex.split(named)
+    return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+
+
+def build(folder: Path, extra_flags: str = "") -> str | None:
+    """Compile the libraries into `folder`; those that are newer than every source stay.
+
+    Returns:
+        None, or in one line why there are none. Nothing half-written is left.
+    """
+    if sys.platform == "win32":
+        return "native CPU layers are not built: Windows' compiler lacks the vector extensions of GCC and Clang"
+    command = compiler()
+    if command is None:
+        return "native CPU layers are not built: no C++ compiler (set CXX, or install g++)"
+    sources = sorted(HERE.glob("*.cpp"))
+    newest = max(path.stat().st_mtime for path in [*sources, *HERE.glob("*.h"), Path(__file__)])
+    for name, flags in instruction_sets().items():
+        library = Path(folder, library_name(name))
+        if library.exists() and library.stat().st_mtime > newest:
+            continue
+        aside = library.with_suffix(f".{os.getpid()}.tmp")
+        call = [*command, *_FLAGS.split(), *flags.split(), *extra_flags.split(), *map(str, sources), "-o", str(aside)]
+        try:
+            subprocess.run(call, check=True, capture_output=True, text=True)
+            os.replace(aside, library)
+        except (OSError, subprocess.CalledProcessError) as error:
+            aside.unlink(missing_ok=True)
+            last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            return f"native CPU layers are not built: {shlex.join(command)} failed: {last}"
+    return None
+
+
+if __name__ == "__main__":
+    problem = build(HERE)
+    print(problem or f"native CPU layers built: {', '.join(instruction_sets())}")
+    sys.exit(problem is not None)

@@ -1,0 +1,111 @@
+// Images [B, C, H, W] in memory, worked on in tiles whose rows are copied to padded buffers and back: only these copies
+// touch a tensor's memory, so that kernels may work on whole registers.
+#pragma once
+
+#include "vector.h"
+
+namespace dlgsanet {
+
+struct Shape {
+    Index batch, channels, height, width;
+
+    Index pixels() const { return height * width; }
+};
+
+struct Tile {
+    Index image, top, bottom, left, right;
+
+    Index columns() const { return right - left; }
+};
+
+// The tiles of images: as wide as `floats_per_column` floats a column fit in the second-level cache, as high as gives
+// every thread several. How an image is tiled must not show in any pixel's value.
+class Tiling {
+public:
+    Tiling(const Shape& shape, Index floats_per_column, int threads) : shape_(shape) {
+        const Index fitting = std::max<Index>(64, cache_floats / floats_per_column);
+        const Index across = (shape.width + fitting - 1) / fitting;
+        tile_width_ = round_up((shape.width + across - 1) / across, 16);
+        columns_ = (shape.width + tile_width_ - 1) / tile_width_;
+        const Index others = shape.batch * columns_;
+        const Index wanted = (4 * threads + others - 1) / others;
+        const Index most = std::max<Index>(1, shape.height / least_rows);
+        const Index down = std::max(std::min(wanted, most), (shape.height + most_rows - 1) / most_rows);
+        tile_height_ = (shape.height + down - 1) / down;
+        rows_ = (shape.height + tile_height_ - 1) / tile_height_;
+    }
+
+    Index count() const { return shape_.batch * rows_ * columns_; }
+    Index width() const { return std::min(tile_width_, shape_.width); }
+
+    Tile operator[](Index n) const {
+        const Index top = n / columns_ % rows_ * tile_height_, left = n % columns_ * tile_width_;
+        return {n / (columns_ * rows_), top, std::min(top + tile_height_, shape_.height), left,
+                std::min(left + tile_width_, shape_.width)};
+    }
+
+private:
+    static constexpr Index cache_floats = 100 * 1024;
+    static constexpr Index least_rows = 16, most_rows = 64;
+
+    Shape shape_;
+    Index tile_width_, tile_height_, columns_, rows_;
+};
+
+// A part of one image's row: columns [left, right) of row y in every channel.
+struct Strip {
+    const Shape& shape;
+    Index image, y, left, right;
+
+    Index at(Index channel) const {
+        return (image * shape.channels + channel) * shape.pixels() + y * shape.width + left;
+    }
+
+    void read(const float* tensor, Rows to) const {
+        for (Index c = 0; c < shape.channels; c++)
+            std::memcpy(to.row(c), tensor + at(c), sizeof(float) * (right - left));
+    }
+
+    void write(Rows from, float* tensor) const {
+        for (Index c = 0; c < shape.channels; c++)
+            std::memcpy(tensor + at(c), from.row(c), sizeof(float) * (right - left));
+    }
+
+    // residual + from: the end of a residual layer.
+    void write_sum(Rows from, const float* residual, float* tensor) const {
+        for (Index c = 0; c < shape.channels; c++)
+            for (Index x = 0; x < right - left; x++) tensor[at(c) + x] = residual[at(c) + x] + from.row(c)[x];
+    }
+};
+
+// The last `count` rows of a feature that is made row by row, for a convolution that follows. Around a tile's columns
+// there are `margin` more at both sides.
+class RowRing {
+public:
+    template <class Arena>
+    RowRing(Arena& arena, Index channels, Index width, Index count, Index margin)
+        : channels(channels), count_(count), margin_(round_up(margin, 16)),
+          all_(arena.rows(channels * count, 2 * margin_ + round_up(width, 16) + 16)) {}
+
+    const Index channels;
+
+    // Column 0 of a tile; y from -count up.
+    Rows operator[](Index y) const { return all_.below((y + count_) % count_ * channels).at(margin_); }
+
+    void clear(Index y) const { clear_around(y, 0, 0); }
+
+    // Zero all columns but [from, to).
+    void clear_around(Index y, Index from, Index to) const {
+        const Rows rows = (*this)[y];
+        for (Index c = 0; c < channels; c++) {
+            std::fill(rows.row(c) - margin_, rows.row(c) + from, 0.f);
+            std::fill(rows.row(c) + to, rows.row(c) + rows.pitch - margin_, 0.f);
+        }
+    }
+
+private:
+    Index count_, margin_;
+    Rows all_;
+};
+
+}  // namespace dlgsanet

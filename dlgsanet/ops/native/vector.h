@@ -1,0 +1,44 @@
+// One SIMD register of floats, by the compilers' vector extension: the same source serves every instruction set.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+
+#define DLGSANET_API extern "C" __attribute__((visibility("default")))
+
+namespace dlgsanet {
+
+using Index = std::ptrdiff_t;
+
+constexpr int lanes = DLGSANET_LANES;
+// Registers that a matrix product's block may fill: AVX-512 has 32, AVX2 and SSE 16.
+constexpr bool many_registers = lanes == 16;
+
+typedef float vec __attribute__((vector_size(4 * lanes)));
+typedef float vec_in_memory __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
+
+inline vec load(const float* p) { return *reinterpret_cast<const vec_in_memory*>(p); }
+inline void store(float* p, vec v) { *reinterpret_cast<vec_in_memory*>(p) = v; }
+inline vec fill(float value) { return vec{} + value; }
+
+inline Index round_up(Index n, Index step) { return (n + step - 1) / step * step; }
+
+// Floats from one row of a buffer to the next. An odd number of cache lines, so that a column of rows spreads over
+// all sets of the cache.
+inline Index pitch_of(Index width) {
+    const Index lines = round_up(width, 16) / 16;
+    return 16 * (lines | 1);
+}
+
+// A matrix in scratch memory, most often channels by columns of pixels.
+struct Rows {
+    float* start;
+    Index pitch;
+
+    float* row(Index n) const { return start + n * pitch; }
+    Rows at(Index column) const { return {start + column, pitch}; }
+    Rows below(Index n) const { return {row(n), pitch}; }
+};
+
+}  // namespace dlgsanet
