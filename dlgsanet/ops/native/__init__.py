@@ -36,9 +36,12 @@ def instruction_set() -> str:
 
 
 @functools.cache
-def _library(name: str) -> ctypes.CDLL | None:
-    path = Path(__file__).with_name(library_name(name))
-    return ctypes.CDLL(str(path)) if path.exists() else None
+def _load(name: str) -> ctypes.CDLL:
+    return ctypes.CDLL(str(_path(name)))
+
+
+def _path(name: str) -> Path:
+    return Path(__file__).with_name(library_name(name))
 
 
 def why_not(operation: str, *args) -> str | None:
@@ -52,14 +55,14 @@ def why_not(operation: str, *args) -> str | None:
         return "the tensors are not plain ones"
     if tensors[0].numel() == 0:
         return "the tensors are empty"
-    if _library(instruction_set()) is None:
+    if not _path(instruction_set()).exists():
         return "its library is not built (python dlgsanet/ops/native/build.py, with a C++ compiler)"
     return None
 
 
 def _call(function: str, tensors: tuple[Tensor, ...], sizes: tuple[int, ...]) -> None:
     """Call ``dlgsanet_<function>(tensors' memory..., sizes..., threads)``."""
-    entry = getattr(_library(instruction_set()), f"dlgsanet_{function}")
+    entry = getattr(_load(instruction_set()), f"dlgsanet_{function}")
     entry.restype = ctypes.c_bool
     threads = 1 if _forked else torch.get_num_threads()
     memory = [ctypes.c_void_p(t.data_ptr()) for t in tensors]
@@ -81,7 +84,7 @@ def fused_dynamic_depthwise_conv_backward(
     grad = grad.contiguous()
     sizes = _sizes(x, z, weight, window_size)
     batch, _, inputs, groups, _, height, _ = sizes
-    measure = _library(instruction_set()).dlgsanet_fused_dynamic_depthwise_conv_backward_work
+    measure = _load(instruction_set()).dlgsanet_fused_dynamic_depthwise_conv_backward_work
     measure.restype = ctypes.c_ssize_t
     work = torch.zeros(measure(*map(ctypes.c_ssize_t, (batch, inputs, groups, window_size, height))))
     transposed = weight.view(groups, -1, inputs).transpose(1, 2).contiguous()

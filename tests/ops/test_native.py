@@ -1,0 +1,153 @@
+"""The compiled layers: random shapes against the float64 reference, on every instruction set that this machine has."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlgsanet.ops import native, reference
+from dlgsanet.ops.native import build
+
+TOLERANCE = 2e-6  # of the output's range
+# Ordered as torch orders them: a machine that has one has those after it.
+_WORDS = {"AVX512": "avx512", "AVX2": "avx2"}
+_ALL = list(build.instruction_sets())
+AVAILABLE = _ALL[_ALL.index(_WORDS.get(torch.backends.cpu.get_cpu_capability(), "portable")) :]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built():
+    if problem := build.build(build.HERE):
+        pytest.skip(problem)
+
+
+@pytest.fixture(params=AVAILABLE)
+def instruction_set(request, monkeypatch) -> str:
+    monkeypatch.setattr(native, "instruction_set", lambda: request.param)
+    return request.param
+
+
+def _random(seed: int):
+    """A function that makes random tensors of the shapes it is given, the same ones for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(shape, generator=generator)
+
+
+def _in_float64(args):
+    return [a.double() if isinstance(a, torch.Tensor) else a for a in args]
+
+
+def _assert_follows_reference(operation: str, args) -> None:
+    """The native result lies within TOLERANCE of the float64 reference, and is native."""
+    assert native.why_not(operation, *args) is None
+    got = getattr(native, operation)(*args)
+    want = getattr(reference, operation)(*_in_float64(args))
+    assert got.shape == want.shape
+    assert (got - want).abs().max() <= TOLERANCE * want.abs().max()
+
+
+# Calls of random shapes
+
+
+@st.composite
+def sizes(draw) -> tuple[int, int, int]:
+    """B, H, W: single pixels, odd ones, and widths beyond a tile's."""
+    return draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 80) | st.integers(300, 340))
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    size: tuple[int, int, int]
+    channels: int
+    half: int
+    seed: int
+
+    def arguments(self) -> tuple:
+        random, (batch, height, width), c, h = _random(self.seed), self.size, self.channels, self.half
+        return (
+            random(batch, c, height, width),
+            random(c),
+            random(c),
+            random(2 * h, c, 1, 1) / c**0.5,
+            random(2 * h, 1, 3, 3) / 3,
+            random(c, h, 1, 1) / h**0.5,
+        )
+
+
+@dataclass(frozen=True)
+class Convolution:
+    size: tuple[int, int, int]
+    groups: int
+    share: int
+    inputs: int
+    window_size: int
+    with_bias: bool
+    seed: int
+
+    def arguments(self) -> tuple:
+        random, (batch, height, width) = _random(self.seed), self.size
+        outputs = self.groups * self.window_size**2
+        return (
+            random(batch, self.groups * self.share, height, width),
+            random(batch, self.inputs, height, width),
+            random(outputs, self.inputs),
+            random(outputs) if self.with_bias else None,
+            self.window_size,
+        )
+
+
+SEEDS = st.integers(0, 10**6)
+FEED_FORWARDS = st.builds(FeedForward, sizes(), st.integers(1, 50), st.integers(1, 50), SEEDS)
+CONVOLUTIONS = st.builds(
+    Convolution,
+    sizes(),
+    groups=st.integers(1, 5),
+    share=st.integers(1, 15),
+    inputs=st.integers(1, 25),
+    window_size=st.sampled_from([1, 3, 5, 7, 9, 11]),
+    with_bias=st.booleans(),
+    seed=SEEDS,
+)
+
+
+def on_random_shapes(calls, examples: int):
+    """Run a test on random calls: `examples` of them, each on every instruction set."""
+
+    def decorate(test):
+        @settings(max_examples=examples, deadline=None, derandomize=True)
+        @given(calls)
+        def run(call):
+            for name in AVAILABLE:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(native, "instruction_set", lambda name=name: name)
+                    test(call.arguments())
+
+        return run
+
+    return decorate
+
+
+@on_random_shapes(FEED_FORWARDS, 5)
+def test_feed_forward_follows_the_reference(args):
+    _assert_follows_reference("gated_feed_forward", args)
+
+
+@on_random_shapes(CONVOLUTIONS, 5)
+def test_dynamic_convolution_follows_the_reference(args):
+    _assert_follows_reference("fused_dynamic_depthwise_conv", args)
+
+
+@on_random_shapes(CONVOLUTIONS, 5)
+def test_gradients_follow_the_reference(args):
+    x, *_ = args
+    args = (torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), *args)
+    got = native.fused_dynamic_depthwise_conv_backward(*args)
+    want = reference.fused_dynamic_depthwise_conv_backward(*_in_float64(args))
+    # Sums over all pixels may cancel: their error is a share of what was added, whatever its sign.
+    magnitudes = [a.abs() if isinstance(a, torch.Tensor) else a for a in _in_float64(args)]
+    added = reference.fused_dynamic_depthwise_conv_backward(*magnitudes)
+    for g, w, a in zip(got, want, added, strict=True):
+        assert g.shape == w.shape
+        assert ((g - w).abs() <= TOLERANCE * a).all()
