@@ -1,0 +1,123 @@
+"""The option files that the repository offers: right, runnable, and alike in all they do not mean to differ in."""
+
+import re
+
+import pytest
+import torch
+
+from dlgsanet.options.read import check_options, load_yaml
+from tests.conftest import REPOSITORY
+
+FILES = sorted(REPOSITORY.glob("options/*/*.yml"))
+TRAIN = [path for path in FILES if path.parent.name == "train"]
+SISR = re.compile(
+    r"(?P<phase>train|test)_SISR_(?P<data>\w+?)_(?P<size>Tiny|Light|Large)_(?P<code>\d+C\dG\dB)(?P<topk>_topk)?"
+    r"_DLGSANet_SRx(?P<scale>\d)(?P<rest>\w*)"
+)
+CODES = {"Tiny": "48C3G3B", "Light": "48C4G3B", "Large": "90C6G4B"}
+TLC_KERNEL = {2: 96, 3: 72, 4: 48}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_files_pass_the_check(path):
+    check_options(load_yaml(path), path.parent.name == "train", path)
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=lambda path: path.stem)
+def test_a_network_is_built_and_trained_for_a_step(path):
+    from basicsr.archs import build_network
+    from basicsr.losses import build_loss
+
+    options = load_yaml(path)
+    torch.manual_seed(0)
+    network = build_network(options["network_g"])
+    lq = torch.rand(2, 3, 5, 6)
+    output = network(lq)
+    assert output.shape == (2, 3, 5 * options["scale"], 6 * options["scale"])
+    optim = dict(options["train"]["optim_g"])
+    optimizer = getattr(torch.optim, optim.pop("type"))(network.parameters(), **optim)
+    target = torch.rand_like(output)
+    before = build_loss(options["train"]["pixel_opt"])(output, target)
+    before.backward()
+    optimizer.step()
+    assert all(p.grad is not None for p in network.parameters())
+    assert build_loss(options["train"]["pixel_opt"])(network(lq), target) < before
+
+
+def expected(path) -> dict:
+    """What a file must say that the others need not, from its name."""
+    name = SISR.fullmatch(path.stem).groupdict()
+    scale = int(name["scale"])
+    dim, groups, blocks = (int(n) for n in re.findall(r"\d+", CODES[name["size"]]))
+    network = {"dim": dim, "groups": groups, "blocks": blocks, "upscale": scale, "tlc_kernel": TLC_KERNEL[scale]}
+    if name["topk"]:
+        network |= {"activation": "topk", "topk_ratio": 0.5}
+    assert name["code"] == CODES[name["size"]]
+    return {"name": path.stem, "scale": scale, "network_g": network}
+
+
+def without(options: dict, *paths: str) -> dict:
+    for path in paths:
+        *sections, key = path.split(".")
+        section = options
+        for part in sections:
+            section = section[part]
+        section.pop(key, None)
+    return options
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if SISR.fullmatch(p.stem)], ids=lambda path: path.stem)
+def test_a_file_says_what_its_name_says(path):
+    options, wanted = load_yaml(path), expected(path)
+    assert options["name"] == wanted["name"]
+    assert options["scale"] == wanted["scale"]
+    assert options["network_g"].items() >= wanted["network_g"].items()
+    for dataset in options["datasets"].values():
+        assert str(wanted["scale"]) in dataset["dataroot_lq"].rsplit("X", 1)[1]
+    for metric in options["val"]["metrics"].values():
+        assert metric["crop_border"] == wanted["scale"]
+        assert metric["test_y_channel"] is True
+    if "train" in options:
+        patch = int(re.search(r"img_size_(\d+)", path.stem)[1])
+        assert options["datasets"]["train"]["gt_size"] == patch * wanted["scale"]
+
+
+@pytest.mark.parametrize("phase", ["train", "test"])
+def test_files_agree_in_all_that_they_do_not_mean_to_differ_in(phase):
+    """Scale, size and selection aside, the files of the paper's recipe are one file."""
+
+    def common(path):
+        options = without(load_yaml(path), "name", "scale", "path.pretrain_network_g")
+        network = ("dim", "groups", "blocks", "upscale", "tlc_kernel", "activation", "topk_ratio")
+        without(options, *(f"network_g.{key}" for key in network))
+        without(options, "val.metrics.psnr.crop_border", "val.metrics.ssim.crop_border")
+        for dataset in options["datasets"].values():
+            without(dataset, "gt_size")
+            dataset["dataroot_lq"] = re.sub(r"X\d$", "", dataset["dataroot_lq"])
+            dataset["filename_tmpl"] = re.sub(r"x\d$", "", dataset["filename_tmpl"])
+        return options
+
+    paths = [p for p in FILES if p.stem.startswith(f"{phase}_SISR_ClassicDIV2K_") and "_LMDB_" not in p.stem]
+    assert len(paths) == 12
+    first = common(paths[0])
+    for path in paths[1:]:
+        assert common(path) == first, path.name
+
+
+def test_the_lmdb_file_differs_in_where_it_reads_alone():
+    plain = load_yaml(next(p for p in TRAIN if "DIV2K_Tiny_48C3G3B_DLGSANet_SRx2" in p.stem))
+    lmdb = load_yaml(next(p for p in TRAIN if "_LMDB_" in p.stem))
+    assert lmdb["datasets"]["train"]["io_backend"] == {"type": "lmdb"}
+    for options in (plain, lmdb):
+        without(options, "name", *(f"datasets.train.{k}" for k in ("dataroot_gt", "dataroot_lq", "filename_tmpl")))
+        without(options, "datasets.train.io_backend")
+    assert plain == lmdb
+
+
+def test_the_published_recipe():
+    train = load_yaml(next(p for p in TRAIN if "Large_90C6G4B_DLGSANet_SRx4" in p.stem))
+    assert train["datasets"]["train"]["batch_size_per_gpu"] * train["num_gpu"] == 16
+    assert train["train"]["total_iter"] == 500_000
+    assert train["train"]["scheduler"]["milestones"] == [250_000, 400_000, 450_000, 475_000]
+    assert train["train"]["optim_g"] == {"type": "Adam", "lr": 5e-4, "weight_decay": 0, "betas": [0.9, 0.99]}
+    assert train["train"]["ema_decay"] == 0.999

@@ -1,0 +1,153 @@
+"""Option files as users write them: every fault named at once, with what is allowed and the nearest name."""
+
+import argparse
+
+import pytest
+import yaml
+
+from dlgsanet.errors import UserError
+from dlgsanet.options import add_arguments, read_options
+from dlgsanet.options.read import load_yaml
+from tests.conftest import REPOSITORY
+
+TRAIN = REPOSITORY / "options/train/train_SISR_ClassicDIV2K_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_48_lr5e_4.yml"
+
+
+@pytest.fixture
+def options(tmp_path, monkeypatch):
+    """The Tiny x2 options with data roots that exist."""
+    monkeypatch.chdir(tmp_path)
+    options = load_yaml(TRAIN)
+    for dataset in options["datasets"].values():
+        for key in ("dataroot_gt", "dataroot_lq"):
+            (tmp_path / dataset[key]).mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def read(options, *arguments):
+    """Read the options as the training command does."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with open("file.yml", "w") as file:
+        yaml.safe_dump(options, file)
+    return read_options(parser.parse_args(["-opt", "file.yml", *arguments]), is_train=True)
+
+
+def faults(options, *arguments) -> str:
+    with pytest.raises(UserError) as error:
+        read(options, *arguments)
+    return str(error.value)
+
+
+def test_options_are_completed_for_basicsr(options, tmp_path):
+    read_back = read(options)
+    assert read_back["is_train"] is True
+    assert (read_back["rank"], read_back["world_size"], read_back["dist"]) == (0, 1, False)
+    assert read_back["datasets"]["train"]["phase"] == "train"
+    assert read_back["datasets"]["val"]["scale"] == 2
+    root = tmp_path / "experiments" / options["name"]
+    assert read_back["path"]["models"] == str(root / "models")
+
+
+def test_every_fault_is_named_in_one_message(options):
+    options["network_g"]["actvation"] = options["network_g"].pop("activation")
+    options["network_g"]["dim"] = "48"
+    options["datasets"]["train"]["use_hflp"] = True
+    options["train"]["optim_g"]["lr"] = "5e-4"
+    options["train"]["scheduler"]["type"] = "MultistepLR"
+    options["val"]["metrics"]["psnr"]["test_y_chanel"] = True
+    options["loger"] = options.pop("logger")
+    options["path"]["strict_load"] = True
+    message = faults(options)
+    for text in (
+        "network_g.actvation: unknown option; did you mean activation?",
+        "datasets.train.use_hflp: unknown option; did you mean use_hflip?",
+        "train.optim_g.lr: '5e-4' is not a number",
+        "train.scheduler.type: 'MultistepLR' is not allowed; did you mean MultiStepLR?",
+        "val.metrics.psnr.test_y_chanel: unknown option; did you mean test_y_channel?",
+        "loger: unknown option; did you mean logger?",
+        "logger: is missing",
+        "path.strict_load: unknown option; did you mean strict_load_g?",
+    ):
+        assert text in message
+    assert message.splitlines()[0] == f"file.yml has {len(message.splitlines()) - 1} faults:"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("network_g", "dim", 50, "network_g.dim is 50"),
+        ("network_g", "upscale", 3, "network_g.upscale: is 3, but scale is 2"),
+        ("network_g", "type", "DLGSANett", "did you mean DLGSANet?"),
+        ("train", "ema_decay", 1.5, "train.ema_decay: 1.5 is out of range"),
+        ("train", "total_iter", 0, "train.total_iter: 0 is out of range"),
+        ("train", "pixel_opt", None, "train: names no loss"),
+        ("val", "val_freq", 2.5, "val.val_freq: 2.5 is not a whole number"),
+        ("logger", "use_tb_logger", "yes", "logger.use_tb_logger: 'yes' is neither true nor false"),
+    ],
+)
+def test_impossible_values(options, section, key, value, expected):
+    options[section][key] = value
+    assert expected in faults(options)
+
+
+def test_a_missing_data_root_is_named(options):
+    options["datasets"]["train"]["dataroot_gt"] = "datasets/DIV2X/HR"
+    message = faults(options)
+    assert "datasets.train.dataroot_gt" in message
+    assert "datasets/DIV2X/HR" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_missing_weight_file_is_named(options):
+    options["path"]["pretrain_network_g"] = "weights/none.pth"
+    assert "path.pretrain_network_g: there is no file weights/none.pth" in faults(options)
+
+
+def test_data_roots_change_without_editing(options, tmp_path):
+    (tmp_path / "datasets").rename(tmp_path / "elsewhere")
+    read_back = read(options, "--data_root", str(tmp_path / "elsewhere"))
+    assert read_back["datasets"]["train"]["dataroot_gt"] == str(tmp_path / "elsewhere/DIV2K/HR")
+
+
+def test_force_yml_sets_values_as_yaml_reads_them(options):
+    read_back = read(
+        options, "--force_yml", "train:ema_decay=0.9", "datasets:train:use_rot=false", "path:resume_state=~"
+    )
+    assert read_back["train"]["ema_decay"] == 0.9
+    assert read_back["datasets"]["train"]["use_rot"] is False
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("train:ema_dcay=0.9", "train.ema_dcay: unknown option; did you mean ema_decay?"),
+        ("trian:ema_decay=0.9", "the option file has no section trian"),
+        ("train:ema_decay", "write KEY:KEY=VALUE"),
+        ("train:total_iter=__import__('os').getpid()", "is not a whole number"),
+    ],
+)
+def test_force_yml_is_checked_too_and_runs_nothing(options, assignment, expected):
+    assert expected in faults(options, "--force_yml", assignment)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"name: [", "is not valid YAML"),
+        (b"name: a\nname: b\n", "'name' stands more than once"),
+        (b"- a list\n", "holds no options"),
+        (b"\xff\xfe\x00", "is not a text file"),
+        (b"a: !!python/object/apply:os.getpid []\n", "is not valid YAML"),
+    ],
+)
+def test_unreadable_files(tmp_path, content, expected):
+    path = tmp_path / "broken.yml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        load_yaml(path)
+
+
+def test_a_missing_file():
+    with pytest.raises(UserError, match=r"none.yml: cannot be read"):
+        load_yaml("none.yml")
