@@ -21,6 +21,7 @@ from dlgsanet.errors import UserError
 BACKENDS = {
     "cuda": "dlgsanet.ops.cuda",
     "native": "dlgsanet.ops.native",
+    "torch": "dlgsanet.ops.strips",
     "reference": "dlgsanet.ops.reference",
 }
 

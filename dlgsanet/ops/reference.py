@@ -21,7 +21,7 @@ LAYER_NORM_EPS = 1e-5
 # ICLR 2022), as in MHDLSA, DLGSANet section 3.2.
 
 
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -37,7 +37,7 @@ def _taps(x: Tensor, groups: int, window_size: int) -> Iterator[Tensor]:
 
 def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
     groups, window_size = filters.shape[1:3]
-    dtype = _accumulation_dtype(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
     taps = filters.to(dtype).flatten(2, 3).unsqueeze(3)  # [B, G, K * K, 1, H, W]
     out = x.new_zeros(x.shape, dtype=dtype).unflatten(1, (groups, -1))
     for t, shifted in enumerate(_taps(x.to(dtype), groups, window_size)):
@@ -50,7 +50,7 @@ def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) ->
     groups, window_size = filters.shape[1:3]
     height, width = x.shape[2:]
     r = window_size // 2
-    dtype = _accumulation_dtype(x.dtype)
+    dtype = accumulation_dtype(x.dtype)
     grad = grad.to(dtype).unflatten(1, (groups, -1))
     taps = filters.to(dtype).flatten(2, 3).unsqueeze(3)
     grad_padded = F.pad(torch.zeros_like(grad), (r, r, r, r))
@@ -64,8 +64,8 @@ def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) ->
     return grad_x.to(x.dtype), grad_filters.to(filters.dtype)
 
 
-def _form_filters(z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
-    dtype = _accumulation_dtype(z.dtype)
+def form_filters(z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+    dtype = accumulation_dtype(z.dtype)
     filters = torch.einsum("od,bdhw->bohw", weight.to(dtype), z.to(dtype))
     if bias is not None:
         filters = filters + bias.to(dtype)[:, None, None]
@@ -73,8 +73,8 @@ def _form_filters(z: Tensor, weight: Tensor, bias: Tensor | None, window_size: i
 
 
 def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
-    dtype = _accumulation_dtype(x.dtype)
-    filters = _form_filters(z.to(dtype), weight, bias, window_size)
+    dtype = accumulation_dtype(x.dtype)
+    filters = form_filters(z.to(dtype), weight, bias, window_size)
     return dynamic_depthwise_conv(x.to(dtype), filters).to(x.dtype)
 
 
@@ -82,8 +82,8 @@ def fused_dynamic_depthwise_conv_backward(
     grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to x, z, weight and bias (without a bias: of the bias that was not added)."""
-    dtype = _accumulation_dtype(x.dtype)
-    filters = _form_filters(z.to(dtype), weight, bias, window_size)
+    dtype = accumulation_dtype(x.dtype)
+    filters = form_filters(z.to(dtype), weight, bias, window_size)
     grad_x, grad_filters = dynamic_depthwise_conv_backward(grad.to(dtype), x.to(dtype), filters)
     grad_filters = grad_filters.flatten(1, 3)  # [B, G * K * K, H, W]
     grad_z = torch.einsum("od,bohw->bdhw", weight.to(dtype), grad_filters)

@@ -1,0 +1,32 @@
+"""The layers for CPUs in PyTorch alone: strips of rows whose hidden tensors stay in the cache and are never whole.
+
+Any float dtype, batch, size and window size. Peak memory grows with the features of the image, not with the hidden
+ones: the filters (G * K * K a pixel), the feed-forward network's two halves, the windows of TLC.
+"""
+
+from torch import Tensor
+
+from dlgsanet.ops.strips.dynamic_conv import (
+    dynamic_depthwise_conv,
+    dynamic_depthwise_conv_backward,
+    fused_dynamic_depthwise_conv,
+    fused_dynamic_depthwise_conv_backward,
+)
+
+__all__ = [
+    "dynamic_depthwise_conv",
+    "dynamic_depthwise_conv_backward",
+    "fused_dynamic_depthwise_conv",
+    "fused_dynamic_depthwise_conv_backward",
+    "why_not",
+]
+
+
+def why_not(operation: str, *args) -> str | None:
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    devices = {t.device.type for t in tensors}
+    if devices != {"cpu"}:
+        return f"the tensors are on {', '.join(sorted(devices))}"
+    if tensors[0].numel() == 0:
+        return "the tensors are empty"
+    return None

@@ -1,0 +1,159 @@
+"""The dynamic depth-wise convolution and its gradients, in strips of rows.
+
+The filters of a strip are formed by one matrix product and used at once, a multiply-add of the shifted strip for each
+tap; backward forms them again. In the reference each of these is a tensor of G * K * K channels.
+
+Axes as in `dlgsanet.ops.reference`; n pixels of a strip.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from dlgsanet.ops.reference import accumulation_dtype
+
+# The filters of a strip: 4 MB in float32, which stay in a processor's last level of cache.
+FILTERS_IN_STRIP = 1 << 20
+# Elements that PyTorch gives a thread at the least: a smaller strip would leave threads without work.
+ELEMENTS_PER_THREAD = 1 << 15
+
+
+def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
+    dtype = accumulation_dtype(x.dtype)
+    groups, window_size = filters.shape[1:3]
+    padded = _pad(x, groups, window_size, dtype)
+    out = _new_zeros(x, groups, dtype)
+    for images, rows in _strips(x, groups, window_size):
+        strip = filters[images, ..., rows, :].to(dtype)
+        _filter(out[images, ..., rows, :], _with_border(padded, images, rows, window_size), strip)
+    return out.flatten(1, 2).to(x.dtype)
+
+
+def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(x.dtype)
+    groups, window_size = filters.shape[1:3]
+    padded, grad_padded = _pad(x, groups, window_size, dtype), _pad(torch.zeros_like(x), groups, window_size, dtype)
+    grad = grad.to(dtype).unflatten(1, (groups, -1))
+    grad_filters = torch.empty(filters.shape, dtype=filters.dtype)
+    for images, rows in _strips(x, groups, window_size):
+        strip, grad_strip = filters[images, ..., rows, :].to(dtype), grad[images, ..., rows, :]
+        _scatter(_with_border(grad_padded, images, rows, window_size), grad_strip, strip)
+        taps = torch.empty(strip.shape, dtype=dtype)
+        _correlate(taps, _with_border(padded, images, rows, window_size), grad_strip)
+        grad_filters[images, ..., rows, :] = taps
+    return _unpad(grad_padded, window_size).to(x.dtype), grad_filters
+
+
+def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+    dtype = accumulation_dtype(x.dtype)
+    groups = weight.shape[0] // window_size**2
+    weight, bias = weight.to(dtype), _column(weight, bias, dtype)
+    padded = _pad(x, groups, window_size, dtype)
+    out = _new_zeros(x, groups, dtype)
+    for images, rows in _strips(x, groups, window_size):
+        filters = _form(z[images, :, rows].to(dtype), weight, bias, window_size)
+        _filter(out[images, ..., rows, :], _with_border(padded, images, rows, window_size), filters)
+    return out.flatten(1, 2).to(x.dtype)
+
+
+def fused_dynamic_depthwise_conv_backward(
+    grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = accumulation_dtype(x.dtype)
+    groups = weight.shape[0] // window_size**2
+    matrix, column = weight.to(dtype), _column(weight, bias, dtype)
+    padded, grad_padded = _pad(x, groups, window_size, dtype), _pad(torch.zeros_like(x), groups, window_size, dtype)
+    grad = grad.to(dtype).unflatten(1, (groups, -1))
+    grad_z = torch.empty(z.shape, dtype=z.dtype)
+    grad_matrix, grad_column = torch.zeros_like(matrix), torch.zeros_like(column)
+    for images, rows in _strips(x, groups, window_size):
+        strip, grad_strip = z[images, :, rows].to(dtype), grad[images, ..., rows, :]
+        filters = _form(strip, matrix, column, window_size)
+        _scatter(_with_border(grad_padded, images, rows, window_size), grad_strip, filters)
+        grad_filters = filters  # formed again in its place
+        _correlate(grad_filters, _with_border(padded, images, rows, window_size), grad_strip)
+        grad_filters = grad_filters.flatten(4).flatten(1, 3)  # [b, G * K * K, n]
+        transposed = matrix.t().expand(len(strip), -1, -1)
+        grad_z[images, :, rows] = torch.bmm(transposed, grad_filters).view(strip.shape)
+        grad_matrix += torch.bmm(grad_filters, strip.flatten(2).transpose(1, 2)).sum(0)
+        grad_column += grad_filters.sum((0, 2)).unsqueeze(1)
+    grad_bias = grad_column.squeeze(1).to(weight.dtype if bias is None else bias.dtype)
+    return _unpad(grad_padded, window_size).to(x.dtype), grad_z, grad_matrix.to(weight.dtype), grad_bias
+
+
+def _strips(x: Tensor, groups: int, window_size: int) -> Iterator[tuple[slice, slice]]:
+    """Yield (images, rows) of the strips that cover the batch: rows of one image, or whole images if they are small."""
+    batch, channels, height, width = x.shape
+    pixels = max(
+        FILTERS_IN_STRIP // (groups * window_size**2), ELEMENTS_PER_THREAD * torch.get_num_threads() // channels
+    )
+    rows = min(height, max(1, pixels // width))
+    images = max(1, pixels // (height * width))
+    for b in range(0, batch, images):
+        for y in range(0, height, rows):
+            yield slice(b, min(b + images, batch)), slice(y, min(y + rows, height))
+
+
+def _pad(x: Tensor, groups: int, window_size: int, dtype: torch.dtype) -> Tensor:
+    """[B, C, H, W] -> [B, G, C // G, H + K - 1, W + K - 1] with zeros around, planar."""
+    batch, channels, height, width = x.shape
+    border = window_size - 1
+    padded = torch.zeros(batch, groups, channels // groups, height + border, width + border, dtype=dtype)
+    r = window_size // 2
+    padded[..., r : r + height, r : r + width] = x.unflatten(1, (groups, -1))
+    return padded
+
+
+def _unpad(padded: Tensor, window_size: int) -> Tensor:
+    r = window_size // 2
+    height, width = padded.shape[-2] - 2 * r, padded.shape[-1] - 2 * r
+    return padded[..., r : r + height, r : r + width].flatten(1, 2)
+
+
+def _new_zeros(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(x.shape, dtype=dtype).unflatten(1, (groups, -1))
+
+
+def _column(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The bias as [G * K * K, 1]."""
+    return (torch.zeros(weight.shape[0]) if bias is None else bias).to(dtype).unsqueeze(1)
+
+
+def _with_border(padded: Tensor, images: slice, rows: slice, window_size: int) -> Tensor:
+    """What the windows of a strip's pixels see of a padded image."""
+    return padded[images, ..., rows.start : rows.stop + window_size - 1, :]
+
+
+def _form(z: Tensor, weight: Tensor, bias: Tensor, window_size: int) -> Tensor:
+    """Filters [b, G, K, K, rows, W] from z [b, D, rows, W]."""
+    matrix = weight.expand(len(z), -1, -1)
+    filters = torch.baddbmm(bias.unsqueeze(0), matrix, z.flatten(2))
+    return filters.view(len(z), -1, window_size, window_size, *z.shape[2:])
+
+
+def _filter(out: Tensor, padded: Tensor, filters: Tensor) -> None:
+    """Add to out [b, G, C // G, rows, W] the sum over taps of filter times shifted image."""
+    height, width = out.shape[-2:]
+    for i, j in product(range(filters.shape[2]), repeat=2):
+        out.addcmul_(padded[..., i : i + height, j : j + width], filters[:, :, i, j].unsqueeze(2))
+
+
+def _scatter(grad_padded: Tensor, grad: Tensor, filters: Tensor) -> None:
+    """The transpose of `_filter`: add to the padded image's gradient."""
+    height, width = grad.shape[-2:]
+    for i, j in product(range(filters.shape[2]), repeat=2):
+        grad_padded[..., i : i + height, j : j + width].addcmul_(grad, filters[:, :, i, j].unsqueeze(2))
+
+
+def _correlate(grad_filters: Tensor, padded: Tensor, grad: Tensor) -> None:
+    """Fill [b, G, K, K, rows, W] with the sum over a group's channels of gradient times shifted image."""
+    height, width = grad.shape[-2:]
+    shifted = padded.unfold(3, height, 1).unfold(4, width, 1)  # a view: [b, G, C // G, K, K, rows, W]
+    for c in range(grad.shape[2]):
+        factors = shifted[:, :, c], grad[:, :, c, None, None]
+        if c == 0:
+            torch.mul(*factors, out=grad_filters)
+        else:
+            grad_filters.addcmul_(*factors)

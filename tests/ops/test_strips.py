@@ -1,0 +1,91 @@
+"""The layers in strips against the reference: any dtype, window size, shape and memory layout."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dlgsanet.ops import backends, reference, strips
+from dlgsanet.ops.strips import dynamic_conv
+
+# Of the largest value: in the wide dtypes the order of sums alone differs; the narrow ones round the same sum once.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def assert_close(got: Tensor, want: Tensor, dtype: torch.dtype) -> None:
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype
+    bound = TOLERANCE[dtype] * want.double().abs().max()
+    assert (got.double() - want.double()).abs().max() <= bound
+
+
+@st.composite
+def convolutions(draw) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int, Tensor]:
+    """Arguments of the fused convolution and a gradient of its output, some of them not contiguous."""
+    dtype = draw(st.sampled_from(list(TOLERANCE)))
+    groups, shared, features = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    batch, height, width = draw(st.integers(1, 3)), draw(st.integers(1, 19)), draw(st.integers(1, 33))
+    window = draw(st.sampled_from([1, 3, 5, 7]))
+    layout = draw(st.sampled_from(["contiguous", "channels last", "cropped"]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+
+    def image(channels: int) -> Tensor:
+        x = torch.randn(batch, channels, height + 2, width + 1, generator=generator, dtype=torch.float64).to(dtype)
+        x = x[..., 1:-1, 1:]
+        if layout == "cropped":
+            return x
+        return x.contiguous(memory_format=torch.channels_last if layout == "channels last" else torch.contiguous_format)
+
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = torch.randn(groups * window**2, features, generator=generator, dtype=wide)
+    bias = torch.randn(groups * window**2, generator=generator, dtype=wide) if draw(st.booleans()) else None
+    channels = groups * shared
+    return image(channels), image(features), weight, bias, window, image(channels)
+
+
+@pytest.fixture(params=["one strip", "many strips"])
+def _strip_sizes(request, monkeypatch):
+    if request.param == "many strips":
+        monkeypatch.setattr(dynamic_conv, "FILTERS_IN_STRIP", 1)
+        monkeypatch.setattr(dynamic_conv, "ELEMENTS_PER_THREAD", 1 << 6)
+
+
+@pytest.mark.usefixtures("_strip_sizes")
+class TestDynamicConvolution:
+    @settings(deadline=None, max_examples=40)
+    @given(convolutions())
+    def test_fused(self, arguments):
+        *arguments, grad = arguments
+        dtype = grad.dtype
+        assert_close(
+            strips.fused_dynamic_depthwise_conv(*arguments),
+            reference.fused_dynamic_depthwise_conv(*arguments),
+            dtype,
+        )
+        for got, want in zip(
+            strips.fused_dynamic_depthwise_conv_backward(grad, *arguments),
+            reference.fused_dynamic_depthwise_conv_backward(grad, *arguments),
+            strict=True,
+        ):
+            assert_close(got, want, dtype)
+
+    @settings(deadline=None, max_examples=40)
+    @given(convolutions())
+    def test_with_given_filters(self, arguments):
+        x, z, weight, bias, window, grad = arguments
+        filters = reference.form_filters(z, weight, bias, window).to(x.dtype)
+        assert_close(strips.dynamic_depthwise_conv(x, filters), reference.dynamic_depthwise_conv(x, filters), x.dtype)
+        for got, want in zip(
+            strips.dynamic_depthwise_conv_backward(grad, x, filters),
+            reference.dynamic_depthwise_conv_backward(grad, x, filters),
+            strict=True,
+        ):
+            assert_close(got, want, x.dtype)
+
+
+def test_other_devices_fall_back(monkeypatch):
+    monkeypatch.setenv("DLGSANET_BACKEND", "torch")
+    x = torch.empty(1, 6, 8, 8, device="meta")
+    chosen = backends.select("dynamic_depthwise_conv", x, torch.empty(1, 1, 7, 7, 8, 8, device="meta"))
+    assert chosen is reference
