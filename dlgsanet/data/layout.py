@@ -1,37 +1,38 @@
-"""A data root as the option files expect it, made from a folder of images.
+"""A data root as the option files expect it.
 
-ROOT/NAME/HR/0001.png                       the images, PNG, untouched
-ROOT/NAME/LR_bicubic/X4/0001x4.png          cropped to a multiple of 4 and shrunk by MATLAB's rule
+ROOT/HR/0001.png                   the originals, PNG, pixels untouched
+ROOT/LR_bicubic/X4/0001x4.png      cropped to a multiple of 4 and shrunk by MATLAB's rule
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dlgsanet.data.images import (
-    UnreadableImageError,
-    list_images,
-    opened,
-    png_bytes,
-    read_image,
-    upright_size,
-)
+from dlgsanet.data.images import UnreadableImageError, opened, png_bytes, read_image
 from dlgsanet.data.parallel import for_each
 from dlgsanet.data.resize import downscale
+from dlgsanet.data.sources import Source
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 
 
 @dataclass
 class Outcome:
-    """What became of the images of one set: counts of files, and one line for each image left out."""
+    """What became of the originals of one set; `skipped` has one line for each that was left out."""
 
     root: Path
-    images: int = 0
-    written: int = 0
-    found: int = 0
-    megapixels: float = 0.0
-    skipped: list[str] = field(default_factory=list)
+    images: int
+    megapixels: float
+    written: int
+    found: int
+    skipped: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.root}: {self.images} images of {self.megapixels:.1f} Mpixel; {self.written} files written, "
+            f"{self.found} were there, {len(self.skipped)} images skipped"
+        )
 
 
 def hr_path(root: Path, stem: str) -> Path:
@@ -42,63 +43,65 @@ def lr_path(root: Path, stem: str, scale: int) -> Path:
     return root / "LR_bicubic" / f"X{scale}" / f"{stem}x{scale}.png"
 
 
-def lay_out(sources: dict[str, Path], root: Path, scales: list[int], workers: int | None = None) -> Outcome:
-    """Write the HR and LR images of `sources` (name without extension -> file) that `root` does not have yet.
+def lay_out(originals: Mapping[str, Source], root: Path, scales: Sequence[int], workers: int | None = None) -> Outcome:
+    """Write the HR and LR images of `originals` (name without extension -> image) that `root` does not have yet.
 
     Raises:
-        UserError: `root` cannot be written, or has an image of this name that is another one.
+        UserError: `root` cannot be written, or has an image of the same name but another size.
     """
     work = partial(_lay_out_one, root=root, scales=scales)
-    results, skipped = for_each(work, list(sources.items()), root.name, workers)
+    results, skipped = for_each(work, list(originals.items()), root.name, workers)
+    written = sum(files for files, _ in results)
     return Outcome(
         root,
         images=len(results),
-        written=sum(written for written, _ in results),
-        found=sum(1 + len(scales) - written for written, _ in results),
         megapixels=sum(pixels for _, pixels in results) / 1e6,
+        written=written,
+        found=len(results) * (1 + len(scales)) - written,
         skipped=skipped,
     )
 
 
-def by_stem(folder: Path, option: str) -> dict[str, Path]:
-    """The images of `folder` by their names without extension.
-
-    Raises:
-        UserError: no images, or two that differ in their extension alone.
-    """
-    images: dict[str, Path] = {}
-    for path in list_images(folder, option):
-        if path.stem in images:
-            raise UserError(f"{option}: {images[path.stem]} and {path.name} would become one PNG; rename one")
-        images[path.stem] = path
-    return images
-
-
-def _lay_out_one(source: tuple[str, Path], root: Path, scales: list[int]) -> tuple[int, int]:
+def _lay_out_one(original: tuple[str, Source], root: Path, scales: Sequence[int]) -> tuple[int, int]:
     """Returns how many files were written, and the pixels of the HR image."""
-    stem, path = source
-    with opened(path) as header:
-        height, width = upright_size(header)
-        plain = header.format == "PNG" and header.mode in ("L", "RGB") and not header.has_transparency_data
-    if min(height, width) < max(scales, default=1):
-        raise UnreadableImageError(f"{path}: {width}x{height} pixels are too few to shrink by {max(scales)}")
-    sizes = {scale: (height // scale, width // scale) for scale in scales}
-    missing = [scale for scale in scales if not _is_there(lr_path(root, stem, scale), sizes[scale])]
-    hr_missing = not _is_there(hr_path(root, stem), (height, width))
-    if missing or hr_missing:
-        content = path.read_bytes()
-        image = read_image(path, content)
-        if hr_missing:
-            write_whole(hr_path(root, stem), content if plain else png_bytes(image))
-        for scale in missing:
-            write_whole(lr_path(root, stem, scale), png_bytes(downscale(image, scale)))
-    return len(missing) + hr_missing, height * width
+    stem, source = original
+    hr_size = _size_of(hr_path(root, stem))
+    if hr_size and all(_lr_is_there(root, stem, scale, hr_size) for scale in scales):
+        return 0, hr_size[0] * hr_size[1]
+    content = source.read()
+    image = read_image(Path(source.name), content)
+    height, width = image.shape[:2]
+    if min(height, width) < max(scales):
+        raise UnreadableImageError(f"{source.name}: {width}x{height} pixels are too few to shrink by {max(scales)}")
+    if hr_size and hr_size != (height, width):
+        raise UserError(f"{hr_path(root, stem)} is not of the size of {source.name}; remove it if it is out of date")
+    missing = [scale for scale in scales if not _lr_is_there(root, stem, scale, (height, width))]
+    if not hr_size:
+        write_whole(hr_path(root, stem), content if _is_plain_png(source, content) else png_bytes(image))
+    for scale in missing:
+        write_whole(lr_path(root, stem, scale), png_bytes(downscale(image, scale)))
+    return len(missing) + (not hr_size), height * width
 
 
-def _is_there(path: Path, size: tuple[int, int]) -> bool:
+def _is_plain_png(source: Source, content: bytes) -> bool:
+    """Whether the file can be kept as it is: any reader gets from it the pixels that `read_image` does."""
+    with opened(Path(source.name), content) as header:
+        return header.format == "PNG" and header.mode in ("L", "RGB") and not header.has_transparency_data
+
+
+def _lr_is_there(root: Path, stem: str, scale: int, hr_size: tuple[int, int]) -> bool:
+    path, size = lr_path(root, stem, scale), _size_of(lr_path(root, stem, scale))
+    if size and size != (hr_size[0] // scale, hr_size[1] // scale):
+        raise UserError(f"{path} is not 1/{scale} of {hr_path(root, stem)}; remove it if it is out of date")
+    return size is not None
+
+
+def _size_of(path: Path) -> tuple[int, int] | None:
+    """(height, width) by the header, None if there is no such file."""
     if not path.exists():
-        return False
-    with opened(path) as image:
-        if (image.height, image.width) != size:
-            raise UserError(f"{path} is there already and has another size; remove it if it is out of date")
-    return True
+        return None
+    try:
+        with opened(path) as image:
+            return image.height, image.width
+    except UnreadableImageError as error:
+        raise UserError(f"{error}; remove it") from None

@@ -3,23 +3,14 @@
 The rules are those of BasicSR's `PairedImageDataset`, so that its options mean the same here.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dlgsanet.data.images import list_images
+from dlgsanet.data.sources import Source, file_source
 from dlgsanet.errors import UserError
-
-
-@dataclass(frozen=True)
-class Source:
-    """One image: the name that samples carry (a path, or an LMDB key), its file and how to get the bytes."""
-
-    name: str
-    file: Path
-    read: Callable[[], bytes]
 
 
 def find_pairs(opt: Mapping[str, Any]) -> list[tuple[Source, Source]]:
@@ -52,17 +43,13 @@ def find_pairs(opt: Mapping[str, Any]) -> list[tuple[Source, Source]]:
     unpaired = sorted(set(lq_files) - set(wanted))
     if unpaired and not opt.get("meta_info_file"):
         raise UserError(f"dataroot_gt: {len(unpaired)} images of {lq_root} have none in {gt_root}, first {unpaired[0]}")
-    return [(_file(gt), _file(lq_files[name])) for gt, name in zip(gt_files, wanted, strict=True)]
+    return [(file_source(gt), file_source(lq_files[name])) for gt, name in zip(gt_files, wanted, strict=True)]
 
 
 def _root(opt: Mapping[str, Any], option: str) -> Path:
     if not opt.get(option):
         raise UserError(f"{option}: missing from the options of data set {opt.get('name', '')!r}")
     return Path(opt[option])
-
-
-def _file(path: Path) -> Source:
-    return Source(str(path), path, path.read_bytes)
 
 
 def _named_in(meta_info: Path, root: Path) -> list[Path]:

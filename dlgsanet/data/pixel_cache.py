@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from dlgsanet.data.images import opened, read_image, upright_size
-from dlgsanet.data.pairs import Source
 from dlgsanet.data.parallel import for_each, in_one_line
+from dlgsanet.data.sources import Source
 from dlgsanet.errors import UserError
 
 

@@ -1,19 +1,29 @@
-"""`dlgsanet data`: from downloaded archives to verified data roots."""
+"""`dlgsanet data`: from downloaded archives to verified data roots; the work of a subcommand is in its own module."""
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from dlgsanet.data.known_sets import KNOWN_SETS, KnownSet
 from dlgsanet.errors import UserError
 
 EXAMPLES = """examples:
-  dlgsanet data folder ~/photos --name Photos          # datasets/Photos/HR and LR_bicubic/X2, X3, X4
-  dlgsanet data folder ~/photos --name Photos --root /scratch/datasets --scales 4
-"""
+  dlgsanet data div2k                                  download and lay out datasets/DIV2K and datasets/DIV2K_valid
+  dlgsanet data div2k DIV2K_train_HR.zip               the same from an archive (or folder) that is there already
+  dlgsanet data set14 benchmark.tar --root /scratch/datasets --scales 4
+  dlgsanet data folder ~/photos --name MyPhotos        any folder or archive of images: datasets/MyPhotos
+  dlgsanet data check datasets/DIV2K --against datasets/Set5 datasets/Set14
+  dlgsanet data subimages datasets/DIV2K               pieces for BasicSR's PairedImageDataset
+  dlgsanet data lmdb datasets/DIV2K --scales 2         datasets/DIV2K/HR.lmdb and LR_bicubic_X2.lmdb
+  dlgsanet data meta-info datasets/DIV2K/HR meta.txt
+
+Data roots are laid out as the option files expect them: NAME/HR/0001.png and NAME/LR_bicubic/X4/0001x4.png.
+A command that is interrupted or run again does only what is missing."""
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0, or 1 when an image had to be left out."""
+    """Run a subcommand; bad images are told all at once, after the work on all others."""
     arguments = _parser().parse_args(argv)
     return arguments.run(arguments)
 
@@ -21,34 +31,166 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dlgsanet data",
-        description="Prepare data sets for training and testing.",
+        description="Prepare, check and store data sets.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    folder = commands.add_parser("folder", help="any folder of images")
-    folder.add_argument("source", type=Path, help="folder of images (PNG, JPEG, BMP, TIFF, WebP)")
-    folder.add_argument("--name", required=True, help="the set's name: its folder under the root")
-    folder.add_argument("--root", type=Path, default=Path("datasets"), help="default: %(default)s")
-    folder.add_argument("--scales", type=int, nargs="+", default=[2, 3, 4], metavar="S", help="default: 2 3 4")
-    folder.add_argument("--workers", type=int, help="processes; default: one a core")
-    folder.set_defaults(run=_folder)
+
+    def command(name: str, run, text: str, scales: bool = True) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        if scales:
+            added.add_argument(
+                "--scales", type=_scale, nargs="+", default=[2, 3, 4], metavar="S", help="default: 2 3 4"
+            )
+        added.add_argument("--workers", type=int, metavar="N", help="threads; default: one for each core")
+        return added
+
+    for name, known in KNOWN_SETS.items():
+        known_set = command(name, _known_set, known.title)
+        known_set.set_defaults(known=known)
+        fetched = "downloaded if left out" if known.addresses else f"from {known.source}"
+        known_set.add_argument(
+            "source", type=Path, nargs="*", help=f"archives or folders with the originals; {fetched}"
+        )
+        _add_root(known_set)
+    folder = command("folder", _folder, "any folder or archive of images")
+    folder.add_argument("source", type=Path, help="PNG, JPEG, BMP, TIFF or WebP images, or a ZIP or tar of them")
+    folder.add_argument("--name", required=True, help="of the set: its folder under the root")
+    _add_root(folder)
+
+    check = command("check", _check, "open every image, check pairs, look for duplicates", scales=False)
+    check.add_argument("data_root", type=Path, metavar="ROOT", help="data root, or folder of images")
+    check.add_argument(
+        "--against", type=Path, nargs="+", default=[], metavar="ROOT", help="must share no picture with it"
+    )
+
+    subimages = command("subimages", _subimages, "cut HR and LR images into pieces")
+    subimages.add_argument("data_root", type=Path, metavar="ROOT")
+    for option, default, text in (
+        ("size", 480, "of a piece"),
+        ("step", 240, "between them"),
+        ("threshold", 0, "least rest"),
+    ):
+        subimages.add_argument(
+            f"--{option}", type=int, default=default, help=f"{text}, in HR pixels; default: {default}"
+        )
+
+    lmdb = command("lmdb", _lmdb, "store HR and LR images for BasicSR's io_backend lmdb")
+    lmdb.add_argument("data_root", type=Path, metavar="ROOT")
+    lmdb.add_argument("--sub", action="store_true", help="the pieces that `subimages` cut, not whole images")
+
+    meta_info = command("meta-info", _meta_info, "list the images of a folder with their sizes", scales=False)
+    meta_info.add_argument("folder", type=Path)
+    meta_info.add_argument("target", type=Path, help="the file to write, for meta_info_file")
     return parser
 
 
-def _folder(arguments: argparse.Namespace) -> int:
-    from dlgsanet.data.layout import by_stem, lay_out
-
-    sources = by_stem(arguments.source, "SOURCE")
-    outcome = lay_out(sources, arguments.root / arguments.name, arguments.scales, arguments.workers)
-    print(
-        f"{outcome.root}: {outcome.images} images, {outcome.megapixels:.1f} Mpixel; "
-        f"{outcome.written} files written, {outcome.found} were there"
+def _add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--root", type=Path, default=Path("datasets"), help="where data roots are; default: %(default)s"
     )
-    for line in outcome.skipped:
-        print(f"skipped {line}", file=sys.stderr)
-    if outcome.skipped:
-        raise UserError(
-            f"{len(outcome.skipped)} of {len(sources)} images of {arguments.source} were skipped, see above"
-        )
+
+
+def _scale(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"a scale is a whole number from 2, not {text}")
+    return int(text)
+
+
+def _known_set(arguments: argparse.Namespace) -> int:
+    from dlgsanet.data.known_sets import find_originals
+    from dlgsanet.data.layout import lay_out
+
+    archives = arguments.source or _downloaded(arguments.known, arguments.root / "archives")
+    parts = find_originals(arguments.known, archives)
+    outcomes = [
+        lay_out(originals, arguments.root / part, arguments.scales, arguments.workers)
+        for part, originals in parts.items()
+    ]
+    return _report([str(outcome) for outcome in outcomes], [line for outcome in outcomes for line in outcome.skipped])
+
+
+def _downloaded(known: KnownSet, folder: Path) -> list[Path]:
+    from dlgsanet.data.download import download
+
+    if not known.addresses:
+        raise UserError(f"SOURCE: there is no public archive to download; get the images from {known.source}")
+    archives = []
+    for address in known.addresses:
+        archives.append(folder / address.rsplit("/", 1)[1])
+        if not archives[-1].exists():
+            download(address, archives[-1])
+    return archives
+
+
+def _folder(arguments: argparse.Namespace) -> int:
+    from dlgsanet.data.layout import lay_out
+    from dlgsanet.data.sources import images_of
+
+    outcome = lay_out(images_of(arguments.source), arguments.root / arguments.name, arguments.scales, arguments.workers)
+    return _report([str(outcome)], outcome.skipped)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from dlgsanet.data.check import check_root, near_duplicates, summary
+
+    pictures, faults = check_root(arguments.data_root, arguments.workers)
+    lines = [*summary(arguments.data_root, pictures), *(note for picture in pictures for note in picture.notes)]
+    for root in arguments.against:
+        others, other_faults = check_root(root, arguments.workers)
+        lines += summary(root, others)
+        faults += other_faults + near_duplicates(pictures, others)
+    return _report(lines, faults, "faults")
+
+
+def _subimages(arguments: argparse.Namespace) -> int:
+    from dlgsanet.data.subimages import Recipe, cut, sub_folders
+
+    recipe = Recipe(arguments.size, arguments.step, arguments.threshold)
+    pieces, skipped = cut(arguments.data_root, arguments.scales, recipe, arguments.workers)
+    folders = sub_folders(arguments.data_root, arguments.scales).values()
+    return _report([f"{folder}: {pieces} pieces" for folder in folders], skipped)
+
+
+def _lmdb(arguments: argparse.Namespace) -> int:
+    from dlgsanet.data.storage import write_lmdb
+    from dlgsanet.data.subimages import sub_folders
+
+    root, sub = arguments.data_root, "_sub" if arguments.sub else ""
+    folders = sub_folders(root, arguments.scales) if arguments.sub else _whole_folders(root, arguments.scales)
+    for scale, folder in folders.items():
+        target = root / (f"HR{sub}.lmdb" if scale == 1 else f"LR_bicubic_X{scale}{sub}.lmdb")
+        if target.exists():
+            print(f"{target}: is there already")
+            continue
+        suffix = "" if scale == 1 or arguments.sub else f"x{scale}"
+        print(f"{target}: {write_lmdb(folder, target, suffix, arguments.workers)} images")
+    return 0
+
+
+def _whole_folders(root: Path, scales: Sequence[int]) -> dict[int, Path]:
+    return {1: root / "HR"} | {scale: root / "LR_bicubic" / f"X{scale}" for scale in scales}
+
+
+def _meta_info(arguments: argparse.Namespace) -> int:
+    from dlgsanet.data.storage import write_meta_info
+
+    count = write_meta_info(arguments.folder, arguments.target, arguments.workers)
+    print(f"{arguments.target}: {count} images")
+    return 0
+
+
+def _report(lines: list[str], complaints: list[str], kind: str = "images skipped") -> int:
+    """Print what was done, then every complaint.
+
+    Raises:
+        UserError: there are complaints.
+    """
+    print("\n".join(lines))
+    for line in complaints:
+        print(line, file=sys.stderr)
+    if complaints:
+        raise UserError(f"{kind}: {len(complaints)}, listed above")
     return 0

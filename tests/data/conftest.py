@@ -6,7 +6,8 @@ import pytest
 from skimage import data as photographs
 
 from dlgsanet.data.images import png_bytes
-from dlgsanet.data.layout import by_stem, lay_out
+from dlgsanet.data.layout import lay_out
+from dlgsanet.data.sources import images_of
 from dlgsanet.files import write_whole
 
 PHOTOGRAPHS = {
@@ -16,17 +17,19 @@ PHOTOGRAPHS = {
 }
 
 
-def write_photographs(folder: Path) -> Path:
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory) -> Path:
+    """A folder of the three photographs; tests only read it."""
+    folder = tmp_path_factory.mktemp("originals")
     for name, image in PHOTOGRAPHS.items():
         write_whole(folder / f"{name}.png", png_bytes(image))
     return folder
 
 
 @pytest.fixture(scope="session")
-def photo_root(tmp_path_factory) -> Path:
-    """HR and LR_bicubic/X2, X3, X4 of three photographs; tests only read it."""
-    folder = tmp_path_factory.mktemp("photographs")
-    outcome = lay_out(by_stem(write_photographs(folder / "originals"), "SOURCE"), folder / "Photos", [2, 3, 4])
+def photo_root(originals, tmp_path_factory) -> Path:
+    """HR and LR_bicubic/X2, X3, X4 of the three photographs; tests only read it."""
+    outcome = lay_out(images_of(originals), tmp_path_factory.mktemp("datasets") / "Photos", [2, 3, 4])
     assert outcome.images == 3
     assert not outcome.skipped
     return outcome.root

@@ -1,0 +1,104 @@
+"""Downloading archives of gigabytes over connections that break."""
+
+import hashlib
+import http.client
+import os
+import time
+import urllib.error
+import urllib.request
+from http import HTTPStatus
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
+
+BLOCK = 1 << 20
+ATTEMPTS = 5  # in a row without a byte received
+
+
+def download(address: str, target: Path, pause: float = 2.0) -> None:
+    """Bring a file from an HTTP address; what came before a break, in this or an earlier run, is not asked for again.
+
+    Prints the SHA-256 of the file, to compare with what its source or others state.
+
+    Args:
+        target: there only once it is whole; until then `.NAME.part` and `.NAME.version` are beside it.
+        pause: seconds before the first retry, doubled before each further one.
+
+    Raises:
+        UserError: no connection, the server refuses, or the disk is full; a further run goes on from there.
+    """
+    part, version = (target.with_name(f".{target.name}.{suffix}") for suffix in ("part", "version"))
+    by_hand = "or download it by hand and give the file's name"
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _receive(address, part, version)
+            break
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < HTTPStatus.INTERNAL_SERVER_ERROR
+            failures = 0 if _size(part) > before else failures + 1
+            if refused or failures == ATTEMPTS:
+                raise UserError(f"{address}: {error}; run again to go on from byte {before}, {by_hand}") from None
+            time.sleep(pause * 2**failures)
+        except OSError as error:
+            raise UserError(f"cannot write {part}: {error.strerror}") from None
+    print(f"{target}: sha256 {_sha256(part)}")
+    part.replace(target)
+    version.unlink(missing_ok=True)
+
+
+def _receive(address: str, part: Path, version: Path) -> None:
+    """Append to `part` what is missing of it.
+
+    The server's name for this version of the file is kept beside it: when the file has changed in between, the server
+    sends the new one from its beginning.
+
+    Raises:
+        ConnectionError: less came than the server had promised.
+    """
+    request = urllib.request.Request(address)
+    start = _size(part)
+    if start and version.exists():
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", version.read_text())
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if error.headers["Content-Range"] == f"bytes */{start}":
+                return  # killed after the last byte, before the file got its name
+            part.unlink()
+        raise
+    with answer:
+        if answer.status != HTTPStatus.PARTIAL_CONTENT:
+            start = 0
+        if name := answer.headers["ETag"] or answer.headers["Last-Modified"]:
+            write_whole(version, name.encode())
+        length = answer.headers["Content-Length"]
+        total = start + int(length) if length else None
+        bar = tqdm(desc=part.name, total=total, initial=start, unit="B", unit_scale=True, disable=None)
+        with open(part, "ab" if start else "wb") as file, bar:
+            while block := answer.read(BLOCK):
+                file.write(block)
+                bar.update(len(block))
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and _size(part) != total:
+        raise ConnectionError(f"the connection broke off after {_size(part)} of {total} bytes")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,94 @@
+"""What BasicSR reads besides folders: meta-info files and LMDB data bases."""
+
+import os
+import shutil
+from pathlib import Path
+
+from dlgsanet.data.images import UnreadableImageError, list_images, opened, png_bytes, read_image
+from dlgsanet.data.parallel import for_each, in_one_line
+from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
+
+PAGE = 4096
+COMPRESS_LEVEL = 1  # as BasicSR's own script: files a little larger, written much faster
+
+
+def write_meta_info(folder: Path, target: Path, workers: int | None = None) -> int:
+    """Write `0001.png (1404,2040,3)` for each image of a folder; returns how many.
+
+    Raises:
+        UserError: no images, some cannot be read (names them), a name has a space, or `target` cannot be written.
+    """
+    paths = list_images(folder, "FOLDER")
+    if spaced := [path.name for path in paths if " " in path.name]:
+        raise UserError(f"a meta-info file cannot name files with spaces: {in_one_line(spaced)}")
+
+    def line(path: Path) -> str:
+        with opened(path) as image:
+            image.load()
+            return f"{path.name} ({image.height},{image.width},{len(image.getbands())})\n"
+
+    lines, failures = for_each(line, paths, target.name, workers)
+    if failures:
+        raise UserError(f"images cannot be read ({len(failures)}): {in_one_line(failures)}")
+    write_whole(target, "".join(lines).encode())
+    return len(lines)
+
+
+def write_lmdb(folder: Path, target: Path, suffix: str = "", workers: int | None = None) -> int:
+    """Write the images of a folder as the LMDB data base that BasicSR's `io_backend: lmdb` reads; returns how many.
+
+    Args:
+        target: the folder of the data base; its name ends in `.lmdb`.
+        suffix: taken off the names of the images to make their keys, which must be the same for HR and LR (`x4`).
+
+    Raises:
+        UserError: no images, some cannot be used (names them), or `target` cannot be written.
+    """
+    paths = list_images(folder, "ROOT")
+    if dotted := [path.name for path in paths if "." in path.stem or not path.name.isascii()]:
+        raise UserError(f"LMDB keys are ASCII names without dots; rename {in_one_line(dotted)}")
+    aside = target.with_name(f".{target.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        lines = _fill(aside, paths, suffix, target.name, workers)
+        write_whole(aside / "meta_info.txt", "".join(lines).encode())
+        os.replace(aside, target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return len(lines)
+
+
+def _fill(base_folder: Path, paths: list[Path], suffix: str, title: str, workers: int | None) -> list[str]:
+    """Put the images into a new data base; returns the lines of its meta-info file."""
+    import lmdb
+
+    def put(path: Path) -> str:
+        key, image = path.stem.removesuffix(suffix), read_image(path)
+        with base.begin(write=True) as transaction:  # threads wait for each other here
+            transaction.put(key.encode("ascii"), png_bytes(image, COMPRESS_LEVEL))
+        height, width, channels = (*image.shape, 1)[:3]
+        return f"{key}.png ({height},{width},{channels}) {COMPRESS_LEVEL}\n"
+
+    # Room to grow to, not the file's size: a PNG is hardly larger than its pixels.
+    room = sum(3 * height * width + 16 * PAGE for height, width in map(_header_size, paths))
+    try:
+        with lmdb.open(str(base_folder), map_size=room + (1 << 24), sync=False) as base:
+            lines, failures = for_each(put, paths, title, workers)
+            base.sync(True)
+    except lmdb.Error as error:
+        raise UserError(f"cannot write {title}: {error}") from None
+    if failures:
+        raise UserError(f"images cannot be used ({len(failures)}): {in_one_line(failures)}")
+    return lines
+
+
+def _header_size(path: Path) -> tuple[int, int]:
+    try:
+        with opened(path) as image:
+            return image.height, image.width
+    except UnreadableImageError:
+        return 0, 0  # told with all others when they are decoded

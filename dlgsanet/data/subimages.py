@@ -1,0 +1,88 @@
+"""Sub-images: overlapping pieces of large originals, which BasicSR's `PairedImageDataset` reads faster than the whole.
+
+The recipe is BasicSR's for DIV2K: pieces of 480x480 every 240 pixels, the last of a row flush with the border if at
+least a threshold of pixels would be left out without it; `0001_s001.png` is the first of `0001.png`, and goes by the
+same name among the HR and among the LR pieces.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import lcm
+from pathlib import Path
+
+from dlgsanet.data.images import UnreadableImageError, list_images, png_bytes, read_image
+from dlgsanet.data.layout import lr_path
+from dlgsanet.data.parallel import for_each
+from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """In pixels of the HR image."""
+
+    size: int = 480
+    step: int = 240
+    threshold: int = 0
+
+    def starts(self, length: int) -> list[int]:
+        """Where pieces begin along an axis; none if it is too short for one."""
+        starts = list(range(0, length - self.size + 1, self.step))
+        if starts and length - (starts[-1] + self.size) > self.threshold:
+            starts.append(length - self.size)
+        return starts
+
+
+def sub_folders(root: Path, scales: Sequence[int]) -> dict[int, Path]:
+    """Where the pieces of a data root go: scale -> folder, scale 1 for HR."""
+    return {1: root / "HR_sub"} | {scale: root / "LR_bicubic" / f"X{scale}_sub" for scale in scales}
+
+
+def cut(root: Path, scales: Sequence[int], recipe: Recipe, workers: int | None = None) -> tuple[int, list[str]]:
+    """Cut the HR and LR images of a data root.
+
+    Returns:
+        How many pieces each scale has, and one line for each image that was left out.
+
+    Raises:
+        UserError: the recipe does not divide by the scales, `root` has no images or cannot be written.
+    """
+    for value, name in ((recipe.size, "--size"), (recipe.step, "--step")):
+        if value < 1 or value % lcm(*scales):
+            raise UserError(f"{name}: must be a multiple of every scale, of {lcm(*scales)}, not {value}")
+    originals = list_images(root / "HR", "ROOT")
+    for folder in sub_folders(root, scales).values():
+        _sign(folder / ".recipe", recipe)
+    pieces, skipped = for_each(
+        partial(_cut_one, root=root, scales=scales, recipe=recipe), originals, "cutting", workers
+    )
+    return sum(pieces), skipped
+
+
+def _sign(signature: Path, recipe: Recipe) -> None:
+    """Note by which recipe a folder is cut, for a later run must not mix it with another."""
+    if signature.exists() and signature.read_text() != f"{recipe}\n":
+        raise UserError(f"{signature.parent} was cut by {signature.read_text().strip()}; remove it to cut it anew")
+    write_whole(signature, f"{recipe}\n".encode())
+
+
+def _cut_one(original: Path, root: Path, scales: Sequence[int], recipe: Recipe) -> int:
+    images = {1: read_image(original)} | {s: read_image(lr_path(root, original.stem, s)) for s in scales}
+    # Without the last rows and columns that no scale's LR image shows, so that all pieces begin on whole LR pixels.
+    height, width = (length - length % lcm(*scales) for length in images[1].shape[:2])
+    for scale, image in images.items():
+        if min(image.shape[0] * scale - height, image.shape[1] * scale - width) < 0:
+            raise UnreadableImageError(f"{lr_path(root, original.stem, scale)} is not 1/{scale} of {original}")
+    places = [(top, left) for top in recipe.starts(height) for left in recipe.starts(width)]
+    if not places:
+        raise UnreadableImageError(f"{original}: {width}x{height} pixels are too few for {recipe.size}x{recipe.size}")
+    folders = sub_folders(root, scales)
+    for number, (top, left) in enumerate(places, start=1):
+        for scale, image in images.items():
+            path = folders[scale] / f"{original.stem}_s{number:03d}.png"
+            if not path.exists():
+                size = recipe.size // scale
+                piece = image[top // scale :, left // scale :][:size, :size]
+                write_whole(path, png_bytes(piece, compress_level=1))
+    return len(places)
