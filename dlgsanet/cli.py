@@ -14,6 +14,7 @@ from dlgsanet.errors import UserError
 SUBCOMMANDS = {
     "train": ("train a network from an option file", "dlgsanet.train:main"),
     "test": ("test a network from an option file: a table of PSNR and SSIM", "dlgsanet.test:main"),
+    "data": ("prepare, check and store data sets", "dlgsanet.data.prepare:main"),
     "complexity": (
         "parameters, multiply-accumulates, latency and memory",
         "dlgsanet.evaluation.commands.complexity:main",
