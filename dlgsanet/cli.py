@@ -15,6 +15,7 @@ SUBCOMMANDS = {
     "train": ("train a network from an option file", "dlgsanet.train:main"),
     "test": ("test a network from an option file: a table of PSNR and SSIM", "dlgsanet.test:main"),
     "data": ("prepare, check and store data sets", "dlgsanet.data.prepare:main"),
+    "benchmark": ("tables and a results page of networks on test sets", "dlgsanet.evaluation.commands.benchmark:main"),
     "complexity": (
         "parameters, multiply-accumulates, latency and memory",
         "dlgsanet.evaluation.commands.complexity:main",

@@ -1,0 +1,263 @@
+"""`dlgsanet benchmark`: networks, test sets and scales in; scores, costs and pictures out.
+
+The work is cut into jobs of a few pictures of equal size. What a job gives is kept in a journal at once, with a digest
+of everything that it depends on, so that a run that was interrupted, or repeated with one network more, does only what
+is missing. A part that fails is reported at the end, and the rest is done.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from dlgsanet.data.images import UnreadableImageError, png_bytes
+from dlgsanet.errors import UserError
+from dlgsanet.evaluation.complexity import describe, input_size, measure, multiply_accumulates, pad_to, parameters
+from dlgsanet.evaluation.entries import Entry, bicubic_entry, module_of, network_for
+from dlgsanet.evaluation.journal import Journal, digest
+from dlgsanet.evaluation.pairs import Pair, check_pair, list_pairs, read_pair
+from dlgsanet.evaluation.perceptual import PERCEPTUAL, perceptual_metric
+from dlgsanet.evaluation.rows import Row
+from dlgsanet.evaluation.scoring import Metric, Picture, bicubic, score, standard_metrics, super_resolve
+from dlgsanet.files import write_whole
+from dlgsanet.metrics import psnr, ssim
+
+METRICS = ("psnr", "ssim", "psnr_rgb", "ssim_rgb", *PERCEPTUAL)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Pictures of one size, for one method: what goes through a network together."""
+
+    entry: Entry
+    dataset: str
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where results go (`output`), which of `METRICS` are computed, pictures in a batch, devices by name, and timed
+    runs of each network for its latency (0: none)."""
+
+    output: Path
+    metrics: tuple[str, ...] = ("psnr", "ssim")
+    batch: int = 1
+    devices: tuple[str, ...] = ("cpu",)
+    runs: int = 3
+
+
+@dataclass
+class Outcome:
+    """What is known about one scale.
+
+    `rows`: every picture's scores; `pairs` and `sizes`: each test set's usable pairs, and how many it has in all;
+    `costs`: each network's `parameters`, `macs`, `seconds`, `peak_bytes` and `device`; `failures`: the parts that
+    failed, a line each.
+    """
+
+    scale: int
+    entries: list[Entry]
+    rows: list[Row] = field(default_factory=list)
+    pairs: dict[str, list[Pair]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def picture_path(output: Path, scale: int, method: str, dataset: str, name: str) -> Path:
+    return output / "pictures" / f"x{scale}" / method / dataset / f"{name}.png"
+
+
+def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], settings: Settings) -> Outcome:
+    """Score every network (of this scale), and bicubic, on the test sets lying in `folders` (HR and LR_bicubic/X2...).
+
+    Raises:
+        UserError: the output cannot be written. All else that fails is in the outcome's `failures`.
+    """
+    outcome = Outcome(scale, [bicubic_entry(scale), *networks])
+    if len({folder.name for folder in folders}) < len(folders):
+        raise UserError("--data: two test sets have one name; their pictures go to a folder of that name")
+    for folder in folders:
+        try:
+            pairs = list_pairs(folder / "HR", folder / f"LR_bicubic/X{scale}", f"{{}}x{scale}", folder.name)
+        except UserError as error:
+            outcome.failures.append(str(error))
+            continue
+        outcome.sizes[folder.name] = len(pairs)
+        outcome.pairs[folder.name] = _usable(pairs, scale, outcome.failures)
+    journal = Journal(settings.output / "journal.jsonl")
+    try:
+        _score(outcome, journal, settings)
+        _cost(outcome, journal, settings)
+    finally:
+        journal.close()
+    return outcome
+
+
+def _usable(pairs: list[Pair], scale: int, failures: list[str]) -> list[Pair]:
+    """The pairs that can be read, sorted by size so that equal ones can go together."""
+
+    def size(pair: Pair) -> tuple[int, int] | str:
+        try:
+            read_pair(pair, scale)
+            return check_pair(pair, scale)
+        except UnreadableImageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor() as pool:
+        sizes = dict(zip(pairs, pool.map(size, pairs), strict=True))
+    failures += [fault for fault in sizes.values() if isinstance(fault, str)]
+    return sorted((pair for pair in pairs if not isinstance(sizes[pair], str)), key=lambda pair: sizes[pair])
+
+
+def _score(outcome: Outcome, journal: Journal, settings: Settings) -> None:
+    contents = {pair: digest(pair.lr, pair.hr) for pairs in outcome.pairs.values() for pair in pairs}
+
+    def path_of(entry: Entry, dataset: str, pair: Pair) -> Path:
+        return picture_path(settings.output, outcome.scale, entry.name, dataset, pair.name)
+
+    def made_of(entry: Entry, pair: Pair) -> str:
+        return digest(entry.digest, settings.metrics, contents[pair])
+
+    def known(entry: Entry, dataset: str, pair: Pair) -> dict[str, float] | None:
+        path = path_of(entry, dataset, pair)
+        done = journal.get(str(path.relative_to(settings.output)))
+        return done["scores"] if done and done["made of"] == made_of(entry, pair) and path.is_file() else None
+
+    missing = [
+        job
+        for entry in outcome.entries
+        for dataset, pairs in outcome.pairs.items()
+        for job in _jobs(entry, dataset, [p for p in pairs if known(entry, dataset, p) is None], settings.batch)
+    ]
+    total = sum(len(job.pairs) for job in missing)
+    with tqdm(total=total, desc=f"x{outcome.scale}", unit="picture", disable=None) as bar:
+        for job, result in _results(missing, settings):
+            bar.update(len(job.pairs))
+            if isinstance(result, str):
+                if result not in outcome.failures:
+                    outcome.failures.append(result)
+                continue
+            for pair, scores in zip(job.pairs, result, strict=True):
+                path = path_of(job.entry, job.dataset, pair)
+                done = {"made of": made_of(job.entry, pair), "scores": scores}
+                journal.add(str(path.relative_to(settings.output)), done)
+    for entry in outcome.entries:
+        for dataset, pairs in outcome.pairs.items():
+            for pair in sorted(pairs, key=lambda pair: pair.name):
+                if found := known(entry, dataset, pair):
+                    outcome.rows.append(Row(dataset, pair.name, entry.name, found))
+
+
+def _jobs(entry: Entry, dataset: str, pairs: list[Pair], batch: int) -> Iterator[Job]:
+    for _, group in groupby(pairs, key=partial(check_pair, scale=entry.scale)):
+        equal = list(group)
+        for start in range(0, len(equal), batch):
+            yield Job(entry, dataset, tuple(equal[start : start + batch]))
+
+
+def _results(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[Job, list[dict[str, float]] | str]]:
+    """Each job with its scores, or with what went wrong; on all devices at once, in the order they are done."""
+    work = partial(_attempt, settings=settings)
+    if len(settings.devices) == 1:
+        _use_device(settings.devices[0])
+        yield from ((job, work(job)) for job in jobs)
+        return
+    context = get_context("spawn")  # CUDA does not survive a fork
+    free = context.Queue()
+    for device in settings.devices:
+        free.put(device)
+    with ProcessPoolExecutor(len(settings.devices), context, _take_device, (free,)) as pool:
+        futures = {pool.submit(work, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool:
+            raise UserError("a worker was killed, short of memory? what was done is kept: run it again") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_device = "cpu"  # of this process
+
+
+def _use_device(name: str) -> None:
+    global _device
+    _device = name
+
+
+def _take_device(free: Any) -> None:
+    _use_device(free.get())
+
+
+def _attempt(job: Job, settings: Settings) -> list[dict[str, float]] | str:
+    metrics = {}
+    try:
+        metrics = {name: _metric(name, job.entry.scale) for name in settings.metrics}
+        return [_finish(job, picture, metrics, settings.output) for picture in _pictures(job, settings.batch)]
+    except (UserError, ValueError) as error:
+        return f"{job.entry.name} x{job.entry.scale}: {error}" if metrics else str(error)
+
+
+def _metric(name: str, scale: int) -> Metric:
+    if name in PERCEPTUAL:
+        return perceptual_metric(name, _device)
+    rgb = {"psnr_rgb": psnr, "ssim_rgb": ssim}
+    return partial(rgb[name], crop_border=scale, y_channel=False) if name in rgb else standard_metrics(scale)[name]
+
+
+def _pictures(job: Job, batch: int) -> Iterator[Picture]:
+    if job.entry.source is not None:
+        yield from super_resolve(_network(job.entry, _device), job.pairs, job.entry.scale, _device, batch)
+        return
+    for pair in job.pairs:
+        lr, hr = read_pair(pair, job.entry.scale)
+        yield Picture(pair, lr, hr, bicubic(lr, job.entry.scale))
+
+
+@functools.lru_cache(maxsize=1)  # jobs come sorted by network
+def _network(entry: Entry, device: str):
+    return network_for(entry, torch.device(device))
+
+
+def _finish(job: Job, picture: Picture, metrics: dict[str, Metric], output: Path) -> dict[str, float]:
+    path = picture_path(output, job.entry.scale, job.entry.name, job.dataset, picture.pair.name)
+    write_whole(path, png_bytes(picture.output))
+    return score(picture.output, picture.hr, metrics)
+
+
+def _cost(outcome: Outcome, journal: Journal, settings: Settings) -> None:
+    """Costs at a 1280x720 output, of networks that are not there twice (a self-ensemble costs eight times)."""
+    device = torch.device(settings.devices[0])
+    for entry in tqdm(outcome.entries[1:], "costs", disable=None, leave=False):
+        key = digest("cost", entry.options["network_g"], entry.ensemble, describe(device), settings.runs)
+        cost = journal.get(key)
+        if cost is None:
+            try:
+                cost = _cost_of(entry, device, settings.runs)
+            except UserError as error:
+                outcome.failures.append(f"{entry.name} x{entry.scale}: {error}")
+                continue
+            journal.add(key, cost)
+        outcome.costs[entry.name] = cost
+
+
+def _cost_of(entry: Entry, device: torch.device, runs: int) -> dict[str, Any]:
+    network = module_of(entry)
+    times = 8 if entry.ensemble else 1
+    height, width = pad_to(network, *input_size(entry.scale))
+    cost: dict[str, Any] = {"parameters": parameters(network)}
+    cost["macs"] = times * multiply_accumulates(network, height, width)
+    if runs:
+        measured = measure(network.to(device), torch.rand(1, 3, height, width, device=device), runs)
+        cost |= {"seconds": times * measured.seconds, "peak_bytes": measured.peak_bytes, "device": describe(device)}
+    return cost

@@ -1,0 +1,99 @@
+"""What is compared: bicubic, weights of DLGSANets, and any network of BasicSR's registry by its option file."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint
+from dlgsanet.errors import UserError
+from dlgsanet.evaluation.journal import digest
+from dlgsanet.evaluation.networks import load_option_file, network_of, registered_network
+from dlgsanet.evaluation.published import size_of
+from dlgsanet.evaluation.rows import BICUBIC
+from dlgsanet.evaluation.scoring import Network
+from dlgsanet.evaluation.self_ensemble import self_ensemble
+
+OPTION_FILES = (".yml", ".yaml")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method at one scale.
+
+    `source` is the file it was made of (None: bicubic), `digest` stands for all that its pictures depend on, `size`
+    is the published size that it is, if any; `options` are an option file's, or only `network_g` of a weight file.
+    """
+
+    name: str
+    scale: int
+    source: Path | None = None
+    digest: str = ""
+    size: str | None = None
+    ensemble: bool = False
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+def bicubic_entry(scale: int) -> Entry:
+    return Entry(BICUBIC, scale, digest="bicubic")
+
+
+def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool = False) -> Entry:
+    """An entry from `FILE` or `NAME=FILE`, FILE being weights of a DLGSANet or an option file with weights.
+
+    Raises:
+        UserError: the file cannot be read, is neither, or names no weights and none are allowed.
+    """
+    name, _, file = argument.rpartition("=")
+    path = Path(file).expanduser()
+    if path.suffix in OPTION_FILES:
+        options = load_option_file(str(path))
+        weights = options["path"].get("pretrain_network_g")
+        if not weights and not allow_random_weights:
+            raise UserError(f"{path}: path.pretrain_network_g is empty; name weights or give --random-weights")
+        if weights:
+            options["path"]["pretrain_network_g"] = weights = str(Path(weights).expanduser())
+            if not Path(weights).is_file():
+                raise UserError(f"{path}: path.pretrain_network_g: there is no file {weights}")
+        network, scale = options["network_g"], options["scale"]
+        content = [Path(weights)] if weights else [options.get("manual_seed", 0)]
+        name = name or options["name"]
+    else:
+        network = {"type": "DLGSANet", **network_options(read_checkpoint(path))}
+        options, scale, content = {"network_g": network}, network["upscale"], [path]
+        name = name or path.stem
+    if Path(name).name != name or name == BICUBIC:
+        raise UserError(f"{argument}: {name!r} cannot name a network: its pictures go to a folder of that name")
+    size = size_of(network) if network["type"] == "DLGSANet" else None
+    return Entry(
+        name + ("+" if ensemble else ""), scale, path, digest(network, ensemble, *content), size, ensemble, options
+    )
+
+
+def network_for(entry: Entry, device: torch.device) -> Network:
+    """The entry's network in evaluation mode on a device.
+
+    Raises:
+        UserError: the weights do not fit the network.
+    """
+    assert entry.source is not None, "bicubic is no network"
+    if entry.source.suffix in OPTION_FILES:
+        torch.manual_seed(entry.options.get("manual_seed", 0))  # for random weights, where they are allowed
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # BasicSR's models take the current one
+        completed = {"is_train": False, "dist": False, "num_gpu": int(device.type == "cuda")}
+        network, _ = network_of(entry.options | completed)
+    else:
+        network = build_network(read_checkpoint(entry.source)).to(device)
+    return self_ensemble(network) if entry.ensemble else network
+
+
+def module_of(entry: Entry) -> nn.Module:
+    """The entry's network as a module, for counting; its weights do not matter.
+
+    Raises:
+        UserError: see `registered_network`.
+    """
+    return registered_network(entry.options["network_g"]).eval()

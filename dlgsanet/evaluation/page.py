@@ -1,0 +1,145 @@
+"""The results page: one HTML file a scale that needs nothing else. What it looks like and does is in `page.html`."""
+
+import base64
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dlgsanet.data.images import read_image
+from dlgsanet.evaluation.benchmark import Outcome, picture_path
+from dlgsanet.evaluation.crops import best_crop, crop_psnrs
+from dlgsanet.evaluation.pairs import Pair, read_pair
+from dlgsanet.evaluation.published import figures
+from dlgsanet.evaluation.report import as_json
+from dlgsanet.evaluation.rows import BICUBIC
+from dlgsanet.files import write_whole
+
+WHOLE_BUDGET = 14_000_000  # bytes of base64 of the whole pictures, so that a page stays below 20 MB
+QUALITIES = (90, 80, 70, 60, 50, 35, 20)  # of WebP, tried in turn
+
+
+def write_page(outcome: Outcome, metrics: tuple[str, ...], output: Path, pictures_per_set: int = 10) -> Path:
+    """Write `x4.html`; the pictures are those that `run_scale` left under `output`.
+
+    Of larger test sets the `pictures_per_set` pictures are shown on which the methods' PSNR lies furthest apart.
+
+    Raises:
+        UserError: a picture cannot be read, or the page cannot be written.
+    """
+    shown = [
+        (dataset, pair)
+        for dataset, pairs in outcome.pairs.items()
+        for pair in _most_telling(outcome, dataset, pairs, pictures_per_set)
+    ]
+    quality, wholes = _fitting_wholes(outcome, output, shown)
+    pictures = [_picture(outcome, output, *which) | {"whole": wholes[number]} for number, which in enumerate(shown)]
+    data = as_json(outcome) | {
+        "metrics": metrics,
+        "sets": list(outcome.pairs),
+        "paper": _paper_points(outcome),
+        "pictures": pictures,
+        "quality": quality,
+        "left out": sum(map(len, outcome.pairs.values())) - len(shown),
+    }
+    page = resources.files("dlgsanet.evaluation").joinpath("page.html").read_text(encoding="utf-8")
+    # "<" would let a name end the script element
+    text = json.dumps(_finite(data), ensure_ascii=False).replace("<", "\\u003c")
+    path = output / f"x{outcome.scale}.html"
+    write_whole(path, page.replace("{{scale}}", str(outcome.scale)).replace("{{data}}", text).encode())
+    return path
+
+
+def _most_telling(outcome: Outcome, dataset: str, pairs: list[Pair], count: int) -> list[Pair]:
+    values: dict[str, list[float]] = {}
+    for row in outcome.rows:
+        if row.dataset == dataset:
+            values.setdefault(row.image, []).append(row.scores["psnr"])
+    scored = [pair for pair in pairs if len(values.get(pair.name, [])) == len(outcome.entries)]
+    chosen = sorted(scored, key=lambda p: min(values[p.name]) - max(values[p.name]))[:count]
+    return sorted(chosen, key=lambda pair: pair.name)
+
+
+def outputs_of(outcome: Outcome, output: Path, dataset: str, pair: Pair) -> dict[str, np.ndarray]:
+    """Every method's picture, uint8 [H, W, 3]."""
+    paths = {e.name: picture_path(output, outcome.scale, e.name, dataset, pair.name) for e in outcome.entries}
+    return {name: read_image(path) for name, path in paths.items()}
+
+
+def telling_crop(outputs: Mapping[str, np.ndarray], original: np.ndarray, scale: int, side: int = 96):
+    """`best_crop` among networks; with one network, between it and bicubic."""
+    networks = [image for name, image in outputs.items() if name != BICUBIC]
+    return best_crop(networks if len(networks) > 1 else list(outputs.values()), original, scale, side)
+
+
+def _picture(outcome: Outcome, output: Path, dataset: str, pair: Pair) -> dict[str, Any]:
+    lr, hr = read_pair(pair, outcome.scale)
+    outputs = outputs_of(outcome, output, dataset, pair)
+    crop = telling_crop(outputs, hr, outcome.scale)
+    here = crop_psnrs(crop, outputs, hr)
+    crops: list[dict[str, Any]] = [{"name": "low resolution", "src": _webp(crop.of(lr, outcome.scale))}]
+    crops += [{"name": name, "src": _webp(crop.of(image)), "psnr": here[name]} for name, image in outputs.items()]
+    crops.append({"name": "original", "src": _webp(crop.of(hr))})
+    height, width = hr.shape[:2]
+    return {
+        "set": dataset,
+        "image": pair.name,
+        "width": width,
+        "height": height,
+        "crop": {"x": crop.x, "y": crop.y, "side": crop.side},
+        "crops": crops,
+    }
+
+
+def _fitting_wholes(
+    outcome: Outcome, output: Path, shown: list[tuple[str, Pair]]
+) -> tuple[int, list[list[dict[str, str]]]]:
+    """Every method's whole pictures and the originals, at the best quality that fits into the budget."""
+
+    def encoded(quality: int) -> Iterator[list[dict[str, str]]]:
+        for dataset, pair in shown:
+            images = outputs_of(outcome, output, dataset, pair) | {"original": read_pair(pair, outcome.scale)[1]}
+            yield [{"name": name, "src": _webp(image, quality)} for name, image in images.items()]
+
+    for quality in QUALITIES:
+        wholes, size = [], 0
+        for images in encoded(quality):
+            wholes.append(images)
+            size += sum(len(image["src"]) for image in images)
+            if size > WHOLE_BUDGET and quality != QUALITIES[-1]:
+                break
+        else:
+            break
+    return quality, wholes
+
+
+def _webp(image: np.ndarray, quality: int | None = None) -> str:
+    """A data URL; without a quality lossless."""
+    buffer = io.BytesIO()
+    settings: dict[str, Any] = {"lossless": True} if quality is None else {"quality": quality}
+    Image.fromarray(image).save(buffer, format="WEBP", method=4, **settings)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _paper_points(outcome: Outcome) -> list[dict[str, Any]]:
+    """The paper's figures of the published networks that are on the page."""
+    return [
+        {"name": f"{e.size} (paper)", "means": figures(e.size, e.scale), "of": e.name}
+        for e in outcome.entries
+        if e.size and not e.ensemble
+    ]
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity, which is the PSNR of a perfect picture."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,120 @@
+"""The benchmark's outcome as tables: terminal, Markdown, LaTeX, CSV and JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dlgsanet.evaluation.benchmark import Outcome
+from dlgsanet.evaluation.entries import Entry
+from dlgsanet.evaluation.published import figures
+from dlgsanet.evaluation.rows import Row, every_image, means
+from dlgsanet.evaluation.tables import Table, figure
+from dlgsanet.files import write_whole
+
+NONE = "-"
+
+
+def write_reports(outcome: Outcome, metrics: tuple[str, ...], output: Path) -> str:
+    """Write `x4.csv` (every picture), `x4.json` (all that is known), `x4.md` and `x4.tex` (the table of means).
+
+    Returns:
+        The table for the terminal.
+    """
+    table = main_table(outcome, metrics)
+    images = every_image(outcome.rows, metrics)
+    notes = _notes(outcome, metrics)
+    stem = f"x{outcome.scale}"
+    write_whole(output / f"{stem}.csv", images.csv().encode())
+    write_whole(output / f"{stem}.json", (json.dumps(as_json(outcome), indent=1) + "\n").encode())
+    write_whole(output / f"{stem}.tex", table.latex().encode())
+    markdown = f"# ×{outcome.scale}\n\n{table.markdown()}\n{notes}\n\n## Every picture\n\n{images.markdown()}"
+    write_whole(output / f"{stem}.md", markdown.encode())
+    return f"×{outcome.scale}\n\n{table.text()}\n\n{notes}"
+
+
+def main_table(outcome: Outcome, metrics: tuple[str, ...]) -> Table:
+    """A line for each method, and below a published network the paper's figures and the difference from them.
+
+    A cell is `PSNR/SSIM`, with as many metrics as were asked for.
+    """
+    mean_of = {(row.dataset, row.method): row.scores for row in means(outcome.rows)}
+    lines = []
+    for entry in outcome.entries:
+        scores = {name: mean_of[name, entry.name] for name in outcome.pairs if (name, entry.name) in mean_of}
+        cells = [_cell(scores.get(name), metrics) + _share(outcome, name, entry.name) for name in outcome.pairs]
+        lines.append([entry.name, *_cost_cells(outcome.costs.get(entry.name, {})), *cells])
+        lines += _published_lines(entry, scores, list(outcome.pairs), metrics)
+    header = ["method", "params [K]", "GMACs", "latency [ms]", "memory [MiB]", *outcome.pairs]
+    return Table(header, lines)
+
+
+def _cell(scores: dict[str, float] | None, metrics: tuple[str, ...]) -> str:
+    return "/".join(figure(m, scores[m]) for m in metrics) if scores else NONE
+
+
+def _share(outcome: Outcome, dataset: str, method: str) -> str:
+    """How many pictures a mean is of, where that is not all."""
+    scored = sum((row.dataset, row.method) == (dataset, method) for row in outcome.rows)
+    return "" if scored in (0, outcome.sizes[dataset]) else f" ({scored} of {outcome.sizes[dataset]})"
+
+
+def _cost_cells(cost: dict[str, Any]) -> list[str]:
+    def cell(key: str, unit: float, decimals: int) -> str:
+        return f"{cost[key] / unit:.{decimals}f}" if cost.get(key) is not None else NONE
+
+    return [cell("parameters", 1e3, 1), cell("macs", 1e9, 1), cell("seconds", 1e-3, 1), cell("peak_bytes", 2**20, 0)]
+
+
+def _published_lines(
+    entry: Entry, scores: dict[str, dict[str, float]], datasets: list[str], metrics: tuple[str, ...]
+) -> list[list[str]]:
+    paper = figures(entry.size, entry.scale) if entry.size and not entry.ensemble else {}
+    if not any(name in paper for name in datasets):
+        return []
+    told = [_cell_of_paper(paper.get(name), metrics) for name in datasets]
+    differences = []
+    for name in datasets:
+        both = [m for m in metrics if name in paper and name in scores and m in paper[name]]
+        # of figures as printed, as a reader would subtract them
+        cells = [_signed(m, float(figure(m, scores[name][m])) - paper[name][m]) for m in both]
+        differences.append("/".join(cells) or NONE)
+    blank = [""] * 4
+    return [[f"{entry.size} (paper)", *blank, *told], [f"{entry.name} − paper", *blank, *differences]]
+
+
+def _cell_of_paper(scores: dict[str, float] | None, metrics: tuple[str, ...]) -> str:
+    return "/".join(figure(m, scores[m]) for m in metrics if m in scores) if scores else NONE
+
+
+def _signed(metric: str, difference: float) -> str:
+    text = figure(metric, abs(difference))
+    return ("−" if difference < 0 else "+") + text
+
+
+def _notes(outcome: Outcome, metrics: tuple[str, ...]) -> str:
+    parts = [f"Each cell: {'/'.join(m.upper() for m in metrics)}; PSNR and SSIM on Y, {outcome.scale} pixels cropped."]
+    if outcome.costs:
+        parts.append("Parameters, multiply-accumulates, latency and memory at a 1280x720 output, batch 1.")
+    parts += {f"Measured on {cost['device']}." for cost in outcome.costs.values() if "device" in cost}
+    return " ".join(parts)
+
+
+def as_json(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "scale": outcome.scale,
+        "methods": [
+            {
+                "name": entry.name,
+                "published": entry.size,
+                **outcome.costs.get(entry.name, {}),
+                "means": {row.dataset: row.scores for row in means(outcome.rows) if row.method == entry.name},
+            }
+            for entry in outcome.entries
+        ],
+        "images": [_row_json(row) for row in outcome.rows],
+        "failures": outcome.failures,
+    }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    return {"data set": row.dataset, "image": row.image, "method": row.method, **row.scores}

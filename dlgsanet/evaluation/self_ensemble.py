@@ -1,0 +1,23 @@
+"""Geometric self-ensemble: the mean over the 8 flips and transposes of the input (Timofte et al., CVPR 2016)."""
+
+import torch
+from torch import Tensor
+
+from dlgsanet.evaluation.scoring import Network
+
+
+def self_ensemble(network: Network) -> Network:
+    """A network that enlarges [B, C, H, W] in all 8 orientations, turns the results back and averages them."""
+
+    def enlarge(x: Tensor) -> Tensor:
+        total = None
+        for transposed in (False, True):
+            for flipped in ((), (2,), (3,), (2, 3)):
+                seen = x.flip(flipped)
+                y = network((seen.mT if transposed else seen).contiguous()).float()
+                y = (y.mT if transposed else y).flip(flipped)
+                total = y if total is None else torch.add(total, y)
+        assert total is not None
+        return total / 8
+
+    return enlarge

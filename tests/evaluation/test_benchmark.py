@@ -1,0 +1,203 @@
+"""`dlgsanet benchmark` through the command line's own entry."""
+
+import csv
+import json
+import os
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from dlgsanet.archs.checkpoint import build_network, read_checkpoint
+from dlgsanet.cli import main
+from dlgsanet.evaluation.perceptual import perceptual_metric
+from dlgsanet.evaluation.self_ensemble import self_ensemble
+from tests.evaluation.conftest import small_weights, write_set
+
+
+@pytest.fixture
+def place(tmp_path, photographs, monkeypatch):
+    """A folder with `datasets/Photos`, `A.pth` and `B.safetensors` (x2) to run commands in."""
+    monkeypatch.chdir(tmp_path)
+    small_weights(tmp_path / "A.pth", seed=1)
+    small_weights(tmp_path / "B.safetensors", seed=2, activation="topk")
+    return tmp_path
+
+
+def benchmark(*arguments):
+    return main(["benchmark", *arguments, "--data", "datasets/Photos", "--runs", "0", "-o", "out"])
+
+
+def image_scores(path="out/x2.csv"):
+    with open(path) as file:
+        return {(r["image"], r["method"]): (float(r["psnr"]), float(r["ssim"])) for r in csv.DictReader(file)}
+
+
+def test_scores_are_those_of_the_saved_pictures(place):
+    assert benchmark("A.pth", "Sparse=B.safetensors", "--metrics", "psnr_rgb") == 0
+
+    import dlgsanet.plugin  # noqa: F401, I001  # before BasicSR
+    from basicsr.metrics import calculate_psnr, calculate_ssim
+
+    scores = image_scores()
+    assert {method for _, method in scores} == {"bicubic", "A", "Sparse"}
+    for (image, method), (psnr, ssim) in scores.items():
+        if image == "mean":
+            continue
+        picture = np.array(Image.open(f"out/pictures/x2/{method}/Photos/{image}.png"))
+        original = np.array(Image.open(f"datasets/Photos/HR/{image}.png"))[: len(picture), : picture.shape[1]]
+        bgr = picture[..., ::-1], original[..., ::-1]
+        assert psnr == pytest.approx(calculate_psnr(*bgr, 2, test_y_channel=True), abs=1e-6)
+        assert ssim == pytest.approx(calculate_ssim(*bgr, 2, test_y_channel=True), abs=1e-6)
+    known = json.loads((place / "out/x2.json").read_text())
+    of_a = next(m for m in known["methods"] if m["name"] == "A")
+    values = [psnr for (image, method), (psnr, _) in scores.items() if method == "A" and image != "mean"]
+    assert of_a["means"]["Photos"]["psnr"] == pytest.approx(np.mean(values), abs=1e-5)
+    assert of_a["parameters"] == sum(v.numel() for v in read_checkpoint("A.pth").state.values())
+    mean = f"{np.mean(values):.2f}/"
+    assert mean in (place / "out/x2.md").read_text()
+    assert mean in (place / "out/x2.tex").read_text()
+
+
+def test_batches_change_nothing(place):
+    assert benchmark("A.pth", "--batch", "1") == 0
+    one = image_scores()
+    for path in (place / "out").rglob("*.*"):
+        path.unlink()
+    assert benchmark("A.pth", "--batch", "8") == 0
+    assert image_scores() == one
+
+
+def test_two_devices_give_the_same_as_one(place):
+    assert benchmark("A.pth") == 0
+    one = image_scores()
+    (place / "out/journal.jsonl").unlink()
+    assert benchmark("A.pth", "--devices", "cpu", "cpu") == 0
+    assert image_scores() == one
+
+
+def test_goes_on_where_it_stopped(place):
+    """Only what is missing is done; a journal line that was cut off counts as missing."""
+    assert benchmark("A.pth") == 0
+    first = image_scores()
+    journal = place / "out/journal.jsonl"
+    content = journal.read_bytes().rstrip(b"\n")
+    lines = content.splitlines()
+    cut = next(i for i, line in enumerate(lines) if b"pictures/x2/A/Photos/coffee" in line)
+    journal.write_bytes(b"\n".join([*lines[:cut], *lines[cut + 1 :], lines[cut][:40]]))
+    written = {path: os.stat(path).st_mtime_ns for path in (place / "out").rglob("*.png")}
+    time.sleep(0.01)
+    assert benchmark("A.pth", "B.safetensors") == 0
+    again = {path for path, when in written.items() if os.stat(path).st_mtime_ns != when}
+    assert again == {place / "out/pictures/x2/A/Photos/coffee.png"}
+    assert {key: value for key, value in image_scores().items() if key[1] != "B"} == first
+
+
+def test_other_weights_under_the_same_name_are_scored_anew(place):
+    assert benchmark("A.pth") == 0
+    first = image_scores()
+    small_weights(place / "A.pth", seed=3)
+    assert benchmark("A.pth") == 0
+    assert image_scores()["mean", "A"] != first["mean", "A"]
+    small_weights(place / "A.pth", seed=1)
+    assert benchmark("A.pth") == 0
+    assert image_scores() == first
+
+
+def test_what_fails_is_named_and_the_rest_is_done(place, capsys):
+    write_set(place / "datasets", "Broken")
+    (place / "datasets/Broken/LR_bicubic/X2/chelseax2.png").write_bytes(b"")
+    (place / "C.pth").write_bytes(b"PK nothing")
+    arguments = ["A.pth", "C.pth", "--runs", "0", "-o", "out"]
+    sets = [f"datasets/{name}" for name in ("Photos", "Missing", "Broken")]
+    assert main(["benchmark", *arguments, "--data", *sets]) == 2
+    out, err = capsys.readouterr()
+    for named in ("C.pth: refused", "Missing: dataroot_gt", "chelseax2.png: the file is empty"):
+        assert named in err
+    assert err.splitlines()[-1].endswith("3 parts of the benchmark failed, see above; the rest is done")
+    assert "(2 of 3)" in out
+    with open("out/x2.csv") as file:
+        scored = [(row["data set"], row["method"]) for row in csv.DictReader(file) if row["image"] != "mean"]
+    expected = [("Photos", 3), ("Broken", 2)]
+    assert all(scored.count((name, m)) == count for name, count in expected for m in ("bicubic", "A"))
+
+
+def test_any_network_of_basicsr_stands_beside(place, option_file):
+    options = yaml.safe_load(option_file.read_text())
+    network = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
+    options |= {"name": "EDSR", "network_g": network, "path": {"pretrain_network_g": None}}
+    (place / "edsr.yml").write_text(yaml.safe_dump(options))
+    assert benchmark("A.pth", "edsr.yml") == 2
+    assert benchmark("A.pth", "edsr.yml", "--random-weights") == 0
+    assert ("mean", "EDSR") in image_scores()
+
+
+def test_the_papers_figures_stand_below_a_published_size(place, capsys):
+    from dlgsanet.evaluation.published import size_options
+
+    options = size_options("Tiny", 2)
+    small_weights(place / "tiny.pth", **options)
+    (place / "datasets/Photos").rename(place / "datasets/Set5")
+    assert main(["benchmark", "tiny.pth", "--data", "datasets/Set5", "--runs", "0", "-o", "out"]) == 0
+    mean = image_scores()["mean", "tiny"][0]
+    out = capsys.readouterr().out
+    assert "Tiny (paper)" in out
+    assert "38.16/0.9611" in out
+    assert f"{round(mean, 2) - 38.16:.2f}".replace("-", "−") in out
+
+
+def test_lpips_needs_its_package(place, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyiqa", None)  # as if it were not installed
+    perceptual_metric.cache_clear()
+    assert benchmark("A.pth", "--metrics", "lpips") == 2
+    assert "pip install pyiqa" in capsys.readouterr().err
+
+
+def test_lpips_says_when_its_backbone_cannot_be_had(place, monkeypatch, capsys):
+    def create_metric(name, device):
+        raise OSError("<urlopen error no route to host>")
+
+    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=create_metric))
+    perceptual_metric.cache_clear()
+    assert benchmark("A.pth", "--metrics", "lpips") == 2
+    assert "pyiqa cannot get its backbone's weights (<urlopen error no route to host>)" in capsys.readouterr().err
+
+
+def test_lpips_and_dists_are_pyiqas(place, monkeypatch):
+    def create_metric(name, device):
+        return lambda image, reference: (image - reference).abs().mean() * {"lpips": 1, "dists": 2}[name]
+
+    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=create_metric))
+    perceptual_metric.cache_clear()
+    assert benchmark("A.pth", "--metrics", "lpips", "dists") == 0
+    picture = np.array(Image.open("out/pictures/x2/A/Photos/chelsea.png")) / 255
+    original = np.array(Image.open("datasets/Photos/HR/chelsea.png")) / 255
+    images = json.loads((place / "out/x2.json").read_text())["images"]
+    row = next(r for r in images if (r["image"], r["method"]) == ("chelsea", "A"))
+    assert row["lpips"] == pytest.approx(np.abs(picture - original).mean(), abs=1e-5)
+    assert row["dists"] == pytest.approx(2 * row["lpips"])
+
+
+@pytest.mark.parametrize("size", [(1, 3, 20, 20), (2, 3, 12, 17)])
+def test_self_ensemble_is_the_mean_of_the_eight_orientations(tmp_path, size):
+    network = build_network(read_checkpoint(small_weights(tmp_path / "A.pth"))).double()
+    x = torch.rand(size, dtype=torch.float64)
+    turned = []
+    for quarters in range(4):
+        for mirrored in (False, True):
+            seen = torch.rot90(x.flip(3) if mirrored else x, quarters, (2, 3))
+            back = torch.rot90(network(seen), -quarters, (2, 3))
+            turned.append(back.flip(3) if mirrored else back)
+    ensemble = self_ensemble(lambda x: network(x))
+    torch.testing.assert_close(ensemble(x), torch.stack(turned).mean(0).float(), rtol=0, atol=1e-6)
+
+
+def test_self_ensemble_is_a_method_beside_the_plain_one(place):
+    assert benchmark("A.pth", "--self-ensemble") == 0
+    scores = image_scores()
+    assert scores["mean", "A+"] != scores["mean", "A"]
