@@ -1,0 +1,75 @@
+"""BasicSR 1.4.2 imports and runs on today's stack, whatever of the old one is missing."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+def python(code: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+
+
+# Makes an import fail, as on a machine that lacks the module.
+MISSING = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == {name!r}:
+            raise ImportError({message!r})
+sys.meta_path.insert(0, Missing())
+"""
+REGISTERED = """
+import dlgsanet.plugin
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
+assert "DLGSANet" in ARCH_REGISTRY and "SwinIR" in ARCH_REGISTRY
+assert "CachedPairedImageDataset" in DATASET_REGISTRY and "PairedImageDataset" in DATASET_REGISTRY
+assert "DLGSANetModel" in MODEL_REGISTRY and "SRModel" in MODEL_REGISTRY
+assert "L1Loss" in LOSS_REGISTRY
+"""
+
+
+def test_our_classes_stand_in_basicsrs_registries():
+    done = python(REGISTERED)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_distutils():
+    """Python 3.12 has none, and setuptools, which may stand in for it, need not be there."""
+    missing = MISSING.format(name="distutils", message="No module named 'distutils'")
+    done = python("import os; os.environ['SETUPTOOLS_USE_DISTUTILS'] = 'stdlib'\n" + missing + REGISTERED)
+    assert done.returncode == 0, done.stderr
+
+
+def test_opencv_without_libgl_is_told_in_one_line():
+    message = "libGL.so.1: cannot open shared object file: No such file or directory"
+    missing = MISSING.format(name="cv2", message=message)
+    done = python(missing + "import sys\nfrom dlgsanet.cli import run\nsys.exit(run('dlgsanet.plugin:none', []))")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "libGL" in done.stderr
+    assert "opencv-python-headless" in done.stderr
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="BasicSR does not install there")
+def test_checkpoints_that_would_run_code_are_refused_by_basicsrs_own_models(tmp_path):
+    """BasicSR calls torch.load without a word on weights_only."""
+    path = tmp_path / "evil.pth"
+    code = f"""
+import os, pickle, torch
+import dlgsanet.plugin
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ({str(tmp_path / "ran")!r},)
+torch.save({{"params": Evil()}}, {str(path)!r})
+try:
+    torch.load({str(path)!r}, map_location="cpu")
+except pickle.UnpicklingError:
+    print("refused")
+"""
+    done = python(code)
+    assert done.stdout == "refused\n", done.stderr
+    assert not (tmp_path / "ran").exists()

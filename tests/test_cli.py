@@ -1,0 +1,53 @@
+"""The `dlgsanet` command and the two entry points."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dlgsanet.cli import SUBCOMMANDS
+from tests.conftest import REPOSITORY
+
+
+def command(*arguments: str, cwd=REPOSITORY) -> subprocess.CompletedProcess:
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(cwd)}
+    call = [sys.executable, "-m", "dlgsanet", *arguments]
+    return subprocess.run(call, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+
+
+def test_help_answers_at_once_and_names_every_command():
+    started = time.monotonic()
+    done = command("--help")
+    assert time.monotonic() - started < 1
+    assert done.returncode == 0
+    assert all(f"\n  {name} " in done.stdout for name in SUBCOMMANDS)
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_the_command_does_not_load_torch():
+    code = "import sys, dlgsanet.cli; sys.exit('torch' in sys.modules or 'basicsr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_command_has_help(name):
+    done = command(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: dlgsanet {name}")
+
+
+def test_an_unknown_command_is_one_line():
+    done = command("trian")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "train" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["train", "test"])
+def test_the_entry_points_run_as_files(script, tmp_path):
+    call = [sys.executable, str(REPOSITORY / "dlgsanet" / f"{script}.py"), "-opt", "none.yml"]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2
+    assert "none.yml: cannot be read" in done.stderr.splitlines()[-1]
+    assert not any(tmp_path.iterdir())
