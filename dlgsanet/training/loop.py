@@ -23,6 +23,8 @@ from dlgsanet.training.validation import StoppedError, ValidationSet
 
 logger = logging.getLogger("dlgsanet")
 
+ESTIMATED_AFTER = 5  # iterations; the first are slower
+
 
 @dataclass
 class Loop:
@@ -54,7 +56,7 @@ class Loop:
         self.val = self.options.get("val") or {}
         self.pace = Pace(self.total)
         self.scores: dict[str, float] = {}
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved = time.monotonic(), self.position.iteration
 
     def run(self, signals: StopSignals) -> int:
         """Train to the end or until a signal; the exit code."""
@@ -64,15 +66,15 @@ class Loop:
             while self.position.iteration < self.total:
                 self._iterate()
                 stop, save = largest(signals.received, self._save_is_due())
-                if stop or save:
-                    self._save()
                 if stop:
                     return self._stop(stop)
+                if save:
+                    self._save()
                 if self._validation_is_due():
                     self._validate(signals)
             if self.validation_sets and self.position.validated < self.total:
                 self._validate(signals)
-            self._save()
+            self._save()  # once more, for the validation in it
             if self.options["rank"] == 0:
                 for label, content in weights_of(self.model).items():
                     self.checkpoints.save_weights(label, "latest", content)
@@ -106,6 +108,8 @@ class Loop:
                 f"iteration {iteration}: the loss is not finite and {type(self.model).__name__} has taken the step; "
                 f"{self.checkpoints.last_good()}"
             )
+        if self.pace.counted == ESTIMATED_AFTER:
+            logger.info("%-11s%s for the rest", "Estimated", self.pace.left(iteration))
         rate = self.model.get_current_learning_rate()[0]
         text = progress_text(iteration, self.pace, log, rate, self.scores)
         self.line.show(text)
@@ -127,9 +131,11 @@ class Loop:
         state = state_of(self.model, self.position, self.position.samples // self.epoch_length)
         if self.options["rank"] == 0:
             self.checkpoints.save(self.position.iteration, weights_of(self.model), state)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved = time.monotonic(), self.position.iteration
 
     def _stop(self, signal_number: int) -> int:
+        if self.saved != self.position.iteration:
+            self._save()
         code = exit_code(signal_number)
         logger.info("Stopped by signal %d; %s (exit code %d)", signal_number, self.checkpoints.last_good(), code)
         return code

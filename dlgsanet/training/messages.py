@@ -80,7 +80,8 @@ class Pace:
     def add(self, seconds: float, waiting: float) -> None:
         """Count one iteration."""
         self.counted += 1
-        weight = max(1 / self.counted, 0.02)
+        # The first iteration, in which much is loaded and compiled, counts until there is another.
+        weight = max(1 / max(1, self.counted - 1), 0.02)
         self.seconds_per_iteration += weight * (seconds - self.seconds_per_iteration)
         self.waiting += weight * (waiting - self.waiting)
 

@@ -90,7 +90,7 @@ def endless_loader(dataset: Any, opt: dict[str, Any], stream: SampleStream, work
         dataset,
         batch_sampler=stream,
         num_workers=workers,
-        pin_memory=opt.get("pin_memory", False),
+        pin_memory=opt.get("pin_memory", False) and torch.cuda.is_available(),
         prefetch_factor=max(2, opt.get("num_prefetch_queue", 2)) if workers else None,
         worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # else the loader draws from the run's own, once more after each resume
