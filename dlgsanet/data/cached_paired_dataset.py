@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dlgsanet.data.pair_sizes import check_sizes
 from dlgsanet.data.pairs import find_pairs
-from dlgsanet.data.parallel import in_one_line
-from dlgsanet.data.pixel_cache import decode_all, read_sizes
+from dlgsanet.data.pixel_cache import decode_all
 from dlgsanet.errors import UserError
 
 
@@ -63,8 +63,7 @@ class CachedPairedImageDataset(Dataset):
         pairs = find_pairs(opt)
         self.paths = [{"gt_path": gt.name, "lq_path": lq.name} for gt, lq in pairs]
         sources = [source for pair in pairs for source in pair]
-        sizes = read_sizes(sources)
-        self._check_sizes(sizes)
+        sizes = check_sizes(pairs, self.scale, self.lq_size if self.training else 1)
         self.cache = decode_all(sources, sizes, Path(opt["cache_dir"]) if opt.get("cache_dir") else None)
         # In shared memory, for workers that live on between epochs.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -116,18 +115,6 @@ class CachedPairedImageDataset(Dataset):
             mean, std = self.normalisation
             tensor.sub_(mean).div_(std)
         return tensor
-
-    def _check_sizes(self, sizes: list[tuple[int, int]]) -> None:
-        complaints = []
-        for path, gt, lq in zip(self.paths, sizes[::2], sizes[1::2], strict=True):
-            if any(long // self.scale != short for long, short in zip(gt, lq, strict=True)):
-                complaints.append(
-                    f"{path['gt_path']} is {gt[1]}x{gt[0]} and {path['lq_path']} {lq[1]}x{lq[0]}, not 1/{self.scale}"
-                )
-            elif self.training and min(lq) < self.lq_size:
-                complaints.append(f"{path['gt_path']} is {gt[1]}x{gt[0]}, smaller than gt_size")
-        if complaints:
-            raise UserError(f"{len(complaints)} of {len(self.paths)} pairs do not fit: " + in_one_line(complaints))
 
 
 def _at_least_one(opt: Mapping[str, Any], option: str) -> int:

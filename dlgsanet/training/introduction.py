@@ -39,7 +39,7 @@ def introduce(
     lines = {
         "Run": f"{options['name']}, {options['model_type']}, seed {options['manual_seed']}",
         "Folder": os.path.relpath(options["path"]["experiments_root"]),
-        "Training": f"{name}: {epoch_length:,} samples an epoch, all found",
+        "Training": f"{name}: {epoch_length:,} samples an epoch; all pairs found and checked",
         "Validation": f"{validation}, every {options['val']['val_freq']:,} iterations" if validation_sets else "none",
         "Iterations": f"{position.iteration + 1:,} to {train['total_iter']:,} of {batch_size} samples, {epochs} epochs",
         "Hardware": ranks + hardware(options["num_gpu"]),

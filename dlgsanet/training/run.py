@@ -11,6 +11,8 @@ from basicsr.models import build_model
 from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 
 import dlgsanet.plugin  # noqa: F401  # registers what is ours
+from dlgsanet.data.pair_sizes import check_sizes
+from dlgsanet.data.pairs import find_pairs
 from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError
 from dlgsanet.models.dlgsanet_model import DivergedError
@@ -47,17 +49,20 @@ def train(args: argparse.Namespace) -> int:
         except DivergedError as error:
             raise UserError(f"{error}; {checkpoints.last_good()}") from None
         except RuntimeError as error:
-            if not _is_of_another_rank(error, options):
-                raise
-            raise UserError(
-                f"rank {options['rank']}: another rank has died or does not answer "
-                f"({str(error).splitlines()[0][:200]}); {checkpoints.last_good()}"
-            ) from error
+            if reason := _not_of_this_process(error, options):
+                raise UserError(f"{reason}; {checkpoints.last_good()}") from error
+            raise
 
 
-def _is_of_another_rank(error: RuntimeError, options: dict[str, Any]) -> bool:
+def _not_of_this_process(error: RuntimeError, options: dict[str, Any]) -> str | None:
+    """What has happened to another process on which this one waits, or None: that is not what the error is about."""
+    message = str(error).splitlines()[0][:200]
+    if "DataLoader worker" in message:
+        return f"a process that loads data has died, perhaps for want of memory ({message})"
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
-    return options["dist"] and any(sign in str(error) for sign in signs)
+    if options["dist"] and any(sign in str(error) for sign in signs):
+        return f"rank {options['rank']}: another rank has died or does not answer ({message})"
+    return None
 
 
 def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
@@ -116,8 +121,10 @@ def _batch_of_a_rank(options: dict[str, Any]) -> int:
 
 def _data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
     train_set, validation_sets = None, []
-    for opt in options["datasets"].values():
-        opt.setdefault("manual_seed", options["manual_seed"])
+    for key, opt in options["datasets"].items():
+        opt["manual_seed"] = options["manual_seed"]
+        if opt["type"] == "PairedImageDataset":  # ours checks its pairs itself
+            _check_pairs(f"datasets.{key}", opt)
         if opt["phase"] == "train":
             train_set = build_dataset(opt)
         else:
@@ -125,6 +132,13 @@ def _data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
                 ValidationSet(build_dataset(opt), opt["name"], options["rank"], options["world_size"])
             )
     return train_set, validation_sets
+
+
+def _check_pairs(where: str, opt: dict[str, Any]) -> None:
+    try:
+        check_sizes(find_pairs(opt), opt["scale"], opt.get("gt_size", 1) // opt["scale"])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _batches(options: dict[str, Any], train_set: Any, epoch_length: int, position: Position):

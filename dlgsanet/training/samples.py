@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dlgsanet.errors import UserError
+
 Key = tuple[int, int]  # epoch, position within the epoch's (enlarged) data set
 
 
@@ -76,16 +78,38 @@ class SeededSamples(Dataset):
     def __getitem__(self, key: Key) -> Any:
         if hasattr(self.dataset, "sample"):
             return self.dataset.sample(*key)
+        index = key[1] % len(self.dataset)
         words = np.random.SeedSequence((self.seed, *key)).generate_state(3).tolist()
         random.seed(words[0])
         np.random.seed(words[1])
         with torch.random.fork_rng(devices=[]):  # without workers the network's own randomness must not be reset
             torch.manual_seed(words[2])
-            return self.dataset[key[1] % len(self.dataset)]
+            return read_sample(self.dataset, index)
+
+
+def read_sample(dataset: Any, index: int) -> Any:
+    """A sample of a data set.
+
+    Raises:
+        UserError: it cannot be read; the message names its files.
+    """
+    try:
+        return dataset[index]
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged image makes the reader stumble over
+        files = dataset.paths[index] if hasattr(dataset, "paths") else f"sample {index}"
+        names = " and ".join(map(str, files.values())) if isinstance(files, dict) else files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{names}: cannot be read ({reason})") from error
 
 
 def endless_loader(dataset: Any, opt: dict[str, Any], stream: SampleStream, workers: int) -> Iterator[dict[str, Any]]:
-    """Iterate over the batches of a stream, read ahead by worker processes."""
+    """Iterate over the batches of a stream, read ahead by worker processes.
+
+    Raises:
+        UserError: a sample cannot be read.
+    """
     loader = DataLoader(
         dataset,
         batch_sampler=stream,
@@ -95,7 +119,10 @@ def endless_loader(dataset: Any, opt: dict[str, Any], stream: SampleStream, work
         worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator(),  # else the loader draws from the run's own, once more after each resume
     )
-    return iter(loader)
+    try:
+        yield from loader
+    except UserError as error:  # from a worker, whose traceback PyTorch has put into the message
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix("dlgsanet.errors.UserError: ")) from None
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

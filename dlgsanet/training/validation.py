@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import imwrite, tensor2img
-from torch.utils.data import DataLoader
+from torch.utils.data import default_collate
 
 from dlgsanet.distributed import gather
+from dlgsanet.training.samples import read_sample
 
 
 class StoppedError(Exception):
@@ -53,8 +53,8 @@ class ValidationSet:
         """
         scores: dict[int, dict[str, float]] = {}
         first = None
-        loader = DataLoader(self.dataset, 1, sampler=self.indices, generator=torch.Generator())
-        for index, data in zip(self.indices, loader, strict=True):
+        for index in self.indices:
+            data = default_collate([read_sample(self.dataset, index)])
             if stopped():
                 break
             image, scores[index] = _upscale_and_score(model, data, metrics)
