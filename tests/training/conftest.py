@@ -1,8 +1,10 @@
 """A small run on scikit-image's photographs: data sets, an option file, and a way to start `dlgsanet train`."""
 
+import multiprocessing
 import os
-import subprocess
+import socket
 import sys
+import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,8 @@ import skimage.data
 import torch
 import yaml
 
+from dlgsanet.cli import run
 from dlgsanet.data.resize import downscale
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def _data_set(name: str, folder: str) -> dict[str, Any]:
@@ -68,6 +69,47 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_FORKSERVER.set_forkserver_preload(["dlgsanet.training.run"])  # a start then takes no seconds for imports
+
+
+class Start:
+    """A run of `dlgsanet train` in a process of its own; what it says on stderr goes to a file."""
+
+    def __init__(self, folder: Path, arguments: list[str], environment: dict[str, str], said: Path):
+        self.said = said
+        self.process = _FORKSERVER.Process(target=_train, args=(folder, arguments, environment, said))
+        self.process.start()
+
+    def wait_for(self, text: str) -> None:
+        """Wait until the run has said something."""
+        while not (self.said.exists() and text in self.said.read_text()):
+            assert self.process.exitcode is None, self.said.read_text()
+            time.sleep(0.005)
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the run and all its workers, as slurm and a terminal do."""
+        os.killpg(self.process.pid, number)
+
+    def end(self, code: int = 0) -> str:
+        """Wait for the end, whose exit code must be `code`; what the run said."""
+        self.process.join(120)
+        said = self.said.read_text()
+        assert self.process.exitcode == code, said
+        return said
+
+
+def _train(folder: Path, arguments: list[str], environment: dict[str, str], said: Path) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # of data workers: a child has inherited ours
+    os.setsid()
+    os.chdir(folder)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 2)
+    sys.exit(run("dlgsanet.train:main", arguments))
+
+
 class Workplace:
     """A folder with data sets and option files; its methods start training there.
 
@@ -78,32 +120,28 @@ class Workplace:
 
     def __init__(self, folder: Path):
         self.folder, self.options = folder, deepcopy(OPTIONS)
+        self.starts = 0
 
-    def command(self, *arguments: str) -> list[str]:
-        """The command line that trains with the options as they are now."""
-        (self.folder / "options.yml").write_text(yaml.safe_dump(self.options))
-        return [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml", *arguments]
+    def start(self, *arguments: str, **environment: str) -> Start:
+        """Start training with the options as they are now."""
+        self.starts += 1
+        file = self.folder / f"options_{self.starts}.yml"
+        file.write_text(yaml.safe_dump(self.options))
+        return Start(self.folder, ["-opt", file.name, *arguments], environment, self.folder / f"said_{self.starts}.txt")
 
-    def start(self, *arguments: str, **more: Any) -> subprocess.Popen:
-        """Start training in the background, in a process group of its own."""
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | more.pop("env", {})
-        return subprocess.Popen(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            **more,
-        )
+    def train(self, *arguments: str, code: int = 0) -> str:
+        """Train to the end, which must come with an exit code; what was said."""
+        return self.start(*arguments).end(code)
 
-    def train(self, *arguments: str, code: int = 0, **more: Any) -> str:
-        """Train to the end; what was said on stderr. The exit code must be `code`."""
-        process = self.start(*arguments, **more)
-        said = process.communicate(timeout=200)[1]
-        assert process.returncode == code, said
-        return said
+    def start_ranks(self, count: int, *arguments: str, **environment: str) -> list[Start]:
+        """Start training on so many ranks of this machine, as torchrun does."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), **environment}
+        return [
+            self.start("--launcher", "pytorch", *arguments, **shared, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=str(count))
+            for rank in map(str, range(count))
+        ]
 
     def experiment(self, name: str = "run") -> Path:
         return self.folder / "experiments" / name
