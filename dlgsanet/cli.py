@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "test": ("test a network from an option file: a table of PSNR and SSIM", "dlgsanet.test:main"),
     "data": ("prepare, check and store data sets", "dlgsanet.data.prepare:main"),
     "benchmark": ("tables and a results page of networks on test sets", "dlgsanet.evaluation.commands.benchmark:main"),
+    "upscale": ("enlarge pictures and folders of pictures", "dlgsanet.inference.command:main"),
     "complexity": (
         "parameters, multiply-accumulates, latency and memory",
         "dlgsanet.evaluation.commands.complexity:main",

@@ -146,13 +146,22 @@ class DLGSANet(nn.Module):
         self._register_state_dict_hook(_to_published_names)
         self._register_load_state_dict_pre_hook(_from_published_names, with_module=True)
 
+    def embed(self, image: Tensor) -> Tensor:
+        """Shallow features: [B, in_chans, H, W] -> [B, dim, H, W]."""
+        return self.shallow((image - self._mean_like(image)) * self.img_range)
+
+    def restore(self, features: Tensor) -> Tensor:
+        """Reconstruction: [B, dim, H, W] -> [B, in_chans, upscale * H, upscale * W]."""
+        image = self.reconstruct(features) / self.img_range
+        return image + self._mean_like(image)
+
     def forward(self, x: Tensor) -> Tensor:
+        shallow = self.embed(x)
+        return self.restore(shallow + self.conv(self.norm_after(self.groups(self.norm_before(shallow)))))
+
+    def _mean_like(self, image: Tensor) -> Tensor:
         # Filled rather than copied from the host: exact in every dtype, and allowed while a CUDA graph is captured.
-        mean = torch.cat([x.new_full((1, 1, 1, 1), m) for m in self.mean], 1)
-        x = (x - mean) * self.img_range
-        shallow = self.shallow(x)
-        deep = self.conv(self.norm_after(self.groups(self.norm_before(shallow))))
-        return self.reconstruct(shallow + deep) / self.img_range + mean
+        return torch.cat([image.new_full((1, 1, 1, 1), m) for m in self.mean], 1)
 
 
 def _to_published_names(network: DLGSANet, state_dict: dict[str, Tensor], prefix: str, _metadata) -> None:

@@ -1,0 +1,98 @@
+"""The whole network over a whole image in strips of rows, so that only a few feature maps exist at a time.
+
+What a local layer gives at a row depends on a few rows around it, so it runs strip by strip, in place. Global layers
+run whole, on backends that bound their own memory. The result is that of ``network(image)``: no tile, no blending.
+"""
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor, nn
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.feed_forward import GDFN, BaseFFN
+from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
+
+STRIP_PIXELS = 2**17  # of a strip: rows around it add little, hidden features stay below 100 MB for the published sizes
+MIN_ROWS = 16
+
+
+def enlarge_in_strips(
+    network: DLGSANet, image: Tensor, tick: Callable[[], None] = lambda: None
+) -> Iterator[tuple[int, Tensor]]:
+    """Enlarge an image; yield (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped.
+
+    Args:
+        network: in evaluation mode.
+        image: [B, in_chans, H, W] in [0, 1].
+        tick: called `steps(network)` times, at even distances of work.
+    """
+    x = _gather(lambda part: network.norm_before(network.embed(part)), image, 1)
+    for group in network.groups:
+        y = x
+        for layer in _layers(group):
+            halo = _halo(layer)
+            y = layer(y) if halo is None else _gather(layer, y, halo, into=None if y is x else y)
+            tick()
+        for rows, part in _strips(group.get_submodule("conv"), (y,), 1):
+            x[:, :, rows] += part
+        del y
+        tick()
+    scale = network.upscale
+    halo = 1 + sum(isinstance(module, nn.Conv2d) for module in network.reconstruct.modules())
+
+    def finish(image: Tensor, x: Tensor) -> Tensor:
+        # The shallow features are made again here: cheaper than keeping them all the way.
+        return network.restore(network.embed(image) + network.conv(network.norm_after(x)))
+
+    for rows, part in _strips(finish, (image, x), halo, scale):
+        yield rows.start * scale, part
+    tick()
+
+
+def steps(network: DLGSANet) -> int:
+    """How often `enlarge_in_strips` calls `tick`."""
+    return sum(len(_layers(group)) + 1 for group in network.groups) + 1
+
+
+def _layers(group: nn.Module) -> list[nn.Module]:
+    return [layer for block in group.get_submodule("blocks").children() for layer in block.children()]
+
+
+def _halo(layer: nn.Module) -> int | None:
+    """Rows around a strip that a local layer looks at; None for a global layer."""
+    if isinstance(layer, MHDLSA):
+        return layer.window_size // 2
+    if isinstance(layer, StaticLocalLayer):
+        return layer.depthwise.kernel_size[0] // 2
+    return {GDFN: 1, BaseFFN: 0}.get(type(layer))
+
+
+def _gather(function: Callable, x: Tensor, halo: int, into: Tensor | None = None) -> Tensor:
+    """``function(x)`` of the same height, strip by strip. `into` may be x itself."""
+    written: tuple[slice, Tensor] | None = None
+    for rows, part in _strips(function, (x,), halo):
+        if into is None:
+            into = part.new_empty(*part.shape[:2], *x.shape[2:])
+        if written:  # one strip late, since the one after it still reads its last rows
+            into[:, :, written[0]] = written[1]
+        written = rows, part
+    assert into is not None
+    assert written is not None
+    into[:, :, written[0]] = written[1]
+    return into
+
+
+def _strips(
+    function: Callable, inputs: tuple[Tensor, ...], halo: int, scale: int = 1
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the inputs [B, C, H, W], and ``function(*inputs)`` (`scale` times as high) there.
+
+    Zero padding stays right: a strip with its halo ends within the image or at its border.
+    """
+    height, width = inputs[0].shape[2:]
+    rows = max(MIN_ROWS, halo, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        first, last = max(top - halo, 0), min(bottom + halo, height)
+        out = function(*(x[:, :, first:last] for x in inputs))
+        yield slice(top, bottom), out[:, :, (top - first) * scale : (bottom - first) * scale]

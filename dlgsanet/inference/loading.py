@@ -1,0 +1,64 @@
+"""`load_model`: from a file or name to a network that is ready to enlarge pictures."""
+
+from pathlib import Path
+
+import torch
+
+from dlgsanet.archs.checkpoint import build_network, read_checkpoint
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.errors import UserError
+from dlgsanet.inference.weights import DEFAULT_NAME, find_weights
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load_model(
+    weights: str | Path = DEFAULT_NAME,
+    scale: int | None = None,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+    outscale: float = 2,
+) -> DLGSANet:
+    """A network with its weights, in evaluation mode and without gradients.
+
+    Args:
+        weights: a .safetensors or .pth file, which needs nothing beside it, or a name (``Tiny``, ``Light``, ``Large``,
+            ``DLGSANet_Tiny_x2``) of shipped weights.
+        scale: the enlargement; None is what the file has, for a size's name the smallest from `outscale` up.
+        device: as PyTorch names it; None is the GPU if there is one, else the CPU.
+        precision: ``fp32``, ``fp16`` or ``bf16``: of weights and features.
+        outscale: what the result is meant to be resized to.
+
+    Returns:
+        The network: [B, in_chans, H, W] in [0, 1] -> [B, in_chans, upscale * H, upscale * W].
+
+    Raises:
+        UserError: no such weights, damaged, of another scale; an unknown device or precision.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision: {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    path = find_weights(weights, scale, outscale)
+    network = build_network(read_checkpoint(path))
+    if scale is not None and scale != network.upscale:
+        raise UserError(f"--scale: {path} enlarges x{network.upscale}, not x{scale}; leave --scale out")
+    return network.to(find_device(device), PRECISIONS[precision])
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name that works here; None: the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    # What PyTorch raises differs from device to device: RuntimeError, AssertionError, NotImplementedError.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--device: cannot use {str(device)!r}: {reason}") from None
+    if found.type == "meta":
+        raise UserError("--device: 'meta' computes nothing; use cpu or cuda")
+    return found

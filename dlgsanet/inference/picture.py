@@ -1,0 +1,50 @@
+"""A picture as people have it: colours, perhaps transparency, a colour profile and EXIF entries."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+MOST = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # the brightest value of a channel
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An upright picture.
+
+    Attributes:
+        color: [H, W, C], C 1 (gray) or 3 (RGB): uint8, uint16, or a float type with values in [0, 1].
+        alpha: [H, W] of the same type, 0 is transparent; None: opaque.
+        icc_profile: what the colours mean, as the file had it; None: sRGB, as people assume.
+        exif: EXIF entries as a file has them; the orientation among them is "upright".
+        format: of the file it came from, as Pillow names it.
+    """
+
+    color: np.ndarray
+    alpha: np.ndarray | None = None
+    icc_profile: bytes | None = None
+    exif: bytes | None = None
+    format: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.color.shape[0], self.color.shape[1]
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """[H, W, C], alpha as the last channel where there is any."""
+        return self.color if self.alpha is None else np.dstack([self.color, self.alpha])
+
+    def with_pixels(self, color: np.ndarray, alpha: np.ndarray | None) -> "Picture":
+        """Other pixels, everything else kept."""
+        return replace(self, color=color, alpha=alpha)
+
+    def in_8_bits(self) -> "Picture":
+        """The picture with 8 bits a channel, rounded."""
+        if self.color.dtype == np.uint8:
+            return self
+        return self.with_pixels(_to_8_bits(self.color), None if self.alpha is None else _to_8_bits(self.alpha))
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

@@ -1,0 +1,66 @@
+"""How a picture is cut so that the work fits into memory."""
+
+from collections.abc import Iterator
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.sparse_gsa import SparseGSA
+from dlgsanet.errors import UserError
+from dlgsanet.inference.memory import free_memory
+from dlgsanet.inference.tiles import spans
+
+TILE_SIDES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96)  # pixels kept a side, largest first
+LOCAL_WINDOW = 96  # halo of tiles for networks of local layers alone: more than the published sizes look around
+
+FEATURE_MAPS = 14  # as large as the tile, that live at once
+STRIPS = 2**29  # bytes for the hidden features of strips
+SHARE_OF_FREE = 0.8  # of free memory that is planned with: others use it too
+
+
+def attempts(network: DLGSANet, height: int, width: int, tile: str | int) -> Iterator[int | None]:
+    """Sides of tiles in the order in which to try them, None for the whole image at once.
+
+    Args:
+        network: what will run.
+        height, width: of the image in pixels.
+        tile: ``auto``, ``exact``, or pixels that a tile keeps a side (0 is exact, as in other programs).
+
+    Raises:
+        UserError: tiles for a network whose attention spans the whole image.
+    """
+    if tile in ("exact", 0):
+        yield None
+        return
+    if tlc_window(network) is None:
+        if tile != "auto":
+            raise UserError("--tile: this network's attention spans the whole image (tlc_flag: false); use exact")
+        yield None
+        return
+    if isinstance(tile, int):
+        yield tile
+        return
+    free = free_memory(next(network.parameters()).device)
+    sides = [None, *(side for side in TILE_SIDES if side < max(height, width))]
+    fitting = [s for s in sides if free is None or needed_memory(network, height, width, s) < SHARE_OF_FREE * free]
+    yield from fitting or sides[-1:]
+
+
+def tlc_window(network: DLGSANet) -> int | None:
+    """Side of the network's TLC windows; None: its attention spans the whole image."""
+    windows = [module.tlc_kernel for module in network.modules() if isinstance(module, SparseGSA)]
+    return windows[0] if windows else LOCAL_WINDOW
+
+
+def tiles_of(network: DLGSANet, height: int, width: int, side: int | None) -> tuple[list, list]:
+    """Spans down the height and across the width."""
+    window = tlc_window(network)
+    if side is None or window is None:
+        return spans(height, height, height), spans(width, width, width)
+    return spans(height, window, side), spans(width, window, side)
+
+
+def needed_memory(network: DLGSANet, height: int, width: int, side: int | None) -> int:
+    """About how many bytes it takes to enlarge an image, without the image and its result."""
+    parameter = network.shallow.weight
+    down, across = tiles_of(network, height, width, side)
+    pixels = max(s.last - s.first for s in down) * max(s.last - s.first for s in across)
+    return int(pixels * parameter.shape[0] * parameter.element_size() * FEATURE_MAPS) + STRIPS

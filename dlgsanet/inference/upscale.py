@@ -1,0 +1,152 @@
+"""`upscale`: enlarge a picture of any kind, and give the same kind back."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
+from dlgsanet.inference.enlarge import Progress, enlarge
+from dlgsanet.inference.loading import load_model
+from dlgsanet.inference.picture import MOST, Picture
+from dlgsanet.inference.reading import pixels_of, read_picture
+from dlgsanet.inference.weights import DEFAULT_NAME
+from dlgsanet.inference.writing import check_format, encode
+
+Image_ = TypeVar("Image_", str, Path, Image.Image, np.ndarray, Tensor)
+
+
+def upscale(
+    image: Image_,
+    model: DLGSANet | str | Path = DEFAULT_NAME,
+    *,
+    output: str | Path | None = None,
+    outscale: float | None = None,
+    tile: str | int = "auto",
+    self_ensemble: bool = False,
+) -> Image_:
+    """Enlarge a picture.
+
+    Args:
+        image: one of
+
+            - a path; `output` says where the result goes, and that path is returned,
+            - a PIL image, gray, RGB or palette, with or without transparency, 8 bits or 16-bit gray,
+            - a NumPy array [H, W] or [H, W, C], C 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8,
+              uint16, or floating point in [0, 1],
+            - a tensor [C, H, W] or [B, C, H, W], C 1 or 3, uint8 or floating point in [0, 1].
+        model: what `load_model` returns, or what it takes; load it once for many pictures.
+        output: for a path: the file to write, in the format of its extension.
+        outscale: enlarge by this factor instead of the network's: its result is resized (Lanczos).
+        tile: ``auto``, ``exact``, or the pixels that a tile keeps a side.
+        self_ensemble: average over the 8 flips and turns: 8 times the work, slightly better.
+
+    Returns:
+        The same kind: of the same type, dtype, device and channels, floating point clipped to [0, 1]. An enlarged
+        palette image is RGB. No gradients.
+
+    Raises:
+        UserError: unreadable or unwritable files, weights that are none, memory that does not suffice.
+        TypeError, ValueError: another kind of object, shapes or dtypes that no picture has.
+    """
+    network = model if isinstance(model, DLGSANet) else load_model(model)
+
+    def work(picture: Picture) -> Picture:
+        return enlarge_picture(network, picture, outscale, tile, self_ensemble)
+
+    if isinstance(image, (str, Path)):
+        if output is None:
+            raise ValueError("upscale: a path needs output=, the file to write")
+        target = Path(output)
+        picture = read_picture(Path(image))
+        check_format(str(target), target.suffix, result_size(network, picture, outscale), picture.alpha is not None)
+        write_whole(target, encode(work(picture), target.suffix))
+        return type(image)(target)  # type: ignore[call-arg]  # str or Path: both take a Path
+    if output is not None:
+        raise ValueError("upscale: output= belongs to a path; this picture is returned")
+    if isinstance(image, Image.Image):
+        return _to_image(work(_picture(pixels_of(image))), image)
+    if isinstance(image, np.ndarray):
+        pixels = work(_picture(image)).pixels
+        return pixels[..., 0] if image.ndim == 2 else pixels
+    if isinstance(image, Tensor):
+        return _through_arrays(work, image)
+    raise TypeError(f"upscale: takes a path, PIL image, NumPy array or tensor, not {type(image).__name__}")
+
+
+def _picture(pixels: np.ndarray) -> Picture:
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or 0 in pixels.shape:
+        raise ValueError(f"upscale: an array must be [H, W] or [H, W, 1 to 4], not {list(pixels.shape)}")
+    if pixels.dtype not in MOST and not np.issubdtype(pixels.dtype, np.floating):
+        raise ValueError(f"upscale: pixels must be uint8, uint16 or floating point, not {pixels.dtype}")
+    colors = 1 if pixels.shape[2] < 3 else 3
+    return Picture(pixels[..., :colors], pixels[..., -1] if pixels.shape[2] > colors else None)
+
+
+def _to_image(picture: Picture, like: Image.Image) -> Image.Image:
+    pixels = picture.pixels
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    image.info = {k: v for k, v in like.info.items() if k in ("icc_profile", "exif", "dpi")}
+    return image
+
+
+def _through_arrays(work, image: Tensor) -> Tensor:
+    if image.dim() == 4:
+        if len(image) == 0:
+            raise ValueError("upscale: a batch without pictures")
+        return torch.stack([_through_arrays(work, one) for one in image])
+    if image.dim() != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"upscale: a tensor must be [C, H, W] or [B, C, H, W], C 1 or 3, not {list(image.shape)}")
+    values = image.detach().cpu()
+    values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+    result = work(_picture(values.permute(1, 2, 0).numpy())).color
+    return torch.from_numpy(np.ascontiguousarray(result)).permute(2, 0, 1).to(image.device, image.dtype)
+
+
+def result_size(network: DLGSANet, picture: Picture, outscale: float | None) -> tuple[int, int]:
+    """(height, width) of the enlarged picture."""
+    factor = network.upscale if outscale is None else outscale
+    if not 0 < factor < float("inf"):
+        raise UserError(f"--outscale: {outscale}; it must be a number above 0")
+    height, width = picture.size
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def enlarge_picture(
+    network: DLGSANet,
+    picture: Picture,
+    outscale: float | None = None,
+    tile: str | int = "auto",
+    self_ensemble: bool = False,
+    progress: Progress = lambda share: None,
+) -> Picture:
+    """Enlarge colours and transparency; `enlarge` tells the arguments, `upscale` what `outscale` does."""
+    size = result_size(network, picture, outscale)
+    alpha = picture.alpha
+    varied = alpha is not None and alpha.min() != alpha.max()
+
+    def work(pixels: np.ndarray) -> np.ndarray:
+        enlarged = enlarge(network, pixels, tile, self_ensemble, lambda s: progress(s / 2 if varied else s))
+        return enlarged if enlarged.shape[:2] == size else _resized(enlarged, size)
+
+    color = work(picture.color)
+    if alpha is not None:
+        alpha = work(alpha[..., None])[..., 0] if varied else np.full(size, alpha.flat[0], alpha.dtype)
+    return picture.with_pixels(color, alpha)
+
+
+def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[H, W, C] of another size (Lanczos, antialiased)."""
+    most = MOST.get(pixels.dtype, 1)
+    resized = np.empty((*size, pixels.shape[2]), pixels.dtype)
+    for channel in range(pixels.shape[2]):
+        plane = Image.fromarray(pixels[..., channel].astype(np.float32))
+        values = np.asarray(plane.resize(size[::-1], Image.Resampling.LANCZOS)).clip(0, most)
+        resized[..., channel] = values.round() if most > 1 else values
+    return resized

@@ -1,0 +1,50 @@
+"""Where weights are found by name: the files that come with the package, or those of a checkout's `weights/` folder."""
+
+import re
+from pathlib import Path
+
+from dlgsanet.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+FOLDERS = (_PACKAGE / "weights", _PACKAGE.parent / "weights")
+
+DEFAULT_NAME = "Tiny"
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Names without extension, such as ``DLGSANet_Tiny_x2``, of all weights that are here, and their files."""
+    files = [path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.safetensors"))]
+    return {path.stem: path for path in files}
+
+
+def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, outscale: float = 2) -> Path:
+    """The file that `weights` means.
+
+    Args:
+        weights: a file (.pth or .safetensors), a size (``Tiny``, ``Light``, ``Large``), or a shipped file's name
+            (``DLGSANet_Tiny_x2``); upper and lower case are alike.
+        scale: the enlargement to find a size's weights for.
+        outscale: without `scale`, the smallest scale from this up is taken, or else the largest that there is.
+
+    Raises:
+        UserError: no such file or name; the message lists the names that there are.
+    """
+    path = Path(weights)
+    if path.suffix in (".pth", ".safetensors") or path.is_file():
+        if not path.is_file():
+            raise UserError(f"--weights: there is no file {path}")
+        return path
+    here = shipped_weights()
+    by_scale: dict[int, Path] = {}
+    for name, file in here.items():
+        if name.lower() == str(weights).lower():
+            return file
+        if match := re.fullmatch(rf"dlgsanet_{re.escape(str(weights))}_x(\d+)", name, re.IGNORECASE):
+            by_scale[int(match[1])] = file
+    if scale is None and by_scale:
+        scale = min((s for s in by_scale if s >= outscale), default=max(by_scale))
+    if scale in by_scale:
+        return by_scale[scale]
+    known = ", ".join(here) or f"none (looked in {' and '.join(map(str, FOLDERS))})"
+    for_scale = f" at x{scale}" if scale else ""
+    raise UserError(f"--weights: no weights named {str(weights)!r}{for_scale}; give a file, or one of: {known}")

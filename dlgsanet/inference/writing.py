@@ -1,0 +1,107 @@
+"""Writing pictures: what each format holds, and how."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from dlgsanet.errors import UserError
+from dlgsanet.inference.formats import WRITTEN
+from dlgsanet.inference.picture import Picture
+
+# Pixels a side; JPEG's header could say 65,535, libjpeg writes up to 65,500.
+LARGEST_SIDE = {"WEBP": 16383, "JPEG": 65500, "BMP": 2**31 - 1, "TIFF": 2**31 - 1, "PNG": 2**31 - 1}
+_OPAQUE = ("JPEG", "BMP")
+_DEEP = ("PNG", "TIFF")
+
+
+def check_format(name: str, extension: str, size: tuple[int, int], transparent: bool) -> None:
+    """See before the work whether a format holds the result.
+
+    Args:
+        name: of the output, for messages.
+        extension: of the output, such as ``.png``.
+        size: (height, width) of the output in pixels.
+        transparent: whether it has an alpha channel.
+
+    Raises:
+        UserError: it does not; the message says which does.
+    """
+    file_format = WRITTEN.get(extension.lower())
+    if file_format is None:
+        raise UserError(f"{name}: cannot write {extension or 'a file without extension'}; use {', '.join(WRITTEN)}")
+    height, width = size
+    if max(size) > LARGEST_SIDE[file_format]:
+        most = LARGEST_SIDE[file_format]
+        raise UserError(f"{name}: {width}x{height} pixels; {file_format} holds {most} a side, use --ext png")
+    if transparent and file_format in _OPAQUE:
+        raise UserError(f"{name}: has transparent pixels, which {file_format} cannot hold; use --ext png")
+
+
+def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:
+    """A picture (uint8 or uint16) as a file. JPEG, WebP and BMP keep 8 bits a channel.
+
+    Args:
+        picture: what to write; `check_format` has accepted it.
+        extension: such as ``.png``.
+        quality: 1 to 100, for JPEG and WebP.
+    """
+    file_format = WRITTEN[extension.lower()]
+    if picture.color.dtype == np.uint16 and file_format in _DEEP:
+        pixels = picture.pixels
+        if pixels.shape[2] == 2:  # most readers know no 16-bit gray with transparency
+            pixels = pixels[..., [0, 0, 0, 1]]
+        return (_deep_png if file_format == "PNG" else _deep_tiff)(pixels, picture)
+    pixels = picture.in_8_bits().pixels
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    options: dict[str, dict] = {
+        "JPEG": {"quality": quality, "subsampling": 0},
+        "WEBP": {"quality": quality},
+        "TIFF": {"compression": "tiff_adobe_deflate"},
+    }
+    kept = {"icc_profile": picture.icc_profile, "exif": picture.exif}
+    if file_format == "TIFF":
+        del kept["exif"]  # it holds entries about the layout of the file that it came from
+    if file_format == "JPEG" and len(picture.exif or b"") > 65000:  # what a segment of it holds
+        del kept["exif"]
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options.get(file_format, {}), **{k: v for k, v in kept.items() if v})
+    return buffer.getvalue()
+
+
+def _deep_png(pixels: np.ndarray, picture: Picture) -> bytes:
+    import cv2
+
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
+    _, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels[..., order]))
+    content = encoded.tobytes()
+    after_header = 8 + 25  # the signature, then IHDR, which has a fixed length
+    chunks = b""
+    if picture.icc_profile:
+        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.icc_profile))
+    if picture.exif:
+        chunks += _png_chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0"))
+    return content[:after_header] + chunks + content[after_header:]
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _deep_tiff(pixels: np.ndarray, picture: Picture) -> bytes:
+    import tifffile
+
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        pixels[..., 0] if pixels.shape[2] == 1 else pixels,
+        photometric="minisblack" if pixels.shape[2] == 1 else "rgb",
+        planarconfig="contig" if pixels.shape[2] > 1 else None,
+        extrasamples=["unassalpha"] if picture.alpha is not None else None,
+        compression="adobe_deflate",
+        iccprofile=picture.icc_profile,
+        metadata=None,
+    )
+    return buffer.getvalue()

@@ -1,0 +1,191 @@
+"""`dlgsanet upscale`: what people do with it."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlgsanet import upscale
+from dlgsanet.cli import main
+
+from ..conftest import REPOSITORY
+
+
+@pytest.fixture
+def folder(tmp_path, photo):
+    for name in ("a.png", "sub/b.jpg", "sub/deep/c.webp"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("not a picture")
+    (tmp_path / "in" / ".hidden.png").write_text("not ours to read")
+    return tmp_path
+
+
+def run(weights, *arguments):
+    return main(["upscale", *map(str, arguments), "--weights", str(weights)])
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_file(folder, weights, network, photo):
+    assert run(weights, folder / "in/a.png", "-o", folder / "out.png") == 0
+    assert np.array_equal(np.array(Image.open(folder / "out.png")), upscale(photo, network))
+
+
+def test_a_folder_keeps_its_structure(folder, weights):
+    assert run(weights, folder / "in", "-o", folder / "out") == 0
+    assert files(folder / "out") == ["a.png", "sub/b.jpg", "sub/deep/c.webp"]
+    assert all(Image.open(folder / "out" / f).size == (168, 120) for f in files(folder / "out"))
+
+
+def test_names_and_formats_of_results(folder, weights):
+    assert run(weights, folder / "in", "-o", folder / "out", "--ext", "bmp", "--suffix", "_x2") == 0
+    assert files(folder / "out") == ["a_x2.bmp", "sub/b_x2.bmp", "sub/deep/c_x2.bmp"]
+
+
+def test_globs(folder, weights):
+    assert run(weights, folder / "in/**/*.[jw]*", "-o", folder / "out") == 0
+    assert files(folder / "out") == ["b.jpg", "c.webp"]
+
+
+def test_results_inside_the_input_folder_are_no_input(folder, weights, capsys):
+    for _ in range(2):
+        assert run(weights, folder / "in", "-o", folder / "in/out") == 0
+    assert files(folder / "in/out") == ["a.png", "sub/b.jpg", "sub/deep/c.webp"]
+    assert "3 there already, skipped" in capsys.readouterr().err
+
+
+def test_existing_results_are_kept_or_overwritten(folder, weights):
+    arguments = (weights, folder / "in/a.png", "-o", folder / "out")
+    (folder / "out").mkdir()
+    (folder / "out/a.png").write_text("mine")
+    assert run(*arguments) == 0
+    assert (folder / "out/a.png").read_text() == "mine"
+    assert run(*arguments, "--overwrite") == 0
+    assert Image.open(folder / "out/a.png").size == (168, 120)
+
+
+def test_a_dry_run_tells_and_writes_nothing(folder, weights, capsys):
+    (folder / "in/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    before = files(folder)
+    assert run(weights, folder / "in", "-o", folder / "out", "--dry-run") == 2
+    assert files(folder) == before
+    told = capsys.readouterr().err
+    assert "sub/b.jpg, 168x120" in told
+    assert "broken.png" in told.splitlines()[-1]
+
+
+def test_one_bad_picture_does_not_stop_the_others(folder, weights, capsys):
+    (folder / "in/a2.png").write_bytes(b"no picture")
+    (folder / "in/clip.mp4").write_bytes(b"\0\0\0\x20ftypisom")
+    assert run(weights, folder / "in", "nowhere.png", "-o", folder / "out") == 2
+    assert files(folder / "out") == ["a.png", "sub/b.jpg", "sub/deep/c.webp"]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dlgsanet: error: ")]
+    assert len(errors) == 3
+    assert "nowhere.png: there is no such file" in errors[0]
+    assert "a2.png: not an image" in errors[1]
+    assert "clip.mp4: a video" in errors[2]
+
+
+def test_pipes(folder, weights, monkeypatch):
+    def pipe(content, *arguments):
+        stdin, stdout = io.TextIOWrapper(io.BytesIO(content)), io.TextIOWrapper(io.BytesIO())
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert run(weights, *arguments) == 0
+        return stdout.buffer.getvalue()
+
+    content = (folder / "in/sub/b.jpg").read_bytes()
+    same = Image.open(io.BytesIO(pipe(content, "-", "-o", "-")))
+    assert (same.format, same.size) == ("JPEG", (168, 120))
+    other = Image.open(io.BytesIO(pipe(content, "-", "-o", "-", "--ext", "webp", "-s", "1.5")))
+    assert (other.format, other.size) == ("WEBP", (126, 90))
+    pipe(content, "-", "-o", folder / "out.png")
+    assert Image.open(folder / "out.png").size == (168, 120)
+
+
+def test_options_change_what_they_say(folder, weights, network, photo):
+    def result(*options):
+        assert run(weights, folder / "in/a.png", "-o", folder / "o.png", "--overwrite", *options) == 0
+        return np.array(Image.open(folder / "o.png"))
+
+    assert np.array_equal(result("--tile", "exact"), upscale(photo, network, tile="exact"))
+    assert np.array_equal(result("-t", "30"), upscale(photo, network, tile=30))
+    assert np.array_equal(result("--self-ensemble"), upscale(photo, network, self_ensemble=True))
+    assert result("--outscale", "3").shape == (180, 252, 3)
+    near = result("--precision", "bf16").astype(int) - upscale(photo, network)
+    assert 0 < np.abs(near).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["in/a.png", "in/sub/b.jpg", "-o", "one.png"], "one.png is one file, but there are 2 pictures"),
+        (["in/a.png", "-o", "a.gif"], "cannot write .gif files"),
+        (["in/a.png", "-o", "film.mp4"], "cannot write .mp4 files"),
+        (["in", "-o", "in"], "its result would take its place"),
+        (["in/a.png", "in/../in/a.png", "-o", "out"], "give another folder"),
+        (["nothing/*.png", "-o", "out"], "no file matches"),
+        (["empty", "-o", "out"], "no pictures in this folder"),
+        (["in/a.png", "-o", "in/notes.txt/x.png"], "cannot write"),
+        (["in/a.png", "-o", "out", "--scale", "4"], "enlarges x2, not x4"),
+        (["in/a.png", "-o", "out", "--device", "abacus"], "--device"),
+        (["in/a.png", "-o", "out", "--weights", "in/a.png"], "damaged or not a checkpoint"),
+        (["in/a.png", "-o", "out", "--weights", "none.pth"], "there is no file none.pth"),
+    ],
+)
+def test_what_cannot_be_is_told_in_the_last_line(folder, weights, arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    (folder / "empty").mkdir()
+    before = files(folder)
+    assert main(["upscale", "--weights", str(weights), *arguments]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("dlgsanet: error: ")
+    assert message in last
+    assert [f for f in files(folder) if f not in before] in ([], ["out/a.png"])
+
+
+@pytest.mark.parametrize("option", ["--tile=-3", "--tile=big", "--outscale=0", "--outscale=nan", "--quality=101"])
+def test_impossible_values_are_named(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["upscale", "a.png", "-o", "b.png", option])
+    assert caught.value.code == 2
+    assert option.split("=")[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_it_loads_neither_basicsr_nor_torchvision_nor_matplotlib(folder, weights):
+    code = (
+        "import sys; from dlgsanet.cli import main; code = main(sys.argv[1:]); "
+        "heavy = {'basicsr', 'torchvision', 'matplotlib', 'skimage', 'scipy', 'cv2'} & set(sys.modules); "
+        "sys.exit(f'loaded {heavy}' if heavy else code)"
+    )
+    arguments = ["upscale", "in/a.png", "-o", "out", "--weights", str(weights)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, env=environment, check=False)
+    assert done.returncode == 0
+
+
+def test_ctrl_c_leaves_nothing_half_written(folder, weights):
+    image = Image.new("RGB", (3000, 3000), "teal")
+    image.save(folder / "in/z.png")
+    arguments = ["upscale", "in/z.png", "-o", "out", "--weights", str(weights)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dlgsanet", *arguments],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with contextlib.closing(process.stderr):
+        assert "megapixels" in process.stderr.readline()  # the estimate: the work begins
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert "interrupted" in process.stderr.read().splitlines()[-1]
+        assert process.wait(60) == 130
+    assert not (folder / "out").exists()

@@ -1,0 +1,126 @@
+"""Big pictures: strips give what the whole network gives, tiles nearly so, and memory that runs out is coped with."""
+
+import itertools
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlgsanet.errors import UserError
+from dlgsanet.inference import enlarge as enlarge_module
+from dlgsanet.inference import exact, plan
+from dlgsanet.inference.enlarge import enlarge
+from dlgsanet.inference.tiles import spans
+from dlgsanet.ops.tlc import window_starts
+
+from .conftest import small_network
+
+VARIANTS = {
+    "published": {},
+    "x4 in stages, norms": {"upsampler": "pixelshuffle", "upscale": 4, "body_norm": True},
+    "x3 in stages": {"upsampler": "pixelshuffle", "upscale": 3, "img_range": 255.0},
+    "static, base feed-forward": {"idynamic": False, "idynamic_ffn_type": "BaseFFN", "window_size": 7},
+    "global alone, no TLC": {"buildblock_type": "restormer", "tlc_flag": False},
+    "local alone": {"buildblock_type": "idynamic", "blocks": 2},
+    "no change of size": {"upsampler": "", "upscale": 1},
+}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (23, 70), (100, 41)])
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_strips_give_what_the_whole_network_gives(variant, size, monkeypatch):
+    monkeypatch.setattr(exact, "STRIP_PIXELS", 900)
+    network = small_network(**variant)
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    ticks = []
+    parts = list(exact.enlarge_in_strips(network, image, lambda: ticks.append(1)))
+    assert [top for top, _ in parts] == np.cumsum([0, *(p.shape[2] for _, p in parts)])[:-1].tolist()
+    torch.testing.assert_close(torch.cat([p for _, p in parts], 2), network(image), rtol=0, atol=1e-6)
+    assert len(ticks) == exact.steps(network)
+
+
+def test_few_feature_maps_live_at_once(monkeypatch):
+    """Features of the whole image: those that a group starts from, and those under way; a global layer's result too."""
+    monkeypatch.setattr(exact, "STRIP_PIXELS", 16 * 200)
+    network, image = small_network(buildblock_type="idynamic", blocks=3), torch.rand(1, 3, 1000, 200)
+    map_bytes = 4 * 8 * 1000 * 200
+    with torch.profiler.profile(profile_memory=True) as profile:
+        for _ in exact.enlarge_in_strips(network, image):
+            pass
+    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = np.cumsum([e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())])
+    assert live.max() < 2.7 * map_bytes
+
+
+@given(st.integers(1, 3000), st.sampled_from([24, 48, 72, 96]), st.integers(1, 3000))
+def test_tiles_cover_an_axis_with_the_windows_of_the_whole(size, window, tile):
+    tiles = spans(size, window, tile)
+    assert tiles[0].start == tiles[0].first == 0
+    assert tiles[-1].stop == tiles[-1].last == size
+    assert all(a.stop == b.start for a, b in itertools.pairwise(tiles))
+    whole = window_starts(size, window)
+    for t in tiles:
+        assert t.first <= t.start < t.stop <= t.last
+        if t.last < size:  # see the module's docstring for the last one
+            inside = [w for w in whole if t.first <= w and w + window <= t.last]
+            assert [t.first + w for w in window_starts(t.last - t.first, window)] == inside
+
+
+def test_tiles_are_nearly_exact_and_their_borders_do_not_show(network):
+    photo = skimage.data.chelsea()[:200, :300].astype(np.float32) / 255
+    whole, tiled = enlarge(network, photo, "exact"), enlarge(network, photo, 60)
+    assert not np.array_equal(whole, tiled)  # or these were no tiles
+    difference = np.abs(tiled - whole)
+    assert 10 * np.log10(1 / (difference**2).mean()) > 60
+    border = spans(300, 24, 60)[1].start * 2
+    step = np.abs(np.diff(difference, axis=1))
+    assert step[:, border - 1].mean() < 0.001
+
+
+def test_auto_goes_smaller_when_memory_runs_out(network, monkeypatch):
+    photo = skimage.data.chelsea()[:160, :220]
+    small_enough = 130 * 130
+
+    def starved(network, image, tick):
+        if image.shape[2] * image.shape[3] > small_enough:
+            tick()
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return exact.enlarge_in_strips(network, image, tick)
+
+    monkeypatch.setattr(enlarge_module, "enlarge_in_strips", starved)
+    told = []
+    out = enlarge(network, photo, "auto", progress=told.append)
+    assert out.shape == (320, 440, 3)
+    assert sum(told) == pytest.approx(1)
+    with pytest.raises(UserError, match="out of memory for 220x160 pixels with --tile exact; use --tile auto"):
+        enlarge(network, photo, "exact")
+
+
+def test_auto_takes_exact_if_it_fits_and_else_the_largest_tile_that_does(network, monkeypatch):
+    monkeypatch.setattr(plan, "free_memory", lambda device: None)
+    assert next(plan.attempts(network, 3000, 4000, "auto")) is None
+    sides = []
+    for free in (2**30, 2**31, 2**33):
+        monkeypatch.setattr(plan, "free_memory", lambda device, free=free: free)
+        side = next(plan.attempts(network, 6000, 8000, "auto"))
+        assert side is not None
+        assert plan.needed_memory(network, 6000, 8000, side) < free
+        sides.append(side)
+    assert sides == sorted(set(sides))
+
+
+def test_no_tiles_where_attention_spans_the_image():
+    network = small_network(tlc_flag=False)
+    with pytest.raises(UserError, match="spans the whole image"):
+        enlarge(network, np.zeros((40, 40, 3), np.uint8), 24)
+    assert enlarge(network, np.zeros((40, 40, 3), np.uint8), "auto").shape == (80, 80, 3)
+
+
+def test_self_ensemble_commutes_with_flips_and_turns(network, photo):
+    whole = enlarge(network, photo, self_ensemble=True)
+    assert not np.array_equal(whole, enlarge(network, photo))
+    turned = enlarge(network, np.rot90(photo[:, ::-1]), self_ensemble=True)
+    assert np.abs(turned.astype(int) - np.rot90(whole[:, ::-1])).max() <= 1

@@ -1,0 +1,117 @@
+"""Reading and writing: what a picture has is kept."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms, ImageOps
+
+from dlgsanet.inference.picture import Picture
+from dlgsanet.inference.reading import read_picture
+from dlgsanet.inference.writing import encode
+
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+NAME = Path("picture")
+
+
+def saved(image: Image.Image, file_format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def pictures(photo):
+    """Of every number of channels and depth, by name."""
+    alpha = np.arange(photo[..., 0].size, dtype=np.uint32).reshape(photo.shape[:2]) * 7 % 256
+    deep = photo.astype(np.uint16) * 256 + photo[::-1]
+    for depth, color in (("8", photo), ("16", deep)):
+        gray = np.ascontiguousarray(color[..., :1])
+        channel = (alpha * (257 if depth == "16" else 1)).astype(color.dtype)
+        yield f"gray {depth}", Picture(gray)
+        yield f"RGB {depth}", Picture(color, icc_profile=PROFILE)
+        yield f"RGBA {depth}", Picture(color, channel, icc_profile=PROFILE)
+        yield f"gray and alpha {depth}", Picture(gray, channel)
+
+
+@pytest.mark.parametrize("extension", [".png", ".tif", ".bmp"])
+def test_lossless_formats_give_back_what_was_written(photo, extension):
+    for name, picture in pictures(photo):
+        if extension == ".bmp" and (picture.alpha is not None or "16" in name):
+            continue
+        back = read_picture(NAME, encode(picture, extension))
+        if name == "gray and alpha 16":  # written as RGB, see writing.py
+            back = back.with_pixels(back.color[..., :1], back.alpha)
+        assert back.color.dtype == picture.color.dtype, name
+        assert np.array_equal(back.pixels, picture.pixels), name
+        assert back.icc_profile == (None if extension == ".bmp" else picture.icc_profile), name
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".webp"])
+def test_lossy_formats_stay_near_and_keep_the_profile(photo, extension):
+    for name, picture in pictures(photo):
+        if extension == ".jpg" and picture.alpha is not None:
+            continue
+        wanted = picture.in_8_bits()
+        back = read_picture(NAME, encode(picture, extension, quality=100))
+        assert np.abs(back.color.astype(int) - wanted.color).mean() < 2, name
+        assert back.icc_profile == picture.icc_profile, name
+        if picture.alpha is not None:
+            assert np.array_equal(back.alpha, wanted.alpha), name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_pictures_are_turned_upright_and_keep_their_entries(photo, orientation, file_format):
+    image = Image.fromarray(photo)
+    exif = image.getexif()
+    exif[0x0112], exif[0x010F] = orientation, "Maker"
+    content = saved(image, file_format, exif=exif)
+    wanted = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+    picture = read_picture(NAME, content)
+    assert np.array_equal(picture.color, wanted)
+    if file_format != "TIFF":
+        written = Image.open(io.BytesIO(encode(picture, ".jpg")))
+        assert written.getexif()[0x0112] == 1
+        assert written.getexif()[0x010F] == "Maker"
+
+
+def test_16_bits_are_turned_upright_too(photo):
+    deep = photo.astype(np.uint16) * 257
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, deep, photometric="rgb", extratags=[(0x0112, "H", 1, 6, True)])
+    assert np.array_equal(read_picture(NAME, buffer.getvalue()).color, np.rot90(deep, -1))
+
+
+def test_entries_and_profile_of_16_bits_are_kept(photo):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    picture = Picture(photo.astype(np.uint16) * 257, icc_profile=PROFILE, exif=exif.tobytes())
+    back = Image.open(io.BytesIO(encode(picture, ".png")))
+    back.load()
+    assert back.info["icc_profile"] == PROFILE
+    assert back.getexif()[0x010F] == "Maker"
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"),
+    [("1", 1), ("L", 1), ("LA", 2), ("P", 3), ("RGB", 3), ("RGBA", 4), ("CMYK", 3), ("I;16", 1)],
+)
+def test_every_kind_of_pixel_is_read(photo, mode, channels):
+    image = Image.fromarray(photo)
+    image = Image.fromarray(photo[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    picture = read_picture(NAME, saved(image, "TIFF"))
+    assert picture.pixels.shape == (*photo.shape[:2], channels)
+    assert picture.color.dtype == (np.uint16 if mode == "I;16" else np.uint8)
+
+
+def test_a_transparent_palette_has_alpha(photo):
+    image = Image.fromarray(photo).quantize(16)
+    picture = read_picture(NAME, saved(image, "PNG", transparency=3))
+    assert sorted(np.unique(picture.alpha)) == [0, 255]
+
+
+def test_a_photograph_with_broken_entries_is_read_all_the_same(photo):
+    content = saved(Image.fromarray(photo), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff", quality=100)
+    assert read_picture(NAME, content).color.shape == photo.shape
