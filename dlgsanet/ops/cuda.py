@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import cuda_modules
-from dlgsanet.ops.cuda_modules import Instance
+from dlgsanet.ops.cuda_modules import Instance, Module
 
 WINDOW_SIZES = (3, 5, 7, 9)
 SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
 
-# Pixels of a tile, in columns of quads: divides 48 x 48 patches without a rest.
-TILE_WIDTH, TILE_HEIGHT = 16, 24
-MARGIN = 4  # as kMargin of tile.h
+# Pixels of a tile: 48 x 48 patches are cut without a rest. A thread computes four pixels of a row; in fused_grad_x, of
+# two rows.
+TILE_WIDTH, TILE_HEIGHT, GRAD_X_HEIGHT = 16, 24, 48
+MARGIN = 4  # kMargin of tile.h
 THREADS = TILE_WIDTH // 4 * TILE_HEIGHT
-GATHER_HEIGHT = 48  # of a tile of grad_x, whose threads compute two rows
 SUM_THREADS = 512
-ENOUGH_BLOCKS = 512  # to fill a GPU: more than that are not worth scratch memory
-TWO_BLOCKS = 128 << 10  # with more shared memory than this, two blocks of grad_x shall share it
-FEATURES_IN_REGISTERS = 24  # of a quad of pixels, in 32-bit registers
+
+FEATURES_IN_REGISTERS = 24  # of four pixels, as 32-bit numbers
+ENOUGH_BLOCKS = 512  # to fill a GPU; more are not worth their scratch memory
+TWO_BLOCKS_FROM = 128 << 10  # bytes of shared memory from which on two blocks of fused_grad_x shall share it
 
 
 def why_not(operation: str, x: Tensor, *args) -> str | None:
@@ -50,42 +51,57 @@ def _missing() -> str | None:
     return None
 
 
+def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
+    """See `dlgsanet.ops.dynamic_depthwise_conv`."""
+    x, filters = x.contiguous(), filters.contiguous()
+    out = torch.empty_like(x)
+    if out.numel():
+        kernels = _Kernels(x, filters.shape[1], filters.shape[2])
+        kernels.plain("plain_forward", kernels.parts, x, filters, out)
+    return out
+
+
+def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to x and filters."""
+    grad, x, filters = grad.contiguous(), x.contiguous(), filters.contiguous()
+    grad_x, grad_filters = torch.empty_like(x), torch.empty_like(filters)
+    if x.numel():
+        kernels = _Kernels(x, filters.shape[1], filters.shape[2])
+        kernels.plain("plain_grad_x", kernels.parts, grad, filters, grad_x)
+        kernels.plain("plain_grad_filters", 1, grad, x, grad_filters)
+    return grad_x, grad_filters
+
+
 def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
     """See `dlgsanet.ops.fused_dynamic_depthwise_conv`."""
     x, z, weight, bias = _prepare(x, z, weight, bias)
     out = torch.empty_like(x)
     if out.numel():
-        kernels = _Fused(x, z, weight, window_size)
-        kernels.forward(x, z, weight, bias, out)
+        _FusedKernels(x, z, weight, window_size).forward(x, z, weight, bias, out)
     return out
 
 
 def fused_dynamic_depthwise_conv_backward(
     grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients with respect to x, z, weight and bias, as `reference.fused_dynamic_depthwise_conv_backward`."""
+    """Gradients with respect to x, z, weight and bias (without a bias: of the bias that was not added)."""
     dtypes = weight.dtype, (weight if bias is None else bias).dtype
     grad = grad.contiguous()
     x, z, weight, bias = _prepare(x, z, weight, bias)
     grad_x, grad_z = torch.empty_like(x), torch.empty_like(z)
+    grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
     if x.numel():
-        kernels = _Fused(x, z, weight, window_size)
+        kernels = _FusedKernels(x, z, weight, window_size)
         kernels.grad_x(grad, z, weight, bias, grad_x)
-        grad_weight, grad_bias = kernels.grad_z_expansion(grad, x, z, weight, grad_z)
-    else:
-        grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
+        kernels.grad_z_expansion(grad, x, z, weight, grad_z, grad_weight, grad_bias)
     return grad_x, grad_z, grad_weight.to(dtypes[0]), grad_bias.to(dtypes[1])
 
 
 def _prepare(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None):
-    accumulator = _accumulator(x.dtype)
+    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
     weight = weight.to(accumulator).contiguous()
     bias = None if bias is None else bias.to(accumulator).contiguous()
     return x.contiguous(), z.contiguous(), weight, bias
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _vectorized(*images: Tensor) -> bool:
@@ -98,102 +114,112 @@ def _passes(count: int, at_most: int) -> int:
     return math.ceil(count / math.ceil(count / at_most))
 
 
-class _Fused:
-    """The fused kernels for these tensors' dtype, channels and window, and their launches.
+class _Kernels:
+    """The kernels for a call's dtype, channels and window, and their launches.
 
-    Numbers of elements in shared memory are those of the arrays named at the head of each kernel in fused.cu.
+    Numbers of elements in shared memory are those of the arrays named at the head of each kernel's source.
     """
 
-    def __init__(self, x: Tensor, z: Tensor, weight: Tensor, window_size: int):
+    def __init__(self, x: Tensor, groups: int, window_size: int):
         self.batch, channels, self.height, self.width = x.shape
-        self.window, self.features = window_size, z.shape[1]
-        self.groups = len(weight) // window_size**2
-        self.item = weight.element_size()
-        in_group = channels // self.groups
-        self.parts = math.ceil(in_group / 8)
-        self.channels = math.ceil(in_group / self.parts)
-        self.taps = math.ceil(window_size / 4) * 4
+        self.dtype, self.device = x.dtype, x.device
+        self.groups, self.window = groups, window_size
+        self.channels_in_group = channels // groups
+        self.parts = math.ceil(self.channels_in_group / 8)  # kParts and kChannels of tile.h
+        self.channels = math.ceil(self.channels_in_group / self.parts)
+        self.item = 8 if x.dtype == torch.float64 else 4
 
-        in_registers = FEATURES_IN_REGISTERS * 4 // self.item
-        self.forward_pass = _passes(self.features, in_registers)
-        limit = cuda_modules.shared_memory_limit(x.device)
-        self.contract_pass = self._largest_pass(self._contract_shared, limit, in_registers)
-        self.gather_pass = self._largest_pass(self._gather_shared, limit // 2 if limit > TWO_BLOCKS else limit)
+    def module(self, source: str, height: int, blocks: int, **more: int) -> Module:
+        """The kernels of a source; `blocks`: how many a multiprocessor shall hold at least."""
         constants: dict[str, str | int] = {
-            "SCALAR": SCALARS[x.dtype],
-            "WINDOW": window_size,
-            "CHANNELS": in_group,
-            "FEATURES": self.features,
+            "SCALAR": SCALARS[self.dtype],
+            "WINDOW": self.window,
+            "CHANNELS": self.channels_in_group,
             "TILE_WIDTH": TILE_WIDTH,
-            "TILE_HEIGHT": TILE_HEIGHT,
-            "GATHER_HEIGHT": GATHER_HEIGHT,
-            "FORWARD_PASS": self.forward_pass,
-            "GATHER_PASS": self.gather_pass,
-            "CONTRACT_PASS": self.contract_pass,
+            "TILE_HEIGHT": height,
+            "BLOCKS": 1 if self.item == 8 else blocks,
+            **more,
         }
-        self.module = cuda_modules.load(Instance("fused.cu", tuple(constants.items())), x.device)
+        return cuda_modules.load(Instance(source, tuple(constants.items())), self.device)
 
-    def _largest_pass(self, shared_bytes: Callable[[int], int], limit: int, at_most: int | None = None) -> int:
-        fitting = at_most or self.features
-        while fitting > 1 and shared_bytes(fitting) > limit:
-            fitting -= 1
-        return _passes(self.features, fitting)
-
-    def _tile(self, height: int) -> int:
-        return (height + self.window - 1) * (TILE_WIDTH + 2 * MARGIN)
-
-    def _forward_shared(self) -> int:
-        expansion = self.window * (self.forward_pass + 1) * self.taps
-        return (self.channels * self._tile(TILE_HEIGHT) + expansion) * self.item
-
-    def _gather_shared(self, features: int) -> int:
-        expansion = (self.window + 2) * (features + 1) * self.taps
-        return ((self.channels + features) * self._tile(GATHER_HEIGHT) + expansion) * self.item
-
-    def _contract_shared(self, features: int) -> int:
-        expansion = self.window * (features + 1) * self.taps
-        sums = THREADS // 32 * self.window**2 * (features + 1)
-        return (self.channels * self._tile(TILE_HEIGHT) + features * THREADS * 4 + expansion + sums) * self.item
-
-    def _tiles(self, height: int) -> int:
+    def tiles(self, height: int) -> int:
         return self.batch * math.ceil(self.width / TILE_WIDTH) * math.ceil(self.height / height)
 
+    def tile_elements(self, height: int) -> int:
+        return (height + self.window - 1) * (TILE_WIDTH + 2 * MARGIN)
+
+    def plain(self, kernel: str, parts: int, *tensors: Tensor) -> None:
+        self.module("plain.cu", TILE_HEIGHT, 4).launch(
+            kernel, self.tiles(TILE_HEIGHT) * self.groups * parts, THREADS,
+            self.channels * self.tile_elements(TILE_HEIGHT) * self.item,
+            *tensors, self.groups, self.height, self.width, _vectorized(*tensors),
+        )  # fmt: skip
+
+
+class _FusedKernels(_Kernels):
+    def __init__(self, x: Tensor, z: Tensor, weight: Tensor, window_size: int):
+        super().__init__(x, len(weight) // window_size**2, window_size)
+        self.features = z.shape[1]
+        self.taps = math.ceil(window_size / 4) * 4  # kTaps of tile.h
+        self.in_registers = FEATURES_IN_REGISTERS * 4 // self.item
+        self.shared_limit = cuda_modules.shared_memory_limit(x.device)
+
+    def _largest_pass(self, shared_bytes: Callable[[int], int], shared_limit: int, at_most: int) -> int:
+        """How many features a kernel takes at a time."""
+        while at_most > 1 and shared_bytes(at_most) > shared_limit:
+            at_most -= 1
+        return _passes(self.features, at_most)
+
     def forward(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        blocks = self._tiles(TILE_HEIGHT) * self.groups * self.parts
-        self.module.launch(
-            "fused_forward", blocks, THREADS, self._forward_shared(),
+        features = _passes(self.features, self.in_registers)
+        expansion = self.window * (features + 1) * self.taps
+        shared = (self.channels * self.tile_elements(TILE_HEIGHT) + expansion) * self.item
+        self.module("fused_forward.cu", TILE_HEIGHT, 4, FEATURES=self.features, PASS=features).launch(
+            "fused_forward", self.tiles(TILE_HEIGHT) * self.groups * self.parts, THREADS, shared,
             x, z, weight, bias, out, self.groups, self.height, self.width, _vectorized(x, z, out),
         )  # fmt: skip
 
+    def _grad_x_shared(self, features: int) -> int:
+        expansion = (self.window + 2) * (features + 1) * self.taps
+        return ((self.channels + features) * self.tile_elements(GRAD_X_HEIGHT) + expansion) * self.item
+
     def grad_x(self, grad: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, grad_x: Tensor) -> None:
-        blocks = self._tiles(GATHER_HEIGHT) * self.groups * self.parts
-        threads = TILE_WIDTH // 4 * GATHER_HEIGHT // 2
-        self.module.launch(
-            "fused_grad_x", blocks, threads, self._gather_shared(self.gather_pass),
+        limit = self.shared_limit // 2 if self.shared_limit > TWO_BLOCKS_FROM else self.shared_limit
+        features = self._largest_pass(self._grad_x_shared, limit, self.features)
+        self.module("fused_grad_x.cu", GRAD_X_HEIGHT, 2, FEATURES=self.features, PASS=features).launch(
+            "fused_grad_x", self.tiles(GRAD_X_HEIGHT) * self.groups * self.parts, TILE_WIDTH // 4 * GRAD_X_HEIGHT // 2,
+            self._grad_x_shared(features),
             grad, z, weight, bias, grad_x, self.groups, self.height, self.width, _vectorized(grad, z, grad_x),
         )  # fmt: skip
 
-    def grad_z_expansion(self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, grad_z: Tensor):
-        """Fill grad_z; returns the gradients of weight and bias."""
-        tiles = self._tiles(TILE_HEIGHT)
+    def _grad_z_shared(self, features: int) -> int:
+        expansion = self.window * (features + 1) * self.taps
+        sums = THREADS // 32 * self.window**2 * (features + 1)
+        elements = self.channels * self.tile_elements(TILE_HEIGHT) + expansion + features * THREADS * 4 + sums
+        return elements * self.item
+
+    def grad_z_expansion(
+        self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, grad_z: Tensor, grad_weight: Tensor, grad_bias: Tensor
+    ) -> None:
+        features = self._largest_pass(self._grad_z_shared, self.shared_limit, self.in_registers)
+        module = self.module("fused_grad_z.cu", TILE_HEIGHT, 4, FEATURES=self.features, PASS=features)
+        tiles = self.tiles(TILE_HEIGHT)
         groups_in_slice = max(1, min(self.groups, tiles * self.groups // ENOUGH_BLOCKS))
         slices = math.ceil(self.groups / groups_in_slice)
         of_slices = weight.new_empty(slices, *z.shape) if slices > 1 else None
         of_tiles = weight.new_empty(tiles, weight.numel() + len(weight))
-        self.module.launch(
-            "fused_grad_z_expansion", tiles * slices, THREADS, self._contract_shared(self.contract_pass),
+        module.launch(
+            "fused_grad_z_expansion", tiles * slices, THREADS, self._grad_z_shared(features),
             grad, x, z, weight, grad_z, of_slices, of_tiles, self.batch, self.groups, groups_in_slice,
             self.height, self.width, _vectorized(grad, x, z, grad_z),
         )  # fmt: skip
         if of_slices is not None:
-            self.module.launch(
+            module.launch(
                 "sum_grad_z", math.ceil(z.numel() / 256), 256, 0,
                 of_slices, grad_z, slices, self.batch * self.features, self.height, self.width,
             )  # fmt: skip
-        grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(len(weight))
         count = of_tiles.shape[1]
-        self.module.launch(
+        module.launch(
             "sum_grad_expansion", math.ceil(count / 32), SUM_THREADS, SUM_THREADS * self.item,
             of_tiles, grad_weight, grad_bias, tiles, weight.numel(), count,
         )  # fmt: skip
-        return grad_weight, grad_bias

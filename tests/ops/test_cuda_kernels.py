@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: their source runs in the emulator, against float64."""
+"""The CUDA kernels without a GPU: their own source runs in the emulator, against float64."""
 
 from collections.abc import Callable
 
@@ -14,92 +14,120 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++
 # Largest error over the largest value: of sums formed in float32 (or float64), then rounded to the dtype.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
-# (batch, channels, groups, features, window, height, width): sizes of the published networks, every window size, ragged
-# and tiny images, images whose rows are whole quads, groups and features of more than one pass.
+# (batch, channels, groups, features, window, height, width)
+PUBLISHED = [(1, 12, 2, 12, 7, 27, 20), (1, 6, 1, 22, 7, 9, 35)]  # as in Tiny and Light, and in Large
 SHAPES = [
-    (2, 12, 2, 12, 7, 19, 37),
-    (1, 12, 2, 22, 7, 33, 36),
-    (1, 6, 1, 30, 5, 5, 3),
-    (1, 11, 1, 3, 9, 30, 20),
+    *PUBLISHED,
+    (2, 12, 2, 12, 7, 50, 37),  # ragged tiles of every kernel
+    (1, 4, 2, 30, 5, 5, 3),  # an image smaller than the window, two passes over the features
+    (1, 11, 1, 3, 9, 30, 20),  # two parts of a group's channels, of different size
     (3, 6, 3, 5, 3, 1, 1),
 ]
-# Two passes over the features, two parts of a group's channels, two groups, several tiles.
+# Two groups, parts of them, passes over the features, and tiles.
 WITH_EVERY_BARRIER = (1, 24, 2, 26, 3, 25, 17)
 
 
 @pytest.fixture
 def emulate(monkeypatch) -> Callable[..., None]:
-    """Have the launches of `cuda` run in the emulator, with threads in an order, a barrier left out."""
+    """Have the launches of `cuda` run in the emulator, threads in an order, a barrier ("file:line") left out."""
 
-    def use(order: str = "ascending", without_barrier: int = 0, shared_memory: int = 99 << 10) -> None:
+    def use(order: str = "ascending", without_barrier: str = "", shared_memory: int = 99 << 10) -> None:
         monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
         monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: shared_memory)
 
     return use
 
 
+def normal(*size: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(sum(size)), dtype=torch.float64).to(dtype)
+
+
+def plain_arguments(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    batch, channels, groups, _, window, height, width = shape
+    filters = normal(batch, groups, window, window, height, width, dtype=dtype)
+    return normal(batch, channels, height, width, dtype=dtype), filters
+
+
 def fused_arguments(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
     batch, channels, groups, features, window, height, width = shape
-    generator = torch.Generator().manual_seed(sum(shape))
     master = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
     outputs = groups * window**2
     return (
-        normal(batch, channels, height, width).to(dtype),
-        normal(batch, features, height, width).to(dtype),
-        (normal(outputs, features) / features**0.5).to(master),
-        normal(outputs).to(master),
+        normal(batch, channels, height, width, dtype=dtype),
+        normal(batch, features, height, width, dtype=dtype),
+        normal(outputs, features, dtype=master) / features**0.5,
+        normal(outputs, dtype=master),
         window,
     )
 
 
-def fused_results(backend, *arguments) -> tuple[Tensor, ...]:
+def results(backend, operation: str, arguments) -> tuple[Tensor, ...]:
     """The output and all gradients, for a gradient of the output that is not the same everywhere."""
-    x = arguments[0]
-    grad = x.roll(1, dims=1)
-    out = backend.fused_dynamic_depthwise_conv(*arguments)
-    return out, *backend.fused_dynamic_depthwise_conv_backward(grad, *arguments)
+    grad = arguments[0].roll(1, dims=1)
+    out = getattr(backend, operation)(*arguments)
+    return out, *getattr(backend, f"{operation}_backward")(grad, *arguments)
 
 
-def barriers(source: str) -> list[int]:
-    """Lines of a kernel's source that hold a barrier."""
-    lines = (cuda_modules.KERNELS / source).read_text().splitlines()
-    return [number for number, line in enumerate(lines, 1) if "__syncthreads()" in line]
+def expected_results(operation: str, arguments) -> tuple[Tensor, ...]:
+    return results(reference, operation, [a.double() if isinstance(a, Tensor) else a for a in arguments])
 
 
-def in_float64(arguments):
-    return [a.double() if isinstance(a, Tensor) else a for a in arguments]
+def relative_error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
+    """Of the worst of the tensors; infinite where a value is not a number."""
+    errors = [(a.double() - e).abs().max() / e.abs().max() for a, e in zip(actual, expected, strict=True)]
+    return float(torch.stack(errors).nan_to_num(nan=torch.inf).max())
 
 
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    error = (actual.double() - expected).abs().max() / expected.abs().max()
-    assert error <= tolerance, f"relative error {error:.1e}"
+OPERATIONS = {"dynamic_depthwise_conv": plain_arguments, "fused_dynamic_depthwise_conv": fused_arguments}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_fused_is_the_definition(emulate, shape, dtype):
-    arguments = fused_arguments(shape, dtype)
-    expected = fused_results(reference, *in_float64(arguments))
+def check_definition(emulate, operation, shape, dtype):
+    arguments = OPERATIONS[operation](shape, dtype)
+    expected = expected_results(operation, arguments)
     for order in ORDERS:
         emulate(order)
-        for actual, right in zip(fused_results(cuda, *arguments), expected, strict=True):
-            assert_close(actual, right, TOLERANCE[dtype])
+        assert relative_error(results(cuda, operation, arguments), expected) <= TOLERANCE[dtype], order
 
 
-@pytest.mark.parametrize("line", barriers("fused.cu"))
-def test_a_missing_barrier_of_the_fused_kernels_is_caught(emulate, line):
-    arguments = fused_arguments(WITH_EVERY_BARRIER, torch.float32)
-    expected = fused_results(reference, *in_float64(arguments))
-    caught = set()
-    for order in ORDERS:
-        emulate(order, without_barrier=line)
-        for i, (actual, right) in enumerate(zip(fused_results(cuda, *arguments), expected, strict=True)):
-            try:
-                assert_close(actual, right, TOLERANCE[torch.float32])
-            except AssertionError:
-                caught.add(i)
-    assert caught
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_kernels_compute_the_definition(emulate, operation, shape):
+    check_definition(emulate, operation, shape, torch.float32)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_every_dtype(emulate, operation, dtype):
+    check_definition(emulate, operation, SHAPES[3], dtype)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("window", cuda.WINDOW_SIZES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_dtype_and_window(emulate, operation, shape, window, dtype):
+    check_definition(emulate, operation, (*shape[:4], window, *shape[5:]), dtype)
+
+
+def barriers() -> list[str]:
+    """Places "file:line" of every barrier in the kernels."""
+    return [
+        f"{path.name}:{number}"
+        for path in sorted(cuda_modules.KERNELS.glob("*.*"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if "__syncthreads()" in line
+    ]
+
+
+@pytest.mark.parametrize("place", barriers())
+def test_a_missing_barrier_is_caught(emulate, place):
+    """The tests above would fail, were this barrier forgotten."""
+    for operation, arguments_of in OPERATIONS.items():
+        arguments = arguments_of(WITH_EVERY_BARRIER, torch.float32)
+        expected = expected_results(operation, arguments)
+        for order in ORDERS:
+            emulate(order, without_barrier=place)
+            if relative_error(results(cuda, operation, arguments), expected) > TOLERANCE[torch.float32]:
+                return
+    pytest.fail("no result changed")

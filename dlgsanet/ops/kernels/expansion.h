@@ -3,11 +3,12 @@
 #include "tile.h"
 
 //   FEATURES  D, channels of z
+//   PASS      features that a kernel takes at a time
 constexpr int kFeatures = FEATURES;
+constexpr int kPass = PASS;
 
 // Of a pass over the features first ... first + kPass - 1, for a group: [WINDOW][kPass + 1][kTaps], the last row being
 // the bias (in the first pass; zero in later ones).
-template <int kPass>
 struct Expansion {
   static constexpr int kRow = (kPass + 1) * kTaps;
 

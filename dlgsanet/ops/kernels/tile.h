@@ -10,6 +10,7 @@
 //   WINDOW       K, side of the filters: 3, 5, 7 or 9
 //   CHANNELS     channels that share a filter
 //   TILE_WIDTH, TILE_HEIGHT  pixels of a tile
+//   BLOCKS       blocks that a multiprocessor shall hold at least: bounds a thread's registers
 typedef SCALAR Scalar;
 typedef AccumulatorOf<Scalar>::type Accumulator;
 
@@ -61,20 +62,40 @@ struct TilePlace {
   }
 };
 
-// Pixels (y, x) to (y, x + 3) of a plane, zero outside the image. x is a multiple of kQuad.
+// The tile of (a part of) a group that a block computes.
+struct GroupTile {
+  int group, first_channel, channels;
+  TilePlace place;
+  long long of_group, plane;  // numbers of the group in the batch, and of its first channel's plane
+
+  __device__ GroupTile(int block, int groups, const Image& image)
+      : group(block / kParts % groups),
+        first_channel(block % kParts * kChannels),
+        channels(min(kChannels, CHANNELS - first_channel)),
+        place(block / (kParts * groups), image, TILE_HEIGHT),
+        of_group((long long)place.batch * groups + group),
+        plane(of_group * CHANNELS + first_channel) {}
+};
+
+// Pixels (y, x) to (y, x + 3) of a plane, zero outside the image.
+template <typename T>
+__device__ __forceinline__ void load_pixels(Accumulator (&to)[kQuad], const T* __restrict__ plane, const Image& image,
+                                            int y, int x) {
+  const T* at = plane + (long long)y * image.width + x;
+#pragma unroll
+  for (int j = 0; j < kQuad; j++) to[j] = image.has_row(y) && image.has_column(x + j) ? widen(at[j]) : 0;
+}
+
+// The same in one piece where that can be; x is a multiple of kQuad.
 template <typename T>
 __device__ __forceinline__ void load_quad(Accumulator (&to)[kQuad], const T* __restrict__ plane, const Image& image,
                                           int y, int x) {
-  const T* at = plane + (long long)y * image.width + x;
-  if (image.vectorized) {
-    Quad<T> quad = {};
-    if (image.has_row(y) && image.has_column(x)) quad = *reinterpret_cast<const Quad<T>*>(at);
+  if (!image.vectorized) return load_pixels(to, plane, image, y, x);
+  Quad<T> quad = {};
+  if (image.has_row(y) && image.has_column(x))
+    quad = *reinterpret_cast<const Quad<T>*>(plane + (long long)y * image.width + x);
 #pragma unroll
-    for (int j = 0; j < kQuad; j++) to[j] = widen(quad.v[j]);
-  } else {
-#pragma unroll
-    for (int j = 0; j < kQuad; j++) to[j] = image.has_row(y) && image.has_column(x + j) ? widen(at[j]) : 0;
-  }
+  for (int j = 0; j < kQuad; j++) to[j] = widen(quad.v[j]);
 }
 
 template <typename T>

@@ -30,6 +30,7 @@ def build(instance: Instance) -> ctypes.CDLL:
     source = Path(__file__).parent / "kernels.cpp"
     command = [
         COMPILER or "g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-w", f"-I{KERNELS}", *instance.options,
+        f"-DKERNELS_OF_{Path(instance.source).stem}",
         f'-DSOURCE="{instance.source}"', str(source), "-o", str(library),
     ]  # fmt: skip
     try:
@@ -45,12 +46,13 @@ class EmulatedModule:
     """Stands in for `cuda_modules.Module`: every launch runs in this process.
 
     Tensors are moved between guard bands of NaN for the launch, so that reading outside of one spoils the result and
-    writing outside of one is an error. The barrier on line `without_barrier` of the source is left out.
+    writing outside of one is an error. The barrier at `without_barrier`,
+    "file:line", is left out.
     """
 
-    def __init__(self, instance: Instance, order: str, without_barrier: int = 0):
+    def __init__(self, instance: Instance, order: str, without_barrier: str = ""):
         self.library = build(instance)
-        self.library.remove_barrier(without_barrier)
+        self.library.remove_barrier(without_barrier.encode())
         self.order = ORDERS[order]
 
     def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: Tensor | int | None) -> None:

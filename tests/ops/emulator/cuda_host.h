@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -47,7 +48,7 @@ inline char* shared;
 inline const char* error;
 inline char exchanged[2][64][32][8];  // [parity][warp][lane]: what a shuffle sends
 inline int parity[2048];
-inline int removed_barrier;  // the line of a barrier that threads pass by, to show that the tests catch it
+inline std::string removed_barrier;  // "file:line" of one that threads pass by, to show that the tests catch it
 
 inline void enter() {
   body();
@@ -60,8 +61,10 @@ inline void wait_for(Wait what) {
   swapcontext(&current->context, &scheduler);
 }
 
-inline void barrier(int line) {
-  if (line != removed_barrier) wait_for(kBlock);
+inline void barrier(const char* path, int line) {
+  const char* slash = strrchr(path, '/');
+  const std::string place = std::string(slash ? slash + 1 : path) + ":" + std::to_string(line);
+  if (place != removed_barrier) wait_for(kBlock);
 }
 
 // Lets go the warps, or else the block, whose threads all wait for each other. False: nothing can go on.
@@ -154,7 +157,7 @@ inline std::function<void()> with_arguments(void (*kernel)(A...), void** argumen
 #define threadIdx (dim3{emulator::current->thread})
 #define blockIdx (dim3{emulator::block})
 #define blockDim (dim3{emulator::block_size})
-#define __syncthreads() emulator::barrier(__LINE__)
+#define __syncthreads() emulator::barrier(__FILE__, __LINE__)
 #define __syncwarp() emulator::wait_for(emulator::kWarp)
 #define SHARED_MEMORY(name) Accumulator* name = (Accumulator*)emulator::shared
 
@@ -192,7 +195,7 @@ inline unsigned short float_to_half(float value) {
   return bits;
 }
 
-extern "C" void remove_barrier(int line) { emulator::removed_barrier = line; }
+extern "C" void remove_barrier(const char* place) { emulator::removed_barrier = place; }
 
 #define EMULATE(kernel)                                                                                               \
   extern "C" const char* emulate_##kernel(long long first, long long count, unsigned threads, size_t shared_bytes,    \

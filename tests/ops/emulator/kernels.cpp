@@ -3,9 +3,15 @@
 
 #include SOURCE
 
-#if defined(FEATURES)
+#if defined(KERNELS_OF_plain)
+EMULATE(plain_forward)
+EMULATE(plain_grad_x)
+EMULATE(plain_grad_filters)
+#elif defined(KERNELS_OF_fused_forward)
 EMULATE(fused_forward)
+#elif defined(KERNELS_OF_fused_grad_x)
 EMULATE(fused_grad_x)
+#elif defined(KERNELS_OF_fused_grad_z)
 EMULATE(fused_grad_z_expansion)
 EMULATE(sum_grad_z)
 EMULATE(sum_grad_expansion)

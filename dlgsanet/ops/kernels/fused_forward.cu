@@ -1,0 +1,73 @@
+// The dynamic depth-wise convolution with filters formed on the fly: filters = weight @ z + bias never exist in memory.
+//
+//   out[c, p] = sum_t f[t](p) x[c, p + t],   f[t](p) = bias[g, t] + sum_k weight[g, t, k] z[k, p]
+//
+// for the taps t of a K x K window and the channels c of group g (DLGSANet, section 3.2). A thread forms one row of the
+// filters of four pixels at a time and applies it to the group's channels.
+#include "expansion.h"
+
+constexpr int kThreads = kThreadsAcross * TILE_HEIGHT;
+constexpr int kTileRows = TILE_HEIGHT + 2 * kRadius;
+
+extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
+    fused_forward(const Scalar* __restrict__ x, const Scalar* __restrict__ z, const Accumulator* __restrict__ weight,
+                  const Accumulator* __restrict__ bias, Scalar* __restrict__ out, int groups, int height, int width,
+                  int vectorized) {
+  SHARED_MEMORY(shared);
+  Accumulator* tile = shared;                                       // [kChannels][kTileRows][kStride]
+  Accumulator* expansion = tile + kChannels * kTileRows * kStride;  // [WINDOW][kPass + 1][kTaps]
+  const Image image = {height, width, vectorized != 0};
+  const GroupTile share(blockIdx.x, groups, image);
+  const TilePlace& place = share.place;
+  const int row = thread_row(), column = thread_column();
+  const int py = place.y + row, px = place.x + column;
+
+  load_tile(tile, x + share.plane * image.pixels(), image, kChannels, share.channels, kTileRows, place.y - kRadius,
+            place.x - kMargin);
+  Accumulator sum[kChannels][kQuad] = {};
+  for (int first = 0; first < kFeatures; first += kPass) {
+    if (first) __syncthreads();  // nobody reads the last pass's weights any more
+    Expansion::stage(expansion, weight, bias, share.group, first, 0, kWindow);
+    Accumulator features[kPass][kQuad];
+    const Scalar* planes = z + ((long long)place.batch * kFeatures + first) * image.pixels();
+#pragma unroll
+    for (int k = 0; k < kPass; k++) {
+      if (kFeatures % kPass == 0 || first + k < kFeatures) {
+        load_quad(features[k], planes + k * image.pixels(), image, py, px);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kQuad; j++) features[k][j] = 0;
+      }
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = 0; i < kWindow; i++) {
+      const Accumulator* weights = expansion + i * Expansion::kRow;
+      Accumulator taps[kTaps], filter[kWindow][kQuad];
+      Expansion::read(taps, weights, kPass);
+#pragma unroll
+      for (int t = 0; t < kWindow; t++)
+#pragma unroll
+        for (int j = 0; j < kQuad; j++) filter[t][j] = taps[t];
+#pragma unroll
+      for (int k = 0; k < kPass; k++) {
+        Expansion::read(taps, weights, k);
+#pragma unroll
+        for (int t = 0; t < kWindow; t++)
+#pragma unroll
+          for (int j = 0; j < kQuad; j++) filter[t][j] += taps[t] * features[k][j];
+      }
+#pragma unroll
+      for (int c = 0; c < kChannels; c++) {
+        const Window window(tile + (c * kTileRows + row + i) * kStride + column);
+#pragma unroll
+        for (int t = 0; t < kWindow; t++)
+#pragma unroll
+          for (int j = 0; j < kQuad; j++) sum[c][j] += filter[t][j] * window.at(t, j);
+      }
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kChannels; c++)
+    if (c < share.channels) store_quad(out + (share.plane + c) * image.pixels(), image, py, px, sum[c]);
+}
