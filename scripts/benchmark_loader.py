@@ -1,4 +1,4 @@
-"""Batches a second of the training data set, beside BasicSR's `PairedImageDataset` on PNG sub-images of the same photographs.
+"""Batches a second of our training data set, and of BasicSR's `PairedImageDataset` from PNG sub-images.
 
 python scripts/benchmark_loader.py --workers 0 1 2
 """
@@ -34,14 +34,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement; default: %(default)s")
     arguments = parser.parse_args()
+    size = arguments.lq_size
     print(
-        f"{usable_cores()} cores; batches of {arguments.batch} LR patches of {arguments.lq_size}x{arguments.lq_size}",
-        end="",
+        f"{usable_cores()} cores; batches a second of {arguments.batch} LR patches {size}x{size} at x{arguments.scale}"
     )
-    print(f" at x{arguments.scale}, a second")
-    print(
-        "| workers | PairedImageDataset, PNG sub-images | ours, in memory | ours, cache file | ours in memory / BasicSR |"
-    )
+    print("| workers | PairedImageDataset | ours, in memory | ours, cache file | ours in memory / PairedImageDataset |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         sets = data_sets(Path(folder), arguments.scale, arguments.lq_size)
