@@ -23,7 +23,7 @@ from dlgsanet.training.introduction import introduce
 from dlgsanet.training.loop import Loop
 from dlgsanet.training.messages import start_logging
 from dlgsanet.training.record import write_record
-from dlgsanet.training.samples import SampleStream, SeededSamples, endless_loader
+from dlgsanet.training.samples import SampleStream, SeededSamples, WorkerLostError, endless_loader
 from dlgsanet.training.signals import StopSignals
 from dlgsanet.training.state import Position, restore
 from dlgsanet.training.validation import ValidationSet
@@ -46,7 +46,7 @@ def train(args: argparse.Namespace) -> int:
         checkpoints = Checkpoints(Path(options["path"]["experiments_root"]), options["logger"].get("keep_last", 3))
         try:
             return _build(options, checkpoints).run(signals)
-        except DivergedError as error:
+        except (DivergedError, WorkerLostError) as error:
             raise UserError(f"{error}; {checkpoints.last_good()}") from None
         except RuntimeError as error:
             if reason := _not_of_this_process(error, options):
@@ -57,7 +57,7 @@ def train(args: argparse.Namespace) -> int:
 def _not_of_this_process(error: RuntimeError, options: dict[str, Any]) -> str | None:
     """What has happened to another process on which this one waits, or None: that is not what the error is about."""
     message = str(error).splitlines()[0][:200]
-    if "DataLoader worker" in message:
+    if "DataLoader worker" in message:  # PyTorch's handler of SIGCHLD raises it wherever the process is
         return f"a process that loads data has died, perhaps for want of memory ({message})"
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
     if options["dist"] and any(sign in str(error) for sign in signs):

@@ -20,6 +20,10 @@ from dlgsanet.errors import UserError
 Key = tuple[int, int]  # epoch, position within the epoch's (enlarged) data set
 
 
+class WorkerLostError(Exception):
+    """A process that loads data has died."""
+
+
 class SampleStream(Sampler):
     """Batches of this rank, each a list of keys (epoch, position), for ever.
 
@@ -109,6 +113,7 @@ def endless_loader(dataset: Any, opt: dict[str, Any], stream: SampleStream, work
 
     Raises:
         UserError: a sample cannot be read.
+        WorkerLostError: a worker process has died.
     """
     loader = DataLoader(
         dataset,
@@ -123,6 +128,8 @@ def endless_loader(dataset: Any, opt: dict[str, Any], stream: SampleStream, work
         yield from loader
     except UserError as error:  # from a worker, whose traceback PyTorch has put into the message
         raise UserError(str(error).strip().splitlines()[-1].removeprefix("dlgsanet.errors.UserError: ")) from None
+    except (RuntimeError, OSError, EOFError) as error:
+        raise WorkerLostError(f"a process that loads data has died, perhaps for want of memory ({error})") from error
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

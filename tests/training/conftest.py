@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import socket
 import sys
 import time
@@ -76,9 +77,9 @@ _FORKSERVER.set_forkserver_preload(["dlgsanet.training.run"])  # a start then ta
 class Start:
     """A run of `dlgsanet train` in a process of its own; what it says on stderr goes to a file."""
 
-    def __init__(self, folder: Path, arguments: list[str], environment: dict[str, str], said: Path):
+    def __init__(self, said: Path, *more: Any):
         self.said = said
-        self.process = _FORKSERVER.Process(target=_train, args=(folder, arguments, environment, said))
+        self.process = _FORKSERVER.Process(target=_train, args=(said, *more))
         self.process.start()
 
     def wait_for(self, text: str) -> None:
@@ -99,12 +100,16 @@ class Start:
         return said
 
 
-def _train(folder: Path, arguments: list[str], environment: dict[str, str], said: Path) -> None:
+def _train(
+    said: Path, folder: Path, arguments: list[str], environment: dict[str, str], file_size_limit: int | None
+) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of data workers: a child has inherited ours
     os.setsid()
     os.chdir(folder)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    if file_size_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
     with open(said, "w") as file:
         os.dup2(file.fileno(), 2)
     sys.exit(run("dlgsanet.train:main", arguments))
@@ -122,12 +127,13 @@ class Workplace:
         self.folder, self.options = folder, deepcopy(OPTIONS)
         self.starts = 0
 
-    def start(self, *arguments: str, **environment: str) -> Start:
-        """Start training with the options as they are now."""
+    def start(self, *arguments: str, file_size_limit: int | None = None, **environment: str) -> Start:
+        """Start training with the options as they are now; no file may grow beyond a limit in bytes."""
         self.starts += 1
         file = self.folder / f"options_{self.starts}.yml"
         file.write_text(yaml.safe_dump(self.options))
-        return Start(self.folder, ["-opt", file.name, *arguments], environment, self.folder / f"said_{self.starts}.txt")
+        said = self.folder / f"said_{self.starts}.txt"
+        return Start(said, self.folder, ["-opt", file.name, *arguments], environment, file_size_limit)
 
     def train(self, *arguments: str, code: int = 0) -> str:
         """Train to the end, which must come with an exit code; what was said."""
@@ -146,12 +152,15 @@ class Workplace:
     def experiment(self, name: str = "run") -> Path:
         return self.folder / "experiments" / name
 
+    def weights(self, which: int | str, name: str = "run") -> dict[str, Any]:
+        """The content of a weights file: of an iteration, `best` or `latest`."""
+        return torch.load(self.experiment(name) / f"models/net_g_{which}.pth", weights_only=True)
+
     def checkpoint(self, iteration: int, name: str = "run") -> dict[str, Any]:
         """All that a checkpoint holds, but for the seconds that the run took."""
-        root = self.experiment(name)
-        state = torch.load(root / f"training_states/{iteration}.state", weights_only=True)
+        state = torch.load(self.experiment(name) / f"training_states/{iteration}.state", weights_only=True)
         del state["position"]["seconds"]
-        return state | {"weights": torch.load(root / f"models/net_g_{iteration}.pth", weights_only=True)}
+        return state | {"weights": self.weights(iteration, name)}
 
 
 def identical(a: Any, b: Any) -> bool:

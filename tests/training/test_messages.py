@@ -1,0 +1,86 @@
+"""What a run tells while it goes, and what stays of it: first lines, progress, TensorBoard, the record."""
+
+import io
+import signal
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dlgsanet.training.messages import ProgressLine
+from tests.training.conftest import identical
+
+
+def test_first_lines_and_plain_lines_in_the_file(workplace):
+    said = workplace.train()
+    for line in (
+        "Training   Photos: 3 samples an epoch; all pairs found and checked",
+        "Validation Crops (3), every 6 iterations",
+        "Iterations 1 to 12 of 4 samples",
+        "Precision  fp32",
+        "fused_dynamic_depthwise_conv on cpu: ",
+        "Estimated  00:00:0",
+    ):
+        assert line in said
+    (log,) = workplace.experiment().glob("train_*.log")
+    written = log.read_text()
+    assert "\r" not in written
+    assert "12/12  l_pix 0." in written
+    assert "psnr 1" in written
+    assert " left\n" in written
+
+
+def test_progress_line_only_in_a_terminal():
+    terminal, file = io.StringIO(), io.StringIO()
+    ProgressLine(terminal, enabled=True).show("5/10")
+    ProgressLine(file).show("5/10")
+    assert terminal.getvalue().endswith("5/10")
+    assert file.getvalue() == ""
+
+
+def test_tensorboard_has_no_step_twice_after_a_resume(workplace):
+    workplace.options["logger"] |= {"use_tb_logger": True, "save_checkpoint_freq": 4}
+    run = workplace.start()
+    run.wait_for(" 7/")
+    run.signal(signal.SIGKILL)
+    run.end(-signal.SIGKILL)
+    workplace.train("--auto_resume")
+    events = EventAccumulator(str(workplace.folder / "tb_logger/run"))
+    events.Reload()
+    tags = events.Tags()
+    wanted = {"losses/l_pix", "learning_rate", "grad_norm", "images_per_second", "memory_gb", "metrics/Crops/psnr"}
+    assert wanted <= set(tags["scalars"])
+    assert tags["images"] == ["pictures/Crops"]
+    for tag, steps in (("losses/l_pix", list(range(1, 13))), ("metrics/Crops/psnr", [6, 12])):
+        assert [event.step for event in events.Scalars(tag)] == steps
+
+
+def test_record_is_enough_to_do_it_again(workplace):
+    workplace.train("--force_yml", "train:optim_g:lr=0.002")
+    record = yaml.safe_load((workplace.experiment() / "record_0.yml").read_text())
+    assert record["options"]["train"]["optim_g"]["lr"] == 0.002
+    assert record["versions"]["torch"]
+    assert record["git"] is None or len(record["git"]["revision"]) == 40
+    again = {key: record["options"][key] for key in workplace.options}
+    again["path"] = {"pretrain_network_g": None}
+    for data_set in again["datasets"].values():
+        for filled_in in ("phase", "scale", "manual_seed"):
+            del data_set[filled_in]
+    workplace.options = again | {"name": "again"}
+    workplace.train()
+    assert identical(workplace.checkpoint(12, "again"), workplace.checkpoint(12))
+
+
+@pytest.mark.parametrize("model_type", ["SRModel", "DLGSANetModel"])
+def test_published_files_run_and_resume(workplace, model_type):
+    """Published files name BasicSR's own model and data set."""
+    workplace.options["model_type"] = model_type
+    workplace.options["datasets"]["train"] |= {"type": "PairedImageDataset", "use_shuffle": True}
+    workplace.train()
+    workplace.options["name"] = "stopped"
+    run = workplace.start()
+    run.wait_for(" 5/")
+    run.signal(signal.SIGTERM)
+    run.end(75)
+    workplace.train("--auto_resume")
+    assert identical(workplace.checkpoint(12, "stopped"), workplace.checkpoint(12))

@@ -1,0 +1,78 @@
+"""Several processes with gloo follow the single process; a rank that dies or hangs stops all, and the run resumes.
+
+Two and four ranks sum the same gradients in another order: weights after 12 iterations of Adam agree to `TOLERANCE`.
+"""
+
+import signal
+
+import pytest
+
+TOLERANCE = 1e-5  # absolute; weights are of the order of 0.1
+
+
+def batch_per_rank(workplace, ranks: int) -> None:
+    workplace.options["datasets"]["train"] |= {"batch_size_per_gpu": 4 // ranks, "num_worker_per_gpu": 0}
+
+
+def train_on(workplace, ranks: int, *arguments: str) -> str:
+    batch_per_rank(workplace, ranks)
+    said = [run.end() for run in workplace.start_ranks(ranks, *arguments)]
+    return said[0]
+
+
+def difference(workplace, a: str, b: str) -> float:
+    a, b = (workplace.checkpoint(12, name)["weights"]["params_ema"] for name in (a, b))
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def test_ranks_follow_the_single_process(workplace):
+    batch_per_rank(workplace, 1)
+    workplace.train()
+    for ranks in (2, 4):
+        workplace.options["name"] = f"on {ranks}"
+        train_on(workplace, ranks)
+        assert 0 < difference(workplace, "run", f"on {ranks}") < TOLERANCE
+
+
+def test_shared_validation_gives_the_figures_of_a_single_process(workplace):
+    workplace.options["train"]["optim_g"]["lr"] = 0.0  # the same weights in both
+    workplace.options["train"]["total_iter"] = 6
+    batch_per_rank(workplace, 1)
+    workplace.train()
+    workplace.options["name"] = "shared"
+    train_on(workplace, 2)
+    best = [workplace.checkpoint(6, name)["position"]["best"] for name in ("run", "shared")]
+    assert best[0] == best[1]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_lost_rank_stops_the_run_which_resumes_on_another_number_of_ranks(workplace, how):
+    batch_per_rank(workplace, 1)
+    workplace.train()
+    batch_per_rank(workplace, 2)
+    workplace.options |= {"name": "lost", "dist_params": {"timeout": 5}}
+    workplace.options["train"]["total_iter"] = 100_000
+    first, second = workplace.start_ranks(2)
+    first.wait_for(" 5/")
+    second.signal(how)
+    last = first.end(2).splitlines()[-1]
+    assert "rank 0: another rank has died or does not answer" in last
+    assert "the last good checkpoint is" in last
+    second.process.kill()
+    workplace.options["train"]["total_iter"] = 12
+    for path in sorted(workplace.experiment("lost").glob("training_states/*.state")):
+        if int(path.stem) > 10:  # it went on beyond what is compared
+            path.unlink()
+    batch_per_rank(workplace, 1)
+    workplace.train("--auto_resume")
+    assert difference(workplace, "run", "lost") < TOLERANCE
+
+
+def test_signal_to_one_rank_stops_all_at_the_same_iteration(workplace):
+    workplace.options["train"]["total_iter"] = 100_000
+    batch_per_rank(workplace, 2)
+    first, second = workplace.start_ranks(2)
+    first.wait_for(" 3/")
+    second.signal(signal.SIGUSR1)
+    assert "Stopped by signal 10" in first.end(75)
+    second.end(75)

@@ -1,0 +1,112 @@
+"""The training step by itself: accumulation, clipping, precisions, bad steps, schedules."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from basicsr.models import build_model
+
+import dlgsanet.plugin  # noqa: F401  # registers the model
+from dlgsanet.models.dlgsanet_model import DivergedError
+from tests.training.conftest import OPTIONS, identical
+
+
+def model(**train):
+    options = deepcopy(OPTIONS) | {"is_train": True, "dist": False, "rank": 0}
+    options["train"] |= {"optim_g": {"type": "SGD", "lr": 0.1}} | train
+    torch.manual_seed(0)
+    return build_model(options)
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    return {"lq": torch.rand(4, 3, 12, 12), "gt": torch.rand(4, 3, 24, 24)}
+
+
+def step(trained, batch, iteration=1):
+    trained.update_learning_rate(iteration)
+    trained.feed_data(batch)
+    trained.optimize_parameters(iteration)
+    return trained
+
+
+def weights(trained) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trained.net_g.parameters()])
+
+
+def test_accumulated_parts_are_one_batch(batch):
+    whole, parts = step(model(), batch), step(model(accumulate=4), batch)
+    torch.testing.assert_close(weights(parts), weights(whole), atol=1e-6, rtol=0)
+    assert parts.log_dict["l_pix"] == pytest.approx(whole.log_dict["l_pix"], rel=1e-5)
+
+
+def test_gradient_is_clipped(batch):
+    start = weights(model())
+    clipped = step(model(grad_clip=0.01), batch)
+    assert clipped.log_dict["grad_norm"] > 0.01
+    assert float((weights(clipped) - start).norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_keeps_weights_in_fp32_and_follows_fp32(batch, precision):
+    low, full = step(model(precision=precision), batch), step(model(), batch)
+    assert weights(low).dtype == torch.float32
+    start = weights(model())
+    moved, expected = weights(low) - start, weights(full) - start
+    assert float((moved - expected).norm() / expected.norm()) < 0.1
+    assert low.scaler.is_enabled() == (precision == "fp16")
+
+
+def test_channels_last_computes_the_same(batch):
+    torch.testing.assert_close(weights(step(model(channels_last=True), batch)), weights(step(model(), batch)))
+
+
+@pytest.mark.long
+def test_compiled_step_computes_the_same(batch):
+    torch.testing.assert_close(weights(step(model(compile=True), batch)), weights(step(model(), batch)))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_bad_step_is_skipped_and_counted(batch, precision):
+    trained = step(model(precision=precision, optim_g={"type": "AdamW", "lr": 1e-3}, max_bad_steps=2), batch)
+    before = deepcopy([trained.net_g.state_dict(), trained.net_g_ema.state_dict(), trained.optimizer_g.state_dict()])
+    bad = batch | {"lq": torch.full_like(batch["lq"], math.nan)}
+    step(trained, bad, 2)
+    after = [trained.net_g.state_dict(), trained.net_g_ema.state_dict(), trained.optimizer_g.state_dict()]
+    assert identical(before, after)
+    step(trained, batch, 3)
+    assert (trained.bad_steps, trained.bad_steps_in_row) == (1, 0)
+    step(trained, bad, 4)
+    with pytest.raises(DivergedError, match="2 times in a row"):
+        step(trained, bad, 5)
+
+
+def rates(trained, iterations: int) -> list[float]:
+    found = []
+    for iteration in range(1, iterations + 1):
+        trained.update_learning_rate(iteration)
+        trained.optimizer_g.step()
+        found += trained.get_current_learning_rate()
+    return found
+
+
+def test_cosine_with_warm_up():
+    found = rates(model(scheduler={"type": "CosineAnnealingLR", "T_max": 10}, warmup_iter=4), 10)
+    cosine = [0.05 * (1 + math.cos(math.pi * i / 10)) for i in range(10)]
+    expected = [rate * min(1, (i + 1) / 4) for i, rate in enumerate(cosine)]
+    assert found == pytest.approx(expected)
+
+
+def test_published_schedule_halves_after_its_milestones():
+    found = rates(model(scheduler={"type": "MultiStepLR", "milestones": [3, 5], "gamma": 0.5}, warmup_iter=2), 7)
+    assert found == pytest.approx([0.05, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
+
+
+def test_frequency_loss_beside_the_pixel_loss(batch):
+    trained = step(model(fft_opt={"type": "FFTLoss", "loss_weight": 0.1}, pixel_opt={"type": "CharbonnierLoss"}), batch)
+    assert set(trained.log_dict) == {"l_pix", "l_fft", "grad_norm"}
+    difference = torch.fft.rfft2(model().net_g(batch["lq"]) - batch["gt"], norm="ortho")
+    expected = (0.1 * (difference.real.abs().mean() + difference.imag.abs().mean()) / 2).detach()
+    assert trained.log_dict["l_fft"] == pytest.approx(float(expected), rel=1e-4)
