@@ -1,0 +1,316 @@
+// (Sparse) global self-attention between channels over windows (DLGSANet, section 3.3; TLC, ECCV 2022), in two passes.
+//
+// Windows overlap, so the image falls into cells of constant coverage, and these into pieces. The first pass makes q, k
+// and v row by row; it keeps v, and of q and k only their products summed over each piece: a window's are the sum over
+// its pieces. Between the passes similarities become weights, on matrices too small to matter here. Attention being
+// linear in its weights, the second pass averages those of all windows over a cell, folds the projection in, and
+// multiplies every pixel of v once.
+
+#include "depthwise.h"
+#include "gemm.h"
+#include "image.h"
+#include "layer_norm.h"
+#include "parallel.h"
+
+using namespace dlgsanet;
+
+namespace {
+
+// A stretch of rows or of columns within one cell, and the windows that cover it.
+struct Piece {
+    Index start, stop, first_window, last_window;
+
+    Index size() const { return stop - start; }
+    Index windows() const { return last_window + 1 - first_window; }
+    bool in_window(Index window) const { return first_window <= window && window <= last_window; }
+};
+
+struct Pieces {
+    const Piece* first;
+    Index count;
+
+    const Piece& operator[](Index n) const { return first[n]; }
+    Index windows() const { return first[count - 1].last_window + 1; }
+    Index longest() const {
+        Index size = 0;
+        for (Index n = 0; n < count; n++) size = std::max(size, first[n].size());
+        return size;
+    }
+};
+
+struct Heads {
+    Index count, channels;
+
+    Index all_channels() const { return count * channels; }
+    // What is summed over a piece: each head's c x c products of q and k, then the squares of all of q, then of k.
+    Index products() const { return count * channels * channels; }
+    Index sums() const { return products() + 2 * all_channels(); }
+};
+
+constexpr Index batch_rows = 4;  // rows of q and k that are multiplied at once
+
+struct Scratch {
+    Rows input, v, qk[batch_rows];  // qk: q and k, each piece from a whole register on and zero to the end of its last
+    RowRing qkv;
+    float* sums;  // a register for each sum of each piece of a tile
+
+    Scratch(Arena& arena, const Heads& heads, Index width, Index pieces)
+        : input(arena.rows(heads.all_channels(), width + 2)),
+          v(arena.rows(heads.all_channels(), width)),
+          qkv(arena, 3 * heads.all_channels(), width, 3, 1),
+          sums(arena.take(pieces * heads.sums() * lanes)) {
+        for (Rows& row : qk) row = arena.rows(2 * heads.all_channels(), width + pieces * lanes);
+    }
+};
+
+// A piece's columns in `qk`.
+struct Columns {
+    Index start, size;
+};
+
+// sums[i][j] += sum over `rows` rows of q[i] * k[j], for `Q` by `K` channels from q and k on.
+template <int Q, int K>
+inline void multiply_block(const Scratch& s, Index rows, Index q, Index k, Columns columns, float* sums, Index pitch) {
+    vec sum[Q][K];
+    for (int i = 0; i < Q; i++)
+        for (int j = 0; j < K; j++) sum[i][j] = load(sums + (i * pitch + j) * lanes);
+    for (Index y = 0; y < rows; y++)
+        for (Index x = columns.start; x < columns.start + columns.size; x += lanes) {
+            vec keys[K];
+            for (int j = 0; j < K; j++) keys[j] = load(s.qk[y].row(k + j) + x);
+            for (int i = 0; i < Q; i++) {
+                const vec query = load(s.qk[y].row(q + i) + x);
+                for (int j = 0; j < K; j++) sum[i][j] += query * keys[j];
+            }
+        }
+    for (int i = 0; i < Q; i++)
+        for (int j = 0; j < K; j++) store(sums + (i * pitch + j) * lanes, sum[i][j]);
+}
+
+template <int Q, int K>
+inline void multiply_across(const Scratch& s, Index rows, Index q, Index k, Index k_end, Columns columns, float* sums,
+                            Index pitch) {
+    for (; k + K <= k_end; k += K, sums += K * lanes) multiply_block<Q, K>(s, rows, q, k, columns, sums, pitch);
+    if constexpr (K > 1)
+        if (k < k_end) multiply_across<Q, K - 1>(s, rows, q, k, k_end, columns, sums, pitch);
+}
+
+template <int Q>
+inline void multiply_down(const Scratch& s, Index rows, Index q, Index q_end, Index k, Index k_end, Columns columns,
+                          float* sums) {
+    const Index pitch = k_end - k;
+    for (; q + Q <= q_end; q += Q, sums += Q * pitch * lanes)
+        multiply_across<Q, many_registers ? 4 : 2>(s, rows, q, k, k_end, columns, sums, pitch);
+    if constexpr (Q > 1)
+        if (q < q_end) multiply_down<Q - 1>(s, rows, q, q_end, k, k_end, columns, sums);
+}
+
+// Add the rows of q and k in scratch to the sums of one piece.
+void add_products(const Scratch& s, const Heads& heads, Index rows, Columns columns, float* sums) {
+    const Index c = heads.channels, all = heads.all_channels();
+    for (Index h = 0; h < heads.count; h++)
+        multiply_down<4>(s, rows, h * c, (h + 1) * c, all + h * c, all + (h + 1) * c, columns, sums + h * c * c * lanes);
+    for (Index channel = 0; channel < 2 * all; channel++) {
+        float* at = sums + (heads.products() + channel) * lanes;
+        vec sum = load(at);
+        for (Index y = 0; y < rows; y++)
+            for (Index x = columns.start; x < columns.start + columns.size; x += lanes) {
+                const vec value = load(s.qk[y].row(channel) + x);
+                sum += value * value;
+            }
+        store(at, sum);
+    }
+}
+
+// The first pass over some bands (pieces of rows) and one tile of columns, itself divided into pieces.
+struct FirstPass {
+    const Shape& shape;
+    const Heads& heads;
+    const float *x, *norm_weight, *norm_bias, *depthwise;
+    const Weights& enter;
+    float *v, *piece_sums;  // piece_sums [B, bands, pieces of columns, sums]
+    Pieces bands, columns;
+    Index image, first_band, stop_band, first_column, stop_column;
+
+    Index left() const { return columns[first_column].start; }
+    Index right() const { return columns[stop_column - 1].stop; }
+
+    void run(const Scratch& s) const {
+        const Index top = bands[first_band].start;
+        make_row(top - 1, s);
+        make_row(top, s);
+        std::memset(s.sums, 0, sizeof(float) * lanes * heads.sums() * (stop_column - first_column));
+        for (Index band = first_band; band < stop_band; band++) {
+            for (Index y = bands[band].start; y < bands[band].stop; y += batch_rows) {
+                const Index rows = std::min(batch_rows, bands[band].stop - y);
+                for (Index i = 0; i < rows; i++) {
+                    make_row(y + i + 1, s);
+                    convolve(y + i, s, s.qk[i]);
+                }
+                each_piece([&](Index n, Columns place) {
+                    add_products(s, heads, rows, place, s.sums + (n - first_column) * heads.sums() * lanes);
+                });
+            }
+            hand_in(band, s);
+        }
+    }
+
+    template <class Work>
+    void each_piece(const Work& work) const {
+        Index start = 0;
+        for (Index n = first_column; n < stop_column; n++) {
+            work(n, Columns{start, columns[n].size()});
+            start += round_up(columns[n].size(), lanes);
+        }
+    }
+
+    void make_row(Index y, const Scratch& s) const {
+        if (y < 0 || y >= shape.height) return s.qkv.clear(y);
+        const Index from = std::max<Index>(0, left() - 1), to = std::min(shape.width, right() + 1);
+        Strip{shape, image, y, from, to}.read(x, s.input);
+        layer_norm(s.input, shape.channels, to - from, norm_weight, norm_bias);
+        gemm<Start::zero>(enter, s.input, s.qkv[y].at(from - left()), to - from);
+        s.qkv.clear_around(y, from - left(), to - left());
+    }
+
+    // The depth-wise convolution of row y: q and k to scratch, v to its tensor.
+    void convolve(Index y, const Scratch& s, Rows qk) const {
+        const Rows above = s.qkv[y - 1], here = s.qkv[y], below = s.qkv[y + 1];
+        auto at = [&](Index c, Index q) {
+            return depthwise_3x3(above.row(c) + q, here.row(c) + q, below.row(c) + q, depthwise + 9 * c);
+        };
+        const Index all = shape.channels;
+        each_piece([&](Index n, Columns place) {
+            const Index first = columns[n].start - left(), whole = place.size / lanes * lanes;
+            for (Index c = 0; c < 2 * all; c++) {
+                float* out = qk.row(c) + place.start;
+                for (Index q = 0; q < place.size; q += lanes) store(out + q, at(c, first + q));
+                if (whole < place.size) std::fill(out + place.size, out + whole + lanes, 0.f);
+            }
+        });
+        for (Index c = 0; c < all; c++)
+            for (Index q = 0; q < right() - left(); q += lanes) store(s.v.row(c) + q, at(2 * all + c, q));
+        Strip{shape, image, y, left(), right()}.write(s.v, v);
+    }
+
+    // Reduce a band's sums to single floats, and start anew.
+    void hand_in(Index band, const Scratch& s) const {
+        const Index count = heads.sums() * (stop_column - first_column);
+        float* out = piece_sums + ((image * bands.count + band) * columns.count + first_column) * heads.sums();
+        for (Index n = 0; n < count; n++) {
+            out[n] = 0.f;
+            for (int i = 0; i < lanes; i++) out[n] += s.sums[n * lanes + i];
+        }
+        std::memset(s.sums, 0, sizeof(float) * lanes * count);
+    }
+};
+
+// Add up the pieces of every window, in their order; window_sums [B, windows down, windows across, sums].
+void sum_windows(Index batch, Pieces bands, Pieces columns, Index sums, const float* piece_sums, float* window_sums) {
+    for (Index image = 0; image < batch; image++)
+        for (Index down = 0; down < bands.windows(); down++)
+            for (Index across = 0; across < columns.windows(); across++, window_sums += sums) {
+                std::fill(window_sums, window_sums + sums, 0.f);
+                for (Index band = 0; band < bands.count; band++)
+                    for (Index column = 0; column < columns.count; column++) {
+                        if (!bands[band].in_window(down) || !columns[column].in_window(across)) continue;
+                        const float* piece = piece_sums + ((image * bands.count + band) * columns.count + column) * sums;
+                        for (Index n = 0; n < sums; n++) window_sums[n] += piece[n];
+                    }
+            }
+}
+
+struct SecondScratch {
+    Rows weights, folded, v, output;
+
+    SecondScratch(Arena& arena, const Heads& heads, Index width)
+        : weights(arena.rows(heads.all_channels(), heads.channels)),
+          folded(arena.rows(heads.all_channels(), heads.all_channels() + lanes)),
+          v(arena.rows(heads.all_channels(), width)),
+          output(arena.rows(heads.all_channels(), width)) {}
+};
+
+// folded = proj_out @ the heads' weights, averaged over the windows that cover a cell. weights [windows down, windows
+// across, heads, c, c].
+void fold(const Heads& heads, const Piece& band, const Piece& column, Index across, const float* weights,
+          const float* proj_out, const SecondScratch& s) {
+    const Index c = heads.channels, all = heads.all_channels();
+    const float share = 1.f / (band.windows() * column.windows());
+    for (Index row = 0; row < all; row++) {
+        std::fill(s.weights.row(row), s.weights.row(row) + c, 0.f);
+        for (Index i = band.first_window; i <= band.last_window; i++)
+            for (Index j = column.first_window; j <= column.last_window; j++) {
+                const float* window = weights + ((i * across + j) * all + row) * c;
+                for (Index k = 0; k < c; k++) s.weights.row(row)[k] += window[k] * share;
+            }
+    }
+    for (Index h = 0; h < heads.count; h++)  // whole registers: a head's last columns are overwritten by the next
+        gemm<Start::zero>(Weights(Rows{const_cast<float*>(proj_out) + h * c, all}, all, c), s.weights.below(h * c),
+                          s.folded.at(h * c), c);
+}
+
+}  // namespace
+
+// `bands` and `columns` are arrays of pieces, four integers each; no piece of columns crosses a multiple of tile_width.
+// v [B, C, H, W] and window_sums are results, piece_sums [B, bands, columns, sums] is memory to work in.
+DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* norm_weight, const float* norm_bias,
+                                                  const float* qkv_weight, const float* depthwise,
+                                                  const Piece* band_pieces, const Piece* column_pieces, float* v,
+                                                  float* piece_sums, float* window_sums, Index batch, Index channels,
+                                                  Index head_count, Index height, Index width, Index band_count,
+                                                  Index column_count, Index tile_width, int threads) {
+    const Shape shape{batch, channels, height, width};
+    const Heads heads{head_count, channels / head_count};
+    const Pieces bands{band_pieces, band_count}, columns{column_pieces, column_count};
+    const Weights enter(qkv_weight, 3 * channels, channels);
+
+    const Index tiles = (width + tile_width - 1) / tile_width;
+    const Index together = std::max<Index>(1, std::min<Index>(4, batch * band_count * tiles / (4 * threads)));
+    const Index groups = (band_count + together - 1) / together;
+    auto first_column = [&](Index tile) {
+        Index n = 0;
+        while (n < column_count && columns[n].start < tile * tile_width) n++;
+        return n;
+    };
+    Index most = 0;
+    for (Index tile = 0; tile < tiles; tile++) most = std::max(most, first_column(tile + 1) - first_column(tile));
+    auto make = [&](Arena& arena) { return Scratch(arena, heads, std::min(tile_width, width), most); };
+
+    const bool done = parallel(threads, batch * groups * tiles, make, [&](Index task, const Scratch& s) {
+        const Index tile = task % tiles, band = task / tiles % groups * together;
+        FirstPass{shape, heads, x, norm_weight, norm_bias, depthwise, enter, v, piece_sums, bands, columns,
+                  task / (tiles * groups), band, std::min(band + together, band_count), first_column(tile),
+                  first_column(tile + 1)}
+            .run(s);
+    });
+    sum_windows(batch, bands, columns, heads.sums(), piece_sums, window_sums);
+    return done;
+}
+
+// out = x + proj_out @ (weights of each pixel's windows, averaged) @ v.
+DLGSANET_API bool dlgsanet_channel_attention_apply(const float* x, const float* v, const float* weights,
+                                                   const float* proj_out, const Piece* band_pieces,
+                                                   const Piece* column_pieces, float* out, Index batch, Index channels,
+                                                   Index head_count, Index height, Index width, Index band_count,
+                                                   Index column_count, int threads) {
+    const Shape shape{batch, channels, height, width};
+    const Heads heads{head_count, channels / head_count};
+    const Pieces bands{band_pieces, band_count}, columns{column_pieces, column_count};
+    const Index across = columns.windows(), windows = bands.windows() * across;
+    auto make = [&](Arena& arena) { return SecondScratch(arena, heads, columns.longest()); };
+
+    return parallel(threads, batch * band_count, make, [&](Index task, const SecondScratch& s) {
+        const Index image = task / band_count;
+        const Piece& band = bands[task % band_count];
+        for (Index n = 0; n < column_count; n++) {
+            fold(heads, band, columns[n], across, weights + image * windows * heads.products(), proj_out, s);
+            const Weights folded(s.folded, channels, channels);
+            for (Index y = band.start; y < band.stop; y++) {
+                const Strip row{shape, image, y, columns[n].start, columns[n].stop};
+                row.read(v, s.v);
+                gemm<Start::zero>(folded, s.v, s.output, columns[n].size());
+                row.write_sum(s.output, x, out);
+            }
+        }
+    });
+}

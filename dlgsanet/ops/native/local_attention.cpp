@@ -1,0 +1,68 @@
+// Multi-head dynamic local self-attention (DLGSANet, section 3.2), from the normalisation to the residual connection:
+// y = proj_in(norm(x)); z = depthwise_KxK(squeeze(y)); x + proj_out(dynamic convolution of y, filters formed from z).
+// Only the window's rows of y and squeeze(y) exist at a time.
+
+#include "depthwise.h"
+#include "dynamic_conv.h"
+#include "gemm.h"
+#include "image.h"
+#include "layer_norm.h"
+#include "parallel.h"
+
+using namespace dlgsanet;
+
+namespace {
+
+struct Scratch {
+    Rows input, z, filtered, output;
+    RowRing projected, squeezed;
+
+    Scratch(Arena& arena, const FilterMaker& maker, Index channels, Index width)
+        : input(arena.rows(channels, width + 2 * maker.window_size)),
+          z(arena.rows(maker.inputs, width)),
+          filtered(arena.rows(channels, width)),
+          output(arena.rows(channels, width)),
+          projected(arena, channels, width, maker.window_size, maker.window_size / 2),
+          squeezed(arena, maker.inputs, width, maker.window_size, maker.window_size / 2) {}
+};
+
+}  // namespace
+
+DLGSANET_API bool dlgsanet_dynamic_local_attention(
+    const float* x, const float* norm_weight, const float* norm_bias, const float* proj_in,
+    const float* squeeze_weight, const float* squeeze_bias, const float* spatial_weight, const float* spatial_bias,
+    const float* filter_weight, const float* filter_bias, const float* proj_out, float* out, Index batch,
+    Index channels, Index squeezed, Index groups, Index window_size, Index height, Index width, int threads) {
+    const Shape shape{batch, channels, height, width};
+    const FilterMaker maker{filter_weight, filter_bias, groups, window_size, squeezed};
+    const Weights enter(proj_in, channels, channels), squeeze(squeeze_weight, squeezed, channels, squeeze_bias),
+        leave(proj_out, channels, channels);
+    const Tiling tiles(shape, (window_size + 3) * channels + (window_size + 1) * squeezed, threads);
+    const Index r = window_size / 2;
+    auto make = [&](Arena& arena) { return Scratch(arena, maker, channels, tiles.width()); };
+
+    return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
+        const Tile tile = tiles[task];
+        const Index left = std::max<Index>(0, tile.left - r), right = std::min(width, tile.right + r);
+        const Index from = left - tile.left, to = right - tile.left;
+        for (Index y = tile.top - r; y < tile.bottom + r; y++) {
+            if (y < 0 || y >= height) {
+                s.projected.clear(y);
+                s.squeezed.clear(y);
+            } else {
+                Strip{shape, tile.image, y, left, right}.read(x, s.input);
+                layer_norm(s.input, channels, to - from, norm_weight, norm_bias);
+                gemm<Start::zero>(enter, s.input, s.projected[y].at(from), to - from);
+                gemm<Start::bias>(squeeze, s.projected[y].at(from), s.squeezed[y].at(from), to - from);
+                s.projected.clear_around(y, from, to);
+                s.squeezed.clear_around(y, from, to);
+            }
+            if (y < tile.top + r) continue;
+            const Strip row{shape, tile.image, y - r, tile.left, tile.right};
+            depthwise(s.squeezed, row.y, window_size, spatial_weight, spatial_bias, s.z, tile.columns());
+            dynamic_conv_row(maker, channels, s.z, s.projected, row.y, s.filtered, tile.columns());
+            gemm<Start::zero>(leave, s.filtered, s.output, tile.columns());
+            row.write_sum(s.output, x, out);
+        }
+    });
+}
