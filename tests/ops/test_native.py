@@ -23,12 +23,6 @@ def _built():
         pytest.skip(problem)
 
 
-@pytest.fixture(params=AVAILABLE)
-def instruction_set(request, monkeypatch) -> str:
-    monkeypatch.setattr(native, "instruction_set", lambda: request.param)
-    return request.param
-
-
 def _random(seed: int):
     """A function that makes random tensors of the shapes it is given, the same ones for the same seed."""
     generator = torch.Generator().manual_seed(seed)
@@ -39,13 +33,20 @@ def _in_float64(args):
     return [a.double() if isinstance(a, torch.Tensor) else a for a in args]
 
 
-def _assert_follows_reference(operation: str, args) -> None:
-    """The native result lies within TOLERANCE of the float64 reference, and is native."""
+def _on_every_instruction_set(operation: str, args):
     assert native.why_not(operation, *args) is None
-    got = getattr(native, operation)(*args)
+    for name in AVAILABLE:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "instruction_set", lambda name=name: name)
+            yield getattr(native, operation)(*args)
+
+
+def _assert_follows_reference(operation: str, args) -> None:
+    """The native results lie within TOLERANCE of the float64 reference."""
     want = getattr(reference, operation)(*_in_float64(args))
-    assert got.shape == want.shape
-    assert (got - want).abs().max() <= TOLERANCE * want.abs().max()
+    for got in _on_every_instruction_set(operation, args):
+        assert got.shape == want.shape
+        assert (got - want).abs().max() <= TOLERANCE * want.abs().max()
 
 
 # Calls of random shapes
@@ -98,6 +99,59 @@ class Convolution:
         )
 
 
+@dataclass(frozen=True)
+class LocalAttention:
+    size: tuple[int, int, int]
+    groups: int
+    share: int
+    squeezed: int
+    window_size: int
+    seed: int
+
+    def arguments(self) -> tuple:
+        random, (batch, height, width) = _random(self.seed), self.size
+        c, d, k, outputs = self.groups * self.share, self.squeezed, self.window_size, self.groups * self.window_size**2
+        return (
+            random(batch, c, height, width),
+            random(c),
+            random(c),
+            random(c, c, 1, 1) / c**0.5,
+            random(d, c, 1, 1) / c**0.5,
+            random(d),
+            random(d, 1, k, k) / k,
+            random(d),
+            random(outputs, d, 1, 1) / d**0.5,
+            random(outputs),
+            random(c, c, 1, 1) / c**0.5,
+            k,
+        )
+
+
+@dataclass(frozen=True)
+class ChannelAttention:
+    size: tuple[int, int, int]
+    heads: int
+    share: int
+    activation: str
+    window: int | None
+    seed: int
+
+    def arguments(self) -> tuple:
+        random, (batch, height, width), c = _random(self.seed), self.size, self.heads * self.share
+        return (
+            random(batch, c, height, width),
+            random(c),
+            random(c),
+            random(3 * c, c, 1, 1) / c**0.5,
+            random(3 * c, 1, 3, 3) / 3,
+            random(self.heads, 1, 1),
+            random(c, c, 1, 1) / c**0.5,
+            self.activation,
+            0.5,
+            self.window,
+        )
+
+
 SEEDS = st.integers(0, 10**6)
 FEED_FORWARDS = st.builds(FeedForward, sizes(), st.integers(1, 50), st.integers(1, 50), SEEDS)
 CONVOLUTIONS = st.builds(
@@ -110,44 +164,64 @@ CONVOLUTIONS = st.builds(
     with_bias=st.booleans(),
     seed=SEEDS,
 )
+LOCAL_ATTENTIONS = st.builds(
+    LocalAttention,
+    sizes(),
+    groups=st.integers(1, 5),
+    share=st.integers(1, 10),
+    squeezed=st.integers(1, 14),
+    window_size=st.sampled_from([1, 3, 5, 7, 9, 11]),
+    seed=SEEDS,
+)
+CHANNEL_ATTENTIONS = st.builds(
+    ChannelAttention,
+    sizes(),
+    heads=st.integers(1, 6),
+    share=st.integers(1, 10),
+    activation=st.sampled_from(["relu", "gelu", "sigmoid", "softmax", "topk"]),
+    window=st.none() | st.integers(1, 96),
+    seed=SEEDS,
+)
 
 
-def on_random_shapes(calls, examples: int):
-    """Run a test on random calls: `examples` of them, each on every instruction set."""
+def on_random(calls, examples: int = 5):
+    """Run a test on random calls."""
 
     def decorate(test):
-        @settings(max_examples=examples, deadline=None, derandomize=True)
-        @given(calls)
-        def run(call):
-            for name in AVAILABLE:
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(native, "instruction_set", lambda name=name: name)
-                    test(call.arguments())
-
-        return run
+        return settings(max_examples=examples, deadline=None, derandomize=True)(given(calls)(test))
 
     return decorate
 
 
-@on_random_shapes(FEED_FORWARDS, 5)
-def test_feed_forward_follows_the_reference(args):
-    _assert_follows_reference("gated_feed_forward", args)
+@on_random(FEED_FORWARDS)
+def test_feed_forward_follows_the_reference(call):
+    _assert_follows_reference("gated_feed_forward", call.arguments())
 
 
-@on_random_shapes(CONVOLUTIONS, 5)
-def test_dynamic_convolution_follows_the_reference(args):
-    _assert_follows_reference("fused_dynamic_depthwise_conv", args)
+@on_random(LOCAL_ATTENTIONS)
+def test_local_attention_follows_the_reference(call):
+    _assert_follows_reference("dynamic_local_attention", call.arguments())
 
 
-@on_random_shapes(CONVOLUTIONS, 5)
-def test_gradients_follow_the_reference(args):
-    x, *_ = args
-    args = (torch.randn(x.shape, generator=torch.Generator().manual_seed(0)), *args)
-    got = native.fused_dynamic_depthwise_conv_backward(*args)
+@on_random(CHANNEL_ATTENTIONS)
+def test_channel_attention_follows_the_reference(call):
+    _assert_follows_reference("channel_attention", call.arguments())
+
+
+@on_random(CONVOLUTIONS)
+def test_dynamic_convolution_follows_the_reference(call):
+    _assert_follows_reference("fused_dynamic_depthwise_conv", call.arguments())
+
+
+@on_random(CONVOLUTIONS)
+def test_gradients_follow_the_reference(call):
+    args = call.arguments()
+    args = (_random(call.seed)(*args[0].shape), *args)
     want = reference.fused_dynamic_depthwise_conv_backward(*_in_float64(args))
     # Sums over all pixels may cancel: their error is a share of what was added, whatever its sign.
     magnitudes = [a.abs() if isinstance(a, torch.Tensor) else a for a in _in_float64(args)]
     added = reference.fused_dynamic_depthwise_conv_backward(*magnitudes)
-    for g, w, a in zip(got, want, added, strict=True):
-        assert g.shape == w.shape
-        assert ((g - w).abs() <= TOLERANCE * a).all()
+    for got in _on_every_instruction_set("fused_dynamic_depthwise_conv_backward", args):
+        for g, w, a in zip(got, want, added, strict=True):
+            assert g.shape == w.shape
+            assert ((g - w).abs() <= TOLERANCE * a).all()

@@ -19,19 +19,52 @@ inline vec depthwise_3x3(const float* above, const float* here, const float* bel
     return even + odd;
 }
 
-// out[c][columns] = bias[c] + a K x K convolution with weight[c][K][K] of the rows around y.
-inline void depthwise(const RowRing& rows, Index y, Index window_size, const float* weight, const float* bias, Rows out,
-                      Index columns) {
-    const Index r = window_size / 2;
-    for (Index c = 0; c < rows.channels; c++, weight += window_size * window_size)
-        for (Index x = 0; x < columns; x += lanes) {
-            vec sum[2] = {fill(bias[c]), vec{}};
-            for (Index i = 0; i < window_size; i++) {
-                const float* row = rows[y + i - r].row(c) + x - r;
-                for (Index j = 0; j < window_size; j++) sum[j % 2] += load(row + j) * weight[i * window_size + j];
+// A K x K convolution, row by row: row y of the source is added to the K rows of sums around it, so that each of its
+// values is loaded once for all of them. Row y - K / 2 of the sums is then whole.
+class RunningDepthwise {
+public:
+    template <class Arena>
+    RunningDepthwise(Arena& arena, Index channels, Index width, Index window_size)
+        : window_size_(window_size), sums_(arena, channels, width, window_size, 0) {}
+
+    Rows operator[](Index y) const { return sums_[y]; }
+
+    // weight [C, K, K]; the source has margins of K / 2 columns.
+    void add(Index y, Rows source, const float* weight, const float* bias, Index columns) const {
+        begin(y + window_size_ / 2, bias, columns);
+        for (Index c = 0; c < sums_.channels; c++)
+            add_rows<7>(y, 0, c, source.row(c) - window_size_ / 2, weight + c * window_size_ * window_size_, columns);
+    }
+
+    // The sums that row y, which may lie outside of the image, is the first to reach.
+    void begin(Index first, const float* bias, Index columns) const {
+        for (Index c = 0; c < sums_.channels; c++)
+            std::fill(sums_[first].row(c), sums_[first].row(c) + round_up(columns, lanes), bias[c]);
+    }
+
+private:
+    // Window rows from i on, `Down` at a time.
+    template <int Down>
+    void add_rows(Index y, Index i, Index c, const float* source, const float* weight, Index columns) const {
+        for (; i + Down <= window_size_; i += Down) {
+            float* out[Down];
+            for (int n = 0; n < Down; n++) out[n] = sums_[y - i - n + window_size_ / 2].row(c);
+            for (Index x = 0; x < columns; x += lanes) {
+                vec sum[Down];
+                for (int n = 0; n < Down; n++) sum[n] = load(out[n] + x);
+                for (Index j = 0; j < window_size_; j++) {
+                    const vec value = load(source + x + j);
+                    for (int n = 0; n < Down; n++) sum[n] += value * weight[(i + n) * window_size_ + j];
+                }
+                for (int n = 0; n < Down; n++) store(out[n] + x, sum[n]);
             }
-            store(out.row(c) + x, sum[0] + sum[1]);
         }
-}
+        if constexpr (Down > 1)
+            if (i < window_size_) add_rows<Down - 1>(y, i, c, source, weight, columns);
+    }
+
+    Index window_size_;
+    RowRing sums_;
+};
 
 }  // namespace dlgsanet

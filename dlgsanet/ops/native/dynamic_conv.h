@@ -38,6 +38,7 @@ inline void filter_block(const FilterMaker& make, Index group, Index first, Inde
                     for (int v = 0; v < Vectors; v++) filter[t][v] += feature[v] * weight[t * make.inputs + d];
             }
             const float* taps = row.row(first) + x + j - r;
+#pragma GCC unroll 8
             for (int t = 0; t < Taps; t++)
                 for (int c = 0; c < Channels; c++)
                     for (int v = 0; v < Vectors; v++)

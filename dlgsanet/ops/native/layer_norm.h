@@ -23,8 +23,10 @@ inline void layer_norm(Rows x, Index channels, Index columns, const float* weigh
         // What rounding left in the mean matters where the channels hardly differ.
         rest *= share;
         const vec variance = squares * share - rest * rest;
-        vec scale;
-        for (int i = 0; i < lanes; i++) scale[i] = 1.f / std::sqrt(std::max(variance[i], 0.f) + eps);
+        float scales[lanes];
+        store(scales, variance);
+        for (float& value : scales) value = 1.f / std::sqrt(std::max(value, 0.f) + eps);
+        const vec scale = load(scales);
         for (Index c = 0; c < channels; c++)
             store(x.row(c) + n, (load(x.row(c) + n) - mean - rest) * scale * weight[c] + bias[c]);
     }

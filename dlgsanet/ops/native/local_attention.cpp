@@ -14,16 +14,17 @@ using namespace dlgsanet;
 namespace {
 
 struct Scratch {
-    Rows input, z, filtered, output;
+    Rows input, filtered, output;
     RowRing projected, squeezed;
+    RunningDepthwise z;
 
     Scratch(Arena& arena, const FilterMaker& maker, Index channels, Index width)
         : input(arena.rows(channels, width + 2 * maker.window_size)),
-          z(arena.rows(maker.inputs, width)),
           filtered(arena.rows(channels, width)),
           output(arena.rows(channels, width)),
           projected(arena, channels, width, maker.window_size, maker.window_size / 2),
-          squeezed(arena, maker.inputs, width, maker.window_size, maker.window_size / 2) {}
+          squeezed(arena, maker.inputs, width, 1, maker.window_size / 2),
+          z(arena, maker.inputs, width, maker.window_size) {}
 };
 
 }  // namespace
@@ -48,19 +49,19 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
         for (Index y = tile.top - r; y < tile.bottom + r; y++) {
             if (y < 0 || y >= height) {
                 s.projected.clear(y);
-                s.squeezed.clear(y);
+                s.z.begin(y + r, spatial_bias, tile.columns());
             } else {
                 Strip{shape, tile.image, y, left, right}.read(x, s.input);
                 layer_norm(s.input, channels, to - from, norm_weight, norm_bias);
                 gemm<Start::zero>(enter, s.input, s.projected[y].at(from), to - from);
-                gemm<Start::bias>(squeeze, s.projected[y].at(from), s.squeezed[y].at(from), to - from);
+                gemm<Start::bias>(squeeze, s.projected[y].at(from), s.squeezed[0].at(from), to - from);
                 s.projected.clear_around(y, from, to);
-                s.squeezed.clear_around(y, from, to);
+                s.squeezed.clear_around(0, from, to);
+                s.z.add(y, s.squeezed[0], spatial_weight, spatial_bias, tile.columns());
             }
             if (y < tile.top + r) continue;
             const Strip row{shape, tile.image, y - r, tile.left, tile.right};
-            depthwise(s.squeezed, row.y, window_size, spatial_weight, spatial_bias, s.z, tile.columns());
-            dynamic_conv_row(maker, channels, s.z, s.projected, row.y, s.filtered, tile.columns());
+            dynamic_conv_row(maker, channels, s.z[row.y], s.projected, row.y, s.filtered, tile.columns());
             gemm<Start::zero>(leave, s.filtered, s.output, tile.columns());
             row.write_sum(s.output, x, out);
         }
