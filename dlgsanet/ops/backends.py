@@ -2,7 +2,8 @@
 
 A backend is a module with
 
-- functions of the names and signatures of `dlgsanet.ops.reference`, as many as it has, and
+- functions of the names and signatures of `dlgsanet.ops.reference`, as many as it has (autograd follows those named
+  ``differentiable_...``), and
 - ``why_not(operation, *args) -> str | None``: why it cannot take this call, in a few plain words, or None.
 
 The environment variable ``DLGSANET_BACKEND`` names the one to use instead of the fastest; what that one cannot take

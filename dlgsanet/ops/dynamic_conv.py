@@ -4,6 +4,8 @@
 computes it; the backends (`reference`, and the faster ones beside it) are chosen inside by `backends.select`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,8 +30,7 @@ def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
 
     Source: Han et al., "On the Connection between Local Attention and Dynamic Depth-wise Convolution", ICLR 2022.
     """
-    x, filters = _autocast(x, filters)
-    return torch.ops.dlgsanet.dynamic_depthwise_conv(x, filters)
+    return _autocast(torch.ops.dlgsanet.dynamic_depthwise_conv, x, filters)
 
 
 def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
@@ -50,17 +51,19 @@ def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Ten
 
     Source: DLGSANet, section 3.2 (MHDLSA).
     """
-    x, z = _autocast(x, z)
-    return torch.ops.dlgsanet.fused_dynamic_depthwise_conv(x, z, weight, bias, window_size)
+    return _autocast(torch.ops.dlgsanet.fused_dynamic_depthwise_conv, x, z, weight, bias, window_size)
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+def _autocast(operator: Callable[..., Tensor], x: Tensor, feature: Tensor, *rest) -> Tensor:
+    """Call an operator as autocast would: its two images in the lower dtype, all inside in the dtypes it chooses."""
     # Done here rather than by torch.library.register_autocast, which fixes one dtype for a device.
-    device = tensors[0].device.type
+    device = x.device.type
     if not torch.is_autocast_enabled(device):
-        return tensors
+        return operator(x, feature, *rest)
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    x, feature = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, feature))
+    with torch.autocast(device, enabled=False):
+        return operator(x, feature, *rest)
 
 
 def _require(condition: bool, message: str) -> None:

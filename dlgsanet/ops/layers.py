@@ -1,8 +1,8 @@
 """Whole layers as functions on tensors, so that a backend can take one layer in a single piece.
 
-Every function is ``x + layer(norm(x))``. While gradients are wanted, or while a graph is traced (torch.compile,
-export), the layer is composed of differentiable operations, whose dynamic convolution still has its own backends;
-otherwise the fastest backend that takes the layer computes it.
+Every function is ``x + layer(norm(x))``, computed by the fastest backend that takes it. While gradients are wanted
+that is the backend's ``differentiable_`` layer, composed of operations that autograd can follow, whose dynamic
+convolution still has its own backends; while a graph is traced (torch.compile, export), the reference's.
 """
 
 import torch
@@ -13,10 +13,11 @@ from dlgsanet.ops import backends, reference
 
 def _dispatch(operation: str, x: Tensor, *args) -> Tensor:
     tensors = (x, *(a for a in args if isinstance(a, Tensor)))
-    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    composed = differentiated or torch.compiler.is_compiling()
-    backend = reference if composed else backends.select(operation, x, *args)
-    return getattr(backend, operation)(x, *args)
+    if torch.compiler.is_compiling():
+        return getattr(reference, operation)(x, *args)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        operation = f"differentiable_{operation}"
+    return getattr(backends.select(operation, x, *args), operation)(x, *args)
 
 
 def dynamic_local_attention(

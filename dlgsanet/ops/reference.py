@@ -200,3 +200,9 @@ def _average_overlap(x: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
     total = x.new_zeros(shape).index_add(dim, places.flatten(), x)
     count = x.new_zeros(size).index_add(0, places.flatten(), x.new_ones(places.numel()))
     return total / count.view([-1 if d == dim else 1 for d in range(x.dim())])
+
+
+# Autograd follows these layers as they are.
+differentiable_dynamic_local_attention = dynamic_local_attention
+differentiable_channel_attention = channel_attention
+differentiable_gated_feed_forward = gated_feed_forward

@@ -4,8 +4,14 @@ Any float dtype, batch, size and window size. Peak memory grows with the feature
 ones: the filters (G * K * K a pixel), the feed-forward network's two halves, the windows of TLC.
 """
 
+import torch
 from torch import Tensor
 
+from dlgsanet.ops.strips.differentiable import (
+    differentiable_channel_attention,
+    differentiable_dynamic_local_attention,
+    differentiable_gated_feed_forward,
+)
 from dlgsanet.ops.strips.dynamic_conv import (
     dynamic_depthwise_conv,
     dynamic_depthwise_conv_backward,
@@ -14,6 +20,9 @@ from dlgsanet.ops.strips.dynamic_conv import (
 )
 
 __all__ = [
+    "differentiable_channel_attention",
+    "differentiable_dynamic_local_attention",
+    "differentiable_gated_feed_forward",
     "dynamic_depthwise_conv",
     "dynamic_depthwise_conv_backward",
     "fused_dynamic_depthwise_conv",
@@ -29,4 +38,8 @@ def why_not(operation: str, *args) -> str | None:
         return f"the tensors are on {', '.join(sorted(devices))}"
     if tensors[0].numel() == 0:
         return "the tensors are empty"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast chooses the dtypes"
+    if operation == "differentiable_channel_attention" and args[-1] is not None:
+        return "gradients through windows are not what training asks for"
     return None
