@@ -1,5 +1,8 @@
 """The CUDA kernels without a GPU: their own source runs in the emulator, against float64."""
 
+import math
+import mmap
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import cuda, cuda_modules, reference
-from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule
+from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
 
@@ -23,6 +26,7 @@ SHAPES = [
     (1, 11, 1, 3, 9, 30, 20),  # two parts of a group's channels, of different size
     (3, 6, 3, 5, 3, 1, 1),
 ]
+MAP_NORESERVE = 0x4000  # Linux's; the module mmap does not name it in every Python
 # Two groups, parts of them, passes over the features, and tiles.
 WITH_EVERY_BARRIER = (1, 24, 2, 26, 3, 25, 17)
 
@@ -131,3 +135,49 @@ def test_a_missing_barrier_is_caught(emulate, place):
             if relative_error(results(cuda, operation, arguments), expected) > TOLERANCE[torch.float32]:
                 return
     pytest.fail("no result changed")
+
+
+def sparse(*size: int, dtype: torch.dtype) -> Tensor:
+    """Zeros that take memory only where they are touched."""
+    nbytes = math.prod(size) * dtype.itemsize
+    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    return torch.frombuffer(memory, dtype=dtype).view(size)
+
+
+def sparse_image(channels: int, height: int, width: int, corner: int) -> Tensor:
+    """[1, channels, height, width] in float16, zero but for `corner` x `corner` pixels at the lower right."""
+    image = sparse(1, channels, height, width, dtype=torch.float16)
+    image[..., -corner:, -corner:] = normal(1, channels, corner, corner, dtype=torch.float16)
+    return image
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's sparse memory")
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation):
+    """The last tile of planes of 2.2e9 pixels (fused) and of 2.2e9 filters (plain) is right."""
+    emulate()
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: LastBlocks(instance, "ascending"))
+    monkeypatch.setattr(torch, "empty_like", lambda t: sparse(*t.shape, dtype=t.dtype))
+    corner, tile = 80, 8  # pixels at the lower right that hold values, and that lie in the last tile
+    if operation.startswith("fused"):
+        height, width = 48 * 1050 + tile, 16 * 2680 + tile
+        weight, bias = normal(9, 1, dtype=torch.float32), normal(9, dtype=torch.float32)
+        rest = (weight, bias, 3)
+        arguments = (sparse_image(2, height, width, corner), sparse_image(1, height, width, corner), *rest)
+        inside = tuple(t[..., -corner:, -corner:].double() for t in arguments[:2])
+        expected = results(reference, operation, (*inside, weight.double(), bias.double(), 3))[:3]
+    else:
+        height, width = 48 * 300 + tile, 16 * 1080 + tile - 1
+        filters = sparse_image(9, height, width, corner).unflatten(1, (1, 3, 3))
+        arguments = (sparse_image(2, height, width, corner), filters)
+        expected = results(reference, operation, tuple(t[..., -corner:, -corner:].double() for t in arguments))
+    assert max(t.numel() for t in arguments[:2]) > 2**31
+    grad = sparse_image(2, height, width, corner)
+    grad[..., -corner:, -corner:] = arguments[0][..., -corner:, -corner:].roll(1, dims=1)
+    actual = (
+        getattr(cuda, operation)(*arguments),
+        *getattr(cuda, f"{operation}_backward")(grad, *arguments)[: len(expected) - 1],
+    )
+    last = (..., slice(-tile + 1, None), slice(-tile + 1, None))
+    error = relative_error(tuple(t[last] for t in actual), tuple(t[last] for t in expected))
+    assert error <= TOLERANCE[torch.float16]

@@ -56,26 +56,42 @@ class EmulatedModule:
         self.order = ORDERS[order]
 
     def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: Tensor | int | None) -> None:
-        guarded = [Guarded(a) if isinstance(a, Tensor) else None for a in args]
-        values = [_value(a, g) for a, g in zip(args, guarded, strict=True)]
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
-        run = getattr(self.library, f"emulate_{kernel}")
-        run.restype = ctypes.c_char_p
-        fault = run(
-            ctypes.c_longlong(0), ctypes.c_longlong(blocks), threads, ctypes.c_size_t(shared_bytes), self.order,
-            pointers,
-        )  # fmt: skip
-        if fault:
-            raise RuntimeError(f"{kernel}: {fault.decode()}")
+        guarded = [Guarded(a) if isinstance(a, Tensor) else a for a in args]
+        self.run(kernel, 0, blocks, threads, shared_bytes, guarded)
         for g in guarded:
-            if g is not None:
+            if isinstance(g, Guarded):
                 g.put_back(kernel)
 
+    def run(self, kernel: str, first: int, count: int, threads: int, shared_bytes: int, args: list) -> None:
+        """Blocks first ... first + count - 1 of a launch."""
+        values = [_value(a) for a in args]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        run = getattr(self.library, f"emulate_{kernel}")
+        run.argtypes = [
+            ctypes.c_longlong,
+            ctypes.c_longlong,
+            ctypes.c_uint,
+            ctypes.c_size_t,
+            ctypes.c_int,
+            type(pointers),
+        ]
+        run.restype = ctypes.c_char_p
+        if fault := run(first, count, threads, shared_bytes, self.order, pointers):
+            raise RuntimeError(f"{kernel}: {fault.decode()}")
 
-def _value(argument, guarded):
-    if guarded is not None:
-        return ctypes.c_void_p(guarded.address)
-    return ctypes.c_void_p(None) if argument is None else ctypes.c_int(argument)
+
+class LastBlocks(EmulatedModule):
+    """Runs the last blocks of a launch alone, on the tensors themselves: for images that no memory could hold."""
+
+    def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: Tensor | int | None) -> None:
+        count = min(blocks, 4)
+        self.run(kernel, blocks - count, count, threads, shared_bytes, list(args))
+
+
+def _value(argument: "Guarded | Tensor | int | None"):
+    if isinstance(argument, int):
+        return ctypes.c_int(argument)
+    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 
 class Guarded:
@@ -91,7 +107,9 @@ class Guarded:
         self.inside = self.memory[start : start + size]
         self.inside.copy_(tensor.view(-1).view(torch.uint8))
         self.bands = (self.memory[:start], self.memory[start + size :])
-        self.address = self.inside.data_ptr()
+
+    def data_ptr(self) -> int:
+        return self.inside.data_ptr()
 
     def put_back(self, kernel: str) -> None:
         if any((band != 0xFF).any() for band in self.bands):

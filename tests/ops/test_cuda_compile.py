@@ -1,0 +1,116 @@
+"""The CUDA kernels compile for the GPUs they are meant for, within a budget of registers and spilled bytes.
+
+No GPU is needed: NVRTC comes with CuPy's companion packages.
+"""
+
+import re
+
+import pytest
+import torch
+
+from dlgsanet.ops import cuda, cuda_modules
+from dlgsanet.ops.cuda_modules import Instance
+
+pytest.importorskip("cupy", reason="compiling kernels needs CuPy")
+
+# Bytes of shared memory that a block may have.
+ARCHITECTURES = {"sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_120": 99 << 10}
+
+# (channels, groups, features): Tiny and Light, and Large, at every scale.
+NETWORKS = {"Tiny and Light": (48, 8, 12), "Large": (90, 15, 22)}
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+# Most registers of a thread, and bytes that it spills. float64, for tests, only has to compile.
+BUDGET = {
+    "plain_forward": (160, 0),
+    "plain_grad_x": (136, 0),
+    "plain_grad_filters": (136, 0),
+    "fused_forward": (168, 96),
+    "fused_grad_x": (232, 0),
+    "fused_grad_z_expansion": (168, 288),
+    "sum_grad_z": (48, 0),
+    "sum_grad_expansion": (32, 0),
+}
+
+
+def instances(
+    monkeypatch, dtype: torch.dtype, network: str, window: int, architecture: str, size: tuple[int, int] = (1, 1)
+) -> set[Instance]:
+    """Everything that a training step on a GPU would compile."""
+    wanted = set()
+
+    class Recorder:
+        def launch(self, *args):
+            pass
+
+    def load(instance, device):
+        wanted.add(instance)
+        return Recorder()
+
+    monkeypatch.setattr(cuda_modules, "load", load)
+    monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: ARCHITECTURES[architecture])
+    channels, groups, features = NETWORKS[network]
+    outputs = groups * window**2
+    x, z = torch.empty(1, channels, *size, dtype=dtype), torch.empty(1, features, *size, dtype=dtype)
+    weight, bias = torch.empty(outputs, features), torch.empty(outputs)
+    cuda.fused_dynamic_depthwise_conv(x, z, weight, bias, window)
+    cuda.fused_dynamic_depthwise_conv_backward(x, x, z, weight, bias, window)
+    filters = torch.empty(1, groups, window, window, *size, dtype=dtype)
+    cuda.dynamic_depthwise_conv(x, filters)
+    cuda.dynamic_depthwise_conv_backward(x, x, filters)
+    return wanted
+
+
+def check_compiles(monkeypatch, dtype: torch.dtype, network: str, window: int, architecture: str) -> None:
+    for instance in instances(monkeypatch, dtype, network, window, architecture):
+        cubin, log = cuda_modules.compile_instance(instance, architecture, "--ptxas-options=-v")
+        assert cubin.startswith(b"\x7fELF")
+        used = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", log, re.S)
+        assert used, log
+        for kernel, spilled, registers in used:
+            most_registers, most_spilled = BUDGET[kernel] if dtype != torch.float64 else (255, 4096)
+            assert int(registers) <= most_registers, (kernel, registers)
+            assert int(spilled) <= most_spilled, (kernel, spilled)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_published_networks_compile(monkeypatch, network, architecture):
+    check_compiles(monkeypatch, torch.float32, network, 7, architecture)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_every_dtype_compiles(monkeypatch, dtype):
+    check_compiles(monkeypatch, dtype, "Large", 7, "sm_90")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("window", cuda.WINDOW_SIZES)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instantiation_compiles(monkeypatch, dtype, network, window, architecture):
+    check_compiles(monkeypatch, dtype, network, window, architecture)
+
+
+def test_nothing_is_compiled_for_another_image_size(monkeypatch):
+    small = instances(monkeypatch, torch.float32, "Large", 7, "sm_90", size=(1, 1))
+    assert len(small) == 4
+    assert instances(monkeypatch, torch.float32, "Large", 7, "sm_90", size=(37, 100)) == small
+
+
+def test_compiled_kernels_are_kept_on_disk(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    instance = next(iter(instances(monkeypatch, torch.float32, "Large", 3, "sm_90")))
+    first = cuda_modules.cached_cubin(instance, "sm_90")
+    assert len([*tmp_path.rglob("*.cubin")]) == 1
+    monkeypatch.setattr(cuda_modules, "compile_instance", lambda *_: pytest.fail("compiled again"))
+    assert cuda_modules.cached_cubin(instance, "sm_90") == first
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    instance = next(iter(instances(monkeypatch, torch.float32, "Large", 3, "sm_90")))
+    assert cuda_modules.cached_cubin(instance, "sm_90").startswith(b"\x7fELF")
