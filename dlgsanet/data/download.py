@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -44,7 +45,9 @@ def download(address: str, target: Path, pause: float = 2.0) -> None:
             failures = 0 if _size(part) > before else failures + 1
             if refused or failures == ATTEMPTS:
                 raise UserError(f"{address}: {error}; run again to go on from byte {before}, {by_hand}") from None
-            time.sleep(pause * 2**failures)
+            seconds = pause * 2 ** max(0, failures - 1)
+            print(f"{address}: {error}; again in {seconds:.0f} s", file=sys.stderr)
+            time.sleep(seconds)
         except OSError as error:
             raise UserError(f"cannot write {part}: {error.strerror}") from None
     print(f"{target}: sha256 {_sha256(part)}")

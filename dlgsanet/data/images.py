@@ -81,7 +81,7 @@ def opened(path: Path, content: bytes | None = None) -> Iterator[ImageFile]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path if content is None else io.BytesIO(content)) as image:
                 yield image
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except FileNotFoundError:
         raise UnreadableImageError(f"{path}: there is no such file") from None

@@ -1,6 +1,7 @@
 """Which GT image goes with which LQ image: in two folders, by a meta-info file, or in two LMDB data bases.
 
-The rules are those of BasicSR's `PairedImageDataset`, so that its options mean the same here.
+The rules are those of BasicSR's `PairedImageDataset`, so that its options mean the same here, but that the two images
+of a pair may differ in their format.
 """
 
 from collections.abc import Mapping
@@ -32,8 +33,8 @@ def find_pairs(opt: Mapping[str, Any]) -> list[tuple[Source, Source]]:
     else:
         gt_files = list_images(gt_root, "dataroot_gt")
     template = opt.get("filename_tmpl", "{}")
-    lq_files = {path.name: path for path in list_images(lq_root, "dataroot_lq")}
-    wanted = [template.format(gt_file.stem) + gt_file.suffix for gt_file in gt_files]
+    lq_files = {path.stem: path for path in list_images(lq_root, "dataroot_lq")}
+    wanted = [template.format(gt_file.stem) for gt_file in gt_files]
     missing = [name for name in wanted if name not in lq_files]
     if missing:
         raise UserError(

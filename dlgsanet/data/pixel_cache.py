@@ -70,19 +70,31 @@ def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_d
     """
     total = sum(3 * height * width for height, width in shapes)
     if cache_dir is None:
-        cache = PixelCache(shapes, np.empty(total, np.uint8), None)
+        cache = PixelCache(shapes, _memory(total), None)
         _fill(cache, sources)
         return cache
     file = cache_dir / f"{_fingerprint(sources, shapes)}.rgb"
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with open(file.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not file.exists():
-                _write(file, total, sources, shapes)
+        if not _is_whole(file, total):
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with open(file.with_suffix(".lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _is_whole(file, total):  # not made by another while we waited
+                    _write(file, total, sources, shapes)
         return PixelCache(shapes, np.memmap(file, np.uint8, "r"), file)
     except OSError as error:
         raise UserError(f"cache_dir: cannot keep {total / 2**30:.1f} GiB in {cache_dir}: {error.strerror}") from None
+
+
+def _memory(total: int) -> np.ndarray:
+    try:
+        return np.empty(total, np.uint8)
+    except MemoryError:
+        raise UserError(f"no memory for {total / 2**30:.1f} GiB of decoded images; set cache_dir") from None
+
+
+def _is_whole(file: Path, total: int) -> bool:
+    return file.exists() and file.stat().st_size == total
 
 
 def _write(file: Path, total: int, sources: Sequence[Source], shapes: list[tuple[int, int]]) -> None:

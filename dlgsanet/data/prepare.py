@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument(
                 "--scales", type=_scale, nargs="+", default=[2, 3, 4], metavar="S", help="default: 2 3 4"
             )
-        added.add_argument("--workers", type=int, metavar="N", help="threads; default: one for each core")
+        added.add_argument("--workers", type=_at_least_one, metavar="N", help="threads; default: one for each core")
         return added
 
     for name, known in KNOWN_SETS.items():
@@ -96,6 +96,12 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
 def _scale(text: str) -> int:
     if not text.isdecimal() or int(text) < 2:
         raise argparse.ArgumentTypeError(f"a scale is a whole number from 2, not {text}")
+    return int(text)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number of threads is a whole number from 1, not {text}")
     return int(text)
 
 

@@ -24,7 +24,13 @@ class Source:
 
 
 def file_source(path: Path) -> Source:
-    return Source(str(path), path, path.read_bytes)
+    def read() -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UnreadableImageError(f"{path}: {error.strerror}") from None
+
+    return Source(str(path), path, read)
 
 
 def images_by_folder(root: Path) -> dict[PurePosixPath, dict[str, Source]]:
@@ -83,7 +89,7 @@ def _zip_members(root: Path) -> Members:
     def read(name: str) -> bytes:
         try:
             return archive.read(name)
-        except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
+        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error) as error:  # RuntimeError: encrypted
             raise UnreadableImageError(f"{root}: {name}: {error}") from None
 
     for name in sorted(archive.namelist()):

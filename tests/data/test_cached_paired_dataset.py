@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from dlgsanet.data import pixel_cache
@@ -179,6 +180,22 @@ def test_changed_images_are_decoded_again(photo_root, tmp_path):
     torch.testing.assert_close(after, 1 - before)
 
 
+def test_a_damaged_cache_file_is_made_again(photo_root, dataset, tmp_path):
+    cached = options(photo_root, cache_dir=str(tmp_path))
+    CachedPairedImageDataset(cached)
+    (file,) = tmp_path.glob("*.rgb")
+    os.truncate(file, 1000)
+    assert CachedPairedImageDataset(cached)[4]["gt"].equal(dataset[4]["gt"])
+
+
+def test_pairs_may_differ_in_format(photo_root, dataset, tmp_path):
+    root = Path(shutil.copytree(photo_root, tmp_path / "Photos"))
+    for path in (root / "HR").iterdir():
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    assert CachedPairedImageDataset(options(root))[8]["gt"].equal(dataset[8]["gt"])
+
+
 def test_ranks_that_come_together_make_one_cache(photo_root, tmp_path):
     cached = options(photo_root, cache_dir=str(tmp_path / "cache"))
     with ThreadPoolExecutor(4) as pool:
@@ -210,7 +227,7 @@ def test_no_room_for_the_cache_is_an_error_and_leaves_nothing(photo_root, tmp_pa
     [
         ({"dataroot_gt": "nowhere"}, "dataroot_gt: there is no folder nowhere"),
         ({"dataroot_lq": None}, "dataroot_lq: missing from the options"),
-        ({"filename_tmpl": "{}x3"}, "3 of 3 LQ images are not in .*first astronautx3.png"),
+        ({"filename_tmpl": "{}x3"}, "3 of 3 LQ images are not in .*first astronautx3"),
         ({"scale": 2}, r"3 of 3 pairs do not fit: .*astronaut.png is 200x192 and .*astronautx4.png 50x48, not 1/2"),
         ({"gt_size": 160}, r"2 of 3 pairs do not fit: .*chelsea.png is 151x150, smaller than gt_size; .*coffee.png"),
         ({"gt_size": 30}, "gt_size: must be a multiple of the scale 4, not 30"),
@@ -246,10 +263,10 @@ def test_damaged_images_are_named_all_at_once(photo_root, tmp_path):
 def test_a_missing_or_surplus_lr_image_is_named(photo_root, tmp_path):
     root = Path(shutil.copytree(photo_root, tmp_path / "Photos"))
     (root / "HR/chelsea.png").unlink()
-    with pytest.raises(UserError, match=r"1 images of .*X4 have none in .*HR, first chelseax4.png"):
+    with pytest.raises(UserError, match=r"1 images of .*X4 have none in .*HR, first chelseax4"):
         CachedPairedImageDataset(options(root))
     (root / "LR_bicubic/X4/coffeex4.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 2 LQ images are not in .*first coffeex4.png"):
+    with pytest.raises(UserError, match=r"1 of 2 LQ images are not in .*first coffeex4"):
         CachedPairedImageDataset(options(root))
 
 
