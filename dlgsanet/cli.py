@@ -15,8 +15,10 @@ SUBCOMMANDS = {
     "train": ("train a network from an option file", "dlgsanet.train:main"),
     "test": ("test a network from an option file: a table of PSNR and SSIM", "dlgsanet.test:main"),
     "data": ("prepare, check and store data sets", "dlgsanet.data.prepare:main"),
-    "benchmark": ("tables and a results page of networks on test sets", "dlgsanet.evaluation.commands.benchmark:main"),
     "upscale": ("enlarge pictures and folders of pictures", "dlgsanet.inference.command:main"),
+    "benchmark": ("tables and a results page of networks on test sets", "dlgsanet.evaluation.commands.benchmark:main"),
+    "figure": ("the benchmark's crops as a figure for a paper", "dlgsanet.evaluation.commands.figure:main"),
+    "explain": ("attribution maps, kept similarities, dynamic filters", "dlgsanet.evaluation.commands.explain:main"),
     "complexity": (
         "parameters, multiply-accumulates, latency and memory",
         "dlgsanet.evaluation.commands.complexity:main",

@@ -1,6 +1,8 @@
 """What a network costs: parameters, multiply-accumulates, time and memory."""
 
+import contextlib
 import copy
+import ctypes
 import gc
 import re
 import statistics
@@ -182,7 +184,7 @@ def _measure_cuda(network: nn.Module, x: Tensor, runs: int) -> Cost:
 
 @torch.inference_mode()
 def _measure_cpu(network: nn.Module, x: Tensor, runs: int) -> Cost:
-    gc.collect()
+    _return_free_memory()
     before = _peak_resident(reset=True)
     network(x)  # memory is measured in the first run: later ones reuse what the allocator kept
     after = _peak_resident()
@@ -194,6 +196,13 @@ def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def _return_free_memory() -> None:
+    # What the allocator keeps for later would not show up again when the network takes it.
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak_resident(reset: bool = False) -> int | None:

@@ -34,7 +34,9 @@ def best_crop(outputs: Sequence[np.ndarray], original: np.ndarray, scale: int, s
     height, width = original.shape[:2]
     side = max(scale, min(side, height, width) // scale * scale)
     reference = luma(original)
-    errors = [_box_sums((luma(output) - reference) ** 2, side)[::scale, ::scale] for output in outputs]
+    scored = np.zeros_like(reference)  # borders, which PSNR leaves out, are no reason to choose a crop
+    scored[scale:-scale, scale:-scale] = 1
+    errors = [_box_sums(scored * (luma(output) - reference) ** 2, side)[::scale, ::scale] for output in outputs]
     spread = np.max(errors, axis=0) - (np.min(errors, axis=0) if len(errors) > 1 else 0)
     row, column = np.unravel_index(int(np.argmax(spread)), spread.shape)
     return Crop(int(column) * scale, int(row) * scale, side)

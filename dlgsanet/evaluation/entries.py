@@ -10,7 +10,7 @@ from torch import nn
 from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.journal import digest
-from dlgsanet.evaluation.networks import load_option_file, network_of, registered_network
+from dlgsanet.evaluation.networks import load_option_file, model_of, network_of, registered_network
 from dlgsanet.evaluation.published import size_of
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.scoring import Network
@@ -73,21 +73,37 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
 
 
 def network_for(entry: Entry, device: torch.device) -> Network:
-    """The entry's network in evaluation mode on a device.
+    """The entry's network in evaluation mode on a device, as a function.
 
     Raises:
         UserError: the weights do not fit the network.
     """
     assert entry.source is not None, "bicubic is no network"
     if entry.source.suffix in OPTION_FILES:
-        torch.manual_seed(entry.options.get("manual_seed", 0))  # for random weights, where they are allowed
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # BasicSR's models take the current one
-        completed = {"is_train": False, "dist": False, "num_gpu": int(device.type == "cuda")}
-        network, _ = network_of(entry.options | completed)
+        network, _ = network_of(_completed(entry, device))
     else:
-        network = build_network(read_checkpoint(entry.source)).to(device)
+        network = trained_module(entry, device)
     return self_ensemble(network) if entry.ensemble else network
+
+
+def trained_module(entry: Entry, device: torch.device) -> nn.Module:
+    """The entry's network in evaluation mode on a device, as a module that can be differentiated and looked into.
+
+    Raises:
+        UserError: the weights do not fit the network.
+    """
+    assert entry.source is not None, "bicubic is no network"
+    if entry.source.suffix in OPTION_FILES:
+        model = model_of(_completed(entry, device))
+        return model.get_bare_model(model.net_g).eval().requires_grad_(False)
+    return build_network(read_checkpoint(entry.source)).to(device)
+
+
+def _completed(entry: Entry, device: torch.device) -> dict[str, Any]:
+    torch.manual_seed(entry.options.get("manual_seed", 0))  # for random weights, where they are allowed
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # BasicSR's models take the current one
+    return entry.options | {"is_train": False, "dist": False, "num_gpu": int(device.type == "cuda")}
 
 
 def module_of(entry: Entry) -> nn.Module:

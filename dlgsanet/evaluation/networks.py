@@ -38,10 +38,8 @@ def registered_network(options: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"network_g: {error}") from error
 
 
-def network_of(options: dict[str, Any]) -> tuple[Network, torch.device]:
-    """The model of a test option file (checked and completed) with its weights, and the device it is on.
-
-    It is BasicSR's model that enlarges, so that one which pads or tiles does so here as in its own tests.
+def model_of(options: dict[str, Any]) -> Any:
+    """BasicSR's model of a test option file (checked and completed), with its weights.
 
     Raises:
         UserError: the weights cannot be read or are of another network.
@@ -52,7 +50,7 @@ def network_of(options: dict[str, Any]) -> tuple[Network, torch.device]:
 
     get_root_logger(log_level=logging.WARNING)  # BasicSR's models print themselves
     try:
-        model = build_model(options)
+        return build_model(options)
     except UserError:
         raise
     # Whatever torch.load stumbles over in a damaged file, and load_state_dict's list of all that does not fit.
@@ -63,6 +61,17 @@ def network_of(options: dict[str, Any]) -> tuple[Network, torch.device]:
         more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
         reason = lines[1 if len(lines) > 1 else 0] if lines else type(error).__name__
         raise UserError(f"{options['path']['pretrain_network_g']}: {reason}{more}") from error
+
+
+def network_of(options: dict[str, Any]) -> tuple[Network, torch.device]:
+    """The model of a test option file (checked and completed) as a function, and the device it is on.
+
+    It is BasicSR's model that enlarges, so that one which pads or tiles does so here as in its own tests.
+
+    Raises:
+        UserError: see `model_of`.
+    """
+    model = model_of(options)
 
     def enlarge(lq: Tensor) -> Tensor:
         model.feed_data({"lq": lq})

@@ -82,10 +82,15 @@ def read_pair(pair: Pair, scale: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UnreadableImageError: an image cannot be read.
     """
-    lr, hr = _read_rgb(pair.lr), _read_rgb(pair.hr)
+    lr, hr = read_rgb(pair.lr), read_rgb(pair.hr)
     return lr, hr[: len(lr) * scale, : lr.shape[1] * scale]
 
 
-def _read_rgb(path: Path) -> np.ndarray:
+def read_rgb(path: Path) -> np.ndarray:
+    """An image as BasicSR reads it: uint8 [H, W, 3], a gray one as three equal channels.
+
+    Raises:
+        UnreadableImageError: it cannot be read.
+    """
     image = read_image(path)
     return image if image.ndim == 3 else np.stack([image] * 3, axis=-1)

@@ -1,0 +1,97 @@
+"""Local attribution maps: which input pixels a network's detail comes from (Gu and Dong, CVPR 2021).
+
+The gradient of "how much edge there is in a window of the output" is integrated along a path of inputs that starts at
+a blurred image and ends at the image itself: what is attributed is detail, not brightness.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlgsanet.errors import UserError
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """`map` [H, W]: each LR pixel's share, with sign, summed over its channels; `output` [3, scale * H, scale * W].
+
+    `gain` is what the shares add up to but for the path's finite steps: the window's edges, sharp less blurred.
+    """
+
+    map: np.ndarray
+    output: np.ndarray
+    gain: float
+
+    @property
+    def diffusion_index(self) -> float:
+        """(1 - Gini index of the absolute shares) * 100: 0 if one pixel did it all, 100 if all did the same."""
+        shares = np.sort(np.abs(self.map).ravel())
+        if not shares.any():
+            return 100.0
+        count = shares.size
+        gini = 1 - 2 * np.sum(shares / shares.sum() * (count - np.arange(1, count + 1) + 0.5)) / count
+        return float((1 - gini) * 100)
+
+
+def attribute(
+    network: nn.Module, image: Tensor, x: int, y: int, window: int = 16, steps: int = 50, sigma: float = 1.2
+) -> Attribution:
+    """The local attribution map of a window of the output.
+
+    Args:
+        network: in evaluation mode.
+        image: [1, 3, H, W] in [0, 1], on the network's device.
+        x, y: left and top of the window in output pixels.
+        window: its side in output pixels.
+        steps: points on the path.
+        sigma: of the Gaussian blur that the path starts from, in LR pixels.
+
+    Raises:
+        UserError: the window does not lie within the output, or memory does not suffice.
+    """
+    try:
+        with torch.inference_mode():
+            output = network(image)
+        height, width = output.shape[2:]
+        if min(x, y) < 0 or x + window > width or y + window > height:
+            raise UserError(f"a window of {window} pixels at {x}, {y} does not lie within the {width}x{height} output")
+        total = torch.zeros_like(image)
+        path = list(_blurring_path(image, steps, sigma))
+        for start, end in pairwise(path):
+            middle = ((start + end) / 2).requires_grad_()
+            edges = _edges(network(middle), x, y, window)
+            total += torch.autograd.grad(edges, middle)[0] * (end - start)
+        with torch.no_grad():
+            blurred, sharp = (float(_edges(network(point), x, y, window)) for point in (path[0], path[-1]))
+    except torch.OutOfMemoryError:
+        raise UserError(f"{image.shape[3]}x{image.shape[2]} pixels need more memory than {image.device} has") from None
+    shares = total.sum(1)[0].double().cpu().numpy()
+    return Attribution(shares, output[0].clamp(0, 1).float().cpu().numpy(), sharp - blurred)
+
+
+def _edges(output: Tensor, x: int, y: int, window: int) -> Tensor:
+    """Sum of the gradient's length over the window, all channels."""
+    part = output[..., y : y + window, x : x + window]
+    down, right = part.diff(dim=-2)[..., :-1], part.diff(dim=-1)[..., :-1, :]
+    return (down.square() + right.square() + 1e-12).sqrt().sum()  # the root has no slope at 0
+
+
+def _blurring_path(image: Tensor, steps: int, sigma: float) -> Iterator[Tensor]:
+    """steps + 1 images from the most blurred to the image itself."""
+    for step in range(steps):
+        yield _blurred(image, sigma * (1 - step / steps))
+    yield image.clone()
+
+
+def _blurred(image: Tensor, sigma: float) -> Tensor:
+    radius = max(1, round(4 * sigma))
+    offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(image.shape[1], 1, 1, -1)
+    padded = F.pad(image, (radius,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel, groups=image.shape[1]), kernel.mT, groups=image.shape[1])

@@ -1,0 +1,46 @@
+"""`dlgsanet figure`: the benchmark's crops for a paper."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = """examples:
+  dlgsanet figure Set5/butterfly Urban100/img004 --scale 4 --data_root datasets -o comparison
+  dlgsanet figure Set14/comic --scale 4 --methods bicubic EDSR DLGSANet_Tiny_x4 --crop 40 120 64
+"""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="dlgsanet figure",
+        description="Draw pictures of a finished benchmark: the whole with a rectangle, and the crop of every method "
+        "with its name and the whole picture's PSNR and SSIM on Y. Writes PDF and PNG.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", nargs="+", metavar="SET/IMAGE", help="which pictures, one below the other")
+    parser.add_argument("--scale", type=int, required=True)
+    parser.add_argument("--results", type=Path, default=Path("results/benchmark"), help="default: %(default)s")
+    parser.add_argument("--data_root", type=Path, default=Path("datasets"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="which, in this order; default: all")
+    parser.add_argument(
+        "--crop", type=int, nargs=3, metavar=("X", "Y", "SIDE"), help="default: where the networks differ most"
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("figure"), help="name without extension")
+    arguments = parser.parse_args(argv)
+
+    from dlgsanet.errors import UserError
+    from dlgsanet.evaluation.crops import Crop
+    from dlgsanet.evaluation.figure import read_panel, write_figure
+
+    scale, crop = arguments.scale, Crop(*arguments.crop) if arguments.crop else None
+    if crop and (min(crop.x, crop.y) < 0 or crop.side < 1 or any(v % scale for v in (crop.x, crop.y, crop.side))):
+        raise UserError(f"--crop: {crop.x} {crop.y} {crop.side} must be multiples of the scale, {scale}")
+    panels = []
+    for which in arguments.images:
+        name, slash, image = which.partition("/")
+        if not slash:
+            raise UserError(f"{which}: write SET/IMAGE, e.g. Set5/butterfly")
+        folder = arguments.data_root / name
+        panels.append(read_panel(arguments.results, folder, scale, image, arguments.methods, crop))
+    print(*write_figure(panels, arguments.output), sep="\n")
+    return 0

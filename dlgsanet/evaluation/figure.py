@@ -1,0 +1,150 @@
+"""The benchmark's crops as a figure for a paper: PDF and PNG."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlgsanet.data.images import read_image
+from dlgsanet.errors import UserError
+from dlgsanet.evaluation.benchmark import picture_path
+from dlgsanet.evaluation.crops import Crop
+from dlgsanet.evaluation.page import telling_crop
+from dlgsanet.evaluation.pairs import list_pairs, read_pair
+from dlgsanet.evaluation.rows import BICUBIC
+from dlgsanet.evaluation.tables import figure as formatted
+from dlgsanet.files import written_aside
+
+INK, FRAME = "#1a1c20", "#e8b200"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of the figure: the original, the crop, and each method's crop with the scores of the whole."""
+
+    title: str
+    original: np.ndarray
+    crop: Crop
+    crops: dict[str, np.ndarray]
+    captions: dict[str, str]
+
+
+def read_panel(
+    results: Path, folder: Path, scale: int, image: str, methods: Sequence[str] | None, crop: Crop | None
+) -> Panel:
+    """A panel of pictures that `dlgsanet benchmark` left in `results`.
+
+    Args:
+        folder: the test set, with HR and LR_bicubic.
+        image: name of the picture, without extension.
+        methods: in which order; None: bicubic and all networks.
+        crop: None: where the networks differ most.
+
+    Raises:
+        UserError: the benchmark has no such scale, test set, picture or method, or the crop lies outside.
+    """
+    known = _read_results(results / f"x{scale}.json")
+    rows = {r["method"]: r for r in known["images"] if (r["data set"], r["image"]) == (folder.name, image)}
+    if not rows:
+        raise UserError(f"{results}/x{scale}.json: has no picture {image} of {folder.name}")
+    names = list(methods or rows)
+    if unknown := [name for name in names if name not in rows]:
+        raise UserError(f"--methods {unknown[0]}: the benchmark has {', '.join(rows)}")
+    pairs = list_pairs(folder / "HR", folder / f"LR_bicubic/X{scale}", f"{{}}x{scale}", folder.name)
+    lr, hr = read_pair(next(pair for pair in pairs if pair.name == image), scale)
+    outputs = {name: read_image(picture_path(results, scale, name, folder.name, image)) for name in names}
+    chosen = crop or telling_crop(outputs, hr, scale)
+    if chosen.of(hr).shape[:2] != (chosen.side, chosen.side):
+        raise UserError(f"--crop: does not lie within the {hr.shape[1]}x{hr.shape[0]} pixels of {image}")
+    captions = {n: f"{formatted('psnr', rows[n]['psnr'])} / {formatted('ssim', rows[n]['ssim'])}" for n in names}
+    crops = {"LR": chosen.of(lr, scale)} | {name: chosen.of(output) for name, output in outputs.items()}
+    return Panel(
+        f"{folder.name}: {image}, ×{scale}",
+        hr,
+        chosen,
+        crops | {"original": chosen.of(hr)},
+        captions | {"original": "PSNR / SSIM"},
+    )
+
+
+def _read_results(path: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run `dlgsanet benchmark` first") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not a benchmark's results ({error})") from None
+
+
+def write_figure(panels: Sequence[Panel], stem: Path, width: float = 7.16) -> list[Path]:
+    """Write `stem`.pdf and `stem`.png; `width` in inches is by default that of two columns of an IEEE page.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"font.size": 7, "pdf.fonttype": 42, "text.color": INK, "font.family": "DejaVu Sans"}):
+        heights = [_height(panel, width) for panel in panels]
+        page = plt.figure(figsize=(width, sum(heights)))
+        parts = page.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)
+        for part, panel in zip(parts.ravel(), panels, strict=True):
+            _draw(part, panel, width)
+        paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
+        for path in paths:
+            with written_aside(path) as file:
+                page.savefig(file, format=path.suffix[1:], dpi=300)
+        plt.close(page)
+    return paths
+
+
+_CAPTION, _TITLE, _GAP = 0.27, 0.18, 0.06  # inches: two lines below a crop, one below the whole picture, between
+
+
+def _columns(panel: Panel) -> int:
+    return -(-len(panel.crops) // 2)
+
+
+def _sides(panel: Panel, width: float) -> tuple[float, float]:
+    """Inches: the side of a crop and the width of the whole picture, so that both halves are equally high."""
+    columns, aspect = _columns(panel), panel.original.shape[1] / panel.original.shape[0]
+    # the whole picture's height is 2 crops, 2 captions and a gap, less its own title; widths add up to the page's
+    fixed = 2 * _CAPTION + _GAP - _TITLE
+    side = (width - aspect * fixed - (columns + 2) * _GAP) / (columns + 2 * aspect)
+    return side, aspect * (2 * side + fixed)
+
+
+def _height(panel: Panel, width: float) -> float:
+    return 2 * (_sides(panel, width)[0] + _CAPTION) + 3 * _GAP
+
+
+def _draw(part: Any, panel: Panel, width: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    side, whole = _sides(panel, width)
+    height = _height(panel, width)
+
+    def place(left: float, top: float, wide: float, high: float) -> Any:
+        axes = part.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+        axes.set_axis_off()
+        return axes
+
+    axes = place(_GAP, _GAP, whole, height - 2 * _GAP - _TITLE)
+    axes.imshow(panel.original, interpolation="antialiased")
+    crop = panel.crop
+    axes.add_patch(Rectangle((crop.x, crop.y), crop.side, crop.side, fill=False, edgecolor=FRAME, linewidth=1.2))
+    axes.set_title(panel.title, y=0, pad=-10, fontsize=7)
+    for number, (name, image) in enumerate(panel.crops.items()):
+        row, column = divmod(number, _columns(panel))
+        left = whole + 2 * _GAP + column * (side + _GAP)
+        axes = place(left, _GAP + row * (side + _CAPTION + _GAP), side, side)
+        axes.imshow(image, interpolation="nearest")
+        caption = name if name != BICUBIC else "Bicubic"
+        axes.text(0.5, -0.03, f"{caption}\n{panel.captions.get(name, '')}", transform=axes.transAxes, ha="center",
+                  va="top", fontsize=6.5, linespacing=1.25)  # fmt: skip

@@ -1,0 +1,121 @@
+"""Attribution maps, kept similarities and filters: against their definitions."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+
+from dlgsanet import ops
+from dlgsanet.archs.checkpoint import build_network, read_checkpoint
+from dlgsanet.archs.mhdlsa import MHDLSA
+from dlgsanet.cli import main
+from dlgsanet.evaluation.attention import filters_at, kept_shares
+from dlgsanet.evaluation.attribution import Attribution, attribute
+from tests.evaluation.conftest import save, small_weights
+
+
+@pytest.fixture
+def image():
+    return torch.from_numpy(data.astronaut()[40:72, 200:240]).permute(2, 0, 1)[None].float() / 255
+
+
+def network(path, **options):
+    return build_network(read_checkpoint(small_weights(path, **options)))
+
+
+def test_shares_add_up_to_the_gain(tmp_path, image):
+    """Integrated gradients are complete: along a fine path nothing is lost."""
+    found = attribute(network(tmp_path / "A.pth"), image[..., :16, :20], 12, 10, window=12, steps=30)
+    assert found.map.sum() == pytest.approx(found.gain, rel=0.03)
+    assert found.map.shape == (16, 20)
+    assert found.output.shape == (3, 32, 40)
+
+
+def test_only_the_receptive_field_is_attributed(image):
+    """Of a 3x3 convolution and a shuffle: the window's pixels and one beyond."""
+    convolution = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.PixelShuffle(2))
+    found = attribute(convolution, image, 20, 16, window=8, steps=4)
+    rows, columns = np.nonzero(found.map)
+    assert rows.min() >= 7
+    assert rows.max() <= 12
+    assert columns.min() >= 9
+    assert columns.max() <= 14
+    far = attribute(
+        torch.nn.Sequential(torch.nn.Conv2d(3, 12, 9, padding=4), torch.nn.PixelShuffle(2)), image, 20, 16, 8
+    )
+    assert far.diffusion_index > found.diffusion_index
+
+
+def test_diffusion_index_is_one_minus_gini():
+    shares = np.random.default_rng(0).normal(size=(5, 6)) ** 3
+    g = np.abs(shares).ravel()
+    gini = sum(abs(a - b) for a, b in itertools.product(g, g)) / (2 * len(g) ** 2 * g.mean())
+    assert Attribution(shares, shares, 0).diffusion_index == pytest.approx(100 * (1 - gini))
+    assert Attribution(np.ones((4, 4)), shares, 0).diffusion_index == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"), [("softmax", 1.0), ("sigmoid", 1.0), ("topk", 0.5), ("relu", None)]
+)
+def test_kept_shares(tmp_path, image, activation, expected):
+    shares = kept_shares(network(tmp_path / "A.pth", activation=activation, blocks=2, tlc_kernel=16), image)
+    assert shares.shape == (2, 6)  # SMALL has dim 12: two channels a head
+    if expected:
+        torch.testing.assert_close(shares, torch.full((2, 6), expected))
+    else:
+        assert 0 < shares.min() <= shares.max() < 1
+
+
+def test_filters_are_those_that_the_layer_uses(tmp_path, image):
+    """The dynamic convolution with them is what MHDLSA computes at that pixel."""
+    net = network(tmp_path / "A.pth")
+    filters = filters_at(net, image, [(7, 5), (20, 30)])
+    assert filters.shape == (2, 1, 2, 7, 7)
+    layer = next(m for m in net.modules() if isinstance(m, MHDLSA))
+    x = net.shallow(image - torch.tensor(net.mean).view(1, 3, 1, 1))
+    y = layer.proj_in(layer.norm(x))
+    everywhere = filters[0, 0][None, ..., None, None].expand(-1, -1, -1, -1, *x.shape[2:]).contiguous()
+    expected = x + layer.proj_out(ops.dynamic_depthwise_conv(y, everywhere))
+    torch.testing.assert_close(layer(x)[..., 5, 7], expected[..., 5, 7])
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_weights(tmp_path / "A.pth")
+    small_weights(tmp_path / "global.pth", buildblock_type="restormer")
+    small_weights(tmp_path / "local.pth", buildblock_type="idynamic")
+    save(tmp_path / "lr.png", data.astronaut()[40:64, 200:230])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["lam", "A.pth", "Local=local.pth", "--steps", "3", "--at", "10", "8"],
+        ["kept", "A.pth"],
+        ["filters", "A.pth", "--points", "3,4", "20,10"],
+    ],
+)
+def test_each_command_draws_its_picture(place, arguments):
+    assert main(["explain", *arguments, "--image", "lr.png", "-o", "out.png"]) == 0
+    assert np.array(Image.open("out.png").convert("L")).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["lam", "A.pth", "--at", "50", "8"], "does not lie within the 60x48 output"),
+        (["lam", "A.pth", "A.pth"], "two networks have one name"),
+        (["kept", "local.pth"], "the network has no SparseGSA layers"),
+        (["filters", "global.pth", "--points", "1,1"], "the network has no MHDLSA layers"),
+        (["filters", "A.pth", "--points", "30,1"], "--points 30,1: not within the 30x24 image"),
+    ],
+)
+def test_errors_name_the_argument(place, arguments, named, capsys):
+    assert main(["explain", *arguments, "--image", "lr.png", "-o", "out.png"]) == 2
+    assert named in capsys.readouterr().err
+    assert not (place / "out.png").exists()

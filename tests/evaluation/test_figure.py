@@ -1,0 +1,77 @@
+"""`dlgsanet figure`, and the choice of the crop."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from dlgsanet.cli import main
+from dlgsanet.evaluation.crops import Crop, best_crop, crop_psnrs
+from dlgsanet.metrics import psnr
+from tests.evaluation.conftest import small_weights
+
+
+def test_the_crop_is_where_the_methods_differ():
+    original = data.astronaut()[:240, :320]
+    near, far = original.copy(), original.copy()
+    near[10:40, 20:50] = 0  # both are wrong here, and alike
+    far[10:40, 20:50] = 0
+    far[150:180, 220:260] //= 2
+    crop = best_crop([near, far], original, scale=4, side=64)
+    assert crop.x <= 220
+    assert crop.y <= 150
+    assert crop.x + crop.side >= 260
+    assert crop.y + crop.side >= 180
+    assert (crop.x % 4, crop.y % 4, crop.side) == (0, 0, 64)
+
+
+def test_the_crop_fits_into_a_small_picture():
+    original = data.astronaut()[:33, :42]
+    crop = best_crop([original // 2], original, scale=3)
+    assert crop.side == 33
+    assert crop.of(original).shape == (33, 33, 3)
+    assert crop_psnrs(crop, {"half": original // 2}, original)["half"] == psnr(
+        crop.of(original // 2), crop.of(original), 0
+    )
+
+
+@pytest.fixture
+def finished(tmp_path, photographs, monkeypatch):
+    """A benchmark of one network on `Photos` at x2."""
+    monkeypatch.chdir(tmp_path)
+    small_weights(tmp_path / "A.pth")
+    assert main(["benchmark", "A.pth", "--data", "datasets/Photos", "--runs", "0"]) == 0
+    return tmp_path
+
+
+def test_writes_pdf_and_png(finished):
+    assert main(["figure", "Photos/chelsea", "Photos/coffee", "--scale", "2", "-o", "comparison"]) == 0
+    assert (finished / "comparison.pdf").read_bytes().startswith(b"%PDF")
+    image = np.array(Image.open(finished / "comparison.png").convert("RGB")).astype(int)
+    assert image.shape[1] == pytest.approx(7.16 * 300, abs=2)
+    colours = image.reshape(-1, 3)
+    assert (np.abs(colours - (232, 178, 0)).max(1) < 6).sum() > 200  # the rectangle
+    assert 0.02 < (colours.min(1) > 250).mean() < 0.7  # neither blank nor without margins
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["chelsea"], "write SET/IMAGE"),
+        (["Photos/nobody"], "has no picture nobody of Photos"),
+        (["Photos/chelsea", "--methods", "Z"], "--methods Z: the benchmark has bicubic, A"),
+        (["Photos/chelsea", "--crop", "40", "40", "40"], "--crop: does not lie within"),
+        (["Photos/chelsea", "--crop", "1", "0", "16"], "must be multiples of the scale"),
+        (["Photos/chelsea", "--results", "nowhere"], "run `dlgsanet benchmark` first"),
+    ],
+)
+def test_errors_name_the_argument(finished, arguments, named, capsys):
+    assert main(["figure", *arguments, "--scale", "2", "-o", "none"]) == 2
+    assert named in capsys.readouterr().err
+    assert not list(finished.glob("none*"))
+
+
+def test_a_crop_of_the_original():
+    image = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    assert (Crop(4, 2, 2).of(image) == image[2:4, 4:6]).all()
+    assert (Crop(4, 2, 2).of(image, 2) == image[1:2, 2:3]).all()
