@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "benchmark": ("tables and a results page of networks on test sets", "dlgsanet.evaluation.commands.benchmark:main"),
     "figure": ("the benchmark's crops as a figure for a paper", "dlgsanet.evaluation.commands.figure:main"),
     "explain": ("attribution maps, kept similarities, dynamic filters", "dlgsanet.evaluation.commands.explain:main"),
+    "ablate": ("train the paper's ablations, print their table", "dlgsanet.evaluation.commands.ablate:main"),
     "complexity": (
         "parameters, multiply-accumulates, latency and memory",
         "dlgsanet.evaluation.commands.complexity:main",

@@ -1,0 +1,186 @@
+"""Ablations by option alone (DLGSANet, section 4.3): variants of one training file, trained alike, in one table."""
+
+import copy
+import os
+import statistics
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.errors import UserError
+from dlgsanet.evaluation.complexity import input_size, multiply_accumulates, parameters
+from dlgsanet.evaluation.networks import network_of, registered_network
+from dlgsanet.evaluation.pairs import pairs_of
+from dlgsanet.evaluation.rows import BICUBIC, Row, means
+from dlgsanet.evaluation.scoring import bicubic, score, standard_metrics, super_resolve
+from dlgsanet.evaluation.tables import Table, figure
+from dlgsanet.files import write_whole
+from dlgsanet.options.read import load_yaml, read_options
+
+# What each variant changes of `network_g`. Those with one kind of layer get twice the blocks: as many layers in all.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "relu": {"activation": "relu"},
+    "topk": {"activation": "topk", "topk_ratio": 0.5},
+    "softmax": {"activation": "softmax"},
+    "gelu": {"activation": "gelu"},
+    "sigmoid": {"activation": "sigmoid"},
+    "static": {"idynamic": False},
+    "local": {"buildblock_type": "idynamic"},
+    "global": {"buildblock_type": "restormer"},
+}
+MEANING = {
+    "relu": "MHDLSA + SparseGSA (ReLU)",
+    "topk": "MHDLSA + SparseGSA (top-k, 0.5)",
+    "softmax": "MHDLSA + attention with softmax",
+    "gelu": "MHDLSA + SparseGSA (GELU)",
+    "sigmoid": "MHDLSA + SparseGSA (sigmoid)",
+    "static": "static depth-wise + SparseGSA",
+    "local": "only local (MHDLSA)",
+    "global": "only global (softmax)",
+}
+ONE_KIND = ("local", "global")
+
+
+def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations: int) -> dict[str, Any]:
+    """A training option file for a variant: `base` with another network, seed and budget.
+
+    The learning rate's milestones shrink with the budget; the run validates and saves its weights at its end.
+
+    Raises:
+        UserError: the base file is not of the paper's network.
+    """
+    options: dict[str, Any] = copy.deepcopy(dict(base))
+    network = options.get("network_g", {})
+    if network.get("type") != "DLGSANet" or network.get("buildblock_type") != "sparseedge":
+        raise UserError("ablations start from a file of the paper's network: DLGSANet, buildblock_type: sparseedge")
+    network.pop("topk_ratio", None)
+    network |= {"idynamic": True, "activation": "relu"} | VARIANTS[variant]
+    if variant in ONE_KIND:
+        network["blocks"] = 2 * network.get("blocks", 3)
+    share = iterations / options["train"]["total_iter"]
+    scheduler = options["train"]["scheduler"]
+    for key in ("milestones", "periods", "restarts"):
+        if key in scheduler:
+            scheduler[key] = [max(1, round(value * share)) if value else 0 for value in scheduler[key]]
+    if "T_max" in scheduler:
+        scheduler["T_max"] = iterations
+    options["train"]["total_iter"] = iterations
+    options["logger"]["save_checkpoint_freq"] = min(iterations, options["logger"]["save_checkpoint_freq"])
+    options.setdefault("val", {})["val_freq"] = iterations
+    return options | {"name": f"{options['name']}_{variant}_seed{seed}", "manual_seed": seed}
+
+
+def ablate(
+    file: str, variants: Sequence[str], seeds: Sequence[int], iterations: int, data_root: str | None, folder: Path
+) -> str:
+    """Train every variant with every seed, one after the other, and score each on the file's validation sets.
+
+    Runs go on where they stopped. Writes the option files, `ablation.csv` (every image) and `ablation.md`.
+
+    Returns:
+        The table for the terminal.
+
+    Raises:
+        UserError: the base file cannot be trained, or a run failed.
+    """
+    base = load_yaml(file)
+    made = {}
+    for variant in variants:
+        for seed in seeds:
+            options = variant_options(base, variant, seed, iterations)
+            path = folder / "options" / f"{options['name']}.yml"
+            write_whole(path, yaml.safe_dump(options, sort_keys=False).encode())
+            made[variant, seed] = path
+    for path in made.values():
+        _arguments(path, data_root)  # every file is checked before the first is trained
+    rows: list[Row] = []
+    for number, ((variant, seed), path) in enumerate(made.items(), 1):
+        print(f"[{number}/{len(made)}] {MEANING[variant]}, seed {seed}", flush=True)
+        _train(path, data_root)
+        rows += _score(_arguments(path, data_root), variant, seed, with_bicubic=not rows)
+    return _report(base, rows, variants, seeds, iterations, folder)
+
+
+def _arguments(path: Path, data_root: str | None) -> dict[str, Any]:
+    arguments = Namespace(opt=str(path), force_yml=[], data_root=data_root, debug=False, launcher="none")
+    return read_options(arguments, is_train=True)
+
+
+def _train(path: Path, data_root: str | None) -> None:
+    command = [sys.executable, "-m", "dlgsanet", "train", "-opt", str(path), "--auto_resume"]
+    command += ["--data_root", data_root] if data_root else []
+    root = str(Path(__file__).resolve().parents[2])  # for the child to find the package where it is not installed
+    search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    code = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, check=False).returncode
+    if code:
+        raise UserError(f"{path}: training ended with code {code}, see above; the same command goes on from here")
+
+
+def _score(options: dict[str, Any], variant: str, seed: int, with_bicubic: bool) -> list[Row]:
+    scale = options["scale"]
+    weights = Path(options["path"]["models"], "net_g_latest.pth")
+    if not weights.is_file():
+        raise UserError(f"{weights}: the run left no weights")
+    tested = options | {"is_train": False, "path": options["path"] | {"pretrain_network_g": str(weights)}}
+    tested["path"]["param_key_g"] = "params_ema" if options["train"].get("ema_decay") else "params"
+    network, device = network_of(tested)
+    metrics, rows = standard_metrics(scale), []
+    for key, dataset in options["datasets"].items():
+        for picture in super_resolve(network, pairs_of(dataset), scale, device) if key.startswith("val") else ():
+            name = f"{variant} {seed}"
+            outputs = {name: picture.output} | ({BICUBIC: bicubic(picture.lr, scale)} if with_bicubic else {})
+            for method, image in outputs.items():
+                rows.append(Row(dataset["name"], picture.pair.name, method, score(image, picture.hr, metrics)))
+    return rows
+
+
+def _report(
+    base: Mapping[str, Any],
+    rows: Sequence[Row],
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    iterations: int,
+    folder: Path,
+) -> str:
+    mean_of = {(row.dataset, row.method): row.scores for row in means(rows)}
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    lines = [[BICUBIC, "-", "-", *(_cell([mean_of[name, BICUBIC]]) for name in datasets)]]
+    for variant in variants:
+        network = variant_options(base, variant, seeds[0], iterations)["network_g"]
+        cells = [_cell([mean_of[name, f"{variant} {seed}"] for seed in seeds]) for name in datasets]
+        lines.append([MEANING[variant], *_costs(network, base["scale"]), *cells])
+    table = Table(["variant", "params [K]", "GMACs", *datasets], lines)
+    training = base["datasets"]["train"]
+    note = (
+        f"PSNR/SSIM on Y, {base['scale']} pixels cropped. {iterations} iterations of "
+        f"{training.get('batch_size_per_gpu')} patches each, seeds {', '.join(map(str, seeds))}"
+        + ("; ± is the standard deviation over the seeds." if len(seeds) > 1 else ".")
+    )
+    images = Table(
+        ["data set", "image", "run", "psnr", "ssim"],
+        [[r.dataset, r.image, r.method, f"{r.scores['psnr']:.6f}", f"{r.scores['ssim']:.6f}"] for r in rows],
+    )
+    write_whole(folder / "ablation.csv", images.csv().encode())
+    write_whole(folder / "ablation.md", f"# {base['name']}\n\n{table.markdown()}\n{note}\n".encode())
+    return f"{table.text()}\n\n{note}"
+
+
+def _cell(of_seeds: Sequence[Mapping[str, float]]) -> str:
+    psnrs = [scores["psnr"] for scores in of_seeds]
+    spread = f"±{statistics.stdev(psnrs):.2f}" if len(psnrs) > 1 else ""
+    ssim = statistics.fmean(scores["ssim"] for scores in of_seeds)
+    return f"{figure('psnr', statistics.fmean(psnrs))}{spread}/{figure('ssim', ssim)}"
+
+
+def _costs(options: Mapping[str, Any], scale: int) -> tuple[str, str]:
+    with torch.device("meta"):
+        weights = parameters(DLGSANet(**{k: v for k, v in options.items() if k != "type"}))
+    macs = multiply_accumulates(registered_network(options), *input_size(scale))
+    return f"{weights / 1e3:.1f}", f"{macs / 1e9:.1f}"

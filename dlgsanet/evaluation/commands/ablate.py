@@ -1,0 +1,43 @@
+"""`dlgsanet ablate`: the paper's ablations from one training file."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = """examples:
+  dlgsanet ablate -opt options/train/train_..._Tiny_..._SRx4_....yml --iterations 50000 --seeds 10 11
+  dlgsanet ablate -opt base.yml --iterations 5000 --variants relu topk --data_root /scratch/datasets
+"""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="dlgsanet ablate",
+        description="Train variants of a file with the same seed and budget, and print one table of its validation "
+        "sets. Variants: relu, topk, softmax, gelu, sigmoid (SparseGSA's selection), static (a static depth-wise "
+        "convolution for MHDLSA), local, global (one kind of layer alone, twice the blocks).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-opt", required=True, metavar="FILE", help="training option file to start from")
+    parser.add_argument("--iterations", type=_positive, required=True, help="of every run")
+    parser.add_argument("--variants", nargs="+", metavar="V", help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10], metavar="N", help="default: 10")
+    parser.add_argument("--data_root", metavar="DIR", help="folder that stands for `datasets/` in the file")
+    parser.add_argument("-o", "--output", type=Path, default=Path("results/ablation"), help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+
+    from dlgsanet.errors import UserError
+    from dlgsanet.evaluation.ablation import VARIANTS, ablate
+
+    variants = list(dict.fromkeys(arguments.variants or VARIANTS))
+    if unknown := [name for name in variants if name not in VARIANTS]:
+        raise UserError(f"--variants {unknown[0]}: there are {', '.join(VARIANTS)}")
+    seeds = list(dict.fromkeys(arguments.seeds))
+    print(ablate(arguments.opt, variants, seeds, arguments.iterations, arguments.data_root, arguments.output))
+    return 0
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return int(text)

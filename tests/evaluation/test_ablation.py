@@ -1,0 +1,97 @@
+"""`dlgsanet ablate`: variants by option alone, trained alike."""
+
+import csv
+
+import pytest
+import yaml
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.cli import main
+from dlgsanet.evaluation.ablation import VARIANTS, variant_options
+from tests.evaluation.conftest import SMALL
+
+
+@pytest.fixture
+def base(tmp_path, photographs, monkeypatch):
+    """A training file of two iterations' length and more, in the folder to run in."""
+    monkeypatch.chdir(tmp_path)
+    for file in ("HR/coffee.png", "LR_bicubic/X2/coffeex2.png"):  # BasicSR trains on multiples of the scale alone
+        (photographs / "Photos" / file).unlink()
+    photos = {
+        "name": "Photos",
+        "type": "PairedImageDataset",
+        "dataroot_gt": "datasets/Photos/HR",
+        "dataroot_lq": "datasets/Photos/LR_bicubic/X2",
+        "filename_tmpl": "{}x2",
+        "io_backend": {"type": "disk"},
+    }
+    training = {"gt_size": 16, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 0, "batch_size_per_gpu": 2}
+    options = {
+        "name": "small",
+        "model_type": "DLGSANetModel",
+        "scale": 2,
+        "num_gpu": 0,
+        "manual_seed": 1,
+        "datasets": {"train": photos | training, "val": photos},
+        "network_g": {"type": "DLGSANet", "upscale": 2, **SMALL},
+        "path": {"pretrain_network_g": None},
+        "train": {
+            "ema_decay": 0.9,
+            "optim_g": {"type": "Adam", "lr": 1e-3},
+            "scheduler": {"type": "MultiStepLR", "milestones": [50, 80], "gamma": 0.5},
+            "total_iter": 100,
+            "warmup_iter": -1,
+            "pixel_opt": {"type": "L1Loss"},
+        },
+        "val": {"val_freq": 50, "save_img": False, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}},
+        "logger": {"print_freq": 1, "save_checkpoint_freq": 100, "use_tb_logger": False},
+    }
+    path = tmp_path / "base.yml"
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
+def test_variants_differ_in_what_they_mean_to_differ_in(base):
+    options = yaml.safe_load(base.read_text())
+    made = {name: variant_options(options, name, 3, 10) for name in VARIANTS}
+    assert {tuple(o["train"]["scheduler"]["milestones"]) for o in made.values()} == {(5, 8)}
+    layers = {
+        name: len(
+            list(DLGSANet(**{k: v for k, v in o["network_g"].items() if k != "type"}).groups[0].blocks.children())
+        )
+        for name, o in made.items()
+    }
+    assert layers.pop("local") == layers.pop("global") == 2  # one layer a block, against two
+    assert set(layers.values()) == {1}
+    shared = [{k: v for k, v in o.items() if k not in ("name", "network_g")} for o in made.values()]
+    assert all(one == shared[0] for one in shared)
+    changed = {"activation", "topk_ratio", "idynamic", "buildblock_type", "blocks"}
+    rest = [{k: v for k, v in o["network_g"].items() if k not in changed} for o in made.values()]
+    assert all(one == rest[0] for one in rest)
+    assert options == yaml.safe_load(base.read_text())
+
+
+def test_trains_and_prints_the_table(base, capfd):
+    arguments = ["ablate", "-opt", str(base), "--iterations", "2", "--variants", "relu", "static"]
+    assert main(arguments) == 0
+    out = capfd.readouterr().out
+    table = out[out.rindex("variant ") :]
+    assert "static depth-wise + SparseGSA" in table
+    assert "bicubic" in table
+    with open(base.parent / "results/ablation/ablation.csv") as file:
+        runs = {row["run"]: float(row["psnr"]) for row in csv.DictReader(file)}
+    assert set(runs) == {"bicubic", "relu 10", "static 10"}
+    assert runs["relu 10"] != runs["static 10"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--variants", "nothing"], "--variants nothing: there are relu, topk"),
+        (["--data_root", "elsewhere"], "there is no elsewhere"),
+    ],
+)
+def test_errors_come_before_training(base, arguments, named, capsys):
+    assert main(["ablate", "-opt", str(base), "--iterations", "2", *arguments]) == 2
+    assert named in capsys.readouterr().err
+    assert not (base.parent / "experiments").exists()
