@@ -41,12 +41,13 @@ def download(address: str, target: Path, pause: float = 2.0) -> None:
             _receive(address, part, version)
             break
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            reason = error.reason if type(error) is urllib.error.URLError else error
             refused = isinstance(error, urllib.error.HTTPError) and error.code < HTTPStatus.INTERNAL_SERVER_ERROR
             failures = 0 if _size(part) > before else failures + 1
             if refused or failures == ATTEMPTS:
-                raise UserError(f"{address}: {error}; run again to go on from byte {before}, {by_hand}") from None
+                raise UserError(f"{address}: {reason}; run again to go on from byte {before}, {by_hand}") from None
             seconds = pause * 2 ** max(0, failures - 1)
-            print(f"{address}: {error}; again in {seconds:.0f} s", file=sys.stderr)
+            print(f"{address}: {reason}; again in {seconds:.0f} s", file=sys.stderr)
             time.sleep(seconds)
         except OSError as error:
             raise UserError(f"cannot write {part}: {error.strerror}") from None
