@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dlgsanet.data.images import UnreadableImageError, list_images, opened, read_image
+from dlgsanet.data.images import UnreadableImageError, is_image_name, list_images, opened, read_image
 from dlgsanet.data.known_sets import PUBLISHED_BICUBIC
 from dlgsanet.data.layout import lr_path
 from dlgsanet.data.parallel import for_each
@@ -63,8 +63,8 @@ def check_root(root: Path, workers: int | None = None) -> tuple[list[Picture], l
     faults = [fault for picture in pictures for fault in picture.faults]
     for scale in scales:
         expected = {lr_path(root, picture.path.stem, scale).name for picture in pictures}
-        folder = root / "LR_bicubic" / f"X{scale}"
-        faults += [f"{path}: has no original" for path in sorted(folder.iterdir()) if path.name not in expected]
+        present = sorted(path for path in (root / "LR_bicubic" / f"X{scale}").iterdir() if is_image_name(path.name))
+        faults += [f"{path}: has no original" for path in present if path.name not in expected]
     return pictures, faults + list(_twice(pictures))
 
 
@@ -101,13 +101,13 @@ def near_duplicates(pictures: Sequence[Picture], others: Sequence[Picture]) -> l
 def _check_original(path: Path, root: Path, scales: Sequence[int]) -> Picture:
     picture = Picture(path)
     image = _examine(path, picture)
+    lr_images = {scale: _examine(lr_path(root, path.stem, scale), picture) for scale in scales}
     if image is None:
         return picture
     picture.size = image.shape[0], image.shape[1]
     picture.digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
     picture.thumbnail = _thumbnail(image)
-    for scale in scales:
-        lr = _examine(lr_path(root, path.stem, scale), picture)
+    for scale, lr in lr_images.items():
         if min(picture.size) < scale:
             picture.faults.append(f"{path}: {picture.size[1]}x{picture.size[0]} pixels are too few for x{scale}")
         elif lr is not None:
@@ -119,8 +119,9 @@ def _examine(path: Path, picture: Picture) -> np.ndarray | None:
     """The image, if it can be used; what is wrong or odd about the file goes to `picture`."""
     try:
         with opened(path) as header:
-            if Image.registered_extensions().get(path.suffix.lower()) != header.format:
-                picture.faults.append(f"{path}: holds {header.format}, its name says otherwise")
+            held = "JPEG" if header.format == "MPO" else header.format  # a camera's JPEG with a preview behind it
+            if Image.registered_extensions().get(path.suffix.lower()) != held:
+                picture.faults.append(f"{path}: holds {held}, its name says otherwise")
             if header.mode not in ("L", "RGB"):
                 kind = {"P": "a palette", "1": "black and white"}.get(header.mode, f"{header.mode} pixels")
                 picture.notes.append(f"{path}: has {kind}")

@@ -1,7 +1,7 @@
 """A data root as the option files expect it.
 
-ROOT/HR/0001.png                   the originals, PNG, pixels untouched
-ROOT/LR_bicubic/X4/0001x4.png      cropped to a multiple of 4 and shrunk by MATLAB's rule
+- `ROOT/HR/0001.png`: the originals, PNG, pixels untouched;
+- `ROOT/LR_bicubic/X4/0001x4.png`: cropped to a multiple of 4 and shrunk by MATLAB's rule
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,7 +86,8 @@ def _lay_out_one(original: tuple[str, Source], root: Path, scales: Sequence[int]
 def _is_plain_png(source: Source, content: bytes) -> bool:
     """Whether the file can be kept as it is: any reader gets from it the pixels that `read_image` does."""
     with opened(Path(source.name), content) as header:
-        return header.format == "PNG" and header.mode in ("L", "RGB") and not header.has_transparency_data
+        plain = header.mode in ("L", "RGB") and not header.has_transparency_data and not header.getexif()
+        return header.format == "PNG" and plain
 
 
 def _lr_is_there(root: Path, stem: str, scale: int, hr_size: tuple[int, int]) -> bool:

@@ -5,11 +5,11 @@ of a pair may differ in their format.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dlgsanet.data.images import list_images
+from dlgsanet.data.lmdb_images import lmdb_images
 from dlgsanet.data.sources import Source, file_source
 from dlgsanet.errors import UserError
 
@@ -68,28 +68,8 @@ def _named_in(meta_info: Path, root: Path) -> list[Path]:
 
 
 def _lmdb_pairs(gt_root: Path, lq_root: Path) -> list[tuple[Source, Source]]:
-    gt_images, lq_images = _lmdb_images(gt_root, "dataroot_gt"), _lmdb_images(lq_root, "dataroot_lq")
+    gt_images, lq_images = lmdb_images(gt_root, "dataroot_gt"), lmdb_images(lq_root, "dataroot_lq")
     unpaired = sorted(set(gt_images) ^ set(lq_images))
     if unpaired:
         raise UserError(f"{len(unpaired)} keys are in one of {gt_root} and {lq_root} alone, first {unpaired[0]!r}")
     return [(gt_images[key], lq_images[key]) for key in sorted(gt_images)]
-
-
-def _lmdb_images(root: Path, option: str) -> dict[str, Source]:
-    """The images of an LMDB data base as BasicSR lays it out, by key."""
-    import lmdb
-
-    try:
-        keys = [line.split(".")[0] for line in (root / "meta_info.txt").read_text().splitlines()]
-        base = lmdb.open(str(root), readonly=True, lock=False, readahead=False)
-    except (OSError, lmdb.Error) as error:
-        raise UserError(f"{option}: {root} is not an LMDB data base of BasicSR's kind: {error}") from None
-
-    def read(key: str) -> bytes:
-        with base.begin() as transaction:
-            content = transaction.get(key.encode("ascii"))
-        if content is None:
-            raise UserError(f"{option}: {root} has no image {key!r}, which its meta_info.txt names")
-        return content
-
-    return {key: Source(key, root / "data.mdb", partial(read, key)) for key in keys}

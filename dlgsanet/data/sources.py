@@ -84,7 +84,10 @@ def _files(root: Path) -> Members:
 
 
 def _zip_members(root: Path) -> Members:
-    archive = zipfile.ZipFile(root)
+    try:
+        archive = zipfile.ZipFile(root)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{root}: a damaged ZIP archive: {error}") from None
 
     def read(name: str) -> bytes:
         try:

@@ -1,7 +1,7 @@
 """Sub-images: overlapping pieces of large originals, which BasicSR's `PairedImageDataset` reads faster than the whole.
 
-The recipe is BasicSR's for DIV2K: pieces of 480x480 every 240 pixels, the last of a row flush with the border if at
-least a threshold of pixels would be left out without it; `0001_s001.png` is the first of `0001.png`, and goes by the
+The recipe is BasicSR's for DIV2K: pieces of 480x480 every 240 pixels, the last of a row flush with the border if more
+than a threshold of pixels would be left out without it; `0001_s001.png` is the first of `0001.png`, and goes by the
 same name among the HR and among the LR pieces.
 """
 

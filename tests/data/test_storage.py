@@ -10,6 +10,8 @@ import pytest
 
 from dlgsanet.data.cached_paired_dataset import CachedPairedImageDataset
 from dlgsanet.data.images import png_bytes, read_image
+from dlgsanet.data.lmdb_images import lmdb_images
+from dlgsanet.data.pairs import find_pairs
 from dlgsanet.data.prepare import main
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
@@ -203,3 +205,23 @@ def test_meta_info_names_damaged_images(root, tmp_path):
     with pytest.raises(UserError, match=r"cannot be read \(1\): .*coffee.png: .*truncated"):
         data("meta-info", root / "HR", tmp_path / "meta.txt")
     assert not (tmp_path / "meta.txt").exists()
+
+
+def test_a_data_base_may_be_in_use_twice(root):
+    data("lmdb", root, "--scales", 4)
+    opt = {
+        "dataroot_gt": str(root / "HR.lmdb"),
+        "dataroot_lq": str(root / "LR_bicubic_X4.lmdb"),
+        "io_backend": {"type": "lmdb"},
+    }
+    first, second = find_pairs(opt), find_pairs(opt)
+    assert [gt.read() for gt, _ in first] == [gt.read() for gt, _ in second]
+
+
+def test_a_key_without_an_image_is_named(root):
+    data("lmdb", root, "--scales", 4)
+    with open(root / "HR.lmdb/meta_info.txt", "a") as meta_info:
+        meta_info.write("ghost.png (1,1,3) 1\n")
+    (ghost,) = (image for key, image in lmdb_images(root / "HR.lmdb", "dataroot_gt").items() if key == "ghost")
+    with pytest.raises(UserError, match=r"dataroot_gt: .*HR.lmdb has no image 'ghost'"):
+        ghost.read()
