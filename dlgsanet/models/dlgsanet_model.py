@@ -116,7 +116,6 @@ class DLGSANetModel(SRModel):
         for number, (lq, gt) in enumerate(parts, 1):
             for name, loss in self._forward_backward(lq, gt, len(parts), last=number == len(parts)).items():
                 terms[name] = terms.get(name, 0) + loss
-        self.mark("backward")
         self._step(terms)
         self.mark("step")
 
@@ -132,6 +131,7 @@ class DLGSANetModel(SRModel):
             total = torch.stack([*terms.values()]).sum() / parts
             self.mark("forward")
             self.scaler.scale(total).backward()
+            self.mark("backward")
         return {name: term.detach() / parts for name, term in terms.items()}
 
     def _loss_terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ class Loop:
             logger.info(text)
             losses = {f"losses/{name}" if name.startswith("l_") else name: value for name, value in log.items()}
             speed = self.batch_size / self.pace.seconds_per_iteration
-            more = {"learning_rate": rate, "images_per_second": speed, "memory_gb": _memory()}
+            more = {"learning_rate": rate, "images_per_second": speed, "memory_gb": peak_memory()}
             self.board.scalars(losses | more, iteration)
 
     def _save_is_due(self) -> bool:
@@ -183,7 +183,7 @@ def _best(position: Position) -> tuple[float, str]:
     return position.best["value"], f"{position.best['iteration']:,}"
 
 
-def _memory() -> float:
+def peak_memory() -> float:
     """Peak memory in GB: of the GPU, or of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9

@@ -73,7 +73,7 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
         _make_folders(options)
     line = start_logging(checkpoints.root if options["rank"] == 0 else None)
 
-    train_set, validation_sets = _data_sets(options)
+    train_set, validation_sets = data_sets(options)
     model = build_model(deepcopy(options))
     epoch_length = len(train_set) * options["datasets"]["train"].get("dataset_enlarge_ratio", 1)
     position = Position()
@@ -85,7 +85,7 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     return Loop(
         options,
         model,
-        _batches(options, train_set, epoch_length, position),
+        batches_of(options, train_set, epoch_length, position),
         batch_size,
         epoch_length,
         validation_sets,
@@ -119,7 +119,7 @@ def _batch_of_a_rank(options: dict[str, Any]) -> int:
     return options["datasets"]["train"]["batch_size_per_gpu"] * options["train"].get("accumulate", 1)
 
 
-def _data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
+def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
     train_set, validation_sets = None, []
     for key, opt in options["datasets"].items():
         opt["manual_seed"] = options["manual_seed"]
@@ -141,7 +141,7 @@ def _check_pairs(where: str, opt: dict[str, Any]) -> None:
         raise UserError(f"{where}: {error}") from None
 
 
-def _batches(options: dict[str, Any], train_set: Any, epoch_length: int, position: Position):
+def batches_of(options: dict[str, Any], train_set: Any, epoch_length: int, position: Position):
     opt = options["datasets"]["train"]
     stream = SampleStream(
         epoch_length,

@@ -38,7 +38,9 @@ case "$1 $2" in
 esac
 """
 # Starts the tasks, passes signals on to them, and ends with the largest of their exit codes.
-SRUN = f"#!{sys.executable}" + """
+SRUN = (
+    f"#!{sys.executable}"
+    + """
 import os, signal, subprocess, sys
 tasks = [
     subprocess.Popen(sys.argv[1:], env=os.environ | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)})
@@ -48,6 +50,7 @@ for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, lambda number, frame: [task.send_signal(number) for task in tasks])
 sys.exit(max(task.wait() for task in tasks))
 """
+)
 OVERRIDES = [
     "datasets:train:gt_size=24", "datasets:train:num_worker_per_gpu=0", "datasets:train:patches_per_image=2",
     "network_g:dim=12", "network_g:groups=1", "network_g:blocks=1", "network_g:window_size=3", "train:total_iter=12",
