@@ -2,7 +2,6 @@
 images that are there twice, and images of one root that are also in another."""
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from PIL import Image
 
 from dlgsanet.data.images import UnreadableImageError, is_image_name, list_images, opened, read_image
 from dlgsanet.data.known_sets import PUBLISHED_BICUBIC
-from dlgsanet.data.layout import lr_path
+from dlgsanet.data.layout import lr_path, scales_of
 from dlgsanet.data.parallel import for_each
 from dlgsanet.data.resize import downscale, imresize
 from dlgsanet.metrics.psnr_ssim import psnr
@@ -42,11 +41,6 @@ class Picture:
 def originals_of(root: Path) -> list[Path]:
     """The originals of a data root, or the images of a folder that is not laid out as one."""
     return list_images(root / "HR" if (root / "HR").is_dir() else root, "ROOT")
-
-
-def scales_of(root: Path) -> list[int]:
-    folders = (root / "LR_bicubic").glob("X*")
-    return sorted(int(folder.name[1:]) for folder in folders if re.fullmatch(r"X\d+", folder.name))
 
 
 def check_root(root: Path, workers: int | None = None) -> tuple[list[Picture], list[str]]:

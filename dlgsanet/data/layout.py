@@ -43,6 +43,12 @@ def lr_path(root: Path, stem: str, scale: int) -> Path:
     return root / "LR_bicubic" / f"X{scale}" / f"{stem}x{scale}.png"
 
 
+def scales_of(root: Path) -> list[int]:
+    """The scales that a data root has LR images of."""
+    folders = (root / "LR_bicubic").glob("X*")
+    return sorted(int(folder.name[1:]) for folder in folders if folder.name[1:].isdecimal())
+
+
 def lay_out(originals: Mapping[str, Source], root: Path, scales: Sequence[int], workers: int | None = None) -> Outcome:
     """Write the HR and LR images of `originals` (name without extension -> image) that `root` does not have yet.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from dlgsanet.data.known_sets import KNOWN_SETS, KnownSet
 from dlgsanet.errors import UserError
 
+DEFAULT_SCALES = (2, 3, 4)
 EXAMPLES = """examples:
   dlgsanet data div2k                                  download and lay out datasets/DIV2K and datasets/DIV2K_valid
   dlgsanet data div2k DIV2K_train_HR.zip               the same from an archive (or folder) that is there already
@@ -37,36 +38,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run, text: str, scales: bool = True) -> argparse.ArgumentParser:
+    def command(name: str, run, text: str, scales: str = "") -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         if scales:
-            added.add_argument(
-                "--scales", type=_scale, nargs="+", default=[2, 3, 4], metavar="S", help="default: 2 3 4"
-            )
+            added.add_argument("--scales", type=_scale, nargs="+", metavar="S", help=f"default: {scales}")
         added.add_argument("--workers", type=_at_least_one, metavar="N", help="threads; default: one for each core")
         return added
 
     for name, known in KNOWN_SETS.items():
-        known_set = command(name, _known_set, known.title)
+        known_set = command(name, _known_set, known.title, "2 3 4")
         known_set.set_defaults(known=known)
         fetched = "downloaded if left out" if known.addresses else f"from {known.source}"
         known_set.add_argument(
             "source", type=Path, nargs="*", help=f"archives or folders with the originals; {fetched}"
         )
         _add_root(known_set)
-    folder = command("folder", _folder, "any folder or archive of images")
+    folder = command("folder", _folder, "any folder or archive of images", "2 3 4")
     folder.add_argument("source", type=Path, help="PNG, JPEG, BMP, TIFF or WebP images, or a ZIP or tar of them")
     folder.add_argument("--name", required=True, help="of the set: its folder under the root")
     _add_root(folder)
 
-    check = command("check", _check, "open every image, check pairs, look for duplicates", scales=False)
+    check = command("check", _check, "open every image, check pairs, look for duplicates")
     check.add_argument("data_root", type=Path, metavar="ROOT", help="data root, or folder of images")
     check.add_argument(
         "--against", type=Path, nargs="+", default=[], metavar="ROOT", help="must share no picture with it"
     )
 
-    subimages = command("subimages", _subimages, "cut HR and LR images into pieces")
+    subimages = command("subimages", _subimages, "cut HR and LR images into pieces", "those that ROOT has")
     subimages.add_argument("data_root", type=Path, metavar="ROOT")
     for option, default, text in (
         ("size", 480, "of a piece"),
@@ -77,11 +76,11 @@ def _parser() -> argparse.ArgumentParser:
             f"--{option}", type=int, default=default, help=f"{text}, in HR pixels; default: {default}"
         )
 
-    lmdb = command("lmdb", _lmdb, "store HR and LR images for BasicSR's io_backend lmdb")
+    lmdb = command("lmdb", _lmdb, "store HR and LR images for BasicSR's io_backend lmdb", "those that ROOT has")
     lmdb.add_argument("data_root", type=Path, metavar="ROOT")
     lmdb.add_argument("--sub", action="store_true", help="the pieces that `subimages` cut, not whole images")
 
-    meta_info = command("meta-info", _meta_info, "list the images of a folder with their sizes", scales=False)
+    meta_info = command("meta-info", _meta_info, "list the images of a folder with their sizes")
     meta_info.add_argument("folder", type=Path)
     meta_info.add_argument("target", type=Path, help="the file to write, for meta_info_file")
     return parser
@@ -112,7 +111,7 @@ def _known_set(arguments: argparse.Namespace) -> int:
     archives = arguments.source or _downloaded(arguments.known, arguments.root / "archives")
     parts = find_originals(arguments.known, archives)
     outcomes = [
-        lay_out(originals, arguments.root / part, arguments.scales, arguments.workers)
+        lay_out(originals, arguments.root / part, arguments.scales or DEFAULT_SCALES, arguments.workers)
         for part, originals in parts.items()
     ]
     return _report([str(outcome) for outcome in outcomes], [line for outcome in outcomes for line in outcome.skipped])
@@ -135,7 +134,8 @@ def _folder(arguments: argparse.Namespace) -> int:
     from dlgsanet.data.layout import lay_out
     from dlgsanet.data.sources import images_of
 
-    outcome = lay_out(images_of(arguments.source), arguments.root / arguments.name, arguments.scales, arguments.workers)
+    root, scales = arguments.root / arguments.name, arguments.scales or DEFAULT_SCALES
+    outcome = lay_out(images_of(arguments.source), root, scales, arguments.workers)
     return _report([str(outcome)], outcome.skipped)
 
 
@@ -152,20 +152,23 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _subimages(arguments: argparse.Namespace) -> int:
+    from dlgsanet.data.layout import scales_of
     from dlgsanet.data.subimages import Recipe, cut, sub_folders
 
+    root, scales = arguments.data_root, arguments.scales or scales_of(arguments.data_root)
     recipe = Recipe(arguments.size, arguments.step, arguments.threshold)
-    pieces, skipped = cut(arguments.data_root, arguments.scales, recipe, arguments.workers)
-    folders = sub_folders(arguments.data_root, arguments.scales).values()
-    return _report([f"{folder}: {pieces} pieces" for folder in folders], skipped)
+    pieces, skipped = cut(root, scales, recipe, arguments.workers)
+    return _report([f"{folder}: {pieces} pieces" for folder in sub_folders(root, scales).values()], skipped)
 
 
 def _lmdb(arguments: argparse.Namespace) -> int:
+    from dlgsanet.data.layout import scales_of
     from dlgsanet.data.storage import write_lmdb
     from dlgsanet.data.subimages import sub_folders
 
-    root, sub = arguments.data_root, "_sub" if arguments.sub else ""
-    folders = sub_folders(root, arguments.scales) if arguments.sub else _whole_folders(root, arguments.scales)
+    root, scales = arguments.data_root, arguments.scales or scales_of(arguments.data_root)
+    folders = sub_folders(root, scales) if arguments.sub else _whole_folders(root, scales)
+    sub = "_sub" if arguments.sub else ""
     for scale, folder in folders.items():
         target = root / (f"HR{sub}.lmdb" if scale == 1 else f"LR_bicubic_X{scale}{sub}.lmdb")
         if target.exists():

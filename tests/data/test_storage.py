@@ -143,6 +143,14 @@ def test_lmdb_of_sub_images(root):
     assert (root / "LR_bicubic_X2_sub.lmdb/data.mdb").exists()
 
 
+def test_scales_are_those_of_the_root(root):
+    shutil.rmtree(root / "LR_bicubic/X3")
+    data("subimages", root, "--size", 96, "--step", 48)
+    data("lmdb", root)
+    assert sorted(path.name for path in (root / "LR_bicubic").iterdir()) == ["X2", "X2_sub", "X4", "X4_sub"]
+    assert sorted(path.name for path in root.glob("*.lmdb")) == ["HR.lmdb", "LR_bicubic_X2.lmdb", "LR_bicubic_X4.lmdb"]
+
+
 def test_lmdb_that_is_there_is_kept(root, capsys):
     data("lmdb", root, "--scales", 4)
     written = (root / "HR.lmdb/data.mdb").stat().st_mtime_ns
