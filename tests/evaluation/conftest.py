@@ -56,7 +56,7 @@ def option_file(tmp_path, photographs) -> Path:
     """A test option file whose weights are there."""
     options = {
         "name": "small",
-        "model_type": "SRModel",
+        "model_type": "DLGSANetModel",
         "scale": 2,
         "num_gpu": 1,
         "datasets": {

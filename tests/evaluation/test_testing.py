@@ -63,6 +63,24 @@ def test_the_network_in_the_file_is_the_one_that_is_tested(run, option_file):
     np.testing.assert_array_equal(picture, (output.clip(0, 1) * 255).round().astype(np.uint8))
 
 
+def test_formats_and_models_score_alike(run, option_file):
+    """.pth and .safetensors, our model and BasicSR's, which published files name."""
+    assert run()[0] == 0
+    first = scores(option_file.parent)
+    small_weights(option_file.parent / "small.safetensors")
+    assert run("--force_yml", f"path:pretrain_network_g={option_file.parent}/small.safetensors")[0] == 0
+    assert scores(option_file.parent) == first
+    assert run("--force_yml", "model_type=SRModel")[0] == 0
+    assert scores(option_file.parent) == first
+
+
+def test_basicsrs_model_names_weights_of_another_size(run, option_file):
+    small_weights(option_file.parent / "small.pth", dim=24)
+    code, _, err = run("--force_yml", "model_type=SRModel")
+    assert code == 2
+    assert "small.pth: size mismatch" in err[-1]
+
+
 def test_random_weights_need_permission(run, option_file):
     nameless = "path:pretrain_network_g=~"
     code, _, err = run("--force_yml", nameless)
@@ -98,7 +116,7 @@ def remove(path):
     [
         (lambda root: (root / "small.pth").unlink(), "there is no file"),
         (lambda root: (root / "small.pth").write_bytes(b"PK broken"), "small.pth"),
-        (lambda root: small_weights(root / "small.pth", dim=24), "size mismatch"),
+        (lambda root: small_weights(root / "small.pth", dim=24), "its weights do not fit network_g"),
         (lambda root: remove(root / "datasets/Photos/HR"), "there is no datasets/Photos/HR"),
         (lambda root: remove(root / "datasets/Photos/LR_bicubic/X2"), "there is no datasets/Photos/LR_bicubic/X2"),
         (lambda root: (root / "datasets/Photos/LR_bicubic/X2/coffeex2.png").unlink(), "for coffee.png"),
