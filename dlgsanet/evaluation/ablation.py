@@ -137,7 +137,7 @@ def _score(options: dict[str, Any], variant: str, seed: int, with_bicubic: bool)
             name = f"{variant} {seed}"
             outputs = {name: picture.output} | ({BICUBIC: bicubic(picture.lr, scale)} if with_bicubic else {})
             for method, image in outputs.items():
-                rows.append(Row(dataset["name"], picture.pair.name, method, score(image, picture.hr, metrics)))
+                rows.append(Row(dataset["name"], picture.pair.name, method, score(picture, image, metrics)))
     return rows
 
 

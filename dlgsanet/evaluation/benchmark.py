@@ -204,7 +204,7 @@ def _attempt(job: Job, settings: Settings) -> list[dict[str, float]] | str:
     try:
         metrics = {name: _metric(name, job.entry.scale) for name in settings.metrics}
         return [_finish(job, picture, metrics, settings.output) for picture in _pictures(job, settings.batch)]
-    except (UserError, ValueError) as error:
+    except UserError as error:
         return f"{job.entry.name} x{job.entry.scale}: {error}" if metrics else str(error)
 
 
@@ -232,7 +232,7 @@ def _network(entry: Entry, device: str):
 def _finish(job: Job, picture: Picture, metrics: dict[str, Metric], output: Path) -> dict[str, float]:
     path = picture_path(output, job.entry.scale, job.entry.name, job.dataset, picture.pair.name)
     write_whole(path, png_bytes(picture.output))
-    return score(picture.output, picture.hr, metrics)
+    return score(picture, picture.output, metrics)
 
 
 def _cost(outcome: Outcome, journal: Journal, settings: Settings) -> None:

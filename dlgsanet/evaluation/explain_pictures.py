@@ -2,30 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from dlgsanet.evaluation.attribution import Attribution
-from dlgsanet.files import written_aside
-
-INK, FRAME = "#1a1c20", "#e8b200"
-
-
-def _figure(size: tuple[float, float]) -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"font.size": 8, "pdf.fonttype": 42, "text.color": INK})
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, layout="constrained")
-
-
-def _write(figure: Any, path: Path) -> None:
-    with written_aside(path) as file:
-        figure.savefig(file, format=path.suffix[1:] or "png", dpi=200)
+from dlgsanet.evaluation.plotting import FRAME, INK, new_figure, write_figure
 
 
 def attribution_picture(
@@ -43,7 +25,7 @@ def attribution_picture(
 
     x, y, side = box
     height, width = lr.shape[:2]
-    figure = _figure((7.2, 0.4 + len(found) * 2.4 * min(1.0, height / width)))
+    figure = new_figure(7.2, 0.4 + len(found) * 2.4 * min(1.0, height / width), layout="constrained")
     axes = figure.subplots(len(found), 3, squeeze=False)
     gray = lr.astype(float).mean(2) / 255
     for row, (name, attribution) in zip(axes, found.items(), strict=True):
@@ -66,13 +48,13 @@ def attribution_picture(
         place = (min(x, side) - 0.5, min(y, side) - 0.5)
         row[2].add_patch(Rectangle(place, side, side, fill=False, edgecolor=FRAME, linewidth=1.5))
         row[2].set_title("output around the window")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def kept_picture(path: Path, name: str, shares: Tensor) -> None:
     """The share of kept similarities [layers, heads] as a table in colours."""
     layers, heads = shares.shape
-    figure = _figure((1.5 + 0.62 * heads, 1.1 + 0.3 * layers))
+    figure = new_figure(1.5 + 0.62 * heads, 1.1 + 0.3 * layers, layout="constrained")
     axis = figure.subplots()
     values = shares.numpy() * 100
     image = axis.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
@@ -86,7 +68,7 @@ def kept_picture(path: Path, name: str, shares: Tensor) -> None:
     axis.set_title(f"{name}: similarities kept [%]")
     axis.tick_params(length=0)
     figure.colorbar(image, ax=axis, label="%")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def filters_picture(path: Path, lr: np.ndarray, points: Sequence[tuple[int, int]], filters: Tensor) -> None:
@@ -95,7 +77,7 @@ def filters_picture(path: Path, lr: np.ndarray, points: Sequence[tuple[int, int]
     Each layer has its own range of colours, the same for all points, symmetric about 0 (white).
     """
     count, layers, groups, window, _ = filters.shape
-    figure = _figure((2.4 + 2.5 * count, max(2.6, 0.7 + 0.36 * layers)))
+    figure = new_figure(2.4 + 2.5 * count, max(2.6, 0.7 + 0.36 * layers), layout="constrained")
     axes = figure.subplots(1, count + 1, width_ratios=[1.0] + [1.15] * count)
     axes[0].imshow(lr, interpolation="nearest")
     for number, (x, y) in enumerate(points, 1):
@@ -119,4 +101,4 @@ def filters_picture(path: Path, lr: np.ndarray, points: Sequence[tuple[int, int]
         axis.set_title(f"point {number + 1} ({points[number][0]}, {points[number][1]})")
         axis.set_xlabel("groups of channels")
     axes[1].set_ylabel("MHDLSA layer")
-    _write(figure, path)
+    write_figure(figure, path)

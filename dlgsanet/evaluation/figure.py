@@ -14,11 +14,9 @@ from dlgsanet.evaluation.benchmark import picture_path
 from dlgsanet.evaluation.crops import Crop
 from dlgsanet.evaluation.page import telling_crop
 from dlgsanet.evaluation.pairs import list_pairs, read_pair
+from dlgsanet.evaluation.plotting import FRAME, new_figure, write_figure
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.tables import figure as formatted
-from dlgsanet.files import written_aside
-
-INK, FRAME = "#1a1c20", "#e8b200"
 
 
 @dataclass(frozen=True)
@@ -79,28 +77,20 @@ def _read_results(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: not a benchmark's results ({error})") from None
 
 
-def write_figure(panels: Sequence[Panel], stem: Path, width: float = 7.16) -> list[Path]:
+def write_panels(panels: Sequence[Panel], stem: Path, width: float = 7.16) -> list[Path]:
     """Write `stem`.pdf and `stem`.png; `width` in inches is by default that of two columns of an IEEE page.
 
     Raises:
         UserError: they cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"font.size": 7, "pdf.fonttype": 42, "text.color": INK, "font.family": "DejaVu Sans"}):
-        heights = [_height(panel, width) for panel in panels]
-        page = plt.figure(figsize=(width, sum(heights)))
-        parts = page.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)
-        for part, panel in zip(parts.ravel(), panels, strict=True):
-            _draw(part, panel, width)
-        paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-        for path in paths:
-            with written_aside(path) as file:
-                page.savefig(file, format=path.suffix[1:], dpi=300)
-        plt.close(page)
+    heights = [_height(panel, width) for panel in panels]
+    page = new_figure(width, sum(heights))
+    parts = page.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)
+    for part, panel in zip(parts.ravel(), panels, strict=True):
+        _draw(part, panel, width)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
+    for path in paths:
+        write_figure(page, path, dpi=300)
     return paths
 
 

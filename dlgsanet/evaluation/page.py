@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -50,7 +49,7 @@ def write_page(outcome: Outcome, metrics: tuple[str, ...], output: Path, picture
     }
     page = resources.files("dlgsanet.evaluation").joinpath("page.html").read_text(encoding="utf-8")
     # "<" would let a name end the script element
-    text = json.dumps(_finite(data), ensure_ascii=False).replace("<", "\\u003c")
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
     path = output / f"x{outcome.scale}.html"
     write_whole(path, page.replace("{{scale}}", str(outcome.scale)).replace("{{data}}", text).encode())
     return path
@@ -134,12 +133,3 @@ def _paper_points(outcome: Outcome) -> list[dict[str, Any]]:
         for e in outcome.entries
         if e.size and not e.ensemble
     ]
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no infinity, which is the PSNR of a perfect picture."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

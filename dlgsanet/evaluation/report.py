@@ -1,6 +1,7 @@
 """The benchmark's outcome as tables: terminal, Markdown, LaTeX, CSV and JSON."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def _notes(outcome: Outcome, metrics: tuple[str, ...]) -> str:
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
-    return {
+    """All that is known, as JSON allows it."""
+    known = {
         "scale": outcome.scale,
         "methods": [
             {
@@ -114,7 +116,17 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
         "images": [_row_json(row) for row in outcome.rows],
         "failures": outcome.failures,
     }
+    return _finite(known)
 
 
 def _row_json(row: Row) -> dict[str, Any]:
     return {"data set": row.dataset, "image": row.image, "method": row.method, **row.scores}
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity, which is the PSNR of a perfect picture."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -61,11 +61,19 @@ def score_pairs(
     Raises:
         UserError: see `super_resolve`.
     """
-    return [score(p.output, p.hr, metrics) for p in super_resolve(network, pairs, scale, device)]
+    return [score(p, p.output, metrics) for p in super_resolve(network, pairs, scale, device)]
 
 
-def score(image: np.ndarray, reference: np.ndarray, metrics: Mapping[str, Metric]) -> dict[str, float]:
-    return {name: of(image, reference) for name, of in metrics.items()}
+def score(picture: Picture, image: np.ndarray, metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Every metric of an image, compared with the picture's original.
+
+    Raises:
+        UserError: the picture is too small for a metric.
+    """
+    try:
+        return {name: of(image, picture.hr) for name, of in metrics.items()}
+    except ValueError as error:
+        raise UserError(f"{picture.pair.hr}: cannot be scored: {error}") from error
 
 
 def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:

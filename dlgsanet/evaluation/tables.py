@@ -10,9 +10,9 @@ from dataclasses import dataclass
 _DECIMALS = {"psnr": 2, "psnr_rgb": 2, "ssim": 4, "ssim_rgb": 4}
 
 
-def figure(metric: str, value: float) -> str:
-    """A score as tables show it: `32.46`, `0.8984`; an infinite PSNR is `inf`."""
-    return "inf" if math.isinf(value) else f"{value:.{_DECIMALS.get(metric, 4)}f}"
+def figure(metric: str, value: float | None) -> str:
+    """A score as tables show it: `32.46`, `0.8984`; an infinite PSNR (None in JSON) is `inf`."""
+    return "inf" if value is None or math.isinf(value) else f"{value:.{_DECIMALS.get(metric, 4)}f}"
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,11 @@ class Table:
         ]
 
 
+_TEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "×": r"$\times$", "−": "$-$"}
+)
+
+
 def _tex(cell: str) -> str:
-    for character in "\\&%$#_{}~^":
-        replacement = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-        cell = cell.replace(character, replacement.get(character, f"\\{character}")) if character != "\\" else cell
-    return cell.replace("×", r"$\times$").replace("−", "$-$")
+    return cell.translate(_TEX)

@@ -48,7 +48,7 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
                 name = f"{picture.pair.lr.stem}_{validation.get('suffix') or method}.png"
                 write_whole(Path(options["path"]["visualization"], dataset, name), png_bytes(picture.output))
             for by, image in {BICUBIC: bicubic(picture.lr, scale), method: picture.output}.items():
-                rows.append(Row(dataset, picture.pair.name, by, score(image, picture.hr, metrics)))
+                rows.append(Row(dataset, picture.pair.name, by, score(picture, image, metrics)))
     return _report(rows, list(metrics), Path(options["path"]["results_root"]), f"{method}, ×{scale}")
 
 

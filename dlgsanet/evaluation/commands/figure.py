@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
 
     from dlgsanet.errors import UserError
     from dlgsanet.evaluation.crops import Crop
-    from dlgsanet.evaluation.figure import read_panel, write_figure
+    from dlgsanet.evaluation.figure import read_panel, write_panels
 
     scale, crop = arguments.scale, Crop(*arguments.crop) if arguments.crop else None
     if crop and (min(crop.x, crop.y) < 0 or crop.side < 1 or any(v % scale for v in (crop.x, crop.y, crop.side))):
@@ -42,5 +42,5 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{which}: write SET/IMAGE, e.g. Set5/butterfly")
         folder = arguments.data_root / name
         panels.append(read_panel(arguments.results, folder, scale, image, arguments.methods, crop))
-    print(*write_figure(panels, arguments.output), sep="\n")
+    print(*write_panels(panels, arguments.output), sep="\n")
     return 0
