@@ -105,7 +105,7 @@ class Guarded:
         self.memory = torch.full((64 + misalignment + size + 2 * GUARD_BYTES,), 0xFF, dtype=torch.uint8)
         start = -self.memory.data_ptr() % 64 + misalignment + GUARD_BYTES
         self.inside = self.memory[start : start + size]
-        self.inside.copy_(tensor.view(-1).view(torch.uint8))
+        self.inside.copy_(tensor.detach().view(-1).view(torch.uint8))
         self.bands = (self.memory[:start], self.memory[start + size :])
 
     def data_ptr(self) -> int:
@@ -114,4 +114,4 @@ class Guarded:
     def put_back(self, kernel: str) -> None:
         if any((band != 0xFF).any() for band in self.bands):
             raise RuntimeError(f"{kernel} writes outside of a tensor {list(self.tensor.shape)}")
-        self.tensor.view(-1).view(torch.uint8).copy_(self.inside)
+        self.tensor.data.view(-1).view(torch.uint8).copy_(self.inside)  # .data: unseen by autograd, as on a GPU

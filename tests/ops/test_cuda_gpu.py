@@ -1,0 +1,188 @@
+"""The CUDA backend on a GPU: `make test-gpu`."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dlgsanet import ops
+from dlgsanet.ops import backends, cuda, reference
+from tests.archs.golden_network import golden_network
+from tests.archs.test_golden import CASES
+from tests.ops.test_cuda_kernels import TOLERANCE, expected_results, fused_arguments, plain_arguments, relative_error
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU is present: nothing was tested on one"),
+]
+
+# (channels, groups, features, window): few, since each is compiled for every dtype.
+LAYERS = [(48, 8, 12, 7), (90, 15, 22, 7), (11, 1, 30, 3), (12, 3, 5, 5), (18, 3, 4, 9)]
+
+
+def random_shape(seed: int) -> tuple[int, ...]:
+    """A shape of `test_cuda_kernels`; every seventh image is a single pixel wide or high."""
+    rng = random.Random(seed)
+    channels, groups, features, window = LAYERS[seed % len(LAYERS)]
+    height, width = rng.randint(1, 130), rng.randint(1, 130)
+    if seed % 7 == 0:
+        height = 1
+    if seed % 14 == 0:
+        width = 1
+    return rng.randint(1, 3), channels, groups, features, window, height, width
+
+
+def on_gpu(arguments) -> list:
+    return [a.cuda() if isinstance(a, Tensor) else a for a in arguments]
+
+
+def results(operation: str, arguments) -> tuple[Tensor, ...]:
+    """The output and all gradients by way of the operator, on the CPU."""
+    tensors = [a.requires_grad_() for a in on_gpu(arguments) if isinstance(a, Tensor)]
+    rest = [a for a in arguments if not isinstance(a, Tensor)]
+    out = getattr(ops, operation)(*tensors, *rest)
+    grads = torch.autograd.grad(out, tensors, tensors[0].detach().roll(1, dims=1))
+    return tuple(t.detach().cpu() for t in (out, *grads))
+
+
+@pytest.fixture(autouse=True)
+def only_the_kernels(monkeypatch):
+    """An operation that the kernels do not take is a failure, not a slower backend."""
+    monkeypatch.setattr(backends, "BACKENDS", {"cuda": "dlgsanet.ops.cuda"})
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_kernels_compute_the_definition(seed):
+    shape, dtype = random_shape(seed), list(TOLERANCE)[seed % len(TOLERANCE)]
+    for operation, arguments_of in (
+        ("dynamic_depthwise_conv", plain_arguments),
+        ("fused_dynamic_depthwise_conv", fused_arguments),
+    ):
+        arguments = arguments_of(shape, dtype)
+        error = relative_error(results(operation, arguments), expected_results(operation, arguments))
+        assert error <= 2 * TOLERANCE[dtype], (operation, shape)  # sums of more pixels than in the emulator
+
+
+def test_the_same_numbers_every_time():
+    arguments = fused_arguments((16, 48, 8, 12, 7, 48, 48), torch.bfloat16)
+    first, second = (results("fused_dynamic_depthwise_conv", arguments) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_channels_last_and_misaligned_views():
+    *tensors, window = on_gpu(fused_arguments((2, 48, 8, 12, 7, 33, 36), torch.float32))
+    expected = ops.fused_dynamic_depthwise_conv(*tensors, window)
+    strided = [t.to(memory_format=torch.channels_last) for t in tensors[:2]]
+    assert torch.equal(ops.fused_dynamic_depthwise_conv(*strided, *tensors[2:], window), expected)
+    shifted = [torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape) for t in tensors[:2]]
+    assert torch.equal(ops.fused_dynamic_depthwise_conv(*shifted, *tensors[2:], window), expected)
+
+
+def test_the_current_stream():
+    arguments = on_gpu(fused_arguments((4, 48, 8, 12, 7, 256, 256), torch.float32))
+    expected = ops.fused_dynamic_depthwise_conv(*arguments)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        late = torch.zeros_like(arguments[0])
+        torch.cuda._sleep(50_000_000)
+        late.copy_(arguments[0])  # a launch on another stream would read the zeros
+        out = ops.fused_dynamic_depthwise_conv(late, *arguments[1:])
+    stream.synchronize()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_device_of_the_tensors():
+    arguments = fused_arguments((1, 48, 8, 12, 7, 30, 30), torch.float32)
+    on_second = [a.to("cuda:1") if isinstance(a, Tensor) else a for a in arguments]
+    out = ops.fused_dynamic_depthwise_conv(*on_second)
+    assert torch.equal(out.cpu(), ops.fused_dynamic_depthwise_conv(*on_gpu(arguments)).cpu())
+
+
+def test_cuda_graphs_replay_forward_and_backward():
+    *tensors, window = on_gpu(fused_arguments((2, 48, 8, 12, 7, 48, 48), torch.float32))
+    tensors = [t.requires_grad_() for t in tensors]
+
+    def step():
+        out = ops.fused_dynamic_depthwise_conv(*tensors, window)
+        return out, *torch.autograd.grad(out, tensors, tensors[0].detach())
+
+    warm_up = torch.cuda.Stream()
+    warm_up.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(warm_up):
+        step()
+    torch.cuda.current_stream().wait_stream(warm_up)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        tensors[0].normal_()
+    graph.replay()
+    for a, b in zip(captured, step(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_loading_within_a_capture_is_refused_with_what_to_do():
+    arguments = on_gpu(fused_arguments((1, 14, 2, 13, 3, 20, 20), torch.float32))
+    with pytest.raises(RuntimeError, match="once before capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        ops.fused_dynamic_depthwise_conv(*arguments)
+
+
+def test_compiled_for_every_size_at_once():
+    compiled = torch.compile(lambda *a: torch.relu(ops.fused_dynamic_depthwise_conv(*a)), fullgraph=True, dynamic=True)
+    for size in [(30, 31), (48, 20), (7, 64)]:
+        arguments = on_gpu(fused_arguments((2, 48, 8, 12, 7, *size), torch.float32))
+        torch.testing.assert_close(compiled(*arguments), torch.relu(ops.fused_dynamic_depthwise_conv(*arguments)))
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_golden_networks(path, monkeypatch):
+    monkeypatch.setattr(backends, "BACKENDS", {"cuda": "dlgsanet.ops.cuda", "reference": "dlgsanet.ops.reference"})
+    case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+    network = golden_network(case).cuda()
+    image = torch.from_numpy(golden["input"]).cuda().requires_grad_()
+    with torch.no_grad():
+        sample = network.eval()(image).cpu().flatten()[::11].numpy()
+    assert np.abs(sample - golden["output_eval_sample"]).max() <= 1e-9 * sample.std()
+    if "output_weight" in golden:
+        (network.train()(image) * torch.from_numpy(golden["output_weight"]).cuda()).sum().backward()
+        assert np.abs(image.grad.cpu().numpy() - golden["grad_input"]).max() <= 1e-9 * golden["grad_input"].std()
+        for name, parameter in network.state_dict(keep_vars=True).items():
+            assert parameter.grad.norm().item() == pytest.approx(case["grad_norms"][name], rel=1e-9)
+
+
+def test_windows_without_kernels_are_refused_with_a_word():
+    *arguments, _ = on_gpu(fused_arguments((1, 4, 2, 3, 11, 9, 9), torch.float32))
+    assert "not 11" in cuda.why_not("fused_dynamic_depthwise_conv", *arguments, 11)
+    expected = reference.fused_dynamic_depthwise_conv(*arguments, 11)
+    assert expected.shape == arguments[0].shape
+
+
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer_finds_nothing(tool):
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    program = (
+        "import torch; from dlgsanet import ops\n"
+        "from tests.ops.test_cuda_gpu import fused_arguments, plain_arguments, results\n"
+        "for shape in [(1, 12, 2, 12, 7, 27, 20), (1, 11, 1, 30, 3, 25, 17)]:\n"
+        "    results('fused_dynamic_depthwise_conv', fused_arguments(shape, torch.float32))\n"
+        "    results('dynamic_depthwise_conv', plain_arguments(shape, torch.float32))\n"
+        "print('ran to its end')\n"
+    )
+    done = subprocess.run(
+        [sanitizer, "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    if done.returncode not in (0, 9) and "ran to its end" not in done.stdout:
+        pytest.skip(f"compute-sanitizer does not run here: {(done.stdout + done.stderr).strip()[-300:]}")
+    assert done.returncode == 0, done.stdout
