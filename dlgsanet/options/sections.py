@@ -168,6 +168,7 @@ _TRAIN = section(
         "scheduler": registered(_schedulers, given=("optimizer",)),
         "total_iter": whole(1),
         "warmup_iter": whole(-1),
+        "deterministic": flag,
         **dict.fromkeys(LOSSES, _LOSS),
         **OWN_STEP,
     },

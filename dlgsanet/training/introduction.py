@@ -10,6 +10,8 @@ import torch
 from dlgsanet.training.state import Position
 from dlgsanet.training.validation import ValidationSet
 
+SWITCHES = ("compile", "channels_last", "deterministic")
+
 logger = logging.getLogger("dlgsanet")
 
 
@@ -43,7 +45,7 @@ def introduce(
         "Validation": f"{validation}, every {options['val']['val_freq']:,} iterations" if validation_sets else "none",
         "Iterations": f"{position.iteration + 1:,} to {train['total_iter']:,} of {batch_size} samples, {epochs} epochs",
         "Hardware": ranks + hardware(options["num_gpu"]),
-        "Precision": train.get("precision", "fp32") + (", compiled" if train.get("compile") else ""),
+        "Precision": ", ".join([train.get("precision", "fp32"), *(k for k in SWITCHES if train.get(k))]),
         "Resume": _resume(options, position),
     }
     for what, text in lines.items():

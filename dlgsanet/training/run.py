@@ -1,6 +1,7 @@
 """A training run from its option file to its exit code."""
 
 import argparse
+import os
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def _not_of_this_process(error: RuntimeError, options: dict[str, Any]) -> str | 
 
 def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     set_random_seed(options["manual_seed"] + options["rank"])
-    torch.backends.cudnn.benchmark = True
+    _choose_kernels(options["train"].get("deterministic", False))
     checkpoint = _checkpoint_to_resume(options, checkpoints)
     if checkpoint is None:
         _make_folders(options)
@@ -94,6 +95,14 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
         line,
         position,
     )
+
+
+def _choose_kernels(deterministic: bool) -> None:
+    """Let cuDNN time its kernels and take the fastest, or have PyTorch use none whose sums come in varying order."""
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
 
 
 def _checkpoint_to_resume(options: dict[str, Any], checkpoints: Checkpoints) -> Checkpoint | None:

@@ -36,7 +36,8 @@ def test_killed_run_resumes_bit_by_bit(workplace, data_set):
 def test_same_seed_gives_the_same_weights_whatever_the_workers(workplace):
     train_whole(workplace)
     workplace.options["datasets"]["train"]["num_worker_per_gpu"] = 3
-    workplace.train()
+    workplace.options["train"]["deterministic"] = True
+    assert "Precision  fp32, deterministic" in workplace.train()
     assert same_end(workplace, "stopped", "whole")
     workplace.options |= {"name": "other seed", "manual_seed": 11}
     workplace.train()
