@@ -16,6 +16,8 @@ SUBCOMMANDS = {
     "test": ("test a network from an option file: a table of PSNR and SSIM", "dlgsanet.test:main"),
     "data": ("prepare, check and store data sets", "dlgsanet.data.prepare:main"),
     "upscale": ("enlarge pictures and folders of pictures", "dlgsanet.inference.command:main"),
+    "export": ("the network for other programs: ONNX, torch.export", "dlgsanet.inference.export_command:main"),
+    "convert": ("weights between .pth and .safetensors", "dlgsanet.inference.convert_command:main"),
     "benchmark": ("tables and a results page of networks on test sets", "dlgsanet.evaluation.commands.benchmark:main"),
     "figure": ("the benchmark's crops as a figure for a paper", "dlgsanet.evaluation.commands.figure:main"),
     "explain": ("attribution maps, kept similarities, dynamic filters", "dlgsanet.evaluation.commands.explain:main"),

@@ -1,10 +1,12 @@
 """`load_model`: from a file or name to a network that is ready to enlarge pictures."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from dlgsanet.archs.checkpoint import build_network, read_checkpoint
+from dlgsanet.archs.checkpoint import Checkpoint, build_network, network_options, read_checkpoint
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
 from dlgsanet.inference.weights import DEFAULT_NAME, find_weights
@@ -37,11 +39,21 @@ def load_model(
     """
     if precision not in PRECISIONS:
         raise UserError(f"--precision: {precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    path = find_weights(weights, scale, outscale)
-    network = build_network(read_checkpoint(path))
-    if scale is not None and scale != network.upscale:
-        raise UserError(f"--scale: {path} enlarges x{network.upscale}, not x{scale}; leave --scale out")
+    network = build_network(load_checkpoint(weights, scale, outscale))
     return network.to(find_device(device), PRECISIONS[precision])
+
+
+def load_checkpoint(weights: str | Path, scale: int | None, outscale: float = 2) -> Checkpoint:
+    """The file behind `load_model`'s arguments, its metadata completed: ``network_g`` has every option.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    checkpoint = read_checkpoint(find_weights(weights, scale, outscale))
+    options = network_options(checkpoint)
+    if scale is not None and scale != options["upscale"]:
+        raise UserError(f"--scale: {checkpoint.path} enlarges x{options['upscale']}, not x{scale}; leave --scale out")
+    return replace(checkpoint, metadata=checkpoint.metadata | {"network_g": json.dumps(options)})
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

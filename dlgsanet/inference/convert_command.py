@@ -1,0 +1,67 @@
+"""`dlgsanet convert`: weights between .pth, as the published code has them, and .safetensors, with options inside."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from dlgsanet.errors import UserError
+
+EXAMPLES = """\
+examples:
+  dlgsanet convert net_g_latest.pth mine.safetensors --metadata training_data=DIV2K
+  dlgsanet convert published.pth published.safetensors -opt options/test/FILE.yml
+  dlgsanet convert mine.safetensors mine.pth
+
+A .pth of the published code tells nothing of its options. The weights prove most of them; the rest (activation,
+tlc_kernel, sparseedge or edge, img_range) take the published values, unless an option file says otherwise.
+"""
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "dlgsanet convert",
+        description="Convert weights between .pth and .safetensors, names and values kept.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="FROM", help="a .pth or .safetensors file")
+    add("target", type=Path, metavar="TO", help="a .pth or .safetensors file")
+    add("-opt", type=Path, metavar="FILE", help="the option file whose network_g the weights belong to")
+    add("--key", choices=("params", "params_ema"), help="which weights of a .pth (default: params_ema if it has them)")
+    add("--metadata", action="append", default=[], metavar="KEY=VALUE", help="what else to tell in the new file")
+    args = parser.parse_args(argv)
+
+    from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint, write_checkpoint
+
+    checkpoint = read_checkpoint(args.source, args.key)
+    told = dict(_key_and_value(text) for text in args.metadata)
+    if args.opt:
+        checkpoint = replace(checkpoint, metadata=checkpoint.metadata | {"network_g": _network_options_of(args.opt)})
+    options = network_options(checkpoint)
+    build_network(checkpoint)  # or the new file could not be used
+    told = {"scale": str(options["upscale"]), **checkpoint.metadata, **told}
+    write_checkpoint(args.target, checkpoint.state, options, told)
+    print(f"{args.target}: {len(checkpoint.state)} tensors, x{options['upscale']}")
+    return 0
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UserError(f"--metadata: {text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _network_options_of(path: Path) -> str:
+    import json
+
+    import yaml
+
+    try:
+        options = yaml.safe_load(path.read_text())["network_g"]
+        return json.dumps(dict(options))
+    except OSError as error:
+        raise UserError(f"-opt: {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, TypeError, KeyError):
+        raise UserError(f"-opt: {path}: not an option file with a network_g section") from None

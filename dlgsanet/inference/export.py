@@ -1,0 +1,140 @@
+"""Export for other programs: ONNX and `torch.export`, for images of every size, checked by running what was written."""
+
+import io
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
+from dlgsanet.inference.plan import tlc_window
+from dlgsanet.inference.portable import PortableDLGSANet
+
+OPSET = 18
+LARGEST_SIDE = 65536
+TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3}  # of an output value, against PyTorch in float32
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def export(network: DLGSANet, path: Path, precision: str = "fp32", metadata: dict[str, str] | None = None) -> float:
+    """Write a network for programs that do not have this project, and run what was written.
+
+    The graph takes ``image``, float32 [1, in_chans, H, W] in [0, 1], H and W from 1 up, and gives ``enlarged``, float32
+    [1, in_chans, upscale * H, upscale * W], not clipped.
+
+    Args:
+        network: float32, on the CPU, in evaluation mode.
+        path: ends in .onnx (opset 18, no custom operators) or .pt2 (`torch.export`).
+        precision: ``fp32``, or ``fp16``: weights and features in float16, norms and similarities in float32.
+        metadata: kept in an ONNX file as its properties.
+
+    Returns:
+        The largest difference from PyTorch over `checked_sizes`.
+
+    Raises:
+        UserError: another extension, a package is missing, or the result differs by more than 1e-4 (fp16: 5e-3) from
+            PyTorch's; nothing is written then.
+    """
+    portable = PortableDLGSANet(deepcopy(network).half() if precision == "fp16" else network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's own, about its own
+        program = _trace(portable, network.shallow.weight.shape[1], tlc_window(network) or 96)
+        if path.suffix == ".onnx":
+            content = _onnx(program, metadata or {})
+            run = _run_onnx(content)
+        elif path.suffix == ".pt2":
+            content = _pt2(program)
+            run = _run_pt2(content)
+        else:
+            raise UserError(f"-o: {path}: the name must end in .onnx or .pt2")
+    difference = check(network, run)
+    if not difference <= TOLERANCE[precision]:
+        raise UserError(f"{path}: not written, its output differs from PyTorch's by {difference:.1e}")
+    write_whole(path, content)
+    return difference
+
+
+def _trace(portable: PortableDLGSANet, channels: int, window: int) -> torch.export.ExportedProgram:
+    import torch.fx.experimental._config as symbolic
+
+    sizes = {
+        2: torch.export.Dim("height", min=2, max=LARGEST_SIDE),
+        3: torch.export.Dim("width", min=2, max=LARGEST_SIDE),
+    }
+    example = torch.rand(1, channels, 2 * window + 5, window + 3)
+    # Without it the graph would hold for images of several windows alone.
+    with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # made at import
+        return torch.export.export(portable, (example,), dynamic_shapes={"image": sizes}, strict=False)
+
+
+def _onnx(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> bytes:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401  # needed to check; told before the work
+        import onnxscript  # noqa: F401  # torch.onnx needs it
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install onnx onnxscript onnxruntime") from None
+    written = torch.onnx.export(
+        program, input_names=["image"], output_names=["enlarged"], dynamo=True, opset_version=OPSET, verbose=False
+    )
+    assert written is not None
+    model = written.model_proto
+    onnx.helper.set_model_props(model, metadata)
+    return model.SerializeToString()
+
+
+def _run_onnx(content: bytes) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"image": image})[0]
+
+
+def _pt2(program: torch.export.ExportedProgram) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _run_pt2(content: bytes) -> Run:
+    module = torch.export.load(io.BytesIO(content)).module()
+
+    def run(image: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return module(torch.from_numpy(image)).numpy()
+
+    return run
+
+
+def checked_sizes(window: int) -> list[tuple[int, int]]:
+    """Heights and widths below, at, and several windows above the side of the TLC windows."""
+    k = window
+    return [(k // 2, k // 3 + 1), (k, k), (k - 1, k + 1), (2 * k + 1, k // 4 + 1), (k + 7, 3 * k + 5)]
+
+
+def check(network: DLGSANet, run: Run) -> float:
+    """The largest difference of ``run(image)`` from the network over `checked_sizes`, on smooth images."""
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for height, width in checked_sizes(tlc_window(network) or 96):
+        image = _smooth_image(network.shallow.weight.shape[1], height, width, generator)
+        with torch.inference_mode():
+            wanted = network(image).numpy()
+        difference = np.abs(run(image.numpy()) - wanted).max()
+        worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+    return worst
+
+
+def _smooth_image(channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    noise = torch.rand(1, channels, height // 4 + 2, width // 4 + 2, generator=generator)
+    return F.interpolate(noise, (height, width), mode="bicubic").clamp(0, 1)

@@ -1,0 +1,177 @@
+"""Export and conversion: other programs get the same network."""
+
+import itertools
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dlgsanet import load_model
+from dlgsanet.archs.checkpoint import network_options, read_checkpoint, write_checkpoint
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.cli import main
+from dlgsanet.errors import UserError
+from dlgsanet.inference import export as export_module
+from dlgsanet.inference.portable import PortableDLGSANet, _Windows
+from dlgsanet.ops.tlc import window_starts
+
+from .conftest import SMALL, small_network
+
+
+@pytest.mark.parametrize("window", [5, 24])
+def test_windows_in_symbols_are_those_of_the_network(window):
+    for size in [*range(1, 160), *(window * n + r for n in (51, 96, 98) for r in (0, 1, window - 1))]:
+        windows, starts = _Windows(size, window), window_starts(size, window)
+        assert windows._starts(torch.arange(windows.count)).tolist() == starts
+        values = torch.rand(windows.count, windows.side, dtype=torch.float64)
+        total, count = torch.zeros(2, size, dtype=torch.float64)
+        for start, row in zip(starts, values, strict=True):
+            total[start : start + windows.side] += row
+            count[start : start + windows.side] += 1
+        torch.testing.assert_close(windows.join(values, 0), total / count)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"activation": "topk", "topk_ratio": 0.5, "body_norm": True, "upsampler": "pixelshuffle", "upscale": 4},
+        {"idynamic": False, "idynamic_ffn_type": "BaseFFN", "tlc_flag": False, "restormer_ffn_type": "BaseFFN"},
+        {"buildblock_type": "restormer", "img_range": 255.0},
+        {"buildblock_type": "idynamic", "in_chans": 1},
+    ],
+)
+def test_the_portable_network_is_the_network(options):
+    network = small_network(**options)
+    image = torch.rand(2, options.get("in_chans", 3), 61, 40)
+    torch.testing.assert_close(PortableDLGSANet(network)(image), network(image), rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def exported(weights, tmp_path_factory):
+    """A function from a file's name and precision to the file, each made once."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @functools.cache
+    def make(name, precision="fp32"):
+        for package in ("onnx", "onnxscript", "onnxruntime") if name.endswith("onnx") else ():
+            pytest.importorskip(package)
+        arguments = ["export", "--weights", str(weights), "--precision", precision]
+        assert main([*arguments, "-o", str(folder / name)]) == 0
+        return folder / name
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tolerance"),
+    [
+        ("a.onnx", "fp32", 1e-4),
+        ("a.pt2", "fp32", 1e-4),
+        pytest.param("half.onnx", "fp16", 5e-3, marks=pytest.mark.long),
+        pytest.param("half.pt2", "fp16", 5e-3, marks=pytest.mark.long),
+    ],
+)
+def test_exported_files_run_at_every_size(exported, network, name, precision, tolerance):
+    content = exported(name, precision).read_bytes()
+    run = (export_module._run_onnx if name.endswith("onnx") else export_module._run_pt2)(content)
+    for size in [(1, 1), (7, 90), (24, 24), (25, 23), (49, 101)]:
+        image = torch.rand(1, 3, *size)
+        assert np.abs(run(image.numpy()) - network(image).numpy()).max() < tolerance, size
+
+
+def test_onnx_needs_no_operators_of_ours_and_tells_its_options(exported):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported("a.onnx"))
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} == {""}
+    assert {p.key: p.value for p in model.metadata_props}["scale"] == "2"
+
+
+def test_a_pt2_needs_nothing_of_ours(exported):
+    code = (
+        "import sys, torch; m = torch.export.load('a.pt2').module(); "
+        "assert m(torch.rand(1, 3, 30, 50)).shape[3] == 100; sys.exit('dlgsanet' in sys.modules)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    folder = exported("a.pt2").parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=False).returncode == 0
+
+
+def test_an_export_that_differs_is_not_written(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "_run_pt2", lambda content: lambda image: np.zeros((1, 3, 1, 1), np.float32))
+    with pytest.raises(UserError, match="not written, its output differs"):
+        export_module.export(network, tmp_path / "a.pt2")
+    with pytest.raises(UserError, match=r"must end in \.onnx or \.pt2"):
+        export_module.export(network, tmp_path / "a.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_go_both_ways_unchanged(weights, tmp_path):
+    steps = [weights, tmp_path / "b.pth", tmp_path / "c.safetensors"]
+    for source, target in itertools.pairwise(steps):
+        assert main(["convert", str(source), str(target), "--metadata", "license=CC0"]) == 0
+    first, last = read_checkpoint(steps[0]), read_checkpoint(steps[2])
+    assert first.state.keys() == last.state.keys()
+    assert all(torch.equal(first.state[k], last.state[k]) for k in first.state)
+    assert network_options(first) == network_options(last)
+    assert (last.metadata["license"], last.metadata["scale"]) == ("CC0", "2")
+    published = torch.load(steps[1], weights_only=True)["params"]  # as the published code reads it
+    DLGSANet(**SMALL).load_state_dict(published, strict=True)
+
+
+def test_an_option_file_tells_what_weights_do_not(tmp_path):
+    options = SMALL | {"buildblock_type": "edge", "tlc_kernel": 16}
+    write_checkpoint(tmp_path / "a.pth", small_network(**options).state_dict())
+    (tmp_path / "a.yml").write_text(f"network_g: {json.dumps({'type': 'DLGSANet', **options})}")
+    arguments = ["convert", str(tmp_path / "a.pth"), str(tmp_path / "a.safetensors")]
+    assert main([*arguments, "-opt", str(tmp_path / "a.yml")]) == 0
+    image = torch.rand(1, 3, 40, 40)
+    assert torch.equal(load_model(tmp_path / "a.safetensors")(image), small_network(**options)(image))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.pth", "b.pth"], "none.pth: No such file"),
+        (["{weights}", "b.onnx"], "must end in .pth or .safetensors"),
+        (["{weights}", "b.pth", "--metadata", "x"], "--metadata: 'x' is not KEY=VALUE"),
+        (["{weights}", "b.pth", "-opt", "none.yml"], "-opt: none.yml: No such file"),
+        (["{weights}", "b.pth", "-opt", "list.yml"], "not an option file"),
+    ],
+)
+def test_conversions_that_cannot_be(weights, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.yml").write_text("- 1")
+    arguments = [a.format(weights=weights) for a in arguments]
+    assert main(["convert", *arguments]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "b.pth").exists()
+
+
+def test_spandrel_detects_and_loads_ours_and_published_files(weights, network, tmp_path):
+    pytest.importorskip("einops")
+    pytest.importorskip("dlgsanet.basicsr_compat")  # spandrel imports torchvision, which may need adapting
+    spandrel = pytest.importorskip("spandrel")
+    from dlgsanet.inference.spandrel_arch import register
+
+    register()
+    register()
+    options = SMALL | {"tlc_kernel": 96, "body_norm": True, "upsampler": "pixelshuffle"}
+    torch.save({"params_ema": small_network(**options).state_dict()}, tmp_path / "published.pth")
+    state = read_checkpoint(weights).state
+    published = small_network(**SMALL | {"tlc_kernel": 96})  # what a shape does not prove
+    published.load_state_dict(state)
+    for path, wanted in [(weights, published), (tmp_path / "published.pth", small_network(**options))]:
+        if path.suffix == ".pth":  # BasicSR's adaptation makes torch.load refuse the pickle module of spandrel
+            model = spandrel.ModelLoader().load_from_state_dict(torch.load(path, weights_only=True))
+        else:
+            model = spandrel.ModelLoader().load_from_file(path)
+        assert (model.architecture.id, model.scale, model.input_channels) == ("DLGSANet", 2, 3)
+        image = torch.rand(1, 3, 100, 30)
+        torch.testing.assert_close(model(image), wanted(image).clamp(0, 1), rtol=0, atol=1e-6)
