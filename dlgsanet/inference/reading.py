@@ -48,23 +48,28 @@ def read_picture(path: Path, content: bytes | None = None) -> Picture:
             raise UnreadableImageError(f"{path}: {error.strerror}") from None
     if not content:
         raise UnreadableImageError(f"{path}: the file is empty")
-    with warnings.catch_warnings(), opened(path, content) as image:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about damage that does not matter, in words that say nothing to users
-        _refuse_what_is_not_one_picture(path, image)
-        deep = image.format in ("PNG", "TIFF", "PPM") and has_16_bits(image)
-        exif, orientation = _exif(image)
-        pixels = _deep_pixels(path, image, content) if deep else pixels_of(image)
-        if image.format != "TIFF":  # Pillow and OpenCV turn those themselves
-            pixels = _UPRIGHT.get(orientation, lambda a: a)(pixels)
-        profile = image.info.get("icc_profile") if image.mode not in ("CMYK", "LAB", "YCbCr", "HSV") else None
-        colors = 1 if pixels.shape[2] < 3 else 3
-        return Picture(
-            np.ascontiguousarray(pixels[..., :colors]),
-            np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] > colors else None,
-            profile if isinstance(profile, bytes) and profile else None,
-            exif,
-            image.format,
-        )
+        with opened(path, content) as image:
+            return _decoded(path, image, content)
+
+
+def _decoded(path: Path, image: ImageFile, content: bytes) -> Picture:
+    _refuse_what_is_not_one_picture(path, image)
+    deep = image.format in ("PNG", "TIFF", "PPM") and has_16_bits(image)
+    exif, orientation = _exif(image)
+    pixels = _deep_pixels(path, image, content) if deep else pixels_of(image)
+    if image.format != "TIFF":  # Pillow and OpenCV turn those themselves
+        pixels = _UPRIGHT.get(orientation, lambda a: a)(pixels)
+    profile = image.info.get("icc_profile") if image.mode not in ("CMYK", "LAB", "YCbCr", "HSV") else None
+    colors = 1 if pixels.shape[2] < 3 else 3
+    return Picture(
+        np.ascontiguousarray(pixels[..., :colors]),
+        np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] > colors else None,
+        profile if isinstance(profile, bytes) and profile else None,
+        exif,
+        image.format,
+    )
 
 
 def _refuse_what_is_not_one_picture(path: Path, image: ImageFile) -> None:

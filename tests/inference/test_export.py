@@ -1,7 +1,7 @@
 """Export and conversion: other programs get the same network."""
 
-import itertools
 import functools
+import itertools
 import json
 import os
 import subprocess
