@@ -24,6 +24,8 @@ from dlgsanet.training.introduction import hardware
 # The stages of each scale, first to last; x3 and x4 start from the weights of x2.
 RECIPES = {
     2: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_32_lr1e_3"],
+    3: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_from_x2_img_size_32_lr5e_4"],
+    4: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_from_x2_img_size_32_lr5e_4"],
 }
 TRAINING_DATA = (
     "399 photographs of BSDS500 train and test (research use; without 302003, which is Set5's woman), "
