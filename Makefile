@@ -9,7 +9,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: setup demo test test-long lint clean
 
-setup: .venv/.ready
+setup: .venv/.ready .venv/.native
 
 .venv/.ready: requirements.txt requirements-test.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
@@ -20,6 +20,11 @@ setup: .venv/.ready
 	$(pip) --no-build-isolation basicsr==1.4.2
 	$(pip) -r requirements.txt -r requirements-test.txt
 	$(pip) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+# The libraries of a checkout follow its sources; without a compiler the network runs on PyTorch alone.
+.venv/.native: .venv/.ready $(wildcard dlgsanet/ops/native/*.cpp dlgsanet/ops/native/*.h dlgsanet/ops/native/build.py)
+	@$(bin)/python dlgsanet/ops/native/build.py || true
 	@touch $@
 
 demo: setup
