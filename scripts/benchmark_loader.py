@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from skimage import data as photographs
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement; default: %(default)s")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # without workers too, as in workers
     size = arguments.lq_size
     print(
         f"{usable_cores()} cores; batches a second of {arguments.batch} LR patches {size}x{size} at x{arguments.scale}"
@@ -80,14 +82,16 @@ def data_sets(folder: Path, scale: int, lq_size: int) -> tuple[Dataset, Dataset,
 
 def batches_a_second(dataset: Dataset, batch: int, workers: int, seconds: float) -> float:
     """Counted after a first ten batches, in which workers start and files come into memory."""
-    count, start = 0, 0.0
-    while not start or time.perf_counter() < start + seconds:
-        for _ in DataLoader(dataset, batch, shuffle=True, num_workers=workers, drop_last=True):
-            count += 1
-            if not start and count == 10:
-                count, start = 0, time.perf_counter()
-            if start and time.perf_counter() > start + seconds:
-                break
+    sampler = RandomSampler(
+        dataset, replacement=True, num_samples=1_000_000 * batch
+    )  # one epoch, however long it takes
+    batches = iter(DataLoader(dataset, batch, sampler=sampler, num_workers=workers))
+    for _ in range(10):
+        next(batches)
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() < start + seconds:
+        next(batches)
+        count += 1
     return count / (time.perf_counter() - start)
 
 
