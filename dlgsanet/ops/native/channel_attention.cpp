@@ -8,8 +8,7 @@
 
 #include "depthwise.h"
 #include "gemm.h"
-#include "image.h"
-#include "layer_norm.h"
+#include "normed_projection.h"
 #include "parallel.h"
 
 using namespace dlgsanet;
@@ -50,12 +49,12 @@ struct Heads {
 constexpr Index batch_rows = 4;  // rows of q and k that are multiplied at once
 
 struct Scratch {
-    Rows input, v, qk[batch_rows];  // qk: q and k, each piece from a whole register on and zero to the end of its last
+    Rows normed, v, qk[batch_rows];  // qk: q and k, each piece from a whole register on and zero to the end of its last
     RowRing qkv;
     float* sums;  // a register for each sum of each piece of a tile
 
     Scratch(Arena& arena, const Heads& heads, Index width, Index pieces)
-        : input(arena.rows(heads.all_channels(), width + 2)),
+        : normed(arena.rows(heads.all_channels(), width + 2)),
           v(arena.rows(heads.all_channels(), width)),
           qkv(arena, 3 * heads.all_channels(), width, 3, 1),
           sums(arena.take(pieces * heads.sums() * lanes)) {
@@ -126,26 +125,28 @@ void add_products(const Scratch& s, const Heads& heads, Index rows, Columns colu
 struct FirstPass {
     const Shape& shape;
     const Heads& heads;
-    const float *x, *norm_weight, *norm_bias, *depthwise;
-    const Weights& enter;
+    const NormedProjection& enter;
+    const float* depthwise;
     float *v, *piece_sums;  // piece_sums [B, bands, pieces of columns, sums]
     Pieces bands, columns;
     Index image, first_band, stop_band, first_column, stop_column;
 
-    Index left() const { return columns[first_column].start; }
-    Index right() const { return columns[stop_column - 1].stop; }
+    Tile tile() const {
+        return {image, bands[first_band].start, bands[stop_band - 1].stop, columns[first_column].start,
+                columns[stop_column - 1].stop};
+    }
 
     void run(const Scratch& s) const {
-        const Index top = bands[first_band].start;
-        make_row(top - 1, s);
-        make_row(top, s);
+        const Tile tile = this->tile();
+        enter.make_row(tile.top - 1, tile, 1, s.normed, s.qkv);
+        enter.make_row(tile.top, tile, 1, s.normed, s.qkv);
         std::memset(s.sums, 0, sizeof(float) * lanes * heads.sums() * (stop_column - first_column));
         for (Index band = first_band; band < stop_band; band++) {
             for (Index y = bands[band].start; y < bands[band].stop; y += batch_rows) {
                 const Index rows = std::min(batch_rows, bands[band].stop - y);
                 for (Index i = 0; i < rows; i++) {
-                    make_row(y + i + 1, s);
-                    convolve(y + i, s, s.qk[i]);
+                    enter.make_row(y + i + 1, tile, 1, s.normed, s.qkv);
+                    convolve(y + i, tile, s, s.qk[i]);
                 }
                 each_piece([&](Index n, Columns place) {
                     add_products(s, heads, rows, place, s.sums + (n - first_column) * heads.sums() * lanes);
@@ -164,24 +165,15 @@ struct FirstPass {
         }
     }
 
-    void make_row(Index y, const Scratch& s) const {
-        if (y < 0 || y >= shape.height) return s.qkv.clear(y);
-        const Index from = std::max<Index>(0, left() - 1), to = std::min(shape.width, right() + 1);
-        Strip{shape, image, y, from, to}.read(x, s.input);
-        layer_norm(s.input, shape.channels, to - from, norm_weight, norm_bias);
-        gemm<Start::zero>(enter, s.input, s.qkv[y].at(from - left()), to - from);
-        s.qkv.clear_around(y, from - left(), to - left());
-    }
-
     // The depth-wise convolution of row y: q and k to scratch, v to its tensor.
-    void convolve(Index y, const Scratch& s, Rows qk) const {
+    void convolve(Index y, const Tile& tile, const Scratch& s, Rows qk) const {
         const Rows above = s.qkv[y - 1], here = s.qkv[y], below = s.qkv[y + 1];
         auto at = [&](Index c, Index q) {
             return depthwise_3x3(above.row(c) + q, here.row(c) + q, below.row(c) + q, depthwise + 9 * c);
         };
         const Index all = shape.channels;
         each_piece([&](Index n, Columns place) {
-            const Index first = columns[n].start - left(), whole = place.size / lanes * lanes;
+            const Index first = columns[n].start - tile.left, whole = place.size / lanes * lanes;
             for (Index c = 0; c < 2 * all; c++) {
                 float* out = qk.row(c) + place.start;
                 for (Index q = 0; q < place.size; q += lanes) store(out + q, at(c, first + q));
@@ -189,8 +181,8 @@ struct FirstPass {
             }
         });
         for (Index c = 0; c < all; c++)
-            for (Index q = 0; q < right() - left(); q += lanes) store(s.v.row(c) + q, at(2 * all + c, q));
-        Strip{shape, image, y, left(), right()}.write(s.v, v);
+            for (Index q = 0; q < tile.columns(); q += lanes) store(s.v.row(c) + q, at(2 * all + c, q));
+        Strip{shape, image, y, tile.left, tile.right}.write(s.v, v);
     }
 
     // Reduce a band's sums to single floats, and start anew.
@@ -262,7 +254,7 @@ DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* n
     const Shape shape{batch, channels, height, width};
     const Heads heads{head_count, channels / head_count};
     const Pieces bands{band_pieces, band_count}, columns{column_pieces, column_count};
-    const Weights enter(qkv_weight, 3 * channels, channels);
+    const NormedProjection enter{shape, x, norm_weight, norm_bias, {qkv_weight, 3 * channels, channels}};
 
     const Index tiles = (width + tile_width - 1) / tile_width;
     const Index together = std::max<Index>(1, std::min<Index>(4, batch * band_count * tiles / (4 * threads)));
@@ -278,7 +270,7 @@ DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* n
 
     const bool done = parallel(threads, batch * groups * tiles, make, [&](Index task, const Scratch& s) {
         const Index tile = task % tiles, band = task / tiles % groups * together;
-        FirstPass{shape, heads, x, norm_weight, norm_bias, depthwise, enter, v, piece_sums, bands, columns,
+        FirstPass{shape, heads, enter, depthwise, v, piece_sums, bands, columns,
                   task / (tiles * groups), band, std::min(band + together, band_count), first_column(tile),
                   first_column(tile + 1)}
             .run(s);

@@ -3,9 +3,7 @@
 
 #include "depthwise.h"
 #include "gelu.h"
-#include "gemm.h"
-#include "image.h"
-#include "layer_norm.h"
+#include "normed_projection.h"
 #include "parallel.h"
 
 using namespace dlgsanet;
@@ -13,11 +11,11 @@ using namespace dlgsanet;
 namespace {
 
 struct Scratch {
-    Rows input, gated, output;
+    Rows normed, gated, output;
     RowRing hidden;
 
     Scratch(Arena& arena, Index channels, Index half, Index width)
-        : input(arena.rows(channels, width + 2)),
+        : normed(arena.rows(channels, width + 2)),
           gated(arena.rows(half, width)),
           output(arena.rows(channels, width)),
           hidden(arena, 2 * half, width, 3, 1) {}
@@ -45,21 +43,14 @@ DLGSANET_API bool dlgsanet_gated_feed_forward(const float* x, const float* norm_
                                             Index width, int threads) {
     const Shape shape{batch, channels, height, width};
     const Tiling tiles(shape, 7 * half + 2 * channels, threads);
-    const Weights enter(proj_in, 2 * half, channels), leave(proj_out, channels, half);
+    const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, 2 * half, channels}};
+    const Weights leave(proj_out, channels, half);
     auto make = [&](Arena& arena) { return Scratch(arena, channels, half, tiles.width()); };
 
     return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
         const Tile tile = tiles[task];
-        const Index left = std::max<Index>(0, tile.left - 1), right = std::min(width, tile.right + 1);
         for (Index y = tile.top - 1; y <= tile.bottom; y++) {
-            if (y < 0 || y >= height) {
-                s.hidden.clear(y);
-            } else {
-                Strip{shape, tile.image, y, left, right}.read(x, s.input);
-                layer_norm(s.input, channels, right - left, norm_weight, norm_bias);
-                gemm<Start::zero>(enter, s.input, s.hidden[y].at(left - tile.left), right - left);
-                s.hidden.clear_around(y, left - tile.left, right - tile.left);
-            }
+            enter.make_row(y, tile, 1, s.normed, s.hidden);
             if (y <= tile.top) continue;
             gate(s.hidden, y - 1, depthwise, s.gated, tile.columns());
             gemm<Start::zero>(leave, s.gated, s.output, tile.columns());

@@ -4,9 +4,7 @@
 
 #include "depthwise.h"
 #include "dynamic_conv.h"
-#include "gemm.h"
-#include "image.h"
-#include "layer_norm.h"
+#include "normed_projection.h"
 #include "parallel.h"
 
 using namespace dlgsanet;
@@ -14,12 +12,12 @@ using namespace dlgsanet;
 namespace {
 
 struct Scratch {
-    Rows input, filtered, output;
+    Rows normed, filtered, output;
     RowRing projected, squeezed;
     RunningDepthwise z;
 
     Scratch(Arena& arena, const FilterMaker& maker, Index channels, Index width)
-        : input(arena.rows(channels, width + 2 * maker.window_size)),
+        : normed(arena.rows(channels, width + 2 * maker.window_size)),
           filtered(arena.rows(channels, width)),
           output(arena.rows(channels, width)),
           projected(arena, channels, width, maker.window_size, maker.window_size / 2),
@@ -36,26 +34,21 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
     Index channels, Index squeezed, Index groups, Index window_size, Index height, Index width, int threads) {
     const Shape shape{batch, channels, height, width};
     const FilterMaker maker{filter_weight, filter_bias, groups, window_size, squeezed};
-    const Weights enter(proj_in, channels, channels), squeeze(squeeze_weight, squeezed, channels, squeeze_bias),
-        leave(proj_out, channels, channels);
+    const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, channels, channels}};
+    const Weights squeeze(squeeze_weight, squeezed, channels, squeeze_bias), leave(proj_out, channels, channels);
     const Tiling tiles(shape, (window_size + 3) * channels + (window_size + 1) * squeezed, threads);
     const Index r = window_size / 2;
     auto make = [&](Arena& arena) { return Scratch(arena, maker, channels, tiles.width()); };
 
     return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
         const Tile tile = tiles[task];
-        const Index left = std::max<Index>(0, tile.left - r), right = std::min(width, tile.right + r);
-        const Index from = left - tile.left, to = right - tile.left;
+        const Index from = std::max(-r, -tile.left), to = std::min(width - tile.left, tile.columns() + r);
         for (Index y = tile.top - r; y < tile.bottom + r; y++) {
+            enter.make_row(y, tile, r, s.normed, s.projected);
             if (y < 0 || y >= height) {
-                s.projected.clear(y);
                 s.z.begin(y + r, spatial_bias, tile.columns());
             } else {
-                Strip{shape, tile.image, y, left, right}.read(x, s.input);
-                layer_norm(s.input, channels, to - from, norm_weight, norm_bias);
-                gemm<Start::zero>(enter, s.input, s.projected[y].at(from), to - from);
                 gemm<Start::bias>(squeeze, s.projected[y].at(from), s.squeezed[0].at(from), to - from);
-                s.projected.clear_around(y, from, to);
                 s.squeezed.clear_around(0, from, to);
                 s.z.add(y, s.squeezed[0], spatial_weight, spatial_bias, tile.columns());
             }
