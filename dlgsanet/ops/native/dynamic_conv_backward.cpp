@@ -1,13 +1,11 @@
 // Gradients of the fused dynamic depth-wise convolution. Filters are formed again row by row, so that neither they nor
 // their gradients ever exist but for one row of one group.
-//
-// A task is a strip of rows. What strips add up to (the gradients of weight and bias) is kept a strip apart and summed
-// in their order: the result does not depend on the threads.
 
 #include "dynamic_conv.h"
 #include "gemm.h"
 #include "image.h"
 #include "parallel.h"
+#include "partial_sums.h"
 
 using namespace dlgsanet;
 
@@ -72,13 +70,6 @@ void spread(const Scratch& s, Index first, Index count, Index window_size, Index
         if (count) spread<Channels - 1>(s, first, count, window_size, y, i, columns);
 }
 
-void by_pixel(Rows z, Index inputs, Index columns, Rows out) {
-    for (Index x = 0; x < columns; x++) {
-        for (Index d = 0; d < inputs; d++) out.row(x)[d] = z.row(d)[x];
-        out.row(x)[inputs] = 1.f;
-    }
-}
-
 struct Task {
     const Shape &shape, &z_shape;
     const FilterMaker& make;
@@ -116,7 +107,10 @@ struct Task {
         const bool inside = y >= top && y < bottom;
         strip(z_shape, y).read(z, s.z);
         strip(shape, y).read(grad, s.grad[0]);
-        if (inside) by_pixel(s.z, make.inputs, width, s.z_by_pixel);
+        if (inside) {
+            transpose(s.z, make.inputs, width, s.z_by_pixel);
+            for (Index x = 0; x < width; x++) s.z_by_pixel.row(x)[make.inputs] = 1.f;
+        }
         for (Index group = 0; group < make.groups; group++) {
             const Weights form(make.weight_of(group), taps, make.inputs, make.bias_of(group));
             gemm<Start::bias>(form, s.z, s.filters[0], width);
@@ -137,38 +131,25 @@ struct Task {
     }
 };
 
-// Few enough that their parts of the gradients stay small, and no fewer on a machine of few threads.
-Index strips_of(Index height) { return (height + 63) / 64; }
-
 }  // namespace
 
-// Floats of `work`: what the strips of all images add up to, [strips, G * K * K, D + 1 rounded up].
-DLGSANET_API Index dlgsanet_fused_dynamic_depthwise_conv_backward_work(Index batch, Index inputs, Index groups,
-                                                                       Index window_size, Index height) {
-    return batch * strips_of(height) * groups * window_size * window_size * pitch_of(inputs + 1);
-}
-
-// grad_weight_bias is [G * K * K, D + 1], the bias last; `work` is zero.
+// grad_x, grad_z, and `parts`, zero on entry: for each strip [G * K * K, D + 1 rounded up to 16] the gradients of weight
+// and, as one more column, of bias. The first strip's place gets the sums over all of them.
 DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv_backward(
     const float* grad, const float* x, const float* z, const float* weight, const float* bias,
-    const float* weight_transposed, float* grad_x, float* grad_z, float* grad_weight_bias, float* work, Index batch,
-    Index channels, Index inputs, Index groups, Index window_size, Index height, Index width, int threads) {
+    const float* weight_transposed, float* grad_x, float* grad_z, float* parts, Index batch, Index channels,
+    Index inputs, Index groups, Index window_size, Index height, Index width, int threads) {
     const Shape shape{batch, channels, height, width}, z_shape{batch, inputs, height, width};
     const FilterMaker maker{weight, bias, groups, window_size, inputs};
-    const Index strips = strips_of(height), rows = (height + strips - 1) / strips;
-    const Index outputs = groups * maker.taps(), pitch = pitch_of(inputs + 1);
+    const Strips strips{batch, height};
+    const Index pitch = round_up(inputs + 1, 16), floats = groups * maker.taps() * pitch;
     auto make = [&](Arena& arena) { return Scratch(arena, maker, channels, width); };
 
-    const bool done = parallel(threads, batch * strips, make, [&](Index task, const Scratch& s) {
-        const Index top = task % strips * rows;
-        Task{shape, z_shape, maker, x, z, grad, weight_transposed, grad_x, grad_z,
-             Rows{work + task * outputs * pitch, pitch}, task / strips, top, std::min(top + rows, height)}.run(s);
+    const bool done = parallel(threads, strips.count(), make, [&](Index task, const Scratch& s) {
+        Task{shape, z_shape, maker, x, z, grad, weight_transposed, grad_x, grad_z, Rows{parts + task * floats, pitch},
+             strips.image(task), strips.top(task), strips.bottom(task)}
+            .run(s);
     });
-    for (Index n = 0; n < outputs; n++)
-        for (Index d = 0; d <= inputs; d++) {
-            float sum = 0.f;
-            for (Index task = 0; task < batch * strips; task++) sum += work[(task * outputs + n) * pitch + d];
-            grad_weight_bias[n * (inputs + 1) + d] = sum;
-        }
+    sum_up(parts, strips.count(), floats);
     return done;
 }

@@ -7,29 +7,40 @@
 
 namespace dlgsanet {
 
-// In place on x[channels][columns].
-inline void layer_norm(Rows x, Index channels, Index columns, const float* weight, const float* bias) {
+// Mean 0 and variance 1 over the channels of one register of pixels, in place; scaled by weight and shifted by bias
+// where they are given. Returns what the centred values were multiplied by.
+inline vec normalise_columns(Rows x, Index channels, const float* weight = nullptr, const float* bias = nullptr) {
     constexpr float eps = 1e-5f;
     const float share = 1.f / channels;
-    for (Index n = 0; n < columns; n += lanes) {
-        vec mean{}, rest{}, squares{};
-        for (Index c = 0; c < channels; c++) mean += load(x.row(c) + n);
-        mean *= share;
-        for (Index c = 0; c < channels; c++) {
-            const vec centred = load(x.row(c) + n) - mean;
-            rest += centred;
-            squares += centred * centred;
-        }
-        // What rounding left in the mean matters where the channels hardly differ.
-        rest *= share;
-        const vec variance = squares * share - rest * rest;
-        float scales[lanes];
-        store(scales, variance);
-        for (float& value : scales) value = 1.f / std::sqrt(std::max(value, 0.f) + eps);
-        const vec scale = load(scales);
-        for (Index c = 0; c < channels; c++)
-            store(x.row(c) + n, (load(x.row(c) + n) - mean - rest) * scale * weight[c] + bias[c]);
+    vec mean{}, rest{}, squares{};
+    for (Index c = 0; c < channels; c++) mean += load(x.row(c));
+    mean *= share;
+    for (Index c = 0; c < channels; c++) {
+        const vec centred = load(x.row(c)) - mean;
+        rest += centred;
+        squares += centred * centred;
     }
+    // What rounding left in the mean matters where the channels hardly differ.
+    rest *= share;
+    float scales[lanes];
+    store(scales, squares * share - rest * rest);
+    for (float& value : scales) value = 1.f / std::sqrt(std::max(value, 0.f) + eps);
+    const vec scale = load(scales);
+    for (Index c = 0; c < channels; c++) {
+        const vec normed = (load(x.row(c)) - mean - rest) * scale;
+        store(x.row(c), weight ? normed * weight[c] + bias[c] : normed);
+    }
+    return scale;
+}
+
+// x[channels][columns] in place.
+inline void layer_norm(Rows x, Index channels, Index columns, const float* weight, const float* bias) {
+    for (Index n = 0; n < columns; n += lanes) normalise_columns(x.at(n), channels, weight, bias);
+}
+
+// The same without weight and bias, for the gradient; scale[columns] is the inverse of the deviation.
+inline void normalise(Rows x, Index channels, Index columns, float* scale) {
+    for (Index n = 0; n < columns; n += lanes) store(scale + n, normalise_columns(x.at(n), channels));
 }
 
 }  // namespace dlgsanet
