@@ -186,7 +186,7 @@ CHANNEL_ATTENTIONS = st.builds(
 )
 
 
-def on_random(calls, examples: int = 5):
+def on_random(calls, examples: int = 3):
     """Run a test on random calls."""
 
     def decorate(test):
