@@ -21,7 +21,14 @@ from tqdm import tqdm
 
 from dlgsanet.data.images import UnreadableImageError, png_bytes
 from dlgsanet.errors import UserError
-from dlgsanet.evaluation.complexity import describe, input_size, measure, multiply_accumulates, pad_to, parameters
+from dlgsanet.evaluation.complexity import (
+    computed_size,
+    describe,
+    input_size,
+    measure,
+    multiply_accumulates,
+    parameters,
+)
 from dlgsanet.evaluation.entries import Entry, bicubic_entry, module_of, network_for
 from dlgsanet.evaluation.journal import Journal, digest
 from dlgsanet.evaluation.pairs import Pair, check_pair, list_pairs, read_pair
@@ -71,6 +78,20 @@ class Outcome:
     sizes: dict[str, int] = field(default_factory=dict)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+
+
+def available(metrics: Sequence[str], device: str, failures: list[str]) -> tuple[str, ...]:
+    """Those of `metrics` that can be had, in the order of `METRICS`; why the others cannot goes to `failures`."""
+    found = []
+    for name in METRICS:
+        if name in metrics:
+            try:
+                if name in PERCEPTUAL:
+                    perceptual_metric(name, device)
+                found.append(name)
+            except UserError as error:
+                failures.append(str(error))
+    return tuple(found)
 
 
 def picture_path(output: Path, scale: int, method: str, dataset: str, name: str) -> Path:
@@ -200,12 +221,11 @@ def _take_device(free: Any) -> None:
 
 
 def _attempt(job: Job, settings: Settings) -> list[dict[str, float]] | str:
-    metrics = {}
     try:
         metrics = {name: _metric(name, job.entry.scale) for name in settings.metrics}
         return [_finish(job, picture, metrics, settings.output) for picture in _pictures(job, settings.batch)]
     except UserError as error:
-        return f"{job.entry.name} x{job.entry.scale}: {error}" if metrics else str(error)
+        return f"{job.entry.name} x{job.entry.scale}: {error}"
 
 
 def _metric(name: str, scale: int) -> Metric:
@@ -254,7 +274,7 @@ def _cost(outcome: Outcome, journal: Journal, settings: Settings) -> None:
 def _cost_of(entry: Entry, device: torch.device, runs: int) -> dict[str, Any]:
     network = module_of(entry)
     times = 8 if entry.ensemble else 1
-    height, width = pad_to(network, *input_size(entry.scale))
+    height, width = computed_size(entry.options["network_g"], *input_size(entry.scale))
     cost: dict[str, Any] = {"parameters": parameters(network)}
     cost["macs"] = times * multiply_accumulates(network, height, width)
     if runs:

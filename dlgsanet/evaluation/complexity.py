@@ -7,9 +7,10 @@ import gc
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.networks import load_option_file, registered_network
 from dlgsanet.evaluation.published import SCALES, SIZES, size_options
@@ -40,9 +40,9 @@ def input_size(scale: int, output: tuple[int, int] = HD) -> tuple[int, int]:
     return height // scale, width // scale
 
 
-def pad_to(network: nn.Module, height: int, width: int) -> tuple[int, int]:
-    """The size that the network really computes: SwinIR's is padded to whole windows, as BasicSR's model pads it."""
-    multiple = int(vars(network)["window_size"]) if type(network).__name__ == "SwinIR" else 1
+def computed_size(options: Mapping[str, Any], height: int, width: int) -> tuple[int, int]:
+    """The size that a network really computes: SwinIR's is padded to whole windows, as BasicSR's model pads it."""
+    multiple = options.get("window_size", 7) if options["type"] == "SwinIR" else 1
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
@@ -59,12 +59,13 @@ def table(names: Sequence[str], scales: Sequence[int], output: tuple[int, int], 
     """
     on = device_named(device)
     rows = []
-    for name, scale, network in tqdm([*_networks(names, scales)], "complexity", disable=None, leave=False):
-        height, width = pad_to(network, *input_size(scale, output))
+    for name, scale, options in tqdm([*_networks(names, scales)], "complexity", disable=None, leave=False):
+        network = registered_network(options).eval()
+        height, width = computed_size(options, *input_size(scale, output))
         macs = multiply_accumulates(network, height, width)
         row = [name, f"x{scale}", f"{parameters(network):,}", f"{macs / 1e9:.1f}"]
         if runs:
-            cost = measure(network.eval().to(on), torch.rand(1, 3, height, width, device=on), runs)
+            cost = measure(network.to(on), torch.rand(1, 3, height, width, device=on), runs)
             memory = "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f}"
             row += [f"{cost.seconds * 1000:.1f}", memory]
         rows.append(row)
@@ -74,15 +75,16 @@ def table(names: Sequence[str], scales: Sequence[int], output: tuple[int, int], 
     return f"{Table(header, rows, words=2).text()}\n\n{at}"
 
 
-def _networks(names: Sequence[str], scales: Sequence[int]) -> Iterator[tuple[str, int, nn.Module]]:
+def _networks(names: Sequence[str], scales: Sequence[int]) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """Name, scale and `network_g` options."""
     if unpublished := set(scales) - set(SCALES):
         raise UserError(f"--scales: no published network enlarges by {min(unpublished)}; there are 2, 3 and 4")
     for name in names:
         if name in SIZES:
-            yield from ((name, scale, DLGSANet(**size_options(name, scale))) for scale in scales)
+            yield from ((name, scale, {"type": "DLGSANet", **size_options(name, scale)}) for scale in scales)
         elif Path(name).suffix in (".yml", ".yaml"):
             options = load_option_file(name)
-            yield options["name"], options["scale"], registered_network(options["network_g"])
+            yield options["name"], options["scale"], options["network_g"]
         else:
             raise UserError(f"{name}: neither an option file (.yml) nor one of {', '.join(SIZES)}")
 

@@ -137,6 +137,16 @@ def test_any_network_of_basicsr_stands_beside(place, option_file):
     assert ("mean", "EDSR") in image_scores()
 
 
+def test_swinir_is_padded_as_basicsr_pads_it(place, option_file):
+    options = yaml.safe_load(option_file.read_text())
+    network = {"type": "SwinIR", "img_size": 16, "window_size": 8, "depths": [1], "embed_dim": 4, "num_heads": [1]}
+    network |= {"mlp_ratio": 2, "upsampler": "pixelshuffledirect", "upscale": 2}
+    options |= {"name": "SwinIR", "model_type": "SwinIRModel", "network_g": network, "path": {}}
+    (place / "swinir.yml").write_text(yaml.safe_dump(options))
+    assert benchmark("swinir.yml", "--random-weights") == 0
+    assert ("coffee", "SwinIR") in image_scores()  # 26x28 pixels
+
+
 def test_the_papers_figures_stand_below_a_published_size(place, capsys):
     from dlgsanet.evaluation.published import size_options
 
@@ -156,6 +166,7 @@ def test_lpips_needs_its_package(place, monkeypatch, capsys):
     perceptual_metric.cache_clear()
     assert benchmark("A.pth", "--metrics", "lpips") == 2
     assert "pip install pyiqa" in capsys.readouterr().err
+    assert ("mean", "A") in image_scores()  # the rest is done
 
 
 def test_lpips_says_when_its_backbone_cannot_be_had(place, monkeypatch, capsys):

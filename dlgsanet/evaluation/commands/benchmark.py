@@ -15,7 +15,7 @@ EXAMPLES = """examples:
 def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
 
-    from dlgsanet.evaluation.benchmark import METRICS, Settings, run_scale
+    from dlgsanet.evaluation.benchmark import METRICS, Settings, available, run_scale
     from dlgsanet.evaluation.complexity import device_named
     from dlgsanet.evaluation.entries import read_entry
     from dlgsanet.evaluation.page import write_page
@@ -23,7 +23,8 @@ def main(argv: list[str]) -> int:
 
     if unknown := sorted(set(arguments.metrics) - set(METRICS)):
         raise UserError(f"--metrics {unknown[0]}: there are {', '.join(METRICS)}")
-    failures, networks = [], []
+    failures: list[str] = []
+    networks = []
     for argument in arguments.networks:
         for ensemble in (False, True) if arguments.self_ensemble else (False,):
             try:
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise UserError(f"two networks are called {twice[0][0]}; name them apart: NAME=FILE")
     devices = tuple(str(device_named(name)) for name in arguments.devices or _every_gpu() or ["cpu"])
-    metrics = tuple(m for m in METRICS if m in {"psnr", "ssim", *arguments.metrics})
+    metrics = available(["psnr", "ssim", *arguments.metrics], devices[0], failures)
     settings = Settings(arguments.output, metrics, arguments.batch, devices, arguments.runs)
     for scale in arguments.scales or sorted({entry.scale for entry in networks}):
         outcome = run_scale(scale, [e for e in networks if e.scale == scale], arguments.data, settings)
