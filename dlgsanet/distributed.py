@@ -5,10 +5,12 @@ One process trains on one GPU (NCCL), or on CPU cores (gloo). Every function wor
 
 import os
 import subprocess
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -50,8 +52,20 @@ def ranks(launcher: str, options: dict[str, Any]) -> Iterator[None]:
         options |= {"dist": True, "rank": dist.get_rank(), "world_size": dist.get_world_size()}
         options["manual_seed"] = from_first(options["manual_seed"])
         yield
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        _leave_at_once(error)
+    dist.destroy_process_group()
+
+
+def _leave_at_once(error: BaseException) -> NoReturn:
+    """End this process with a word, but without the clean end of a process group, which waits for ranks for ever."""
+    if isinstance(error, UserError):
+        print(f"dlgsanet: error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2 if isinstance(error, UserError) else 1)
 
 
 def _environment_from_slurm(port: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
@@ -49,6 +50,8 @@ class DLGSANetModel(SRModel):
         if mode := train.get("compile"):
             net.compile(mode=None if mode is True else mode)
         if self.opt["dist"]:
+            # Backends lay gradients out as they like; DDP copies them, and warns that it might be faster.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             unused = self.opt.get("find_unused_parameters", False)
             ids = [torch.cuda.current_device()] if self.device.type == "cuda" else None
             return DistributedDataParallel(net, ids, find_unused_parameters=unused, gradient_as_bucket_view=True)

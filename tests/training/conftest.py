@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import shutil
 import socket
 import sys
 import time
@@ -190,8 +191,27 @@ def photographs(tmp_path_factory) -> Path:
     return root
 
 
+def _workplace(folder: Path, photographs: Path) -> Workplace:
+    for part in ("train", "val"):
+        (folder / part).symlink_to(photographs / part)
+    return Workplace(folder)
+
+
 @pytest.fixture
 def workplace(tmp_path, photographs) -> Workplace:
-    for part in ("train", "val"):
-        (tmp_path / part).symlink_to(photographs / part)
-    return Workplace(tmp_path)
+    return _workplace(tmp_path, photographs)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, photographs) -> Workplace:
+    """A workplace with a run that has come to its end undisturbed; not to be changed."""
+    finished = _workplace(tmp_path_factory.mktemp("finished"), photographs)
+    finished.train()
+    return finished
+
+
+@pytest.fixture
+def trained(workplace, finished) -> Workplace:
+    """A workplace of this test's own with the finished run in it."""
+    shutil.copytree(finished.folder / "experiments", workplace.folder / "experiments")
+    return workplace

@@ -13,19 +13,17 @@ def damage(path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncated", "changed"])
 @pytest.mark.parametrize("name", ["models/net_g_12.pth", "training_states/12.state"])
-def test_damaged_checkpoint_is_named_and_the_one_before_it_used(workplace, name, how):
-    workplace.train()
-    damage(workplace.experiment() / name, how)
-    said = workplace.train("--auto_resume")
+def test_damaged_checkpoint_is_named_and_the_one_before_it_used(trained, name, how):
+    damage(trained.experiment() / name, how)
+    said = trained.train("--auto_resume")
     assert f"{name}: damaged" in said
     assert "from iteration 10, exact" in said
 
 
-def test_without_a_whole_checkpoint_nothing_begins_anew_in_silence(workplace):
-    workplace.train()
-    for path in workplace.experiment().glob("training_states/*.state"):
+def test_without_a_whole_checkpoint_nothing_begins_anew_in_silence(trained):
+    for path in trained.experiment().glob("training_states/*.state"):
         damage(path, "truncated")
-    said = workplace.train("--auto_resume", code=2)
+    said = trained.train("--auto_resume", code=2)
     last = said.splitlines()[-1]
     assert last.startswith("dlgsanet: error: no checkpoint is whole")
     assert "leave --auto_resume out" in last
@@ -56,12 +54,11 @@ def test_full_disk_stops_with_a_word_and_leaves_the_last_good_checkpoint(workpla
     assert "from iteration 4, exact" in workplace.train("--auto_resume")
 
 
-def test_fine_tuning_starts_from_a_checkpoint_of_another_run(workplace):
-    workplace.train()
-    workplace.options |= {"name": "tuned"}
-    workplace.options["path"]["pretrain_network_g"] = "experiments/run/models/net_g_best.pth"
-    workplace.options["train"]["optim_g"]["lr"] = 0.0
-    workplace.train()
-    tuned = workplace.checkpoint(12, "tuned")["weights"]["params"]
-    best = workplace.weights("best")["params_ema"]
+def test_fine_tuning_starts_from_a_checkpoint_of_another_run(trained):
+    trained.options |= {"name": "tuned"}
+    trained.options["path"]["pretrain_network_g"] = "experiments/run/models/net_g_best.pth"
+    trained.options["train"] |= {"optim_g": {"type": "Adam", "lr": 0.0}, "total_iter": 1}
+    trained.train()
+    tuned = trained.weights(1, "tuned")["params"]
+    best = trained.weights("best")["params_ema"]
     assert all(tuned[name].allclose(best[name]) for name in best)

@@ -52,12 +52,11 @@ def test_pair_whose_sizes_do_not_fit(workplace, own_images, part):
     assert not list(workplace.folder.glob("experiments/*/training_states/*"))
 
 
-def test_weights_of_another_size_of_network(workplace):
-    workplace.train()
-    workplace.options |= {"name": "other"}
-    workplace.options["network_g"]["dim"] = 24
-    workplace.options["path"]["pretrain_network_g"] = "experiments/run/models/net_g_best.pth"
-    line = last_line(workplace.train(code=2))
+def test_weights_of_another_size_of_network(trained):
+    trained.options |= {"name": "other"}
+    trained.options["network_g"]["dim"] = 24
+    trained.options["path"]["pretrain_network_g"] = "experiments/run/models/net_g_best.pth"
+    line = last_line(trained.train(code=2))
     assert "net_g_best.pth" in line
     assert "overlap_embed.0.proj.weight is [12, 3, 3, 3] in the file, [24, 3, 3, 3] in the network" in line
 

@@ -20,18 +20,15 @@ def train_on(workplace, ranks: int, *arguments: str) -> str:
     return said[0]
 
 
-def difference(workplace, a: str, b: str) -> float:
-    a, b = (workplace.checkpoint(12, name)["weights"]["params_ema"] for name in (a, b))
+def difference(workplace, finished) -> float:
+    a, b = (place.weights(12)["params_ema"] for place in (workplace, finished))
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-def test_ranks_follow_the_single_process(workplace):
-    batch_per_rank(workplace, 1)
-    workplace.train()
-    for ranks in (2, 4):
-        workplace.options["name"] = f"on {ranks}"
-        train_on(workplace, ranks)
-        assert 0 < difference(workplace, "run", f"on {ranks}") < TOLERANCE
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_follow_the_single_process(workplace, finished, ranks):
+    train_on(workplace, ranks)
+    assert 0 < difference(workplace, finished) < TOLERANCE
 
 
 def test_shared_validation_gives_the_figures_of_a_single_process(workplace):
@@ -46,11 +43,9 @@ def test_shared_validation_gives_the_figures_of_a_single_process(workplace):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
-def test_lost_rank_stops_the_run_which_resumes_on_another_number_of_ranks(workplace, how):
-    batch_per_rank(workplace, 1)
-    workplace.train()
+def test_lost_rank_stops_the_run_which_resumes_on_another_number_of_ranks(workplace, finished, how):
     batch_per_rank(workplace, 2)
-    workplace.options |= {"name": "lost", "dist_params": {"timeout": 5}}
+    workplace.options["dist_params"] = {"timeout": 3}
     workplace.options["train"]["total_iter"] = 100_000
     first, second = workplace.start_ranks(2)
     first.wait_for(" 5/")
@@ -60,12 +55,12 @@ def test_lost_rank_stops_the_run_which_resumes_on_another_number_of_ranks(workpl
     assert "the last good checkpoint is" in last
     second.process.kill()
     workplace.options["train"]["total_iter"] = 12
-    for path in sorted(workplace.experiment("lost").glob("training_states/*.state")):
+    for path in sorted(workplace.experiment().glob("training_states/*.state")):
         if int(path.stem) > 10:  # it went on beyond what is compared
             path.unlink()
     batch_per_rank(workplace, 1)
     workplace.train("--auto_resume")
-    assert difference(workplace, "run", "lost") < TOLERANCE
+    assert difference(workplace, finished) < TOLERANCE
 
 
 def test_signal_to_one_rank_stops_all_at_the_same_iteration(workplace):

@@ -87,7 +87,8 @@ def submit(cluster, tasks: int, *overrides: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=cluster, env=os.environ | {"TASKS": str(tasks)}, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("tasks", [1, 2])
 def test_job_is_warned_queued_again_and_ends_as_if_it_had_not_been(cluster, workplace, tasks):
     whole = submit(cluster, tasks, f"datasets:train:batch_size_per_gpu={4 // tasks}", "name=whole")
     assert whole.wait(timeout=120) == 0
