@@ -17,6 +17,7 @@ import skimage.data
 import torch
 import yaml
 
+import dlgsanet.plugin  # noqa: F401  # here, before any test imports BasicSR
 from dlgsanet.cli import run
 from dlgsanet.data.resize import downscale
 

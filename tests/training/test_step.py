@@ -7,7 +7,6 @@ import pytest
 import torch
 from basicsr.models import build_model
 
-import dlgsanet.plugin  # noqa: F401  # registers the model
 from dlgsanet.models.dlgsanet_model import DivergedError
 from tests.training.conftest import OPTIONS, identical
 
