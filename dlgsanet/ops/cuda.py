@@ -17,8 +17,8 @@ WINDOW_SIZES = (3, 5, 7, 9)
 SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
 
 # Pixels of a tile: 48 x 48 patches are cut without a rest. A thread computes four pixels of a row; in fused_grad_x, of
-# two rows.
-TILE_WIDTH, TILE_HEIGHT, GRAD_X_HEIGHT = 16, 24, 48
+# two rows. On tensor cores a thread needs so many registers that low tiles use them better.
+TILE_WIDTH, TILE_HEIGHT, GRAD_X_HEIGHT, MMA_HEIGHT = 16, 24, 48, 16
 MARGIN = 4  # kMargin of tile.h
 THREADS = TILE_WIDTH // 4 * TILE_HEIGHT
 SUM_THREADS = 512
@@ -32,6 +32,8 @@ def why_not(operation: str, x: Tensor, *args) -> str | None:
     """Why these kernels cannot take a call, or None; see `backends`."""
     if x.device.type != "cuda" or torch.version.hip:
         return "it needs an NVIDIA GPU"
+    if any(isinstance(a, Tensor) and a.device != x.device for a in args):
+        return "the tensors are on several devices"
     if x.dtype not in SCALARS:
         return f"it has no kernels for {x.dtype}"
     window_size = args[0].shape[2] if operation.startswith("dynamic") else args[3]
@@ -77,7 +79,9 @@ def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Ten
     x, z, weight, bias = _prepare(x, z, weight, bias)
     out = torch.empty_like(x)
     if out.numel():
-        _FusedKernels(x, z, weight, window_size).forward(x, z, weight, bias, out)
+        kernels = _FusedKernels(x, z, weight, window_size)
+        forward = kernels.forward_on_tensor_cores if _tensor_cores_serve(x, kernels) else kernels.forward
+        forward(x, z, weight, bias, out)
     return out
 
 
@@ -102,6 +106,19 @@ def _prepare(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None):
     weight = weight.to(accumulator).contiguous()
     bias = None if bias is None else bias.to(accumulator).contiguous()
     return x.contiguous(), z.contiguous(), weight, bias
+
+
+def _tensor_cores_serve(x: Tensor, kernels: "_FusedKernels") -> bool:
+    """Whether TF32 is exact enough and the tensor cores' kernel takes these sizes."""
+    exact_enough = x.dtype in (torch.float16, torch.bfloat16) or (x.dtype == torch.float32 and tf32_allowed())
+    fits = kernels.window <= 7 and kernels.features <= FEATURES_IN_REGISTERS and kernels.channels <= 6
+    return exact_enough and fits and cuda_modules.capability(x.device) >= (8, 0)
+
+
+def tf32_allowed() -> bool:
+    """Whether PyTorch may form float32 convolutions from TF32 products, by its newer switch or the older one."""
+    conv = getattr(torch.backends.cudnn, "conv", None)  # since PyTorch 2.9; reading both in one program is an error
+    return torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
 
 
 def _vectorized(*images: Tensor) -> bool:
@@ -176,6 +193,15 @@ class _FusedKernels(_Kernels):
         shared = (self.channels * self.tile_elements(TILE_HEIGHT) + expansion) * self.item
         self.module("fused_forward.cu", TILE_HEIGHT, 4, FEATURES=self.features, PASS=features).launch(
             "fused_forward", self.tiles(TILE_HEIGHT) * self.groups * self.parts, THREADS, shared,
+            x, z, weight, bias, out, self.groups, self.height, self.width, _vectorized(x, z, out),
+        )  # fmt: skip
+
+    def forward_on_tensor_cores(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        threads = TILE_WIDTH // 4 * MMA_HEIGHT
+        tile = self.channels * (MMA_HEIGHT + self.window - 1) * (TILE_WIDTH + 2 * MARGIN + 1)
+        shared = (TILE_WIDTH // 2 * math.ceil(self.features / 8) * threads * 4 + tile) * self.item
+        self.module("fused_forward_mma.cu", MMA_HEIGHT, 4, FEATURES=self.features).launch(
+            "fused_forward_mma", self.tiles(MMA_HEIGHT) * self.groups * self.parts, threads, shared,
             x, z, weight, bias, out, self.groups, self.height, self.width, _vectorized(x, z, out),
         )  # fmt: skip
 

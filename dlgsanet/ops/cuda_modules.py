@@ -93,7 +93,7 @@ class Module:
             raise RuntimeError(
                 "a kernel would be loaded while a CUDA graph is captured; run the network once before capturing"
             )
-        major, minor = torch.cuda.get_device_capability(device)
+        major, minor = capability(device)
         self.device = device
         with torch.cuda.device(device):
             torch.cuda.current_stream().synchronize()  # makes PyTorch's context of the device the current one
@@ -135,6 +135,12 @@ def _argument(value: Tensor | int | None) -> np.generic:
 @functools.cache
 def load(instance: Instance, device: torch.device) -> Module:
     return Module(instance, device)
+
+
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The device's compute capability, e.g. (9, 0)."""
+    return torch.cuda.get_device_capability(device)
 
 
 @functools.cache

@@ -27,6 +27,7 @@ BUDGET = {
     "plain_grad_x": (136, 0),
     "plain_grad_filters": (136, 0),
     "fused_forward": (168, 96),
+    "fused_forward_mma": (255, 0),
     "fused_grad_x": (232, 0),
     "fused_grad_z_expansion": (168, 288),
     "sum_grad_z": (48, 0),
@@ -37,7 +38,7 @@ BUDGET = {
 def instances(
     monkeypatch, dtype: torch.dtype, network: str, window: int, architecture: str, size: tuple[int, int] = (1, 1)
 ) -> set[Instance]:
-    """Everything that a training step on a GPU would compile."""
+    """Everything that training steps on a GPU would compile, with TF32 allowed and not."""
     wanted = set()
 
     class Recorder:
@@ -50,11 +51,14 @@ def instances(
 
     monkeypatch.setattr(cuda_modules, "load", load)
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: ARCHITECTURES[architecture])
+    monkeypatch.setattr(cuda_modules, "capability", lambda device: divmod(int(architecture[3:]), 10))
     channels, groups, features = NETWORKS[network]
     outputs = groups * window**2
     x, z = torch.empty(1, channels, *size, dtype=dtype), torch.empty(1, features, *size, dtype=dtype)
     weight, bias = torch.empty(outputs, features), torch.empty(outputs)
-    cuda.fused_dynamic_depthwise_conv(x, z, weight, bias, window)
+    for tf32 in (False, True):
+        monkeypatch.setattr(cuda, "tf32_allowed", lambda tf32=tf32: tf32)
+        cuda.fused_dynamic_depthwise_conv(x, z, weight, bias, window)
     cuda.fused_dynamic_depthwise_conv_backward(x, x, z, weight, bias, window)
     filters = torch.empty(1, groups, window, window, *size, dtype=dtype)
     cuda.dynamic_depthwise_conv(x, filters)
@@ -96,7 +100,7 @@ def test_every_instantiation_compiles(monkeypatch, dtype, network, window, archi
 
 def test_nothing_is_compiled_for_another_image_size(monkeypatch):
     small = instances(monkeypatch, torch.float32, "Large", 7, "sm_90", size=(1, 1))
-    assert len(small) == 4
+    assert len(small) == 5
     assert instances(monkeypatch, torch.float32, "Large", 7, "sm_90", size=(37, 100)) == small
 
 

@@ -15,7 +15,14 @@ from dlgsanet import ops
 from dlgsanet.ops import backends, cuda, reference
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
-from tests.ops.test_cuda_kernels import TOLERANCE, expected_results, fused_arguments, plain_arguments, relative_error
+from tests.ops.test_cuda_kernels import (
+    TF32_TOLERANCE,
+    TOLERANCE,
+    expected_results,
+    fused_arguments,
+    plain_arguments,
+    relative_error,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,8 +60,9 @@ def results(operation: str, arguments) -> tuple[Tensor, ...]:
 
 @pytest.fixture(autouse=True)
 def only_the_kernels(monkeypatch):
-    """An operation that the kernels do not take is a failure, not a slower backend."""
+    """An operation that the kernels do not take is a failure, not a slower backend; float32 is float32."""
     monkeypatch.setattr(backends, "BACKENDS", {"cuda": "dlgsanet.ops.cuda"})
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -67,6 +75,16 @@ def test_kernels_compute_the_definition(seed):
         arguments = arguments_of(shape, dtype)
         error = relative_error(results(operation, arguments), expected_results(operation, arguments))
         assert error <= 2 * TOLERANCE[dtype], (operation, shape)  # sums of more pixels than in the emulator
+
+
+def test_tf32_where_it_is_allowed(monkeypatch):
+    arguments = fused_arguments((2, 90, 15, 22, 7, 60, 70), torch.float32)
+    expected = expected_results("fused_dynamic_depthwise_conv", arguments)
+    exact = results("fused_dynamic_depthwise_conv", arguments)
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
+    rounded = results("fused_dynamic_depthwise_conv", arguments)
+    assert not torch.equal(rounded[0], exact[0])
+    assert relative_error(rounded, expected) <= TF32_TOLERANCE
 
 
 def test_the_same_numbers_every_time():

@@ -27,6 +27,7 @@ SHAPES = [
     (3, 6, 3, 5, 3, 1, 1),
 ]
 MAP_NORESERVE = 0x4000  # Linux's; the module mmap does not name it in every Python
+TF32_TOLERANCE = 5e-4  # of filters formed from products of 11 bits
 # Two groups, parts of them, passes over the features, and tiles.
 WITH_EVERY_BARRIER = (1, 24, 2, 26, 3, 25, 17)
 
@@ -35,9 +36,13 @@ WITH_EVERY_BARRIER = (1, 24, 2, 26, 3, 25, 17)
 def emulate(monkeypatch) -> Callable[..., None]:
     """Have the launches of `cuda` run in the emulator, threads in an order, a barrier ("file:line") left out."""
 
-    def use(order: str = "ascending", without_barrier: str = "", shared_memory: int = 99 << 10) -> None:
+    def use(
+        order: str = "ascending", without_barrier: str = "", tf32: bool = False, shared_memory: int = 99 << 10
+    ) -> None:
         monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
-        monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: shared_memory)
+        monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
+        monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
+        monkeypatch.setattr(cuda, "tf32_allowed", lambda: tf32)
 
     return use
 
@@ -105,6 +110,43 @@ def test_every_dtype(emulate, operation, dtype):
     check_definition(emulate, operation, SHAPES[3], dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [*PUBLISHED, (3, 6, 3, 5, 3, 1, 1), (1, 10, 2, 24, 5, 17, 20)], ids=str)
+def test_tensor_cores(emulate, shape, dtype):
+    check_tensor_cores(emulate, shape, dtype)
+
+
+def check_tensor_cores(emulate, shape, dtype, without_barrier=""):
+    arguments = fused_arguments(shape, dtype)
+    exact = [a.double() if isinstance(a, Tensor) else a for a in arguments]
+    expected = reference.fused_dynamic_depthwise_conv(*exact)
+    for order in ORDERS:
+        emulate(order, without_barrier, tf32=True)
+        out = cuda.fused_dynamic_depthwise_conv(*arguments)
+        assert relative_error((out,), (expected,)) <= max(TOLERANCE[dtype], TF32_TOLERANCE), order
+        if dtype == torch.float32:
+            emulate(order, tf32=False)
+            assert not torch.equal(out, cuda.fused_dynamic_depthwise_conv(*arguments))
+
+
+def test_tf32_is_used_as_pytorch_is_set(monkeypatch):
+    conv, cudnn = torch.backends.cudnn.conv, torch.backends.cudnn
+    before = conv.fp32_precision
+    try:
+        for old in (True, False):
+            cudnn.allow_tf32 = old
+            assert cuda.tf32_allowed() == old
+        for new in ("tf32", "ieee"):
+            conv.fp32_precision = new
+            assert cuda.tf32_allowed() == (new == "tf32")
+        conv.fp32_precision = "none"  # as the setting above it
+        cudnn.fp32_precision = "ieee"
+        assert not cuda.tf32_allowed()
+    finally:
+        cudnn.fp32_precision = "none"
+        conv.fp32_precision = before
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -127,6 +169,10 @@ def barriers() -> list[str]:
 @pytest.mark.parametrize("place", barriers())
 def test_a_missing_barrier_is_caught(emulate, place):
     """The tests above would fail, were this barrier forgotten."""
+    if place.startswith("fused_forward_mma"):
+        with pytest.raises(AssertionError):
+            check_tensor_cores(emulate, PUBLISHED[0], torch.float32, without_barrier=place)
+        return
     for operation, arguments_of in OPERATIONS.items():
         arguments = arguments_of(WITH_EVERY_BARRIER, torch.float32)
         expected = expected_results(operation, arguments)
@@ -155,7 +201,7 @@ def sparse_image(channels: int, height: int, width: int, corner: int) -> Tensor:
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation):
     """The last tile of planes of 2.2e9 pixels (fused) and of 2.2e9 filters (plain) is right."""
-    emulate()
+    emulate("ascending")
     monkeypatch.setattr(cuda_modules, "load", lambda instance, device: LastBlocks(instance, "ascending"))
     monkeypatch.setattr(torch, "empty_like", lambda t: sparse(*t.shape, dtype=t.dtype))
     corner, tile = 80, 8  # pixels at the lower right that hold values, and that lie in the last tile

@@ -173,6 +173,34 @@ inline T __shfl_xor_sync(unsigned, T value, int mask) {
   return other;
 }
 
+// As mma.h describes it: each lane publishes its factors, then forms its own four sums.
+inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  using namespace emulator;
+  static unsigned factors[2][64][32][6];
+  const unsigned thread = current->thread, lane = thread % 32, g = lane / 4, t = lane % 4;
+  auto& warp = factors[parity[thread] ^= 1][thread / 32];
+  memcpy(warp[lane], a, sizeof a);
+  memcpy(warp[lane] + 4, b, sizeof b);
+  wait_for(kWarp);
+  auto value = [](unsigned bits) {
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+  };
+  for (unsigned i = 0; i < 4; i++)
+    for (unsigned k = 0; k < 8; k++) {
+      const unsigned column = 2 * t + i % 2;
+      const float of_a = value(warp[g * 4 + k % 4][i / 2 + k / 4 * 2]),
+                  of_b = value(warp[column * 4 + k % 4][4 + k / 4]);
+      sum[i] += of_a * of_b;
+    }
+}
+inline unsigned to_tf32(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, 4);
+  return (bits + 0x1000u) & 0xffffe000u;
+}
+
 inline float __uint_as_float(unsigned bits) {
   float value;
   memcpy(&value, &bits, 4);

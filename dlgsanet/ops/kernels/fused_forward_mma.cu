@@ -1,0 +1,142 @@
+// The fused dynamic depth-wise convolution (see fused_forward.cu) with filters formed on tensor cores, in TF32.
+//
+// Four neighbouring lanes compute the 16 pixels of a tile's row together: lane t takes the rows t, t + 4, ... of the
+// window. Matrix products give it just those: with pixels 2 m and 2 m + 1 of eight rows of the tile as the 16 rows of a
+// product, and taps 2 n and 2 n + 1 of the filters' rows 4 pass ... 4 pass + 3 as its 8 columns, the numbers that a
+// lane is left with are two taps of one row of its own pixels' filters. At the end the four lanes share out their sums.
+#include "mma.h"
+#include "tile.h"
+
+//   FEATURES  D, channels of z
+constexpr int kThreads = kThreadsAcross * TILE_HEIGHT;
+constexpr int kTileRows = TILE_HEIGHT + 2 * kRadius;
+constexpr int kOddStride =
+    kStride + 1;  // rows of the tile start at different banks, for lanes that read below each other
+constexpr int kSteps = (FEATURES + 7) / 8;  // of 8 features
+constexpr int kTapPairs = (WINDOW + 1) / 2;
+constexpr int kPasses = (WINDOW + 3) / 4;  // over the window's rows
+constexpr int kPairs = TILE_WIDTH / 2;     // of pixels in a row
+static_assert(kThreadsAcross == 4, "four lanes share a row");
+
+// The four lanes' sums over all 16 pixels added up; each lane is left with its four.
+__device__ __forceinline__ void share_out(float (&own)[kQuad], const float (&sums)[TILE_WIDTH]) {
+  const bool right = threadIdx.x & 2, odd = threadIdx.x & 1;
+  float half[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const float sent = right ? sums[i] : sums[i + 8];
+    half[i] = (right ? sums[i + 8] : sums[i]) + __shfl_xor_sync(0xffffffffu, sent, 2);
+  }
+#pragma unroll
+  for (int i = 0; i < kQuad; i++) {
+    const float sent = odd ? half[i] : half[i + 4];
+    own[i] = (odd ? half[i + 4] : half[i]) + __shfl_xor_sync(0xffffffffu, sent, 1);
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
+    fused_forward_mma(const Scalar* __restrict__ x, const Scalar* __restrict__ z, const float* __restrict__ weight,
+                      const float* __restrict__ bias, Scalar* __restrict__ out, int groups, int height, int width,
+                      int vectorized) {
+  SHARED_MEMORY(shared);
+  Quad<unsigned>* features = reinterpret_cast<Quad<unsigned>*>(shared) + threadIdx.x;  // [kPairs][kSteps][kThreads]
+  float* tile = shared + kPairs * kSteps * kThreads * kQuad;  // [kChannels][kTileRows][kOddStride]
+  const Image image = {height, width, vectorized != 0};
+  const GroupTile share(blockIdx.x, groups, image);
+  const TilePlace& place = share.place;
+  const int row = threadIdx.x / 4, lane = threadIdx.x % 32, t = lane % 4, column_of_b = lane / 4;
+
+  for (int i = threadIdx.x; i < kChannels * kTileRows * (kStride / kQuad); i += kThreads) {
+    const int quad = i % (kStride / kQuad), line = i / (kStride / kQuad), channel = line / kTileRows;
+    float pixels[kQuad] = {};
+    if (channel < share.channels)
+      load_quad(pixels, x + (share.plane + channel) * image.pixels(), image, place.y - kRadius + line % kTileRows,
+                place.x - kMargin + quad * kQuad);
+#pragma unroll
+    for (int j = 0; j < kQuad; j++) tile[line * kOddStride + quad * kQuad + j] = pixels[j];
+  }
+  // The factors a of the products: z of the row's pixels, features t and t + 4 of every step. No other lane needs them.
+  const Scalar* planes = z + (long long)place.batch * FEATURES * image.pixels();
+  for (int step = 0; step < kSteps; step++)
+    for (int quad = 0; quad < kThreadsAcross; quad++) {
+      float pixels[2][kQuad] = {};
+#pragma unroll
+      for (int upper = 0; upper < 2; upper++) {
+        const int k = step * 8 + upper * 4 + t;
+        if (k < FEATURES)
+          load_quad(pixels[upper], planes + k * image.pixels(), image, place.y + row, place.x + quad * kQuad);
+      }
+#pragma unroll
+      for (int pair = 0; pair < 2; pair++)
+        features[((quad * 2 + pair) * kSteps + step) * kThreads] = {
+            to_tf32(pixels[0][pair * 2]), to_tf32(pixels[0][pair * 2 + 1]), to_tf32(pixels[1][pair * 2]),
+            to_tf32(pixels[1][pair * 2 + 1])};
+    }
+  __syncthreads();
+
+  float sum[kChannels][TILE_WIDTH] = {};
+#pragma unroll 1
+  for (int pass = 0; pass < kPasses; pass++) {
+    unsigned factors[kTapPairs][kSteps][2];  // b
+    float start[kTapPairs][2];               // the bias
+    const int filter_row = pass * 4 + t;
+#pragma unroll
+    for (int n = 0; n < kTapPairs; n++) {
+      const int b_row = pass * 4 + column_of_b / 2, b_tap = n * 2 + column_of_b % 2;
+      const float* weights = weight + ((long long)(share.group * WINDOW + b_row) * WINDOW + b_tap) * FEATURES;
+#pragma unroll
+      for (int step = 0; step < kSteps; step++)
+#pragma unroll
+        for (int upper = 0; upper < 2; upper++) {
+          const int k = step * 8 + upper * 4 + t;
+          factors[n][step][upper] = b_row < WINDOW && b_tap < WINDOW && k < FEATURES ? to_tf32(weights[k]) : 0;
+        }
+#pragma unroll
+      for (int odd = 0; odd < 2; odd++) {
+        const int tap = n * 2 + odd;
+        const bool present = bias && filter_row < WINDOW && tap < WINDOW;
+        start[n][odd] = present ? bias[(share.group * WINDOW + filter_row) * WINDOW + tap] : 0;
+      }
+    }
+    // Below the window the filters are zero; the tile's last row stands in for one that is not there.
+    const float* line = tile + (row + min(filter_row, WINDOW - 1)) * kOddStride + kMargin - kRadius;
+    float window[kChannels][WINDOW + 1];  // what both pixels of a pair need
+#pragma unroll
+    for (int c = 0; c < kChannels; c++)
+#pragma unroll
+      for (int i = 0; i < WINDOW - 1; i++) window[c][i + 2] = line[c * kTileRows * kOddStride + i];
+#pragma unroll
+    for (int pair = 0; pair < kPairs; pair++) {
+      float filter[kTapPairs][4];
+#pragma unroll
+      for (int n = 0; n < kTapPairs; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) filter[n][i] = start[n][i % 2];
+#pragma unroll
+      for (int step = 0; step < kSteps; step++) {
+        const Quad<unsigned> a = features[(pair * kSteps + step) * kThreads];
+#pragma unroll
+        for (int n = 0; n < kTapPairs; n++) multiply_add(filter[n], a.v, factors[n][step]);
+      }
+#pragma unroll
+      for (int c = 0; c < kChannels; c++) {
+#pragma unroll
+        for (int i = 0; i < WINDOW - 1; i++) window[c][i] = window[c][i + 2];
+#pragma unroll
+        for (int i = WINDOW - 1; i <= WINDOW; i++) window[c][i] = line[c * kTileRows * kOddStride + pair * 2 + i];
+#pragma unroll
+        for (int tap = 0; tap < WINDOW; tap++)
+#pragma unroll
+          for (int right = 0; right < 2; right++)
+            sum[c][pair * 2 + right] += filter[tap / 2][right * 2 + tap % 2] * window[c][right + tap];
+      }
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kChannels; c++) {
+    float own[kQuad];
+    share_out(own, sum[c]);
+    if (c < share.channels)
+      store_quad(out + (share.plane + c) * image.pixels(), image, place.y + row, place.x + t * kQuad, own);
+  }
+}
