@@ -21,8 +21,8 @@ TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14, torch.float16: 1e-3, tor
 PUBLISHED = [(1, 12, 2, 12, 7, 27, 20), (1, 6, 1, 22, 7, 9, 35)]  # as in Tiny and Light, and in Large
 SHAPES = [
     *PUBLISHED,
-    (2, 12, 2, 12, 7, 50, 37),  # ragged tiles of every kernel
-    (1, 4, 2, 30, 5, 5, 3),  # an image smaller than the window, two passes over the features
+    (1, 6, 1, 12, 7, 50, 21),  # ragged tiles of every kernel
+    (2, 4, 2, 30, 5, 5, 3),  # an image smaller than the window, two passes over the features
     (1, 11, 1, 3, 9, 30, 20),  # two parts of a group's channels, of different size
     (3, 6, 3, 5, 3, 1, 1),
 ]
@@ -110,7 +110,7 @@ def test_every_dtype(emulate, operation, dtype):
     check_definition(emulate, operation, SHAPES[3], dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [*PUBLISHED, (3, 6, 3, 5, 3, 1, 1), (1, 10, 2, 24, 5, 17, 20)], ids=str)
 def test_tensor_cores(emulate, shape, dtype):
     check_tensor_cores(emulate, shape, dtype)
