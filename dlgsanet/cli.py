@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "figure": ("the benchmark's crops as a figure for a paper", "dlgsanet.evaluation.commands.figure:main"),
     "explain": ("attribution maps, kept similarities, dynamic filters", "dlgsanet.evaluation.commands.explain:main"),
     "ablate": ("train the paper's ablations, print their table", "dlgsanet.evaluation.commands.ablate:main"),
+    "doctor": ("what is installed here; which backend computes each layer, and why", "dlgsanet.doctor:main"),
     "complexity": (
         "parameters, multiply-accumulates, latency and memory",
         "dlgsanet.evaluation.commands.complexity:main",
