@@ -224,8 +224,10 @@ def _attempt(job: Job, settings: Settings) -> list[dict[str, float]] | str:
     try:
         metrics = {name: _metric(name, job.entry.scale) for name in settings.metrics}
         return [_finish(job, picture, metrics, settings.output) for picture in _pictures(job, settings.batch)]
-    except UserError as error:
-        return f"{job.entry.name} x{job.entry.scale}: {error}"
+    # Other people's networks raise RuntimeErrors for sizes that they do not take.
+    except (UserError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"{job.entry.name} x{job.entry.scale}: {reason}"
 
 
 def _metric(name: str, scale: int) -> Metric:
@@ -256,7 +258,7 @@ def _finish(job: Job, picture: Picture, metrics: dict[str, Metric], output: Path
 
 
 def _cost(outcome: Outcome, journal: Journal, settings: Settings) -> None:
-    """Costs at a 1280x720 output, of networks that are not there twice (a self-ensemble costs eight times)."""
+    """Every network's cost at a 1280x720 output; a self-ensemble's is eight times its network's."""
     device = torch.device(settings.devices[0])
     for entry in tqdm(outcome.entries[1:], "costs", disable=None, leave=False):
         key = digest("cost", entry.options["network_g"], entry.ensemble, describe(device), settings.runs)
