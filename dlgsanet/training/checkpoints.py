@@ -60,16 +60,20 @@ class Checkpoints:
         *rest, last = files.items()
         try:
             for name, content in (*rest, (f"training_states/{iteration}.sha256", sums.encode()), last):
-                write_whole(self.root / name, content)
-        except UserError as error:
+                self._write(name, content)
+        except UserError:
             self._delete(iteration)
-            raise UserError(f"{error}; {self.last_good()}") from None
+            raise
         for old in self.iterations()[: -self.keep_last]:
             self._delete(old)
 
     def save_weights(self, label: str, name: str, content: dict[str, Any]) -> None:
-        """Write weights that stand beside the checkpoints: ``models/LABEL_NAME.pth``, the best or the latest."""
-        write_whole(self.root / f"models/{label}_{name}.pth", _serialised(content))
+        """Write weights that stand beside the checkpoints: ``models/LABEL_NAME.pth``, the best or the latest.
+
+        Raises:
+            UserError: as `save`.
+        """
+        self._write(f"models/{label}_{name}.pth", _serialised(content))
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; what is wrong with newer ones is logged. None: there is none at all.
@@ -107,6 +111,12 @@ class Checkpoints:
                 "--auto_resume goes on from it"
             )
         return "there is no checkpoint yet"
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            write_whole(self.root / name, content)
+        except UserError as error:
+            raise UserError(f"{error}; {self.last_good()}") from None
 
     def _files(self, iteration: int) -> dict[str, str | None]:
         """The files of a checkpoint with their checksums, which BasicSR's own checkpoints lack."""

@@ -36,15 +36,17 @@ def introduce(
     train = options["train"]
     name = options["datasets"]["train"]["name"]
     validation = ", ".join(f"{data.name} ({len(data)})" for data in validation_sets) or "none"
-    epochs = math.ceil(train["total_iter"] * batch_size / epoch_length)
+    total = int(train["total_iter"])
+    epochs = math.ceil(total * batch_size / epoch_length)
     ranks = f"{options['world_size']} ranks, " if options["dist"] else ""
+    idle = " (one of several GPUs: torchrun uses all)" if options["num_gpu"] > 1 and not options["dist"] else ""
     lines = {
         "Run": f"{options['name']}, {options['model_type']}, seed {options['manual_seed']}",
         "Folder": os.path.relpath(options["path"]["experiments_root"]),
         "Training": f"{name}: {epoch_length:,} samples an epoch; all pairs found and checked",
         "Validation": f"{validation}, every {options['val']['val_freq']:,} iterations" if validation_sets else "none",
-        "Iterations": f"{position.iteration + 1:,} to {train['total_iter']:,} of {batch_size} samples, {epochs} epochs",
-        "Hardware": ranks + hardware(options["num_gpu"]),
+        "Iterations": f"{position.iteration + 1:,} to {total:,} of {batch_size} samples, {epochs} epochs",
+        "Hardware": ranks + hardware(options["num_gpu"]) + idle,
         "Precision": ", ".join([train.get("precision", "fp32"), *(k for k in SWITCHES if train.get(k))]),
         "Resume": _resume(options, position),
     }

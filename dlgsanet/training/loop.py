@@ -74,7 +74,8 @@ class Loop:
                     self._validate(signals)
             if self.validation_sets and self.position.validated < self.total:
                 self._validate(signals)
-            self._save()  # once more, for the validation in it
+            if self.saved != self.position.iteration:
+                self._save()
             if self.options["rank"] == 0:
                 for label, content in weights_of(self.model).items():
                     self.checkpoints.save_weights(label, "latest", content)

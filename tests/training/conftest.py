@@ -92,7 +92,10 @@ class Start:
 
     def signal(self, number: int) -> None:
         """Send a signal to the run and all its workers, as slurm and a terminal do."""
-        os.killpg(self.process.pid, number)
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:  # it has only just begun, and is not yet a group of its own
+            os.kill(self.process.pid, number)
 
     def end(self, code: int = 0) -> str:
         """Wait for the end, whose exit code must be `code`; what the run said."""

@@ -33,12 +33,12 @@ def test_ranks_follow_the_single_process(workplace, finished, ranks):
 
 def test_shared_validation_gives_the_figures_of_a_single_process(workplace):
     workplace.options["train"]["optim_g"]["lr"] = 0.0  # the same weights in both
-    workplace.options["train"]["total_iter"] = 6
+    workplace.options["train"]["total_iter"] = 7
     batch_per_rank(workplace, 1)
     workplace.train()
     workplace.options["name"] = "shared"
     train_on(workplace, 2)
-    best = [workplace.checkpoint(6, name)["position"]["best"] for name in ("run", "shared")]
+    best = [workplace.checkpoint(7, name)["position"]["best"] for name in ("run", "shared")]
     assert best[0] == best[1]
 
 

@@ -2,6 +2,7 @@
 
 import random
 import signal
+import time
 
 import pytest
 
@@ -55,22 +56,21 @@ def test_signal_saves_and_says_how_to_go_on(workplace, finished, number, code):
 @pytest.mark.timeout(3600)
 def test_fifty_kills_at_random_moments(workplace):
     """At random moments, so also while data are loaded, files are written, or images are validated."""
-    workplace.options["train"] |= {"total_iter": 150, "scheduler": {"type": "CosineAnnealingLR", "T_max": 150}}
+    total, kills = 600, 50
+    workplace.options["train"] |= {"total_iter": total, "scheduler": {"type": "CosineAnnealingLR", "T_max": total}}
     workplace.options["val"]["val_freq"] = 10
     workplace.options["name"] = "whole"
     workplace.train()
     workplace.options["name"] = "stopped"
     moments = random.Random(0)
-    kills = 0
-    workplace.options["train"]["total_iter"] = 100000
-    while kills < 50:
+    for _ in range(kills):
+        saved = [int(path.stem) for path in workplace.experiment("stopped").glob("training_states/*.state")]
+        ahead = moments.randint(0, total // kills)  # of the newest checkpoint; 0: before the first iteration
         run = workplace.start("--auto_resume")
-        if kills % 3:  # else it may be hit before the first iteration
-            run.wait_for("l_pix")
-        run.process.join(moments.uniform(0, 1.5))
+        if ahead:
+            run.wait_for(f" {max(saved, default=0) + ahead}/")
+        time.sleep(moments.uniform(0, 0.05 if ahead else 0.5))
         run.signal(signal.SIGKILL)
         run.end(-signal.SIGKILL)
-        kills += 1
-    workplace.options["train"]["total_iter"] = 150
-    workplace.train("--auto_resume")
+    assert "exact" in workplace.train("--auto_resume")
     assert same_end(workplace, workplace, "stopped", "whole")
