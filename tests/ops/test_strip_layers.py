@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.archs.sparse_gsa import ACTIVATIONS, SparseGSA
 from dlgsanet.ops import backends, reference
+from dlgsanet.ops.strips import dynamic_conv, inference
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 
@@ -87,6 +88,31 @@ def test_training_follows_the_reference(kind, data):
         want = gradients(layer, x)
     for g, w in zip(got, want, strict=True):
         assert_close(g, w, TOLERANCE[torch.float64])
+
+
+@pytest.fixture(params=["one strip", "many strips"])
+def _strip_sizes(request, monkeypatch):
+    if request.param == "many strips":
+        monkeypatch.setattr(inference, "ELEMENTS_IN_STRIP", 1)
+        monkeypatch.setattr(inference, "FEWEST_ROWS", 3)
+        monkeypatch.setattr(dynamic_conv, "FILTERS_IN_STRIP", 1)
+        monkeypatch.setattr(dynamic_conv, "ELEMENTS_PER_THREAD", 1 << 6)
+
+
+@pytest.mark.usefixtures("_strip_sizes")
+@pytest.mark.parametrize("kind", LAYERS)
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_inference_follows_the_reference(kind, data):
+    layer, x = draw_parameters(data.draw(LAYERS[kind])).eval(), data.draw(images())
+    with torch.no_grad():
+        with backend("reference"):
+            want = layer(x)
+        for dtype, tolerance in TOLERANCE.items():
+            with backend("torch"):
+                got = layer.to(dtype)(x.to(dtype))
+            assert got.dtype == dtype
+            assert_close(got, want, tolerance)
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)

@@ -18,15 +18,19 @@ from dlgsanet.ops.strips.dynamic_conv import (
     fused_dynamic_depthwise_conv,
     fused_dynamic_depthwise_conv_backward,
 )
+from dlgsanet.ops.strips.inference import channel_attention, dynamic_local_attention, gated_feed_forward
 
 __all__ = [
+    "channel_attention",
     "differentiable_channel_attention",
     "differentiable_dynamic_local_attention",
     "differentiable_gated_feed_forward",
     "dynamic_depthwise_conv",
     "dynamic_depthwise_conv_backward",
+    "dynamic_local_attention",
     "fused_dynamic_depthwise_conv",
     "fused_dynamic_depthwise_conv_backward",
+    "gated_feed_forward",
     "why_not",
 ]
 

@@ -47,15 +47,26 @@ def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) ->
 
 
 def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+    out = torch.empty(x.shape, dtype=x.dtype)
+    for images, rows, strip in filtered_strips(x, z, weight, bias, window_size):
+        out[images, :, rows] = strip
+    return out
+
+
+def filtered_strips(
+    x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield the fused convolution strip by strip: (images, rows, sums [b, C, rows, W] not yet rounded to x's dtype)."""
     dtype = accumulation_dtype(x.dtype)
     groups = weight.shape[0] // window_size**2
     weight, bias = weight.to(dtype), _column(weight, bias, dtype)
     padded = _pad(x, groups, window_size, dtype)
-    out = _new_zeros(x, groups, dtype)
     for images, rows in _strips(x, groups, window_size):
         filters = _form(z[images, :, rows].to(dtype), weight, bias, window_size)
-        _filter(out[images, ..., rows, :], _with_border(padded, images, rows, window_size), filters)
-    return out.flatten(1, 2).to(x.dtype)
+        with_border = _with_border(padded, images, rows, window_size)
+        out = torch.zeros(*with_border.shape[:3], *filters.shape[-2:], dtype=dtype)
+        _filter(out, with_border, filters)
+        yield images, rows, out.flatten(1, 2)
 
 
 def fused_dynamic_depthwise_conv_backward(
