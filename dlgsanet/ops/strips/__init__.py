@@ -40,6 +40,8 @@ def why_not(operation: str, *args) -> str | None:
     devices = {t.device.type for t in tensors}
     if devices != {"cpu"}:
         return f"the tensors are on {', '.join(sorted(devices))}"
+    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        return "the tensors are not plain ones"
     if tensors[0].numel() == 0:
         return "the tensors are empty"
     if torch.is_autocast_enabled("cpu"):

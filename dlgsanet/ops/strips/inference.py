@@ -62,8 +62,8 @@ def channel_attention(
             qk = [qkv[:, columns, : 2 * channels].flatten(0, 1).to(dtype) for columns in cells.columns]
             grams[windows] += cells.sum_across(torch.stack([m[:, :channels].t() @ m[:, channels:] for m in qk]))
             squares[windows] += cells.sum_across(torch.stack([m.square().sum(0) for m in qk]))
-        norms = squares.sqrt().flatten(0, 1).chunk(2, -1)
-        mixing = mixing_matrices(grams.flatten(0, 1), *norms, temperature, proj_out, activation, topk_ratio)
+        q_norms, k_norms = squares.sqrt().flatten(0, 1).chunk(2, -1)
+        mixing = mixing_matrices(grams.flatten(0, 1), q_norms, k_norms, temperature, proj_out, activation, topk_ratio)
         mixing = mixing.unflatten(0, cells.windows)
         for rows, windows in cells.bands:
             matrices = cells.average_across(mixing[windows].mean(0))
