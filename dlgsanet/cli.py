@@ -8,6 +8,7 @@ import importlib
 import sys
 
 from dlgsanet import __version__
+from dlgsanet.allocator import keep_freed_memory
 from dlgsanet.errors import UserError
 
 # name -> (what it does, module:function)
@@ -64,6 +65,7 @@ def run(entry: str, argv: list[str]) -> int:
     """Call ``module:function`` on argv, as every entry point does: errors that the user can mend become one line."""
     module, function = entry.split(":")
     try:
+        keep_freed_memory()
         return getattr(importlib.import_module(module), function)(argv)
     except UserError as error:
         return _fail(str(error))

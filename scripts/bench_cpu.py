@@ -1,0 +1,336 @@
+"""CPU benchmark: the dynamic convolution, the networks, a training step and their memory, each backend in turn.
+
+  python scripts/bench_cpu.py                             the whole table, below 8 minutes on two cores
+  python scripts/bench_cpu.py --quick                     the same at small sizes, to see that all of it runs
+  python scripts/bench_cpu.py --output docs/benchmarks/cpu.md
+  python scripts/bench_cpu.py --memory-curve              peak memory from 0.06 to 4 megapixels of input
+
+Measure with nothing else running. Rows of a table are run alternately within one process, a round after the other,
+after one round to warm up; times are medians, ratios are to the table's first row. Everything is measured twice, in a
+process with glibc's allocator as it is (stock) and in one with the setting of the commands (tuned; docs/cpu.md).
+
+  naive       the reference, whose dynamic convolution unfolds the image and multiplies by all filters, as is usual
+  reference   the same network with the reference's dynamic convolution
+  torch, native   the other backends of dlgsanet.ops that are to be had here
+  SwinIR-light, EDSR-baseline   BasicSR's, of random weights; SwinIR's input is padded to whole windows
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from dlgsanet import allocator  # noqa: E402
+from dlgsanet.archs.dlgsanet import DLGSANet  # noqa: E402
+from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
+from dlgsanet.evaluation.published import size_options  # noqa: E402
+from dlgsanet.ops import backends, dynamic_conv  # noqa: E402
+
+ALLOCATORS = ("stock", "tuned")
+OTHERS = ("SwinIR-light", "EDSR-baseline")
+SWINIR_WINDOW = 8
+MEGAPIXELS = (0.0576, 0.25, 1.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured: the LR image (width, height), patches of a training batch and their side, sgemm's side."""
+
+    width: int
+    height: int
+    batch: int
+    patch: int
+    sgemm: int
+
+
+FULL, QUICK = Sizes(320, 180, 8, 48, 2048), Sizes(40, 24, 2, 16, 512)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes and one round")
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds; default 3")
+    parser.add_argument("--output", type=Path, help="also write the tables to this Markdown file")
+    parser.add_argument("--memory-curve", action="store_true", help="only peak memory over the size of the image")
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # what a child process measures
+    arguments = parser.parse_args()
+    sizes = QUICK if arguments.quick else FULL
+    rounds = 1 if arguments.quick else arguments.rounds
+    if arguments.part:
+        print(json.dumps(measure_part(arguments.part, sizes, rounds)))
+        return
+    text = "\n".join(
+        memory_curve(arguments.quick) if arguments.memory_curve else tables(sizes, rounds, arguments.quick)
+    )
+    print(text)
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(f"{text}\n", encoding="utf-8")
+
+
+# The tables, from what child processes measured
+
+
+def tables(sizes: Sizes, rounds: int, quick: bool) -> Iterator[str]:
+    timed = {name: in_child(name, quick, "times", rounds=rounds) for name in ALLOCATORS}
+    yield from heading(sizes, rounds)
+    for title in timed["stock"]["times"]:
+        yield from ["", f"## {title}", "", "| | stock [ms] | ratio | tuned [ms] | ratio | tuned: of sgemm's rate |"]
+        yield "|---|---:|---:|---:|---:|---:|"
+        stock, tuned = (timed[name]["times"][title] for name in ALLOCATORS)
+        base = next(iter(stock))
+        for row in stock:
+            macs = timed["tuned"]["macs"].get(title, {}).get(row)
+            share = f"{macs / tuned[row] / timed['tuned']['sgemm']:.0%}" if macs else ""
+            cells = [f"{t[row] * 1000:.1f} | {t[base] / t[row]:.2f}" for t in (stock, tuned)]
+            yield f"| {row} | {' | '.join(cells)} | {share} |"
+    rates = ", ".join(f"{timed[name]['sgemm'] / 1e9:.1f} ({name})" for name in ALLOCATORS)
+    yield from ["", f"sgemm of side {sizes.sgemm}: {rates} GMAC/s."]
+    yield from ["", f"## Peak memory, Tiny x4, {sizes.width}x{sizes.height} input, beyond the idle process [MB]", ""]
+    yield from ["| | stock | tuned |", "|---|---:|---:|"]
+    for row in ["naive", *available_backends()[::-1], *OTHERS]:
+        peaks = [in_child(name, quick, "memory", row, str(sizes.width), str(sizes.height)) for name in ALLOCATORS]
+        yield f"| {row} | {' | '.join(f'{peak:.0f}' for peak in peaks)} |"
+
+
+def memory_curve(quick: bool) -> Iterator[str]:
+    yield from ["Peak memory of Tiny x4 beyond the idle process [MB] over the input's size, tuned allocator.", ""]
+    names = [name for name in available_backends() if name != "reference"]
+    yield from [
+        f"| megapixels | {' | '.join(names)} | one feature (48 channels) |",
+        "|---|" + "---:|" * (len(names) + 1),
+    ]
+    for megapixels in MEGAPIXELS[:2] if quick else MEGAPIXELS:
+        width, height = round((megapixels * 1e6 * 16 / 9) ** 0.5), round((megapixels * 1e6 * 9 / 16) ** 0.5)
+        peaks = [in_child("tuned", quick, "memory", name, str(width), str(height)) for name in names]
+        feature = width * height * 48 * 4 / 1e6
+        yield f"| {megapixels:.2f} ({width}x{height}) | {' | '.join(f'{p:.0f}' for p in peaks)} | {feature:.0f} |"
+
+
+def heading(sizes: Sizes, rounds: int) -> Iterator[str]:
+    yield "# CPU benchmark"
+    yield ""
+    capability = torch.backends.cpu.get_cpu_capability()
+    yield (
+        f"{processor()}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32; "
+        f"{rounds} rounds; `python scripts/bench_cpu.py`."
+    )
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def in_child(allocator_name: str, quick: bool, *part: str, rounds: int = 1):
+    command = [sys.executable, __file__, "--rounds", str(rounds), *["--quick"] * quick, "--part", *part]
+    environment = os.environ | {allocator.VARIABLE: allocator_name}
+    child = subprocess.run(command, env=environment, stdout=subprocess.PIPE)
+    if child.returncode:
+        sys.exit(f"bench_cpu.py: {' '.join(part)} with the {allocator_name} allocator failed")
+    return json.loads(child.stdout)
+
+
+# What a child measures
+
+
+def measure_part(part: list[str], sizes: Sizes, rounds: int):
+    allocator.keep_freed_memory()
+    torch.manual_seed(0)
+    if part[0] == "memory":
+        _, row, width, height = part
+        return peak_memory(row, int(width), int(height))
+    times, macs = {}, {}
+    for title, group, macs[title] in groups(sizes):
+        times[title] = alternate(group, rounds)
+    return {"times": times, "macs": macs, "sgemm": sgemm_rate(sizes.sgemm)}
+
+
+def groups(sizes: Sizes) -> Iterator[tuple[str, dict[str, Callable[[], object]], dict[str, int]]]:
+    """(title, what to run, multiply-accumulates of what is counted) of every table."""
+    image, patches = (1, sizes.height, sizes.width), (sizes.batch, sizes.patch, sizes.patch)
+    every, fast = ["naive", *available_backends()[::-1]], fast_backends()
+    at = f"{sizes.width}x{sizes.height}"
+    of_patches = f"{sizes.batch} of {sizes.patch}x{sizes.patch}"
+
+    forward = convolution(*image)
+    yield f"Dynamic convolution of Tiny, forward, {at}", {row: serve(row, forward) for row in every}, {}
+    both = convolution(*patches, backward=True)
+    yield f"Dynamic convolution of Tiny, forward and backward, {of_patches}", {r: serve(r, both) for r in every}, {}
+
+    for size, rows in (("Tiny", [*every, *OTHERS]), ("Light", fast), ("Large", fast)):
+        networks = {row: network(row, size) for row in rows}
+        group = {
+            row: serve(row, inference(net, *padded(row, sizes.height, sizes.width))) for row, net in networks.items()
+        }
+        macs = {r: multiply_accumulates(n, *padded(r, sizes.height, sizes.width)) for r, n in networks.items()}
+        yield f"{size} x4, {at} input", group, macs
+    tiny = network("torch", "Tiny")
+    one = {row: on_one_thread(serve(row, inference(tiny, sizes.height, sizes.width))) for row in fast}
+    yield f"Tiny x4, {at} input, one thread", one, {}
+    step = training_step(sizes)
+    yield f"Training step of Tiny x2, {of_patches}", {row: serve(row, step) for row in every}, {}
+
+
+def alternate(group: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, run in turn, one round ahead to warm up."""
+    seconds: dict[str, list[float]] = {row: [] for row in group}
+    for _ in range(1 + rounds):
+        for row, run in group.items():
+            start = time.perf_counter()
+            run()
+            seconds[row].append(time.perf_counter() - start)
+    return {row: statistics.median(times[1:]) for row, times in seconds.items()}
+
+
+def sgemm_rate(side: int) -> float:
+    """Multiply-accumulates a second of a float32 matrix product: the best of five."""
+    a, b = torch.rand(2, side, side)
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - start)
+    return side**3 / min(times[1:])
+
+
+def peak_memory(row: str, width: int, height: int) -> float:
+    """Megabytes that one forward pass adds to the peak of this process."""
+    run = serve(row, inference(network(row, "Tiny"), *padded(row, height, width)))
+    torch.mm(*torch.rand(2, 64, 64))  # the libraries' own memory is there before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
+
+
+# What is run
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that take the convolution on this CPU, fastest first."""
+    z, weight = torch.rand(1, 1, 8, 8), torch.rand(49, 1)
+    found = backends.explain("fused_dynamic_depthwise_conv", torch.rand(1, 6, 8, 8), z, weight, None, 7)
+    return [name for name, why_not in found if why_not is None]
+
+
+def fast_backends() -> list[str]:
+    return [name for name in available_backends()[::-1] if name != "reference"]
+
+
+@contextmanager
+def backend_of(row: str) -> Iterator[None]:
+    """Have the layers served by the backend of a row; rows that are no backend run as they are."""
+    if row in OTHERS:
+        yield
+        return
+    name = "reference" if row == "naive" else row
+    unfold = (
+        mock.patch.object(dynamic_conv, "fused_dynamic_depthwise_conv", unfolded) if row == "naive" else nullcontext()
+    )
+    with mock.patch.dict(os.environ, DLGSANET_BACKEND=name), unfold:
+        yield
+
+
+def serve(row: str, work: Callable[[], object]) -> Callable[[], object]:
+    def run() -> object:
+        with backend_of(row):
+            return work()
+
+    return run
+
+
+def on_one_thread(work: Callable[[], object]) -> Callable[[], object]:
+    def run() -> object:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return work()
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
+
+
+def unfolded(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+    """The dynamic convolution as it is usually written: all filters, all shifted copies of the image, their product."""
+    batch, _, height, width = x.shape
+    taps = window_size**2
+    filters = F.conv2d(z, weight[..., None, None], bias).view(batch, -1, 1, taps, height, width)
+    shifted = F.unfold(x, window_size, padding=window_size // 2)
+    shifted = shifted.view(batch, filters.shape[1], -1, taps, height, width)
+    return (shifted * filters).sum(3).view(x.shape)
+
+
+def convolution(batch: int, height: int, width: int, backward: bool = False) -> Callable[[], object]:
+    """The dynamic convolution of Tiny: 48 channels, 8 filters a pixel of 7x7, formed from 12 features."""
+    x, z = torch.rand(batch, 48, height, width), torch.rand(batch, 12, height, width)
+    weight, bias = torch.rand(8 * 49, 12), torch.rand(8 * 49)
+    tensors = [t.requires_grad_(backward) for t in (x, z, weight, bias)]
+
+    def run() -> object:
+        out = dynamic_conv.fused_dynamic_depthwise_conv(*tensors, 7)
+        return torch.autograd.grad(out, tensors, torch.ones_like(out)) if backward else out
+
+    return run
+
+
+def network(row: str, size: str) -> nn.Module:
+    """A network x4 of random weights: of this project, or the row's own."""
+    if row in OTHERS:
+        import dlgsanet.basicsr_compat  # noqa: F401, I001  # before BasicSR
+        from basicsr.archs.edsr_arch import EDSR
+        from basicsr.archs.swinir_arch import SwinIR
+
+        if row == "EDSR-baseline":
+            return EDSR(3, 3, num_feat=64, num_block=16, upscale=4).eval()
+        light = {"embed_dim": 60, "depths": [6] * 4, "num_heads": [6] * 4, "window_size": SWINIR_WINDOW, "mlp_ratio": 2}
+        return SwinIR(upscale=4, upsampler="pixelshuffledirect", **light).eval()
+    return DLGSANet(**size_options(size, 4)).eval()
+
+
+def padded(row: str, height: int, width: int) -> tuple[int, int]:
+    """The size that a row's network computes."""
+    multiple = SWINIR_WINDOW if row == "SwinIR-light" else 1
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def inference(net: nn.Module, height: int, width: int) -> Callable[[], object]:
+    x = torch.rand(1, 3, height, width)
+    return torch.inference_mode()(lambda: net(x))
+
+
+def training_step(sizes: Sizes) -> Callable[[], object]:
+    net = DLGSANet(**size_options("Tiny", 2)).train()
+    optimizer = torch.optim.Adam(net.parameters(), 5e-4, (0.9, 0.99))
+    lq, gt = (torch.rand(sizes.batch, 3, side, side) for side in (sizes.patch, 2 * sizes.patch))
+
+    def run() -> None:
+        optimizer.zero_grad()
+        F.l1_loss(net(lq), gt).backward()
+        optimizer.step()
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
