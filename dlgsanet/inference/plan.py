@@ -7,11 +7,14 @@ from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.errors import UserError
 from dlgsanet.inference.memory import free_memory
 from dlgsanet.inference.tiles import spans
+from dlgsanet.ops import backends
 
 TILE_SIDES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96)  # pixels kept a side, largest first
 LOCAL_WINDOW = 96  # halo of tiles for networks of local layers alone: more than the published sizes look around
 
-FEATURE_MAPS = 14  # as large as the tile, that live at once
+# Feature maps as large as the tile that live at once: those of a group's start and of the layer under way, and what
+# the backend of the global layers keeps beside its result. Measured (tests/inference) and rounded up.
+FEATURE_MAPS = {"native": 5, "torch": 8, "reference": 18}
 STRIPS = 2**29  # bytes for the hidden features of strips
 SHARE_OF_FREE = 0.8  # of free memory that is planned with: others use it too
 
@@ -60,7 +63,20 @@ def tiles_of(network: DLGSANet, height: int, width: int, side: int | None) -> tu
 
 def needed_memory(network: DLGSANet, height: int, width: int, side: int | None) -> int:
     """About how many bytes it takes to enlarge an image, without the image and its result."""
-    parameter = network.shallow.weight
+    weight = network.shallow.weight
     down, across = tiles_of(network, height, width, side)
     pixels = max(s.last - s.first for s in down) * max(s.last - s.first for s in across)
-    return int(pixels * parameter.shape[0] * parameter.element_size() * FEATURE_MAPS) + STRIPS
+    return pixels * len(weight) * weight.element_size() * FEATURE_MAPS[_global_backend(network)] + STRIPS
+
+
+def _global_backend(network: DLGSANet) -> str:
+    """Which backend computes the network's global layers here."""
+    layer = next((module for module in network.modules() if isinstance(module, SparseGSA)), None)
+    if layer is None:
+        return "native"  # local layers need no more, whatever computes them
+    parts = (layer.norm.weight, layer.norm.bias, layer.qkv.weight, layer.depthwise.weight, layer.temperature)
+    x = layer.norm.weight.new_zeros(1, len(layer.norm.weight), 1, 1)
+    options = (layer.proj_out.weight, layer.activation, layer.topk_ratio, layer.tlc_kernel)
+    offered = backends.explain("channel_attention", x, *parts, *options)
+    name = next(name for name, reason in offered if reason is None)
+    return name if name in FEATURE_MAPS else "reference"
