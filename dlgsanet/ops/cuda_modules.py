@@ -95,9 +95,8 @@ class Module:
             )
         major, minor = capability(device)
         self.device = device
+        self._module = function.Module()
         with torch.cuda.device(device):
-            torch.cuda.current_stream().synchronize()  # makes PyTorch's context of the device the current one
-            self._module = function.Module()
             self._module.load(cached_cubin(instance, f"sm_{major}{minor}"))
         self._functions: dict[str, object] = {}
 
@@ -109,10 +108,12 @@ class Module:
             function((blocks,), (threads,), values, shared_bytes, _Stream(self.device))
 
     def _function(self, kernel: str, shared_bytes: int):
-        from cupy.cuda import driver
+        from cupy.cuda import driver, runtime
 
         function = self._functions.get(kernel)
         if function is None:
+            # Makes the device's context the thread's, which the driver's calls want: autograd's threads may have none.
+            runtime.setDevice(self.device.index)
             function = self._functions[kernel] = self._module.get_function(kernel)
             attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             driver.funcSetAttribute(function.ptr, attribute, shared_bytes)
@@ -148,5 +149,4 @@ def shared_memory_limit(device: torch.device) -> int:
     """Bytes of shared memory that a block may have."""
     from cupy.cuda import runtime
 
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, index)
+    return runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index)

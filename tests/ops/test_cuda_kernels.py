@@ -1,15 +1,19 @@
 """The CUDA kernels without a GPU: their own source runs in the emulator, against float64."""
 
+import json
 import math
 import mmap
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from dlgsanet.ops import cuda, cuda_modules, reference
+from dlgsanet.ops import backends, cuda, cuda_modules, reference
+from tests.archs.golden_network import golden_network
+from tests.archs.test_golden import CASES
 from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
@@ -227,3 +231,22 @@ def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation):
     last = (..., slice(-tile + 1, None), slice(-tile + 1, None))
     error = relative_error(tuple(t[last] for t in actual), tuple(t[last] for t in expected))
     assert error <= TOLERANCE[torch.float16]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_golden_networks(monkeypatch, emulate, path):
+    """Whole networks on the kernels: gradients at the image are the published definition's."""
+    emulate("ascending")
+    monkeypatch.setattr(cuda, "why_not", lambda operation, *args: None)
+    kernels_alone = {"cuda": "dlgsanet.ops.cuda", "reference": "dlgsanet.ops.reference"}
+    monkeypatch.setattr(backends, "BACKENDS", kernels_alone)
+    case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+    network = golden_network(case).train()
+    image = torch.from_numpy(golden["input"]).requires_grad_()
+    output = network(image)
+    sample = output.detach().flatten()[::11].numpy()
+    assert np.abs(sample - golden["output_train_sample"]).max() <= 1e-9 * sample.std()
+    if "output_weight" in golden:
+        (output * torch.from_numpy(golden["output_weight"])).sum().backward()
+        assert np.abs(image.grad.numpy() - golden["grad_input"]).max() <= 1e-9 * golden["grad_input"].std()
