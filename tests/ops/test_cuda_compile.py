@@ -4,6 +4,7 @@ No GPU is needed: NVRTC comes with CuPy's companion packages.
 """
 
 import re
+import sys
 
 import pytest
 import torch
@@ -118,3 +119,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     instance = next(iter(instances(monkeypatch, torch.float32, "Large", 3, "sm_90")))
     assert cuda_modules.cached_cubin(instance, "sm_90").startswith(b"\x7fELF")
+
+
+def test_without_cupy_the_reason_is_given(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy.cuda", None)
+    cuda._missing.cache_clear()
+    assert "pip install cupy" in cuda._missing()
+    cuda._missing.cache_clear()
