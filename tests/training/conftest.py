@@ -81,12 +81,13 @@ class Start:
 
     def __init__(self, said: Path, *more: Any):
         self.said = said
+        said.touch()  # a run may be killed before it opens it
         self.process = _FORKSERVER.Process(target=_train, args=(said, *more))
         self.process.start()
 
     def wait_for(self, text: str) -> None:
         """Wait until the run has said something."""
-        while not (self.said.exists() and text in self.said.read_text()):
+        while text not in self.said.read_text():
             assert self.process.exitcode is None, self.said.read_text()
             time.sleep(0.005)
 
