@@ -108,7 +108,8 @@ inline void multiply_down(const Scratch& s, Index rows, Index q, Index q_end, In
 void add_products(const Scratch& s, const Heads& heads, Index rows, Columns columns, float* sums) {
     const Index c = heads.channels, all = heads.all_channels();
     for (Index h = 0; h < heads.count; h++)
-        multiply_down<4>(s, rows, h * c, (h + 1) * c, all + h * c, all + (h + 1) * c, columns, sums + h * c * c * lanes);
+        multiply_down<4>(s, rows, h * c, (h + 1) * c, all + h * c, all + (h + 1) * c, columns,
+                         sums + h * c * c * lanes);
     for (Index channel = 0; channel < 2 * all; channel++) {
         float* at = sums + (heads.products() + channel) * lanes;
         vec sum = load(at);
@@ -206,7 +207,8 @@ void sum_windows(Index batch, Pieces bands, Pieces columns, Index sums, const fl
                 for (Index band = 0; band < bands.count; band++)
                     for (Index column = 0; column < columns.count; column++) {
                         if (!bands[band].in_window(down) || !columns[column].in_window(across)) continue;
-                        const float* piece = piece_sums + ((image * bands.count + band) * columns.count + column) * sums;
+                        const Index place = (image * bands.count + band) * columns.count + column;
+                        const float* piece = piece_sums + place * sums;
                         for (Index n = 0; n < sums; n++) window_sums[n] += piece[n];
                     }
             }

@@ -20,8 +20,8 @@ struct FilterMaker {
 // `Channels` channels from `first` of a group on, `Vectors` registers of columns from x on. The window is taken `Taps`
 // taps of a row at a time, so that filters and sums stay in registers.
 template <int Channels, int Taps, int Vectors>
-inline void filter_block(const FilterMaker& make, Index group, Index first, Index x, Rows z, const RowRing& source, Index y,
-                         Rows out) {
+inline void filter_block(const FilterMaker& make, Index group, Index first, Index x, Rows z, const RowRing& source,
+                         Index y, Rows out) {
     vec sum[Channels][Vectors]{};
     const float *weight = make.weight_of(group), *bias = make.bias_of(group);
     const Index r = make.window_size / 2;
@@ -50,8 +50,8 @@ inline void filter_block(const FilterMaker& make, Index group, Index first, Inde
 }
 
 template <int Channels, int Taps>
-inline void filter_channels(const FilterMaker& make, Index group, Index first, Index count, Rows z, const RowRing& source, Index y,
-                            Rows out, Index columns) {
+inline void filter_channels(const FilterMaker& make, Index group, Index first, Index count, Rows z,
+                            const RowRing& source, Index y, Rows out, Index columns) {
     for (; count >= Channels; first += Channels, count -= Channels) {
         Index x = 0;
         if constexpr (many_registers)

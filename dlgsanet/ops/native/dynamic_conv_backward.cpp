@@ -13,9 +13,9 @@ namespace {
 
 struct Scratch {
     RowRing x, grad, grad_x;
-    Rows z, grad_z, z_by_pixel;      // z_by_pixel [columns, D + 1], the last of a pixel being 1, for the bias
+    Rows z, grad_z, z_by_pixel;  // z_by_pixel [columns, D + 1], the last of a pixel being 1, for the bias
     RowRing filters;
-    Rows grad_filters;               // [K * K, columns] of one group, as filters
+    Rows grad_filters;  // [K * K, columns] of one group, as filters
 
     Scratch(Arena& arena, const FilterMaker& make, Index channels, Index width)
         : x(arena, channels, width, make.window_size, make.window_size / 2),
@@ -133,8 +133,8 @@ struct Task {
 
 }  // namespace
 
-// grad_x, grad_z, and `parts`, zero on entry: for each strip [G * K * K, D + 1 rounded up to 16] the gradients of weight
-// and, as one more column, of bias. The first strip's place gets the sums over all of them.
+// grad_x, grad_z, and `parts`, zero on entry: for each strip [G * K * K, D + 1 rounded up to 16], the gradients of
+// weight and, as one more column, of bias. The first strip's place gets the sums over all of them.
 DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv_backward(
     const float* grad, const float* x, const float* z, const float* weight, const float* bias,
     const float* weight_transposed, float* grad_x, float* grad_z, float* parts, Index batch, Index channels,

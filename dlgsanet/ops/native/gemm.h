@@ -15,7 +15,8 @@ struct Weights {
 
     Weights(const float* start, Index rows, Index inner, const float* bias = nullptr)
         : start(start), rows(rows), inner(inner), pitch(inner), bias(bias) {}
-    Weights(Rows matrix, Index rows, Index inner) : start(matrix.start), rows(rows), inner(inner), pitch(matrix.pitch) {}
+    Weights(Rows matrix, Index rows, Index inner)
+        : start(matrix.start), rows(rows), inner(inner), pitch(matrix.pitch) {}
 
     const float* row(Index m) const { return start + m * pitch; }
 };
@@ -50,7 +51,8 @@ inline void gemm_down(const Weights& a, Index m, Rows x, Rows out) {
 template <int Across, Start start>
 inline void gemm_across(const Weights& a, Rows x, Rows out, Index columns) {
     Index n = 0;
-    for (; n + (Across - 1) * lanes < columns; n += Across * lanes) gemm_down<6, Across, start>(a, 0, x.at(n), out.at(n));
+    for (; n + (Across - 1) * lanes < columns; n += Across * lanes)
+        gemm_down<6, Across, start>(a, 0, x.at(n), out.at(n));
     if constexpr (Across > 1)
         if (n < columns) gemm_across<Across - 1, start>(a, x.at(n), out.at(n), columns - n);
 }

@@ -6,7 +6,7 @@
 
 namespace dlgsanet {
 
-// Images of `height` rows in strips of rows: tasks few enough for their sums to stay small, whatever the number of threads.
+// Images of `height` rows in strips: tasks few enough for their sums to stay small, whatever the number of threads.
 struct Strips {
     Index batch, height;
 

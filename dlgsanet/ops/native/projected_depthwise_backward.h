@@ -132,9 +132,11 @@ private:
     void hand_in(float* parts) const {
         for (Index n = 0; n < 9 * layer_.hidden(); n++)
             parts[layer_.depthwise_at() + n] = sum_lanes(grad_depthwise_ + n * lanes);
-        for (Index c = 0; c < layer_.channels(); c++)
-            for (int which = 0; which < 2; which++)
-                parts[layer_.norm_at() + which * layer_.channels() + c] = sum_lanes(grad_norm_ + (2 * c + which) * lanes);
+        float* norm = parts + layer_.norm_at();
+        for (Index c = 0; c < layer_.channels(); c++) {
+            norm[c] = sum_lanes(grad_norm_ + 2 * c * lanes);
+            norm[layer_.channels() + c] = sum_lanes(grad_norm_ + (2 * c + 1) * lanes);
+        }
     }
 
     const ProjectedDepthwise& layer_;
