@@ -102,10 +102,14 @@ def _check_fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, wind
     _require(x.is_floating_point() and x.dtype == z.dtype, "x and z must have one float dtype")
 
 
+# Backends lay their results out as suits them (as views of padded tensors, say), but what is compiled around the
+# operators relies on the layout that the fake ones promise: contiguous.
+
+
 @torch.library.custom_op("dlgsanet::dynamic_depthwise_conv", mutates_args=())
 def _plain(x: Tensor, filters: Tensor) -> Tensor:
     _check(x, filters)
-    return backends.select("dynamic_depthwise_conv", x, filters).dynamic_depthwise_conv(x, filters)
+    return backends.select("dynamic_depthwise_conv", x, filters).dynamic_depthwise_conv(x, filters).contiguous()
 
 
 @_plain.register_fake
@@ -117,7 +121,8 @@ def _(x, filters):
 @torch.library.custom_op("dlgsanet::dynamic_depthwise_conv_backward", mutates_args=())
 def _plain_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
     backend = backends.select("dynamic_depthwise_conv_backward", x, filters)
-    return backend.dynamic_depthwise_conv_backward(grad, x, filters)
+    grad_x, grad_filters = backend.dynamic_depthwise_conv_backward(grad, x, filters)
+    return grad_x.contiguous(), grad_filters.contiguous()
 
 
 @_plain_backward.register_fake
@@ -129,7 +134,7 @@ def _(grad, x, filters):
 def _fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
     _check_fused(x, z, weight, bias, window_size)
     backend = backends.select("fused_dynamic_depthwise_conv", x, z, weight, bias, window_size)
-    return backend.fused_dynamic_depthwise_conv(x, z, weight, bias, window_size)
+    return backend.fused_dynamic_depthwise_conv(x, z, weight, bias, window_size).contiguous()
 
 
 @_fused.register_fake
@@ -143,7 +148,9 @@ def _fused_backward(
     grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     backend = backends.select("fused_dynamic_depthwise_conv_backward", x, z, weight, bias, window_size)
-    return backend.fused_dynamic_depthwise_conv_backward(grad, x, z, weight, bias, window_size)
+    grads = backend.fused_dynamic_depthwise_conv_backward(grad, x, z, weight, bias, window_size)
+    grad_x, grad_z, grad_weight, grad_bias = (g.contiguous() for g in grads)
+    return grad_x, grad_z, grad_weight, grad_bias
 
 
 @_fused_backward.register_fake
