@@ -40,7 +40,7 @@ def test_same_seed_gives_the_same_weights_whatever_the_workers(workplace, finish
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=["TERM", "USR1", "INT"]
 )
 def test_signal_saves_and_says_how_to_go_on(workplace, finished, number, code):
-    workplace.options["logger"]["save_checkpoint_freq"] = 1000
+    workplace.options["logger"]["save_checkpoint_freq"] = 12
     run = workplace.start()
     run.wait_for(" 4/")
     run.signal(number)
