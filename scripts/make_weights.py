@@ -23,7 +23,10 @@ from dlgsanet.training.introduction import hardware
 
 # The stages of each scale, first to last; x3 and x4 start from the weights of x2.
 RECIPES = {
-    2: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_32_lr1e_3"],
+    2: [
+        "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_32_lr1e_3",
+        "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_continued_img_size_32_lr5e_4",
+    ],
     3: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_from_x2_img_size_32_lr5e_4"],
     4: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_from_x2_img_size_32_lr5e_4"],
 }
