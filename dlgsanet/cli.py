@@ -69,6 +69,9 @@ def run(entry: str, argv: list[str]) -> int:
         return getattr(importlib.import_module(module), function)(argv)
     except UserError as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        print("dlgsanet: stopped", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output has gone: `dlgsanet ... | head`
         sys.stderr.close()
         return 1
