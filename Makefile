@@ -7,19 +7,24 @@ TORCH ?= torch==2.13.0 torchvision==0.28.0
 bin := .venv/bin
 pip := $(bin)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: setup demo test test-long lint clean
+.PHONY: setup setup-test demo test test-long test-gpu lint bench bench-gpu bench-data clean
 
 setup: .venv/.ready .venv/.native
+setup-test: setup .venv/.ready-test
 
-.venv/.ready: requirements.txt requirements-test.txt setup.py pyproject.toml
+.venv/.ready: requirements.txt setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	  || { echo "Python 3.10, 3.11 or 3.12 is needed (BasicSR 1.4.2 does not install on 3.13): make PYTHON=python3.11" >&2; exit 2; }
 	test -x $(bin)/python || $(PYTHON) -m venv .venv
 	$(pip) 'setuptools<81' wheel cython numpy
 	$(bin)/python -c 'import torch, importlib.metadata as m; m.version("torchvision")' 2>/dev/null || $(pip) $(TORCH)
 	$(pip) --no-build-isolation basicsr==1.4.2
-	$(pip) -r requirements.txt -r requirements-test.txt
+	$(pip) -r requirements.txt matplotlib
 	$(pip) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.venv/.ready-test: .venv/.ready requirements-test.txt
+	$(pip) -r requirements-test.txt
 	@touch $@
 
 # The libraries of a checkout follow its sources; without a compiler the network runs on PyTorch alone.
@@ -30,16 +35,32 @@ setup: .venv/.ready .venv/.native
 demo: setup
 	$(bin)/python scripts/demo.py
 
-test: setup
+test: setup-test
 	$(bin)/python -m pytest
 
-test-long: setup
+test-long: setup-test
 	$(bin)/python -m pytest -m 'long and not gpu' --timeout 7200
 
-lint: setup
+test-gpu: setup-test
+	$(bin)/python -m pytest -m gpu --timeout 480 -k 'not sanitizer' tests/ops/test_cuda_gpu.py
+	$(bin)/python -m pytest -m gpu --timeout 480 -k sanitizer tests/ops/test_cuda_gpu.py
+
+lint: setup-test
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+
+# Measure with nothing else running.
+bench: setup
+	$(bin)/python scripts/bench_cpu.py --output docs/benchmarks/cpu.md
+
+PARTS ?= tiny large inference training
+bench-gpu: setup
+	@for part in $(PARTS); do $(bin)/python scripts/benchmark_gpu.py $$part || exit $$?; done
+
+bench-data: setup
+	$(bin)/python scripts/benchmark_resize.py
+	$(bin)/python scripts/benchmark_loader.py --workers 0 1 2
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -70,8 +70,10 @@ setup(
     package_data={"dlgsanet": ["ops/kernels/*", "ops/native/*.cpp", "ops/native/*.h", "evaluation/*.*"]},
     install_requires=requirements,
     extras_require={
-        "cuda12": ["cupy-cuda12x"],
-        "cuda13": ["cupy-cuda13x"],
+        "cuda12": ["cupy-cuda12x", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"],
+        "cuda13": ["cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime"],
+        "figures": ["matplotlib"],
+        "perceptual": ["pyiqa"],
         "test": (here / "requirements-test.txt").read_text().split(),
     },
     entry_points={"console_scripts": ["dlgsanet=dlgsanet.cli:main"]},

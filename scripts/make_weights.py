@@ -85,8 +85,10 @@ def release(scale: int) -> None:
 def described(options: dict[str, Any]) -> str:
     data, train = options["datasets"]["train"], options["train"]
     patch = data["gt_size"] // options["scale"]
+    pretrained = options["path"]["pretrain_network_g"] or ""
+    start = f"from {Path(pretrained).stem}, " if pretrained.startswith("weights/") else ""
     return (
-        f"{train['total_iter']} iterations of {data['batch_size_per_gpu']} LR patches of {patch}x{patch}, "
+        f"{start}{train['total_iter']} iterations of {data['batch_size_per_gpu']} LR patches of {patch}x{patch}, "
         f"{train['optim_g']['type']} at {train['optim_g']['lr']}, EMA {train['ema_decay']}"
     )
 
