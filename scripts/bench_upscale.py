@@ -47,7 +47,7 @@ def main() -> None:
             pixels = np.load(result, mmap_mode="r")
             exact = pixels if way == "exact" else exact
             row = f"| {way} | {told['seconds']:.1f} | {told['bytes'] / 1e9:.2f} | "
-            rows.append(row + ("" if exact is None else compared(pixels, exact, told)))
+            rows.append(row + ("| | |" if exact is None else compared(pixels, exact, told)))
             print(rows[-1], file=sys.stderr)
     table = "\n".join(rows) + "\n"
     print(table)
