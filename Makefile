@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0 torchvision==0.28.0
 bin := .venv/bin
 pip := $(bin)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: setup setup-test demo test test-long test-gpu lint bench bench-gpu bench-data clean
+.PHONY: setup setup-test demo test test-long test-gpu lint bench bench-gpu bench-data bench-training bench-upscale clean
 
 setup: .venv/.ready .venv/.native
 setup-test: setup .venv/.ready-test
@@ -61,6 +61,12 @@ bench-gpu: setup
 bench-data: setup
 	$(bin)/python scripts/benchmark_resize.py
 	$(bin)/python scripts/benchmark_loader.py --workers 0 1 2
+
+bench-training: setup
+	$(bin)/python scripts/benchmark_training.py
+
+bench-upscale: setup
+	$(bin)/python scripts/bench_upscale.py --size 1920x1080 --ways exact 1024 512
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -72,8 +72,10 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"],
         "cuda13": ["cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime"],
+        "export": ["onnx", "onnxruntime", "onnxscript"],
         "figures": ["matplotlib"],
         "perceptual": ["pyiqa"],
+        "spandrel": ["spandrel", "einops"],
         "test": (here / "requirements-test.txt").read_text().split(),
     },
     entry_points={"console_scripts": ["dlgsanet=dlgsanet.cli:main"]},
