@@ -35,11 +35,15 @@ setup-test: setup .venv/.ready-test
 demo: setup
 	$(bin)/python scripts/demo.py
 
+# Processes of one thread each: many threads on taken cores would wait for each other.
+WORKERS ?= 2
+pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest --numprocesses $(WORKERS)
+
 test: setup-test
-	$(bin)/python -m pytest
+	$(pytest)
 
 test-long: setup-test
-	$(bin)/python -m pytest -m 'long and not gpu' --timeout 7200
+	$(pytest) -m 'long and not gpu' --timeout 7200
 
 test-gpu: setup-test
 	$(bin)/python -m pytest -m gpu --timeout 480 -k 'not sanitizer' tests/ops/test_cuda_gpu.py

@@ -177,7 +177,8 @@ def test_it_loads_neither_basicsr_nor_torchvision_nor_matplotlib(folder, weights
 def test_ctrl_c_leaves_nothing_half_written(folder, weights):
     image = Image.new("RGB", (3000, 3000), "teal")
     image.save(folder / "in/z.png")
-    arguments = ["upscale", "in/z.png", "-o", "out", "--weights", str(weights)]
+    # Long enough on any machine for the estimate to be told.
+    arguments = ["upscale", "in/z.png", "-o", "out", "--weights", str(weights), "--self-ensemble"]
     process = subprocess.Popen(
         [sys.executable, "-m", "dlgsanet", *arguments],
         cwd=folder, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True,
