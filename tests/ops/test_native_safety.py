@@ -143,7 +143,7 @@ def test_under_sanitizers(tmp_path):
         "from dlgsanet.ops import native; from dlgsanet.ops.native import library\n"
         "from tests.ops.test_native import AVAILABLE; from tests.ops import native_calls as calls\n"
         "for name in AVAILABLE:\n"
-        "    library.library_path = lambda: Path(sys.argv[1], f'_{name}.so')\n"
+        "    library.library_path = lambda: Path(sys.argv[1], library.library_name(name))\n"
         "    for operation, args in calls.one_of_each().items(): calls.results(native, operation, args)\n"
         "print('clean')\n"
     )

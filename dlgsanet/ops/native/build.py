@@ -4,12 +4,14 @@
 is imported, so neither torch nor this package need be there.
 """
 
+import functools
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -32,8 +34,15 @@ def instruction_sets() -> dict[str, str]:
     return _X86_64 if platform.machine().lower() in ("x86_64", "amd64") else _PORTABLE
 
 
+@functools.cache
+def _fingerprint() -> str:
+    sources = b"".join(path.read_bytes() for path in sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")]))
+    return f"{zlib.crc32(sources):08x}"
+
+
 def library_name(instruction_set: str) -> str:
-    return f"_{instruction_set}.so"
+    """The library's file: named after its sources too, so that one of other sources is never taken for it."""
+    return f"_{instruction_set}.{_fingerprint()}.so"
 
 
 def compiler() -> list[str] | None:
@@ -44,7 +53,7 @@ def compiler() -> list[str] | None:
 
 
 def build(folder: Path, extra_flags: str = "") -> str | None:
-    """Compile the libraries into `folder`; those that are newer than every source stay.
+    """Compile the libraries into `folder`, unless they are there, and delete those of other sources.
 
     Returns:
         None, or in one line why there are none. Nothing half-written is left.
@@ -55,16 +64,17 @@ def build(folder: Path, extra_flags: str = "") -> str | None:
     if command is None:
         return "native CPU layers are not built: no C++ compiler (set CXX, or install g++)"
     sources = sorted(HERE.glob("*.cpp"))
-    newest = max(path.stat().st_mtime for path in [*sources, *HERE.glob("*.h"), Path(__file__)])
     for name, flags in instruction_sets().items():
         library = Path(folder, library_name(name))
-        if library.exists() and library.stat().st_mtime > newest:
+        if library.exists():
             continue
         aside = library.with_suffix(f".{os.getpid()}.tmp")
         call = [*command, *_FLAGS.split(), *flags.split(), *extra_flags.split(), *map(str, sources), "-o", str(aside)]
         try:
             subprocess.run(call, check=True, capture_output=True, text=True)
             os.replace(aside, library)
+            for old in set(Path(folder).glob(f"_{name}.*.so")) - {library}:
+                old.unlink()
         except (OSError, subprocess.CalledProcessError) as error:
             aside.unlink(missing_ok=True)
             last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
