@@ -182,6 +182,8 @@ def test_ctrl_c_leaves_nothing_half_written(folder, weights):
     process = subprocess.Popen(
         [sys.executable, "-m", "dlgsanet", *arguments],
         cwd=folder, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True,
+        # A suite that runs in the background of a shell has inherited that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     with contextlib.closing(process.stderr):
         assert "megapixels" in process.stderr.readline()  # the estimate: the work begins
