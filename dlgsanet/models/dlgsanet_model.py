@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from dlgsanet.distributed import mean_over_ranks
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
 from dlgsanet.models.weights import load_weights
+from dlgsanet.options.sections import LOSSES
 
 logger = logging.getLogger("dlgsanet")
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LOSSES = ("pixel_opt", "fft_opt", "perceptual_opt")
 
 
 class DivergedError(Exception):
