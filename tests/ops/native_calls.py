@@ -143,8 +143,9 @@ CHANNEL_ATTENTIONS = st.builds(
     window=st.none() | st.integers(1, 96),
     seed=SEEDS,
 )
-# Over a single pixel similarities are 1 or -1 whatever q and k are, and so they nearly are where few channels are
-# normalised: their gradient is nothing but rounding.
+# The gradient of few normalised channels is nothing but rounding.
+TRAINED_LOCAL_ATTENTIONS = st.builds(dataclasses.replace, LOCAL_ATTENTIONS, share=st.integers(4, 10))
+# And so is that of similarities over a single pixel, which are 1 or -1 whatever q and k are.
 TRAINED_ATTENTIONS = st.builds(
     dataclasses.replace,
     CHANNEL_ATTENTIONS,
@@ -157,16 +158,18 @@ TRAINED_ATTENTIONS = st.builds(
 
 def one_of_each(size: tuple[int, int, int] = (2, 21, 37)) -> dict[str, tuple]:
     """A call of every operation, of odd channels and with overlapping windows: operation -> its arguments."""
+    local = LocalAttention(size, 2, share=8, squeezed=3, window_size=7, seed=4).arguments()
     attention = ChannelAttention(size, heads=3, share=5, activation="topk", window=16, seed=1)
     trained = dataclasses.replace(attention, window=None)
     feed_forward = FeedForward(size, channels=13, half=9, seed=2).arguments()
     x, *convolution = Convolution(size, 3, share=7, inputs=5, window_size=5, with_bias=True, seed=3).arguments()
     return {
-        "dynamic_local_attention": LocalAttention(size, 2, share=8, squeezed=3, window_size=7, seed=4).arguments(),
+        "dynamic_local_attention": local,
         "channel_attention": attention.arguments(),
         "gated_feed_forward": feed_forward,
         "fused_dynamic_depthwise_conv": (x, *convolution),
         "fused_dynamic_depthwise_conv_backward": (x.flip(0), x, *convolution),
+        "differentiable_dynamic_local_attention": local,
         "differentiable_gated_feed_forward": feed_forward,
         "differentiable_channel_attention": trained.arguments(),
     }

@@ -20,6 +20,7 @@ RANDOM_CALLS = {
     "channel_attention": calls.CHANNEL_ATTENTIONS,
     "fused_dynamic_depthwise_conv": calls.CONVOLUTIONS,
     "fused_dynamic_depthwise_conv_backward": calls.CONVOLUTIONS,
+    "differentiable_dynamic_local_attention": calls.TRAINED_LOCAL_ATTENTIONS,
     "differentiable_gated_feed_forward": calls.FEED_FORWARDS,
     "differentiable_channel_attention": calls.TRAINED_ATTENTIONS,
 }

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dlgsanet.ops.native.differentiable import (
     differentiable_channel_attention,
+    differentiable_dynamic_local_attention,
     differentiable_gated_feed_forward,
 )
 from dlgsanet.ops.native.dynamic_conv import fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward
@@ -20,6 +21,7 @@ from dlgsanet.ops.native.library import library_path
 __all__ = [
     "channel_attention",
     "differentiable_channel_attention",
+    "differentiable_dynamic_local_attention",
     "differentiable_gated_feed_forward",
     "dynamic_local_attention",
     "fused_dynamic_depthwise_conv",

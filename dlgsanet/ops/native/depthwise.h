@@ -36,10 +36,10 @@ public:
             add_rows<7>(y, 0, c, source.row(c) - window_size_ / 2, weight + c * window_size_ * window_size_, columns);
     }
 
-    // The sums that row y, which may lie outside of the image, is the first to reach.
+    // The sums that row y, which may lie outside of the image, is the first to reach; from 0 where bias is null.
     void begin(Index first, const float* bias, Index columns) const {
         for (Index c = 0; c < sums_.channels; c++)
-            std::fill(sums_[first].row(c), sums_[first].row(c) + round_up(columns, lanes), bias[c]);
+            std::fill(sums_[first].row(c), sums_[first].row(c) + round_up(columns, lanes), bias ? bias[c] : 0.f);
     }
 
 private:

@@ -62,9 +62,12 @@ struct Strip {
     }
 
     // Fetches the next row as well: what a row takes to compute hides the way from memory.
-    void read(const float* tensor, Rows to) const {
+    void read(const float* tensor, Rows to) const { read(tensor, to, shape.channels); }
+
+    // The first `channels` channels alone.
+    void read(const float* tensor, Rows to, Index channels) const {
         const Index next = y + 1 < shape.height ? shape.width : 0;
-        for (Index c = 0; c < shape.channels; c++) {
+        for (Index c = 0; c < channels; c++) {
             const float* from = tensor + at(c);
             for (Index x = 0; x < right - left; x += 16) __builtin_prefetch(from + next + x);
             std::memcpy(to.row(c), from, sizeof(float) * (right - left));

@@ -3,15 +3,13 @@
 #pragma once
 
 #include "depthwise.h"
-#include "normed_projection.h"
-#include "parallel.h"
-#include "partial_sums.h"
+#include "normed_projection_backward.h"
 
 namespace dlgsanet {
 
 struct ProjectedDepthwise {
     const NormedProjection& enter;
-    const float *depthwise, *depthwise_flipped;  // [2h, 3, 3], the second one's taps in reverse
+    const float *depthwise, *depthwise_flipped;  // [hidden, 3, 3], the second one's taps in reverse
     const float* weights_transposed;             // [C, hidden]
 
     Index channels() const { return enter.shape.channels; }
@@ -30,14 +28,10 @@ public:
     ProjectedDepthwiseBackward(Arena& arena, const ProjectedDepthwise& layer)
         : hidden(arena, layer.hidden(), layer.enter.shape.width, 3, 1),
           layer_(layer),
-          grad_convolved_(arena, layer.hidden(), layer.enter.shape.width, 3, 1),
+          enter_(arena, layer.enter, layer.weights_transposed),
+          grad_convolved_(arena, layer.hidden(), width(), 3, 1),
           normed_(arena.rows(layer.channels(), width() + 2)),
-          grad_normed_(arena.rows(layer.channels(), width())),
-          normed_by_pixel_(arena.rows(width(), layer.channels())),
-          grad_hidden_(arena.rows(layer.hidden(), width())),
-          inverse_deviation_(arena.take(round_up(width(), lanes))),
-          grad_depthwise_(arena.take(9 * layer.hidden() * lanes)),
-          grad_norm_(arena.take(2 * layer.channels() * lanes)) {}
+          grad_depthwise_(arena.take(9 * layer.hidden() * lanes)) {}
 
     // Rows y - 1, y and y + 1 of proj(norm(x)), while row y of the gradient is asked for.
     const RowRing hidden;
@@ -46,8 +40,9 @@ public:
     // write(y, rows); gradient(y, rows) gives that with respect to row y of the result; `parts` takes the sums.
     template <class Gradient, class Write>
     void run(const Tile& tile, float* parts, const Gradient& gradient, const Write& write) const {
+        const NormedProjectionBackward::Sums sums{parts, parts + layer_.norm_at(), layer_.projection_pitch()};
         std::memset(grad_depthwise_, 0, sizeof(float) * 9 * layer_.hidden() * lanes);
-        std::memset(grad_norm_, 0, sizeof(float) * 2 * layer_.channels() * lanes);
+        enter_.begin();
         layer_.enter.make_row(tile.top - 2, tile, 1, normed_, hidden);
         layer_.enter.make_row(tile.top - 1, tile, 1, normed_, hidden);
         for (Index y = tile.top - 1; y <= tile.bottom; y++) {
@@ -60,10 +55,12 @@ public:
                 if (y >= tile.top && y < tile.bottom) add_depthwise(y);
             }
             if (y <= tile.top) continue;
-            finish_row(y - 1, tile, parts);
-            write(y - 1, grad_normed_);
+            differentiate_depthwise(y - 1);
+            write(y - 1, enter_.row(tile.image, y - 1, sums));
         }
-        hand_in(parts);
+        for (Index n = 0; n < 9 * layer_.hidden(); n++)
+            parts[layer_.depthwise_at() + n] = sum_lanes(grad_depthwise_ + n * lanes);
+        enter_.hand_in(sums);
     }
 
 private:
@@ -84,65 +81,22 @@ private:
         }
     }
 
-    // From row y of the convolution's gradient, and its neighbours, back to x; the result is left in grad_normed_.
-    void finish_row(Index y, const Tile& tile, float* parts) const {
+    // From row y of the convolution's gradient, and its neighbours, to that of proj(norm(x)).
+    void differentiate_depthwise(Index y) const {
         const Rows above = grad_convolved_[y - 1], here = grad_convolved_[y], below = grad_convolved_[y + 1];
         for (Index c = 0; c < layer_.hidden(); c++) {
             const float* weight = layer_.depthwise_flipped + 9 * c;
             for (Index x = 0; x < width(); x += lanes)
-                store(grad_hidden_.row(c) + x,
+                store(enter_.grad_hidden.row(c) + x,
                       depthwise_3x3(above.row(c) + x, here.row(c) + x, below.row(c) + x, weight));
-            std::fill(grad_hidden_.row(c) + width(), grad_hidden_.row(c) + round_up(width(), lanes), 0.f);
-        }
-        gemm<Start::zero>({layer_.weights_transposed, layer_.channels(), layer_.hidden()}, grad_hidden_, grad_normed_,
-                          width());
-        Strip{layer_.enter.shape, tile.image, y, 0, width()}.read(layer_.enter.x, normed_);
-        normalise(normed_, layer_.channels(), width(), inverse_deviation_);
-        differentiate_norm();
-        transpose(normed_, layer_.channels(), width(), normed_by_pixel_);
-        gemm<Start::accumulate>({grad_hidden_, layer_.hidden(), width()}, normed_by_pixel_,
-                                {parts, layer_.projection_pitch()}, layer_.channels());
-    }
-
-    // grad_normed_ becomes the gradient with respect to x, and normed_, which came without weight and bias, gets them.
-    void differentiate_norm() const {
-        const Index channels = layer_.channels();
-        const float share = 1.f / channels, *weight = layer_.enter.norm_weight, *bias = layer_.enter.norm_bias;
-        for (Index x = 0; x < width(); x += lanes) {
-            vec mean{}, slope{};
-            for (Index c = 0; c < channels; c++) {
-                const vec grad = load(grad_normed_.row(c) + x), normed = load(normed_.row(c) + x);
-                float *sums = grad_norm_ + 2 * c * lanes;
-                store(sums, load(sums) + grad * normed);
-                store(sums + lanes, load(sums + lanes) + grad);
-                mean += grad * weight[c];
-                slope += grad * weight[c] * normed;
-            }
-            mean *= share;
-            slope *= share;
-            const vec scale = load(inverse_deviation_ + x);
-            for (Index c = 0; c < channels; c++) {
-                const vec grad = load(grad_normed_.row(c) + x), normed = load(normed_.row(c) + x);
-                store(grad_normed_.row(c) + x, (grad * weight[c] - mean - normed * slope) * scale);
-                store(normed_.row(c) + x, normed * weight[c] + bias[c]);
-            }
-        }
-    }
-
-    void hand_in(float* parts) const {
-        for (Index n = 0; n < 9 * layer_.hidden(); n++)
-            parts[layer_.depthwise_at() + n] = sum_lanes(grad_depthwise_ + n * lanes);
-        float* norm = parts + layer_.norm_at();
-        for (Index c = 0; c < layer_.channels(); c++) {
-            norm[c] = sum_lanes(grad_norm_ + 2 * c * lanes);
-            norm[layer_.channels() + c] = sum_lanes(grad_norm_ + (2 * c + 1) * lanes);
         }
     }
 
     const ProjectedDepthwise& layer_;
+    NormedProjectionBackward enter_;
     RowRing grad_convolved_;
-    Rows normed_, grad_normed_, normed_by_pixel_, grad_hidden_;
-    float *inverse_deviation_, *grad_depthwise_, *grad_norm_;
+    Rows normed_;
+    float* grad_depthwise_;
 };
 
 }  // namespace dlgsanet
