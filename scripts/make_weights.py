@@ -4,7 +4,8 @@
 
 For each scale the stages of its recipe (option files in options/train) run one after the other, each going on where it
 was stopped; then the averaged weights go to weights/DLGSANet_Tiny_x{scale}.safetensors with what is to be told of
-them, and the losses and validation scores to docs/training/DLGSANet_Tiny_x{scale}.csv and .png.
+them, and the losses and validation scores to docs/training/DLGSANet_Tiny_x{scale}.csv and .png. Of a stage that was
+trained in another checkout, whose weights this one began with, the rows that stand there are kept.
 """
 
 import argparse
@@ -19,13 +20,14 @@ from typing import Any
 from dlgsanet.archs.checkpoint import read_checkpoint, write_checkpoint
 from dlgsanet.errors import UserError
 from dlgsanet.options.read import load_yaml
-from dlgsanet.training.introduction import hardware
 
 # The stages of each scale, first to last; x3 and x4 start from the weights of x2.
 RECIPES = {
     2: [
         "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_32_lr1e_3",
         "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_continued_img_size_32_lr5e_4",
+        "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_longer_img_size_32_lr1e_3",
+        "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_final_img_size_48_lr5e_4",
     ],
     3: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_from_x2_img_size_32_lr5e_4"],
     4: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_from_x2_img_size_32_lr5e_4"],
@@ -64,22 +66,26 @@ def release(scale: int) -> None:
     """Write the weights of the last stage with their metadata, and the curves of all stages."""
     name = f"DLGSANet_Tiny_x{scale}"
     options = [load_yaml(f"options/train/{stage}.yml") for stage in RECIPES[scale]]
-    rows = [row for stage in RECIPES[scale] for row in curve(stage)]
-    last = Path("experiments", RECIPES[scale][-1], "models/net_g_latest.pth")
-    state = read_checkpoint(last, "params_ema").state
+    rows = curves(RECIPES[scale], Path("docs/training", f"{name}.csv"))
+    run = Path("experiments", RECIPES[scale][-1])
+    state = read_checkpoint(run / "models/net_g_latest.pth", "params_ema").state
     network = {key: value for key, value in options[-1]["network_g"].items() if key != "type"}
-    validation = [row["psnr"] for row in rows if row["psnr"] != ""][-1]
     metadata = {
         "scale": str(scale),
         "training_data": TRAINING_DATA,
         "training": "; then ".join(described(o) for o in options),
-        "hardware": hardware(0),
-        "hours": f"{sum(hours(stage) for stage in RECIPES[scale]):.2f}",
-        "figures": f"DIV2K 0801-0900 256x256 crops: {validation:.2f} dB PSNR on Y",
+        "hardware": hardware_of(run),
+        "hours": str(last(rows, "hours")),
+        "figures": f"DIV2K 0801-0900 256x256 crops: {float(last(rows, 'psnr')):.2f} dB PSNR on Y",
         "date": time.strftime("%Y-%m-%d"),
     }
     write_checkpoint(f"weights/{name}.safetensors", state, network, metadata)
     write_curves(rows, Path("docs/training", name))
+
+
+def hardware_of(run: Path) -> str:
+    record = load_yaml(max(run.glob("record_*.yml"), key=lambda path: path.stat().st_mtime))
+    return f"{record['options']['world_size']} x {record['hardware']['device']}"
 
 
 def described(options: dict[str, Any]) -> str:
@@ -100,19 +106,40 @@ def events(stage: str, tag: str) -> list:
     return EventAccumulator(f"tb_logger/{stage}", size_guidance={"scalars": 0}).Reload().Scalars(tag)
 
 
-def curve(stage: str) -> list[dict[str, Any]]:
-    """Loss and validation PSNR of a run, a row an iteration at which either was written."""
-    losses = {event.step: event.value for event in events(stage, "losses/l_pix")}
-    psnr = {event.step: event.value for event in events(stage, "metrics/DIV2K_crops/psnr")}
-    steps = sorted(losses | psnr)
-    return [{"stage": stage, "iteration": i, "l_pix": losses.get(i, ""), "psnr": psnr.get(i, "")} for i in steps]
+def curves(stages: list[str], kept: Path) -> list[dict[str, Any]]:
+    """Loss, validation PSNR and working hours so far, a row an iteration at which a loss or PSNR was written."""
+    rows: list[dict[str, Any]] = []
+    for stage in stages:
+        if Path("tb_logger", stage).is_dir():
+            rows += curve(stage, float(last(rows, "hours") if rows else 0))
+        else:
+            with open(kept, newline="") as file:
+                rows += [row for row in csv.DictReader(file) if row["stage"] == stage]
+    return rows
 
 
-def hours(stage: str) -> float:
-    """How long a run worked: the time between what it wrote, without the pauses between its starts."""
-    times = [event.wall_time for event in events(stage, "losses/l_pix")]
-    gaps = [later - earlier for earlier, later in pairwise(times)]
-    return sum(gap for gap in gaps if gap < PAUSE) / 3600
+def curve(stage: str, hours: float) -> list[dict[str, Any]]:
+    """The rows of one run that began after so many hours; pauses between its starts do not count."""
+    losses, validations = events(stage, "losses/l_pix"), events(stage, "metrics/DIV2K_crops/psnr")
+    seconds = dict.fromkeys([losses[0].step], 0.0)
+    for earlier, later in pairwise(losses):
+        gap = later.wall_time - earlier.wall_time
+        seconds[later.step] = seconds[earlier.step] + (gap if gap < PAUSE else 0)
+    loss_at, psnr_at = ({event.step: event.value for event in found} for found in (losses, validations))
+    return [
+        {
+            "stage": stage,
+            "iteration": i,
+            "hours": f"{hours + seconds[i] / 3600:.4f}" if i in seconds else "",
+            "l_pix": f"{loss_at[i]:.5f}" if i in loss_at else "",
+            "psnr": f"{psnr_at[i]:.4f}" if i in psnr_at else "",
+        }
+        for i in sorted(loss_at | psnr_at)
+    ]
+
+
+def last(rows: list[dict[str, Any]], column: str) -> str:
+    return [row[column] for row in rows if row[column] != ""][-1]
 
 
 def write_curves(rows: list[dict[str, Any]], path: Path) -> None:
@@ -128,9 +155,9 @@ def write_curves(rows: list[dict[str, Any]], path: Path) -> None:
     for stage in dict.fromkeys(row["stage"] for row in rows):
         here = [row for row in rows if row["stage"] == stage]
         for axes, column in ((left, "l_pix"), (right, "psnr")):
-            points = [(past + row["iteration"], row[column]) for row in here if row[column] != ""]
+            points = [(past + int(row["iteration"]), float(row[column])) for row in here if row[column] != ""]
             axes.plot(*zip(*points, strict=True), ".-", markersize=3, linewidth=1)
-        past += here[-1]["iteration"]
+        past += int(here[-1]["iteration"])
     left.set(xlabel="iteration", ylabel="L1 loss", yscale="log")
     right.set(xlabel="iteration", ylabel="validation PSNR (dB)")
     figure.savefig(path.with_suffix(".png"), dpi=110)

@@ -28,6 +28,8 @@ from dlgsanet.options.read import load_yaml, read_options
 VARIANTS: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu"},
     "topk": {"activation": "topk", "topk_ratio": 0.5},
+    "topk25": {"activation": "topk", "topk_ratio": 0.25},
+    "topk75": {"activation": "topk", "topk_ratio": 0.75},
     "softmax": {"activation": "softmax"},
     "gelu": {"activation": "gelu"},
     "sigmoid": {"activation": "sigmoid"},
@@ -38,6 +40,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 MEANING = {
     "relu": "MHDLSA + SparseGSA (ReLU)",
     "topk": "MHDLSA + SparseGSA (top-k, 0.5)",
+    "topk25": "MHDLSA + SparseGSA (top-k, 0.25)",
+    "topk75": "MHDLSA + SparseGSA (top-k, 0.75)",
     "softmax": "MHDLSA + attention with softmax",
     "gelu": "MHDLSA + SparseGSA (GELU)",
     "sigmoid": "MHDLSA + SparseGSA (sigmoid)",
