@@ -21,7 +21,7 @@ from dlgsanet.archs.checkpoint import read_checkpoint, write_checkpoint
 from dlgsanet.errors import UserError
 from dlgsanet.options.read import load_yaml
 
-# The stages of each scale, first to last; x3 and x4 start from the weights of x2.
+# The stages of each scale, first to last; x3 and x4 start from x2 before its last stage.
 RECIPES = {
     2: [
         "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_32_lr1e_3",
@@ -29,8 +29,8 @@ RECIPES = {
         "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_longer_img_size_32_lr1e_3",
         "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_final_img_size_48_lr5e_4",
     ],
-    3: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_from_x2_img_size_32_lr5e_4"],
-    4: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_from_x2_img_size_32_lr5e_4"],
+    3: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_from_x2_img_size_48_lr1e_3"],
+    4: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_from_x2_img_size_48_lr1e_3"],
 }
 TRAINING_DATA = (
     "399 photographs of BSDS500 train and test (research use; without 302003, which is Set5's woman), "
@@ -91,8 +91,7 @@ def hardware_of(run: Path) -> str:
 def described(options: dict[str, Any]) -> str:
     data, train = options["datasets"]["train"], options["train"]
     patch = data["gt_size"] // options["scale"]
-    pretrained = options["path"]["pretrain_network_g"] or ""
-    start = f"from {Path(pretrained).stem}, " if pretrained.startswith("weights/") else ""
+    start = "from x2 before its last stage, " if options["scale"] != 2 else ""
     return (
         f"{start}{train['total_iter']} iterations of {data['batch_size_per_gpu']} LR patches of {patch}x{patch}, "
         f"{train['optim_g']['type']} at {train['optim_g']['lr']}, EMA {train['ema_decay']}"

@@ -1,5 +1,5 @@
 #!/bin/sh
-#SBATCH --job-name=train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_from_x2_img_size_32_lr5e_4
+#SBATCH --job-name=train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_from_x2_img_size_48_lr1e_3
 #SBATCH --output=%x-%j.out
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -18,5 +18,5 @@ for repository in "$DLGSANET_HOME" "$(dirname "$script")/../.." "$SLURM_SUBMIT_D
 done
 
 command=train
-options=options/train/train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_from_x2_img_size_32_lr5e_4.yml
+options=options/train/train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_from_x2_img_size_48_lr1e_3.yml
 . "$repository/demo_sbatch_file/run.sh"
