@@ -6,6 +6,7 @@ Importing this imports no CuPy. Compiling needs no GPU and no driver, so that CI
 import functools
 import hashlib
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 KERNELS = Path(__file__).parent / "kernels"
+SHARED_BYTES_UNASKED = 48 << 10  # that every block may have; for more the driver wants to be asked
 
 
 @dataclass(frozen=True)
 class Instance:
-    """A source file of `kernels/` and the constants that it is compiled for."""
+    """A source file (of `kernels/`, or an absolute path) and the constants that it is compiled for."""
 
     source: str
     constants: tuple[tuple[str, str | int], ...]
@@ -27,6 +29,12 @@ class Instance:
     @property
     def options(self) -> list[str]:
         return [f"-D{name}={value}" for name, value in self.constants]
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names of the kernels in the source."""
+        pattern = r'extern "C" __global__ void\s+(?:__launch_bounds__\(.*?\)\s+)?(\w+)\('
+        return re.findall(pattern, (KERNELS / self.source).read_text())
 
 
 def compile_instance(instance: Instance, architecture: str, *options: str) -> tuple[bytes, str]:
@@ -62,7 +70,7 @@ def cached_cubin(instance: Instance, architecture: str) -> bytes:
     """`compile_instance`, or what it gave earlier for the same sources, constants, architecture and compiler."""
     from cupy.cuda import nvrtc
 
-    sources = [path.read_bytes() for path in sorted(KERNELS.iterdir()) if path.suffix in (".cu", ".h")]
+    sources = [path.read_bytes() for path in (KERNELS / instance.source, *sorted(KERNELS.glob("*.h")))]
     key = repr((instance, architecture, nvrtc.getVersion(), sources))
     kept = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
     try:
@@ -76,9 +84,10 @@ def cached_cubin(instance: Instance, architecture: str) -> bytes:
 def _keep(cubin: bytes, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(cubin)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # goes, whatever happens; the file is moved whole
+            unfinished = Path(folder, path.name)
+            unfinished.write_bytes(cubin)
+            os.replace(unfinished, path)
     except OSError:
         pass  # a cache that cannot be written only costs time
 
@@ -89,35 +98,33 @@ class Module:
     def __init__(self, instance: Instance, device: torch.device):
         from cupy.cuda import function
 
-        if torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "a kernel would be loaded while a CUDA graph is captured; run the network once before capturing"
-            )
-        major, minor = capability(device)
         self.device = device
-        self._module = function.Module()
         with torch.cuda.device(device):
-            self._module.load(cached_cubin(instance, f"sm_{major}{minor}"))
-        self._functions: dict[str, object] = {}
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "a kernel would be loaded while a CUDA graph is captured; run the network once before capturing"
+                )
+            module = function.Module()
+            module.load(cached_cubin(instance, "sm_{}{}".format(*capability(device))))
+            # All of them now: the driver may load a kernel only when it is first asked for, within a capture perhaps.
+            self._functions = {name: module.get_function(name) for name in instance.kernels}
 
     def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: Tensor | int | None) -> None:
         """Start `kernel` on the device's current stream; integers are the kernel's `int`s, None a null pointer."""
+        function = self._functions[kernel]
         with torch.cuda.device(self.device):
-            function = self._function(kernel, shared_bytes)
+            if shared_bytes > SHARED_BYTES_UNASKED:
+                _allow_shared_memory(function, shared_bytes, self.device)
             values = [_argument(a) for a in args]
             function((blocks,), (threads,), values, shared_bytes, _Stream(self.device))
 
-    def _function(self, kernel: str, shared_bytes: int):
-        from cupy.cuda import driver, runtime
 
-        function = self._functions.get(kernel)
-        if function is None:
-            # Makes the device's context the thread's, which the driver's calls want: autograd's threads may have none.
-            runtime.setDevice(self.device.index)
-            function = self._functions[kernel] = self._module.get_function(kernel)
-            attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            driver.funcSetAttribute(function.ptr, attribute, shared_bytes)
-        return function
+def _allow_shared_memory(function, shared_bytes: int, device: torch.device) -> None:
+    from cupy.cuda import driver, runtime
+
+    # Makes the device's context the thread's, which the driver's calls want: autograd's threads may have none.
+    runtime.setDevice(device.index)
+    driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
 
 
 class _Stream:
