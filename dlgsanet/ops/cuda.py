@@ -17,7 +17,8 @@ WINDOW_SIZES = (3, 5, 7, 9)
 SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
 
 # Pixels of a tile: 48 x 48 patches are cut without a rest. A thread computes four pixels of a row; in fused_grad_x, of
-# two rows. On tensor cores a thread needs so many registers that low tiles use them better.
+# two rows (in float64, of tiles of half that height, which fit into any GPU's shared memory). On tensor cores a thread
+# needs so many registers that low tiles use them better.
 TILE_WIDTH, TILE_HEIGHT, GRAD_X_HEIGHT, MMA_HEIGHT = 16, 24, 48, 16
 MARGIN = 4  # kMargin of tile.h
 THREADS = TILE_WIDTH // 4 * TILE_HEIGHT
@@ -32,24 +33,34 @@ def why_not(operation: str, x: Tensor, *args) -> str | None:
     """Why these kernels cannot take a call, or None; see `backends`."""
     if x.device.type != "cuda" or torch.version.hip:
         return "it needs an NVIDIA GPU"
-    if any(isinstance(a, Tensor) and a.device != x.device for a in args):
+    tensors = [x, *(a for a in args if isinstance(a, Tensor))]
+    if any(t.device != x.device for t in tensors):
         return "the tensors are on several devices"
+    if not all(t.numel() for t in tensors):
+        return "a tensor is empty"
     if x.dtype not in SCALARS:
         return f"it has no kernels for {x.dtype}"
     window_size = args[0].shape[2] if operation.startswith("dynamic") else args[3]
     if window_size not in WINDOW_SIZES:
         return f"its windows are {', '.join(map(str, WINDOW_SIZES))} wide, not {window_size}"
-    return _missing()
+    return _unusable(x.device)
 
 
 @functools.cache
-def _missing() -> str | None:
+def _unusable(device: torch.device) -> str | None:
+    """Why no kernel can be compiled or loaded for a GPU, or None."""
     try:
         from cupy.cuda import nvrtc
 
-        nvrtc.getVersion()
+        version, known = nvrtc.getVersion(), nvrtc.getSupportedArchs()
+        cuda_modules.shared_memory_limit(device)  # fails where the driver is older than CuPy's CUDA
     except (ImportError, RuntimeError) as e:
-        return f"CuPy with NVRTC is missing (pip install cupy-cuda12x or cupy-cuda13x): {e}"
+        return f"CuPy with NVRTC is missing or cannot be used (pip install cupy-cuda12x or cupy-cuda13x): {e}"
+    major, minor = cuda_modules.capability(device)
+    if major < 7:
+        return f"it needs a GPU of compute capability 7.0 or more, not {major}.{minor}"
+    if 10 * major + minor not in known:
+        return f"CuPy's NVRTC {version[0]}.{version[1]} does not know GPUs of compute capability {major}.{minor}"
     return None
 
 
@@ -57,9 +68,8 @@ def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
     """See `dlgsanet.ops.dynamic_depthwise_conv`."""
     x, filters = x.contiguous(), filters.contiguous()
     out = torch.empty_like(x)
-    if out.numel():
-        kernels = _Kernels(x, filters.shape[1], filters.shape[2])
-        kernels.plain("plain_forward", kernels.parts, x, filters, out)
+    kernels = _Kernels(x, filters.shape[1], filters.shape[2])
+    kernels.plain("plain_forward", kernels.parts, x, filters, out)
     return out
 
 
@@ -67,10 +77,9 @@ def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) ->
     """Gradients with respect to x and filters."""
     grad, x, filters = grad.contiguous(), x.contiguous(), filters.contiguous()
     grad_x, grad_filters = torch.empty_like(x), torch.empty_like(filters)
-    if x.numel():
-        kernels = _Kernels(x, filters.shape[1], filters.shape[2])
-        kernels.plain("plain_grad_x", kernels.parts, grad, filters, grad_x)
-        kernels.plain("plain_grad_filters", 1, grad, x, grad_filters)
+    kernels = _Kernels(x, filters.shape[1], filters.shape[2])
+    kernels.plain("plain_grad_x", kernels.parts, grad, filters, grad_x)
+    kernels.plain("plain_grad_filters", 1, grad, x, grad_filters)
     return grad_x, grad_filters
 
 
@@ -78,10 +87,9 @@ def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Ten
     """See `dlgsanet.ops.fused_dynamic_depthwise_conv`."""
     x, z, weight, bias = _prepare(x, z, weight, bias)
     out = torch.empty_like(x)
-    if out.numel():
-        kernels = _FusedKernels(x, z, weight, window_size)
-        forward = kernels.forward_on_tensor_cores if _tensor_cores_serve(x, kernels) else kernels.forward
-        forward(x, z, weight, bias, out)
+    kernels = _FusedKernels(x, z, weight, window_size)
+    forward = kernels.forward_on_tensor_cores if _tensor_cores_serve(x, kernels) else kernels.forward
+    forward(x, z, weight, bias, out)
     return out
 
 
@@ -93,11 +101,10 @@ def fused_dynamic_depthwise_conv_backward(
     grad = grad.contiguous()
     x, z, weight, bias = _prepare(x, z, weight, bias)
     grad_x, grad_z = torch.empty_like(x), torch.empty_like(z)
-    grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
-    if x.numel():
-        kernels = _FusedKernels(x, z, weight, window_size)
-        kernels.grad_x(grad, z, weight, bias, grad_x)
-        kernels.grad_z_expansion(grad, x, z, weight, grad_z, grad_weight, grad_bias)
+    grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(len(weight))
+    kernels = _FusedKernels(x, z, weight, window_size)
+    kernels.grad_x(grad, z, weight, bias, grad_x)
+    kernels.grad_z_expansion(grad, x, z, weight, grad_z, grad_weight, grad_bias)
     return grad_x, grad_z, grad_weight.to(dtypes[0]), grad_bias.to(dtypes[1])
 
 
@@ -179,6 +186,7 @@ class _FusedKernels(_Kernels):
         self.features = z.shape[1]
         self.taps = math.ceil(window_size / 4) * 4  # kTaps of tile.h
         self.in_registers = FEATURES_IN_REGISTERS * 4 // self.item
+        self.grad_x_height = GRAD_X_HEIGHT * 4 // self.item
         self.shared_limit = cuda_modules.shared_memory_limit(x.device)
 
     def _largest_pass(self, shared_bytes: Callable[[int], int], shared_limit: int, at_most: int) -> int:
@@ -207,13 +215,14 @@ class _FusedKernels(_Kernels):
 
     def _grad_x_shared(self, features: int) -> int:
         expansion = (self.window + 2) * (features + 1) * self.taps
-        return ((self.channels + features) * self.tile_elements(GRAD_X_HEIGHT) + expansion) * self.item
+        return ((self.channels + features) * self.tile_elements(self.grad_x_height) + expansion) * self.item
 
     def grad_x(self, grad: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, grad_x: Tensor) -> None:
         limit = self.shared_limit // 2 if self.shared_limit > TWO_BLOCKS_FROM else self.shared_limit
         features = self._largest_pass(self._grad_x_shared, limit, self.features)
-        self.module("fused_grad_x.cu", GRAD_X_HEIGHT, 2, FEATURES=self.features, PASS=features).launch(
-            "fused_grad_x", self.tiles(GRAD_X_HEIGHT) * self.groups * self.parts, TILE_WIDTH // 4 * GRAD_X_HEIGHT // 2,
+        height = self.grad_x_height
+        self.module("fused_grad_x.cu", height, 2, FEATURES=self.features, PASS=features).launch(
+            "fused_grad_x", self.tiles(height) * self.groups * self.parts, TILE_WIDTH // 4 * height // 2,
             self._grad_x_shared(features),
             grad, z, weight, bias, grad_x, self.groups, self.height, self.width, _vectorized(grad, z, grad_x),
         )  # fmt: skip

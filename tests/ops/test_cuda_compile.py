@@ -19,6 +19,7 @@ ARCHITECTURES = {"sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_9
 
 # (channels, groups, features): Tiny and Light, and Large, at every scale.
 NETWORKS = {"Tiny and Light": (48, 8, 12), "Large": (90, 15, 22)}
+ONE_GROUP = (64, 1, 16)  # as many channels in a part of a group as there can be
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
@@ -37,14 +38,14 @@ BUDGET = {
 
 
 def instances(
-    monkeypatch, dtype: torch.dtype, network: str, window: int, architecture: str, size: tuple[int, int] = (1, 1)
+    monkeypatch, dtype: torch.dtype, layer: tuple[int, int, int], window: int, architecture: str, size=(1, 1)
 ) -> set[Instance]:
     """Everything that training steps on a GPU would compile, with TF32 allowed and not."""
     wanted = set()
 
     class Recorder:
-        def launch(self, *args):
-            pass
+        def launch(self, kernel, blocks, threads, shared_bytes, *args):
+            assert shared_bytes <= ARCHITECTURES[architecture], (kernel, shared_bytes)
 
     def load(instance, device):
         wanted.add(instance)
@@ -53,7 +54,7 @@ def instances(
     monkeypatch.setattr(cuda_modules, "load", load)
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: ARCHITECTURES[architecture])
     monkeypatch.setattr(cuda_modules, "capability", lambda device: divmod(int(architecture[3:]), 10))
-    channels, groups, features = NETWORKS[network]
+    channels, groups, features = layer
     outputs = groups * window**2
     x, z = torch.empty(1, channels, *size, dtype=dtype), torch.empty(1, features, *size, dtype=dtype)
     weight, bias = torch.empty(outputs, features), torch.empty(outputs)
@@ -68,11 +69,11 @@ def instances(
 
 
 def check_compiles(monkeypatch, dtype: torch.dtype, network: str, window: int, architecture: str) -> None:
-    for instance in instances(monkeypatch, dtype, network, window, architecture):
+    for instance in instances(monkeypatch, dtype, NETWORKS[network], window, architecture):
         cubin, log = cuda_modules.compile_instance(instance, architecture, "--ptxas-options=-v")
         assert cubin.startswith(b"\x7fELF")
         used = re.findall(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", log, re.S)
-        assert used, log
+        assert sorted(kernel for kernel, *_ in used) == sorted(instance.kernels), log
         for kernel, spilled, registers in used:
             most_registers, most_spilled = BUDGET[kernel] if dtype != torch.float64 else (255, 4096)
             assert int(registers) <= most_registers, (kernel, registers)
@@ -99,15 +100,23 @@ def test_every_instantiation_compiles(monkeypatch, dtype, network, window, archi
     check_compiles(monkeypatch, dtype, network, window, architecture)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_launch_fits_shared_memory(monkeypatch, dtype, architecture):
+    for window in cuda.WINDOW_SIZES:
+        for layer in (*NETWORKS.values(), ONE_GROUP):
+            instances(monkeypatch, dtype, layer, window, architecture)
+
+
 def test_nothing_is_compiled_for_another_image_size(monkeypatch):
-    small = instances(monkeypatch, torch.float32, "Large", 7, "sm_90", size=(1, 1))
+    small = instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(1, 1))
     assert len(small) == 5
-    assert instances(monkeypatch, torch.float32, "Large", 7, "sm_90", size=(37, 100)) == small
+    assert instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(37, 100)) == small
 
 
 def test_compiled_kernels_are_kept_on_disk(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    instance = next(iter(instances(monkeypatch, torch.float32, "Large", 3, "sm_90")))
+    instance = next(iter(instances(monkeypatch, torch.float32, NETWORKS["Large"], 3, "sm_90")))
     first = cuda_modules.cached_cubin(instance, "sm_90")
     assert len([*tmp_path.rglob("*.cubin")]) == 1
     monkeypatch.setattr(cuda_modules, "compile_instance", lambda *_: pytest.fail("compiled again"))
@@ -117,12 +126,44 @@ def test_compiled_kernels_are_kept_on_disk(monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    instance = next(iter(instances(monkeypatch, torch.float32, "Large", 3, "sm_90")))
+    instance = next(iter(instances(monkeypatch, torch.float32, NETWORKS["Large"], 3, "sm_90")))
     assert cuda_modules.cached_cubin(instance, "sm_90").startswith(b"\x7fELF")
 
 
-def test_without_cupy_the_reason_is_given(monkeypatch):
+@pytest.fixture
+def unusable(monkeypatch):
+    """Why a GPU of a compute capability, with a driver new enough or not, cannot run the kernels."""
+
+    def ask(capability: tuple[int, int] = (9, 0), driver_serves: bool = True) -> str | None:
+        def shared_memory_limit(device):
+            if not driver_serves:
+                raise RuntimeError("cudaErrorInsufficientDriver")
+            return 99 << 10
+
+        monkeypatch.setattr(cuda_modules, "capability", lambda device: capability)
+        monkeypatch.setattr(cuda_modules, "shared_memory_limit", shared_memory_limit)
+        return cuda._unusable.__wrapped__(torch.device("cuda", 0))
+
+    return ask
+
+
+def test_gpus_that_cannot_run_the_kernels_are_refused_with_a_word(unusable, monkeypatch):
+    assert unusable() is None
+    assert unusable((6, 1)) == "it needs a GPU of compute capability 7.0 or more, not 6.1"
+    assert "does not know GPUs of compute capability 99.0" in unusable((99, 0))
+    assert "cudaErrorInsufficientDriver" in unusable(driver_serves=False)
     monkeypatch.setitem(sys.modules, "cupy.cuda", None)
-    cuda._missing.cache_clear()
-    assert "pip install cupy" in cuda._missing()
-    cuda._missing.cache_clear()
+    assert "pip install cupy" in unusable()
+
+
+def test_all_that_is_used_of_cupy_is_there():
+    """What no GPU can run here has at least its names."""
+    from cupy.cuda import driver, function, runtime
+
+    module = function.Module()
+    assert callable(module.load)
+    assert callable(module.get_function)
+    assert callable(driver.funcSetAttribute)
+    assert callable(runtime.setDevice)
+    assert driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES == 8
+    assert runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin == 97

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dlgsanet.ops import backends, cuda, cuda_modules, reference
 from tests.archs.golden_network import golden_network
@@ -40,9 +41,7 @@ WITH_EVERY_BARRIER = (1, 24, 2, 26, 3, 25, 17)
 def emulate(monkeypatch) -> Callable[..., None]:
     """Have the launches of `cuda` run in the emulator, threads in an order, a barrier ("file:line") left out."""
 
-    def use(
-        order: str = "ascending", without_barrier: str = "", tf32: bool = False, shared_memory: int = 99 << 10
-    ) -> None:
+    def use(order: str = "ascending", without_barrier: str = "", tf32: bool = False) -> None:
         monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
         monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
         monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
@@ -131,6 +130,32 @@ def check_tensor_cores(emulate, shape, dtype, without_barrier=""):
         if dtype == torch.float32:
             emulate(order, tf32=False)
             assert not torch.equal(out, cuda.fused_dynamic_depthwise_conv(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"window": 11}, "its windows are 3, 5, 7, 9 wide, not 11"),
+        ({"dtype": torch.float8_e5m2}, "it has no kernels for torch.float8_e5m2"),
+        ({"other_device": "cpu"}, "the tensors are on several devices"),
+        ({"device": "cpu"}, "it needs an NVIDIA GPU"),
+        ({"batch": 0}, "a tensor is empty"),
+        ({"features": 0}, "a tensor is empty"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_kernels_do_not_take_is_refused_with_a_word(changed, word):
+    call = {"batch": 1, "features": 2, "window": 3, "dtype": torch.float32, "device": "cuda"} | changed
+    device, dtype, window = call["device"], call["dtype"], call["window"]
+    with FakeTensorMode():  # tensors that no GPU has to hold
+        x = torch.empty(call["batch"], 4, 5, 6, dtype=dtype, device=device)
+        z = torch.empty(call["batch"], call["features"], 5, 6, dtype=dtype, device=call.get("other_device", device))
+        weight = torch.empty(2 * window**2, call["features"], device=device)
+        filters = torch.empty(call["batch"], 2, window, window, 5, 6, dtype=dtype, device=z.device)
+        for end in ("", "_backward"):
+            assert cuda.why_not(f"fused_dynamic_depthwise_conv{end}", x, z, weight, None, window) == word
+            if call["features"]:
+                assert cuda.why_not(f"dynamic_depthwise_conv{end}", x, filters) == word
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this PyTorch has the older switch alone")
