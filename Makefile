@@ -58,9 +58,9 @@ lint: setup-test
 bench: setup
 	$(bin)/python scripts/bench_cpu.py --output docs/benchmarks/cpu.md
 
-PARTS ?= tiny large inference training
-bench-gpu: setup
-	@for part in $(PARTS); do $(bin)/python scripts/benchmark_gpu.py $$part || exit $$?; done
+PARTS ?= tiny large inference training graphs
+bench-gpu: setup-test
+	@for part in $(PARTS); do $(bin)/python scripts/benchmark_gpu.py $$part --append docs/benchmarks/gpu.md || exit $$?; done
 
 bench-data: setup
 	$(bin)/python scripts/benchmark_resize.py

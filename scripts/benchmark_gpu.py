@@ -1,22 +1,27 @@
 """Time and memory of the dynamic convolution and of whole networks on an NVIDIA GPU, beside other ways to compute them.
 
-python scripts/benchmark_gpu.py tiny        the layer of Tiny and Light, in every way
+python scripts/benchmark_gpu.py tiny        the layer that Tiny and Light share, in every way
 python scripts/benchmark_gpu.py large       the layer of Large
 python scripts/benchmark_gpu.py inference   the nine published networks, SwinIR-light and EDSR: a picture
 python scripts/benchmark_gpu.py training    the same: a training step
+python scripts/benchmark_gpu.py graphs      a training step of Tiny by torch.compile and as a CUDA graph
 
 Every part prints a Markdown table and takes less than 8 minutes. Times are medians by CUDA events, in milliseconds,
-with the caches emptied before each run; memory is the peak beyond what stood before, in MB.
+with the caches emptied before each run; memory is the most that was in use, in MB. Figures stand beside those of the
+kernel as published, in the same run, and beside the project's goals where there is one.
 """
 
 import argparse
 import contextlib
 import datetime
 import functools
+import io
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,41 +32,83 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.evaluation.published import SCALES, SIZES, size_options
 from dlgsanet.ops import cuda, cuda_modules, dynamic_conv, reference
 
-SOURCE = Path(__file__).with_suffix(".cu")  # the kernels as published
+T = TypeVar("T")
+
+DEVICE = "cuda"
+SOURCE = Path(__file__).resolve().with_suffix(".cu")  # the kernels as published
 
 LAYERS = {"tiny": ("Tiny and Light", 48, 8, 12), "large": ("Large", 90, 15, 22)}  # channels, groups, features
 SIZES_OF_LAYERS = [(1, 180, 320), (1, 678, 1020), (16, 48, 48)]
 COMPILED_SIZES = [(1, 180, 320), (16, 48, 48)]
 WINDOW = 7
 PRECISIONS = {"fp32": (torch.float32, False), "TF32": (torch.float32, True), "bf16": (torch.bfloat16, False)}
+PICTURE = (720, 1280)  # height and width of what networks make
+PATCHES = (16, 48)  # batch, and side of the LR patches, of a training step
+COMPILED_SCALE = 4  # of Tiny's step by torch.compile and as a CUDA graph
+
+# How many times faster than as published: a layer, by precision; and a training step of Tiny.
+FORWARD_GOALS = {"tiny": {"fp32": 5, "TF32": 5, "bf16": 5}, "large": {"fp32": 4, "TF32": 6, "bf16": 6}}
+BACKWARD_GOALS = {"tiny": 3.5, "large": 2.3}
+STEP_GOALS = {"ours": 1.3, "ours, torch.compile": 2, "ours, CUDA graph": 2}
+MEGABYTES_GOAL = 2500  # less than as published, in training Large in fp32
+
 SECONDS = 0.5  # of one measurement, after warming up
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=[*LAYERS, "inference", "training"])
-    part = parser.parse_args().part
-    if not torch.cuda.is_available():
-        print("no NVIDIA GPU is present: nothing was measured", file=sys.stderr)
+    parser.add_argument("part", choices=[*LAYERS, "inference", "training", "graphs"])
+    parser.add_argument("--append", metavar="FILE", help="write what is printed to the end of this file too")
+    args = parser.parse_args()
+    if reason := why_not():
+        print(f"{reason}: nothing was measured", file=sys.stderr)
         return 2
-    if reason := cuda.why_not("dynamic_depthwise_conv", torch.empty(1, device="cuda"), torch.empty(1, 1, WINDOW)):
-        print(f"the CUDA kernels cannot be used here: {reason}", file=sys.stderr)
-        return 2
-    print(f"{datetime.date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, {_cupy()}\n")
-    if part in LAYERS:
-        benchmark_layer(*LAYERS[part])
-    elif part == "inference":
-        benchmark_inference()
-    else:
-        benchmark_training()
+    parts = {"inference": benchmark_inference, "training": benchmark_training, "graphs": benchmark_graphs}
+    run = parts.get(args.part) or functools.partial(benchmark_layer, args.part)
+    with also_in(args.append):
+        started = time.monotonic()
+        print(describe_machine() + "\n")
+        run()
+        print(f"{time.monotonic() - started:.0f} s for this part.\n")
     return 0
 
 
-def _cupy() -> str:
+def why_not() -> str | None:
+    """Why nothing can be measured here, or None."""
+    if not torch.cuda.is_available():
+        return "no NVIDIA GPU is present"
+    image, filters = torch.empty(1, 1, 1, 1, device=DEVICE), torch.empty(1, 1, WINDOW, WINDOW, 1, 1, device=DEVICE)
+    reason = cuda.why_not("dynamic_depthwise_conv", image, filters)
+    return reason and f"the CUDA kernels cannot be used: {reason}"
+
+
+def describe_machine() -> str:
     import cupy
 
     driver = cupy.cuda.runtime.driverGetVersion()
-    return f"CuPy {cupy.__version__}, CUDA {torch.version.cuda}, driver for CUDA {driver // 1000}.{driver // 10 % 100}"
+    return (
+        f"{datetime.date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, CuPy {cupy.__version__}, "
+        f"CUDA {torch.version.cuda}, driver for CUDA {driver // 1000}.{driver // 10 % 100}"
+    )
+
+
+@contextlib.contextmanager
+def also_in(path: str | None) -> Iterator[None]:
+    """Write what is printed to the end of a file too."""
+    if path is None:
+        yield
+        return
+
+    screen = sys.stdout
+
+    class Both(io.TextIOBase):
+        def write(self, text: str) -> int:
+            screen.write(text)
+            screen.flush()
+            return file.write(text)
+
+    with open(path, "a", encoding="utf-8") as file, contextlib.redirect_stdout(Both()):
+        yield
 
 
 # Measuring
@@ -69,7 +116,7 @@ def _cupy() -> str:
 
 @functools.cache
 def _cache_filler() -> Tensor:
-    return torch.empty(64 << 20, device="cuda")  # 256 MB: more than any cache
+    return torch.empty(64 << 20, device=DEVICE)  # 256 MB: more than any cache
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -89,18 +136,19 @@ def milliseconds(run: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def peak_megabytes(run: Callable[[], object]) -> float:
+def peak_megabytes(run: Callable[[], T]) -> tuple[float, T]:
+    """The most memory that is in use during `run`, without the cache filler, and what `run` answers."""
+    filler = _cache_filler().nbytes
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
+    answer = run()
     torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
+    return (torch.cuda.max_memory_allocated() - filler) / 1e6, answer
 
 
 def set_tf32(on: bool) -> None:
-    for place in (torch.backends.cudnn.conv, torch.backends.cuda.matmul):
-        place.fp32_precision = "tf32" if on else "ieee"
+    # The older switches: torch.compile reads them, which is an error once the newer ones were used.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = on
 
 
 @contextlib.contextmanager
@@ -113,6 +161,20 @@ def or_out_of_memory(row: list[str], columns: int) -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
+def faster(ms: float, base: float | None, goal: float | None = None) -> str:
+    """A time, with how many times faster than `base` it is and whether that is the goal."""
+    return f"{ms:.3f}" + (_beside(f"{base / ms:.2f}", base / ms, goal) if base else "")
+
+
+def smaller(megabytes: float, base: float | None, goal: float | None = None) -> str:
+    """A peak of memory, with how much less than `base` it is and whether that is the goal."""
+    return f"{megabytes:.0f}" + (_beside(f"{base - megabytes:.0f} less", base - megabytes, goal) if base else "")
+
+
+def _beside(text: str, reached: float, goal: float | None) -> str:
+    return f" ({text})" if goal is None else f" ({text}; goal {goal}: {'met' if reached >= goal else 'not met'})"
+
+
 def print_table(head: list[str], rows: Iterator[list[str]]) -> None:
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
     for row in rows:
@@ -123,44 +185,28 @@ def print_table(head: list[str], rows: Iterator[list[str]]) -> None:
 # One layer, in five ways: functions of x, z, weight, bias
 
 
-@functools.cache
-def _published_kernels(dtype: torch.dtype, channels: int, height: int, width: int):
-    import cupy
-
-    scalar = (cuda_modules.KERNELS / "scalar.h").read_text()
+def launch_published(kernel: str, first: Tensor, second: Tensor, out: Tensor, channels_in_group: int) -> Tensor:
     constants = {
-        "TYPE": cuda.SCALARS[dtype], "CHANNELS": channels, "WINDOW": WINDOW,
-        "HEIGHT": height, "WIDTH": width,
+        "SCALAR": cuda.SCALARS[out.dtype], "CHANNELS": channels_in_group, "WINDOW": WINDOW,
+        "HEIGHT": out.shape[-2], "WIDTH": out.shape[-1],
     }  # fmt: skip
-    options = tuple(f"-D{name}={value}" for name, value in constants.items())
-    code = SOURCE.read_text().replace('#include "scalar.h"', scalar)
-    return cupy.RawModule(code=code, options=("--std=c++17", *options))
+    module = cuda_modules.load(cuda_modules.Instance(str(SOURCE), tuple(constants.items())), out.device)
+    module.launch(kernel, -(-out.numel() // 256), 256, 0, first, second, out, out.numel())
+    return out
 
 
 class _Published(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, filters: Tensor) -> Tensor:
         ctx.save_for_backward(x, filters)
-        return _Published.launch("published_forward", x, filters, torch.empty_like(x))
+        return launch_published("published_forward", x, filters, torch.empty_like(x), x.shape[1] // filters.shape[1])
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, filters = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_x = _Published.launch("published_grad_x", grad, filters, torch.empty_like(x))
-        return grad_x, _Published.launch("published_grad_filters", grad, x, torch.empty_like(filters), like=filters)
-
-    @staticmethod
-    def launch(name: str, first: Tensor, second: Tensor, out: Tensor, like: Tensor | None = None) -> Tensor:
-        import cupy
-
-        groups = (second if like is None else like).shape[1]
-        module = _published_kernels(first.dtype, first.shape[1] // groups, *first.shape[2:])
-        stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
-        with stream:
-            arguments = (first.data_ptr(), second.data_ptr(), out.data_ptr(), out.numel())
-            module.get_function(name)((-(-out.numel() // 256),), (256,), arguments)
-        return out
+        channels, grad = x.shape[1] // filters.shape[1], grad.contiguous()
+        grad_x = launch_published("published_grad_x", grad, filters, torch.empty_like(x), channels)
+        return grad_x, launch_published("published_grad_filters", grad, x, torch.empty_like(filters), channels)
 
 
 def _expand(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -200,7 +246,8 @@ WAYS = {
 }
 
 
-def benchmark_layer(name: str, channels: int, groups: int, features: int) -> None:
+def benchmark_layer(part: str) -> None:
+    name, channels, groups, features = LAYERS[part]
     print(f"## The dynamic convolution of {name}\n")
     print("Forward and backward in ms, peak of both in MB; in brackets, how many times faster than as published.\n")
     head = ["size", "precision", "way", "forward", "backward", "peak"]
@@ -209,17 +256,21 @@ def benchmark_layer(name: str, channels: int, groups: int, features: int) -> Non
         for size in SIZES_OF_LAYERS:
             for precision, (dtype, tf32) in PRECISIONS.items():
                 set_tf32(tf32)
-                base: tuple[float, float] | None = None
+                base: tuple[float | None, float | None] = None, None
                 for way, function in WAYS.items():
                     if function is compiled and (size not in COMPILED_SIZES or precision != "fp32"):
                         continue
                     row = ["x".join(map(str, size)), precision, way]
                     with or_out_of_memory(row, len(head)):
                         forward, backward, peak = measure_layer(function, size, dtype, channels, groups, features)
-                        base = base or (forward, backward)
-                        row.append(f"{forward:.3f} ({base[0] / forward:.1f})")
-                        row.append(f"{backward:.3f} ({base[1] / backward:.1f})")
-                        row.append(f"{peak:.0f}")
+                        if function is published:
+                            base = forward, backward
+                        ours = function is fused
+                        row += [
+                            faster(forward, base[0], FORWARD_GOALS[part][precision] if ours else None),
+                            faster(backward, base[1], BACKWARD_GOALS[part] if ours else None),
+                            f"{peak:.0f}",
+                        ]
                     yield row
 
     print_table(head, rows())
@@ -229,10 +280,10 @@ def measure_layer(function, size: tuple[int, int, int], dtype: torch.dtype, chan
     """(forward ms, backward ms, peak MB) of one way; weights in float32."""
     batch, height, width = size
     outputs = groups * WINDOW**2
-    x = torch.randn(batch, channels, height, width, device="cuda", dtype=dtype, requires_grad=True)
-    z = torch.randn(batch, features, height, width, device="cuda", dtype=dtype, requires_grad=True)
-    weight = (torch.randn(outputs, features, device="cuda") / features**0.5).requires_grad_()
-    bias = torch.randn(outputs, device="cuda", requires_grad=True)
+    x = torch.randn(batch, channels, height, width, device=DEVICE, dtype=dtype, requires_grad=True)
+    z = torch.randn(batch, features, height, width, device=DEVICE, dtype=dtype, requires_grad=True)
+    weight = (torch.randn(outputs, features, device=DEVICE) / features**0.5).requires_grad_()
+    bias = torch.randn(outputs, device=DEVICE, requires_grad=True)
     grad = torch.randn_like(x)
     inputs = (x, z, weight, bias)
 
@@ -246,28 +297,31 @@ def measure_layer(function, size: tuple[int, int, int], dtype: torch.dtype, chan
     differentiate(function(*inputs))  # compiles
     with torch.no_grad():
         forward = milliseconds(lambda: function(*inputs))
-    return forward, backward_milliseconds(), peak_megabytes(lambda: differentiate(function(*inputs)))
+    return forward, backward_milliseconds(), peak_megabytes(lambda: differentiate(function(*inputs)))[0]
 
 
 # Whole networks
 
 
-def networks(scales: tuple[int, ...] = SCALES) -> Iterator[tuple[str, int, nn.Module]]:
-    """(name, scale, network) of the published networks, and of two that the field compares with."""
+def networks() -> Iterator[tuple[str, int, nn.Module, list[str]]]:
+    """(name, scale, network, ways) of the published networks, and of two that the field compares with."""
     import dlgsanet.plugin  # noqa: F401, I001  # before BasicSR
     from basicsr.archs.edsr_arch import EDSR
     from basicsr.archs.swinir_arch import SwinIR
 
     for size in SIZES:
-        for scale in scales:
-            yield f"DLGSANet {size}", scale, DLGSANet(**size_options(size, scale))
-    for scale in scales:
-        yield "SwinIR-light", scale, SwinIR(
-            upscale=scale, img_size=64, window_size=8, img_range=1.0, depths=[6] * 4, embed_dim=60, num_heads=[6] * 4,
-            mlp_ratio=2, upsampler="pixelshuffledirect",
+        for scale in SCALES:
+            network = DLGSANet(**size_options(size, scale))
+            yield f"DLGSANet {size}", scale, network.to(DEVICE), ["as published", "ours"]
+    for scale in SCALES:
+        network = SwinIR(
+            upscale=scale, img_size=PATCHES[1], window_size=8, img_range=1.0, depths=[6] * 4, embed_dim=60,
+            num_heads=[6] * 4, mlp_ratio=2, upsampler="pixelshuffledirect",
         )  # fmt: skip
-    for scale in scales:
-        yield "EDSR", scale, EDSR(3, 3, num_feat=256, num_block=32, upscale=scale, res_scale=0.1, img_range=1.0)
+        yield "SwinIR-light", scale, network.to(DEVICE), ["BasicSR"]
+    for scale in SCALES:
+        network = EDSR(3, 3, num_feat=256, num_block=32, upscale=scale, res_scale=0.1, img_range=1.0)
+        yield "EDSR", scale, network.to(DEVICE), ["BasicSR"]
 
 
 @contextlib.contextmanager
@@ -282,61 +336,108 @@ def as_published(on: bool) -> Iterator[None]:
         dynamic_conv.fused_dynamic_depthwise_conv = ours
 
 
-def benchmark_inference() -> None:
-    print("## A picture of 1280 x 720 pixels from whole networks\n")
+Measure = Callable[[nn.Module, int, torch.dtype, str], tuple[float, float]]
+
+
+def print_networks(entries: Iterator[tuple[str, int, nn.Module, list[str]]], measure: Measure, training: bool) -> None:
+    """A row for each way of each network: milliseconds and megabytes by `measure`, in fp32 (TF32 off) and bf16."""
+    print("In brackets, how many times faster and how many MB less than as published.\n")
+    head = ["network", "scale", "way", "fp32 ms", "fp32 MB", "bf16 ms", "bf16 MB"]
 
     def rows() -> Iterator[list[str]]:
-        for name, scale, network in networks():
-            network = network.cuda().eval()
-            height, width = 720 // scale // 8 * 8, 1280 // scale // 8 * 8  # SwinIR takes whole windows
-            image = torch.rand(1, 3, height, width, device="cuda")
-            row = [name, f"x{scale}"]
-            with or_out_of_memory(row, 6), torch.no_grad():
-                for dtype in (torch.float32, torch.bfloat16):
-                    set_tf32(False)
-                    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-                        row.append(f"{milliseconds(lambda n=network, i=image: n(i)):.1f}")
-                        row.append(f"{peak_megabytes(lambda n=network, i=image: n(i)):.0f}")
-            yield row
+        set_tf32(False)
+        for name, scale, network, ways in entries:
+            bases: dict[torch.dtype, tuple[float, float]] = {}
+            for way in ways:
+                step_goal = STEP_GOALS.get(way) if training and name == "DLGSANet Tiny" else None
+                row = [name, f"x{scale}", way]
+                with or_out_of_memory(row, len(head)), as_published(way == "as published"):
+                    for dtype in (torch.float32, torch.bfloat16):
+                        large = training and way == "ours" and name == "DLGSANet Large" and dtype == torch.float32
+                        ms, megabytes = measure(network, scale, dtype, way)
+                        base = bases.get(dtype, (None, None))
+                        row += [
+                            faster(ms, base[0], step_goal),
+                            smaller(megabytes, base[1], MEGABYTES_GOAL if large else None),
+                        ]
+                        if way == "as published":
+                            bases[dtype] = ms, megabytes
+                yield row
 
-    print_table(["network", "scale", "fp32 ms", "fp32 MB", "bf16 ms", "bf16 MB"], rows())
+    print_table(head, rows())
+
+
+def benchmark_inference() -> None:
+    print(f"## A picture of {PICTURE[1]} x {PICTURE[0]} pixels from whole networks\n")
+    print_networks(networks(), measure_inference, training=False)
+
+
+def measure_inference(network: nn.Module, scale: int, dtype: torch.dtype, way: str) -> tuple[float, float]:
+    network.eval()
+    height, width = (pixels // scale // 8 * 8 for pixels in PICTURE)  # SwinIR takes whole windows
+    image = torch.rand(1, 3, height, width, device=DEVICE)
+
+    def run() -> None:
+        with torch.no_grad(), torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
+            network(image)
+
+    run()
+    return milliseconds(run), peak_megabytes(run)[0]
 
 
 def benchmark_training() -> None:
-    """A step: forward, L1, backward, Adam; 16 patches of 48 x 48."""
-    print("## A training step, 16 patches of 48 x 48\n")
-
-    def rows() -> Iterator[list[str]]:
-        for name, scale, network in networks((4,)):
-            ours = name.startswith("DLGSANet")
-            for way in ("as published", "ours", "ours, torch.compile") if ours else ("BasicSR",):
-                row = [name, f"x{scale}", way]
-                with or_out_of_memory(row, 7), as_published(way == "as published"):
-                    for dtype in (torch.float32, torch.bfloat16):
-                        row += [f"{value:.1f}" for value in measure_step(network, scale, dtype, "compile" in way)]
-                yield row
-
-    print_table(["network", "scale", "way", "fp32 ms", "fp32 MB", "bf16 ms", "bf16 MB"], rows())
+    print("## A training step: forward, L1, backward, Adam; {} patches of {} x {}\n".format(*PATCHES, PATCHES[1]))
+    print_networks(networks(), measure_step, training=True)
 
 
-def measure_step(network: nn.Module, scale: int, dtype: torch.dtype, compile_it: bool) -> tuple[float, float]:
-    set_tf32(False)
+def benchmark_graphs() -> None:
+    print("## The training step of Tiny by torch.compile and as a CUDA graph\n")
+    network = DLGSANet(**size_options("Tiny", COMPILED_SCALE)).to(DEVICE)
+    entry = ("DLGSANet Tiny", COMPILED_SCALE, network, ["as published", *STEP_GOALS])
+    print_networks(iter([entry]), measure_step, training=True)
+
+
+def measure_step(network: nn.Module, scale: int, dtype: torch.dtype, way: str) -> tuple[float, float]:
     torch.compiler.reset()
-    network = network.cuda().train()
-    optimizer = torch.optim.Adam(network.parameters(), 1e-6)
-    run = torch.compile(network) if compile_it else network
-    low = torch.rand(16, 3, 48, 48, device="cuda")
-    high = torch.rand(16, 3, 48 * scale, 48 * scale, device="cuda")
+    graph = way == "ours, CUDA graph"
+    optimizer = torch.optim.Adam(network.train().parameters(), 1e-6, capturable=graph)
+    run = torch.compile(network) if way == "ours, torch.compile" else network
+    batch, side = PATCHES
+    low = torch.rand(batch, 3, side, side, device=DEVICE)
+    high = torch.rand(batch, 3, side * scale, side * scale, device=DEVICE)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
             out = run(low)
         F.l1_loss(out.float(), high).backward()
         optimizer.step()
 
+    step()  # compiles, and makes the optimiser's state
+    peak, step = peak_megabytes(lambda: (captured if graph else eager)(step))
+    ms = milliseconds(step)
+    optimizer.zero_grad()
+    return ms, peak
+
+
+def eager(step: Callable[[], None]) -> Callable[[], None]:
+    """The step itself, once it was run."""
     step()
-    return milliseconds(step), peak_megabytes(step)
+    return step
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph: its tensors are those of the capture, its optimiser's state lies on the GPU."""
+    aside = torch.cuda.Stream()  # where PyTorch wants the steps before a capture
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 if __name__ == "__main__":

@@ -17,4 +17,8 @@ EMULATE(fused_grad_x)
 EMULATE(fused_grad_z_expansion)
 EMULATE(sum_grad_z)
 EMULATE(sum_grad_expansion)
+#elif defined(KERNELS_OF_benchmark_gpu)
+EMULATE(published_forward)
+EMULATE(published_grad_x)
+EMULATE(published_grad_filters)
 #endif

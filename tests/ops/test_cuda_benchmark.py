@@ -1,0 +1,159 @@
+"""`scripts/benchmark_gpu.py` where there is no GPU: all it does but measure, on a CPU, kernels in the emulator."""
+
+import functools
+import importlib.util
+
+import pytest
+import torch
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.ops import cuda_modules
+from tests.conftest import REPOSITORY
+from tests.ops.emulator import COMPILER, EmulatedModule
+from tests.ops.test_cuda_kernels import TOLERANCE, expected_results, fused_arguments, normal, relative_error
+
+PARTS = ["tiny", "large", "inference", "training", "graphs"]
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The script as a module."""
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    spec = importlib.util.spec_from_file_location("benchmark_gpu", REPOSITORY / "scripts/benchmark_gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "set_tf32", lambda on: None)
+    return module
+
+
+@pytest.fixture
+def on_cpu(benchmark, monkeypatch):
+    """All of it small, on the CPU, in one unit of time and memory: where the published kernel is in use, in six."""
+
+    def measured() -> float:
+        return 6.0 if benchmark.dynamic_conv.fused_dynamic_depthwise_conv is benchmark.published else 1.0
+
+    def megabytes(run):
+        return 1000 * measured(), run()
+
+    small = {"dim": 12, "groups": 1, "blocks": 1, "window_size": 3}
+    for name, value in {
+        "DEVICE": "cpu",
+        "SIZES_OF_LAYERS": [(1, 3, 5), (2, 4, 4)],
+        "COMPILED_SIZES": [(1, 3, 5)],
+        "SCALES": (4,),
+        "PICTURE": (32, 48),
+        "PATCHES": (1, 8),
+        "why_not": lambda: None,
+        "describe_machine": lambda: "a machine",
+        "milliseconds": lambda run: (run(), measured())[1],
+        "peak_megabytes": megabytes,
+        "captured": benchmark.eager,
+        "DLGSANet": lambda **options: DLGSANet(**(options | small)),
+        "WINDOW": 3,
+    }.items():
+        monkeypatch.setattr(benchmark, name, value)
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: EmulatedModule(instance, "ascending"))
+    monkeypatch.setattr(torch.optim, "Adam", lambda parameters, rate, capturable: torch.optim.SGD(parameters, rate))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    return benchmark
+
+
+def run(benchmark, monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["benchmark_gpu.py", *arguments])
+    return benchmark.main()
+
+
+def table(text: str) -> list[dict[str, str]]:
+    """The rows of the Markdown table in a text."""
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("part", PARTS)
+def test_without_a_gpu_it_ends_with_a_word(benchmark, monkeypatch, capsys, tmp_path, part):
+    assert run(benchmark, monkeypatch, part, "--append", str(tmp_path / "results.md")) == 2
+    assert capsys.readouterr() == ("", "no NVIDIA GPU is present: nothing was measured\n")
+    assert not (tmp_path / "results.md").exists()
+
+
+@pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+@pytest.mark.parametrize("part", ["tiny", "large"])
+def test_layers(on_cpu, monkeypatch, capsys, tmp_path, part):
+    results = tmp_path / "results.md"
+    results.write_text("Before.\n")
+    assert run(on_cpu, monkeypatch, part, "--append", str(results)) == 0
+    printed = capsys.readouterr().out
+    assert results.read_text() == "Before.\n" + printed
+    assert "Tiny and Light" in printed or part == "large"
+    rows = table(printed)
+    assert len(rows) == 6 * 4 + 1  # two sizes in three precisions; torch.compile of one size in one precision
+    goals = {"tiny": ("5", "3.5"), "large": ("4", "2.3")}[part]
+    fused = next(row for row in rows if row["way"] == "fused kernel")
+    assert (fused["forward"], fused["backward"]) == tuple(f"1.000 (1.00; goal {goal}: not met)" for goal in goals)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+@pytest.mark.parametrize("part", ["inference", "training", "graphs"])
+def test_networks(on_cpu, monkeypatch, capsys, part):
+    assert run(on_cpu, monkeypatch, part) == 0
+    rows = {(row["network"], row["way"]): row for row in table(capsys.readouterr().out)}
+    ours = rows["DLGSANet Tiny", "ours"]
+    assert ours["bf16 MB"] == "1000 (5000 less)"
+    if part == "graphs":
+        assert rows["DLGSANet Tiny", "ours, CUDA graph"]["fp32 ms"] == "1.000 (6.00; goal 2: met)"
+        assert len(rows) == 4
+    else:
+        assert len(rows) == 8  # three networks in two ways, and two others
+        assert rows["EDSR", "BasicSR"]["fp32 ms"] == "1.000"
+        assert ours["fp32 ms"] == ("1.000 (6.00; goal 1.3: met)" if part == "training" else "1.000 (6.00)")
+        goal = "; goal 2500: met" if part == "training" else ""
+        assert rows["DLGSANet Large", "ours"]["fp32 MB"] == f"1000 (5000 less{goal})"
+
+
+@pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+def test_out_of_memory_is_a_row(on_cpu, monkeypatch, capsys):
+    def too_large(*arguments):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(on_cpu, "published", too_large)
+    monkeypatch.setitem(on_cpu.WAYS, "1x1 convolution, kernel as published", too_large)
+    assert run(on_cpu, monkeypatch, "tiny") == 0
+    rows = table(capsys.readouterr().out)
+    assert list(rows[0].values())[3:] == ["out of memory", "-", "-"]
+    assert rows[-1]["forward"] == "1.000"  # beside nothing
+
+
+@pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_way_computes_the_definition(on_cpu, monkeypatch, dtype):
+    monkeypatch.setattr(on_cpu, "WINDOW", 7)
+    *tensors, window = fused_arguments((2, 12, 2, 5, 7, 9, 11), dtype)
+    expected = expected_results("fused_dynamic_depthwise_conv", (*tensors, window))
+    for way, function in on_cpu.WAYS.items():
+        inputs = [t.clone().requires_grad_() for t in tensors]
+        out = function(*inputs)
+        actual = (out.detach(), *torch.autograd.grad(out, inputs, tensors[0].roll(1, dims=1)))
+        assert relative_error(actual, expected) <= 20 * TOLERANCE[dtype], way  # filters and weights in the dtype too
+
+
+def test_the_published_kernel_compiles(benchmark, monkeypatch):
+    pytest.importorskip("cupy", reason="compiling kernels needs CuPy")
+    compiled = []
+
+    class Compiled:
+        def __init__(self, instance, device):
+            compiled.append(cuda_modules.compile_instance(instance, "sm_90")[0])
+            self.kernels = instance.kernels
+
+        def launch(self, kernel, *arguments):
+            assert kernel in self.kernels
+
+    monkeypatch.setattr(cuda_modules, "load", functools.cache(Compiled))
+    for dtype in (torch.float32, torch.bfloat16):
+        x = normal(1, 6, 4, 5, dtype=dtype).requires_grad_()
+        z = normal(1, 2, 4, 5, dtype=dtype).requires_grad_()
+        weight, bias = normal(49, 2, dtype=torch.float32), normal(49, dtype=torch.float32)
+        benchmark.published(x, z, weight, bias).sum().backward()
+    assert len(compiled) == 2
