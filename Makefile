@@ -46,6 +46,7 @@ test-long: setup-test
 	$(pytest) -m 'long and not gpu' --timeout 7200
 
 test-gpu: setup-test
+	@$(bin)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no NVIDIA GPU is present: nothing was tested")'
 	$(bin)/python -m pytest -m gpu --timeout 480 -k 'not sanitizer' tests/ops/test_cuda_gpu.py
 	$(bin)/python -m pytest -m gpu --timeout 480 -k sanitizer tests/ops/test_cuda_gpu.py
 

@@ -218,7 +218,8 @@ class _FusedKernels(_Kernels):
         return ((self.channels + features) * self.tile_elements(self.grad_x_height) + expansion) * self.item
 
     def grad_x(self, grad: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, grad_x: Tensor) -> None:
-        limit = self.shared_limit // 2 if self.shared_limit > TWO_BLOCKS_FROM else self.shared_limit
+        # Of two blocks, each takes 1 KB more than it asks for; of one, the limit has that taken off.
+        limit = (self.shared_limit - 1024) // 2 if self.shared_limit > TWO_BLOCKS_FROM else self.shared_limit
         features = self._largest_pass(self._grad_x_shared, limit, self.features)
         height = self.grad_x_height
         self.module("fused_grad_x.cu", height, 2, FEATURES=self.features, PASS=features).launch(

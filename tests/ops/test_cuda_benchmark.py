@@ -15,13 +15,19 @@ from tests.ops.test_cuda_kernels import TOLERANCE, expected_results, fused_argum
 PARTS = ["tiny", "large", "inference", "training", "graphs"]
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
+def benchmark_gpu():
     """The script as a module."""
-    monkeypatch.setattr(torch, "compile", lambda model: model)
     spec = importlib.util.spec_from_file_location("benchmark_gpu", REPOSITORY / "scripts/benchmark_gpu.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The script with nothing compiled, and nothing set in PyTorch."""
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    module = benchmark_gpu()
     monkeypatch.setattr(module, "set_tf32", lambda on: None)
     return module
 
