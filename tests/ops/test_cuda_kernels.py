@@ -1,10 +1,14 @@
 """The CUDA kernels without a GPU: their own source runs in the emulator, against float64."""
 
+import contextlib
+import ctypes
+import functools
 import json
 import math
 import mmap
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -211,6 +215,67 @@ def test_a_missing_barrier_is_caught(emulate, place):
             if relative_error(results(cuda, operation, arguments), expected) > TOLERANCE[torch.float32]:
                 return
     pytest.fail("no result changed")
+
+
+class Driver:
+    """Stands in for CuPy's access to the driver: what is loaded and launched runs in the emulator."""
+
+    def __init__(self, monkeypatch):
+        cupy = pytest.importorskip("cupy", reason="launching kernels needs CuPy")
+        self.device, self.capturing, self.allowed = None, False, {}
+        monkeypatch.setattr(cupy.cuda.function, "Module", lambda: self)
+        monkeypatch.setattr(cupy.cuda.driver, "funcSetAttribute", self.set_attribute)
+        monkeypatch.setattr(cupy.cuda.runtime, "setDevice", lambda index: None)
+        monkeypatch.setattr(torch.cuda, "device", self.on_device)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=777))
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
+        monkeypatch.setattr(cuda_modules, "cached_cubin", lambda instance, architecture: (instance, architecture))
+        monkeypatch.setattr(cuda_modules, "load", functools.cache(cuda_modules.Module))
+
+    @contextlib.contextmanager
+    def on_device(self, device):
+        self.device = device
+        yield
+        self.device = None
+
+    def load(self, cubin):
+        instance, architecture = cubin
+        assert self.device is not None
+        assert architecture == "sm_86"
+        self.loading = EmulatedModule(instance, "ascending")
+
+    def get_function(self, name):
+        assert not self.capturing
+        module = self.loading
+
+        def launch(grid, block, arguments, shared_bytes, stream):
+            assert self.device is not None
+            assert stream.ptr == 777
+            assert shared_bytes <= max(48 << 10, self.allowed.get(launch.ptr, 0))
+            of_c = {np.uint64: ctypes.c_uint64, np.int32: ctypes.c_int32}
+            values = [of_c[type(a)](a.item()) for a in arguments]
+            module.run_values(name, 0, *grid, *block, shared_bytes, values)
+
+        launch.ptr = id(launch)
+        return launch
+
+    def set_attribute(self, pointer, attribute, value):
+        assert (self.device is not None, attribute) == (True, 8)  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self.allowed[pointer] = value
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_modules_launch_what_the_driver_takes(monkeypatch, emulate, operation):
+    emulate()
+    driver = Driver(monkeypatch)
+    arguments = OPERATIONS[operation]((1, 6, 1, 22, 7, 9, 35), torch.float32)
+    error = relative_error(results(cuda, operation, arguments), expected_results(operation, arguments))
+    assert error <= TOLERANCE[torch.float32]
+    assert bool(driver.allowed) == operation.startswith("fused")
+    driver.capturing = True  # whatever is loaded can be captured, and nothing is loaded then
+    results(cuda, operation, arguments)
+    with pytest.raises(RuntimeError, match="once before capturing"):
+        results(cuda, operation, OPERATIONS[operation]((1, 6, 1, 22, 3, 9, 35), torch.float32))
 
 
 def sparse(*size: int, dtype: torch.dtype) -> Tensor:

@@ -64,7 +64,10 @@ class EmulatedModule:
 
     def run(self, kernel: str, first: int, count: int, threads: int, shared_bytes: int, args: list) -> None:
         """Blocks first ... first + count - 1 of a launch."""
-        values = [_value(a) for a in args]
+        self.run_values(kernel, first, count, threads, shared_bytes, [_value(a) for a in args])
+
+    def run_values(self, kernel: str, first: int, count: int, threads: int, shared_bytes: int, values: list) -> None:
+        """The same, of arguments as a driver takes them: values of C's types, whose addresses it is given."""
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         run = getattr(self.library, f"emulate_{kernel}")
         run.argtypes = [
