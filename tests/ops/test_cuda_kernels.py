@@ -2,10 +2,13 @@
 
 import contextlib
 import ctypes
+import faulthandler
 import functools
 import json
 import math
 import mmap
+import os
+import signal
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -215,6 +218,21 @@ def test_a_missing_barrier_is_caught(emulate, place):
             if relative_error(results(cuda, operation, arguments), expected) > TOLERANCE[torch.float32]:
                 return
     pytest.fail("no result changed")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_misaligned_access_is_caught(monkeypatch, emulate):
+    """Four pixels in one piece from rows that are no whole quads end the process, here a copy of it."""
+    emulate()
+    monkeypatch.setattr(cuda, "_vectorized", lambda *images: True)
+    arguments = fused_arguments((1, 6, 1, 5, 3, 6, 7), torch.float32)
+    child = os.fork()
+    if not child:
+        faulthandler.disable()
+        with contextlib.suppress(BaseException):
+            cuda.fused_dynamic_depthwise_conv(*arguments)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGILL
 
 
 class Driver:
