@@ -68,7 +68,7 @@ def main() -> int:
     run = parts.get(args.part) or functools.partial(benchmark_layer, args.part)
     with also_in(args.append):
         started = time.monotonic()
-        print(describe_machine() + "\n")
+        print(f"\n# {describe_machine()}\n")
         run()
         print(f"{time.monotonic() - started:.0f} s for this part.\n")
     return 0
