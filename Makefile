@@ -46,7 +46,8 @@ test-long: setup-test
 	$(pytest) -m 'long and not gpu' --timeout 7200
 
 test-gpu: setup-test
-	@$(bin)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no NVIDIA GPU is present: nothing was tested")'
+	@$(bin)/python -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
+	  || { echo "no NVIDIA GPU is present: nothing was tested" >&2; exit 2; }
 	$(bin)/python -m pytest -m gpu --timeout 480 -k 'not sanitizer' tests/ops/test_cuda_gpu.py
 	$(bin)/python -m pytest -m gpu --timeout 480 -k sanitizer tests/ops/test_cuda_gpu.py
 
@@ -61,7 +62,8 @@ bench: setup
 
 PARTS ?= tiny large inference training graphs
 bench-gpu: setup-test
-	@for part in $(PARTS); do $(bin)/python scripts/benchmark_gpu.py $$part --append docs/benchmarks/gpu.md || exit $$?; done
+	@for part in $(PARTS); do \
+	  $(bin)/python scripts/benchmark_gpu.py $$part --append docs/benchmarks/gpu.md || exit $$?; done
 
 bench-data: setup
 	$(bin)/python scripts/benchmark_resize.py

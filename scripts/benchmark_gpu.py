@@ -6,9 +6,10 @@ python scripts/benchmark_gpu.py inference   the nine published networks, SwinIR-
 python scripts/benchmark_gpu.py training    the same: a training step
 python scripts/benchmark_gpu.py graphs      a training step of Tiny by torch.compile and as a CUDA graph
 
-Every part prints a Markdown table and takes less than 8 minutes. Times are medians by CUDA events, in milliseconds,
-with the caches emptied before each run; memory is the most that was in use, in MB. Figures stand beside those of the
-kernel as published, in the same run, and beside the project's goals where there is one.
+Every part prints a Markdown table, and how long it took: each is meant to take less than 8 minutes. Times are medians
+by CUDA events, in milliseconds, with the caches emptied before each run; memory is the most that was in use, in MB.
+Figures stand beside those of the kernel as published, in the same run, and beside the project's goals where there is
+one.
 """
 
 import argparse
