@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dlgsanet.errors import UserError
+from dlgsanet.signals import INTERRUPTED
 
 
 @contextmanager
@@ -61,11 +62,16 @@ def _leave_at_once(error: BaseException) -> NoReturn:
     """End this process with a word, but without the clean end of a process group, which waits for ranks for ever."""
     if isinstance(error, UserError):
         print(f"dlgsanet: error: {error}", file=sys.stderr)
+        code = 2
+    elif isinstance(error, KeyboardInterrupt):
+        print("dlgsanet: stopped", file=sys.stderr)
+        code = INTERRUPTED
     else:
         traceback.print_exception(error)
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2 if isinstance(error, UserError) else 1)
+    os._exit(code)
 
 
 def _environment_from_slurm(port: int | None) -> None:

@@ -8,6 +8,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, whose modules are no top-level ones
 
 from dlgsanet.options import add_arguments
+from dlgsanet.signals import StopSignals
 
 
 def main(argv: list[str]) -> int:
@@ -19,9 +20,10 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
 
-    from dlgsanet.training.run import train
+    with StopSignals() as signals:  # before PyTorch is imported: a job that is warned by then must be queued again too
+        from dlgsanet.training.run import train
 
-    return train(args)
+        return train(args, signals)
 
 
 if __name__ == "__main__":

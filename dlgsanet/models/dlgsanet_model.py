@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dlgsanet.distributed import mean_over_ranks
+from dlgsanet.errors import faults_of
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
 from dlgsanet.models.weights import load_weights
 from dlgsanet.options.sections import LOSSES
@@ -71,7 +72,11 @@ class DLGSANetModel(SRModel):
         self.ema_decay = train.get("ema_decay", 0)
         if self.ema_decay > 0:
             self.net_g_ema = self._copy_for_averages()
-        self.losses = {name: build_loss(train[name]).to(self.device) for name in LOSSES if train.get(name)}
+        self.losses = {}
+        for name in LOSSES:
+            if train.get(name):
+                with faults_of(f"train.{name}"):
+                    self.losses[name] = build_loss(train[name]).to(self.device)
         self.accumulate = train.get("accumulate", 1)
         self.grad_clip = train.get("grad_clip") or math.inf
         self.max_bad_steps = train.get("max_bad_steps", 20)
@@ -90,11 +95,13 @@ class DLGSANetModel(SRModel):
 
     def setup_optimizers(self) -> None:
         self.parameters = [p for p in self.net_g.parameters() if p.requires_grad]
-        self.optimizer_g = build_optimizer(self.opt["train"]["optim_g"], self.parameters)
+        with faults_of("train.optim_g"):
+            self.optimizer_g = build_optimizer(self.opt["train"]["optim_g"], self.parameters)
         self.optimizers.append(self.optimizer_g)
 
     def setup_schedulers(self) -> None:
-        scheduler = build_scheduler(self.opt["train"]["scheduler"], self.optimizer_g)
+        with faults_of("train.scheduler"):
+            scheduler = build_scheduler(self.opt["train"]["scheduler"], self.optimizer_g)
         self.schedulers.append(scheduler)
         self.warm_up = WarmUp(self.optimizer_g, scheduler, self.opt["train"].get("warmup_iter", -1))
 
@@ -167,8 +174,8 @@ class DLGSANetModel(SRModel):
         self.bad_steps_in_row = 0 if finite else self.bad_steps_in_row + 1
         if self.bad_steps_in_row >= self.max_bad_steps:
             raise DivergedError(
-                f"the loss or its gradient was not finite {self.bad_steps_in_row} times in a row (now {values}); lower "
-                "train.optim_g.lr, set train.grad_clip, or use precision: fp32"
+                f"the loss or its gradient was not finite {self.bad_steps_in_row} times in a row (now {values}); set "
+                "train.grad_clip or precision: fp32 before it goes on, or begin anew with a lower train.optim_g.lr"
             )
 
     def model_ema(self, decay: float = 0.999) -> None:

@@ -133,7 +133,15 @@ def _metrics(where: str, value: Any) -> Iterator[str]:
 
 
 LOSSES = ("pixel_opt", "fft_opt", "perceptual_opt")
-_LOSS = optional(registered(lambda: registry("LOSS")))
+
+
+def _loss(where: str, value: Any) -> Iterator[str]:
+    yield from registered(lambda: registry("LOSS"))(where, value)
+    if isinstance(value, dict) and "reduction" in value:
+        yield from one_of("mean", "sum")(f"{where}.reduction", value["reduction"])
+
+
+_LOSS = optional(_loss)
 
 _PATH = section(
     {
@@ -238,13 +246,26 @@ def _check_fit(options: dict[str, Any]) -> Iterator[str]:
         for key in OWN_STEP:
             if key in options.get("train", {}):
                 yield f"train.{key}: {options['model_type']} would ignore it; set model_type: DLGSANetModel"
+    if "train" in options:
+        yield from _check_schedule(options["train"])
     yield from _check_best(options)
+
+
+def _check_schedule(train: dict[str, Any]) -> Iterator[str]:
+    """Schedules that have an end must not reach it before the run: they fail there."""
+    schedule = train["scheduler"]
+    ends = {"CosineAnnealingRestartLR": sum(schedule.get("periods", [])), "OneCycleLR": schedule.get("total_steps")}
+    end = ends.get(schedule["type"])
+    if end and end < train["total_iter"]:
+        yield f"train.scheduler: ends at iteration {end}, before train.total_iter, {train['total_iter']}"
 
 
 def _check_best(options: dict[str, Any]) -> Iterator[str]:
     val = options.get("val") or {}
     best = val.get("best") or {}
     names = [opt["name"] for key, opt in options["datasets"].items() if key.startswith("val")]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"datasets: two validation sets are called {name}; give each a name of its own"
     if "dataset" in best and best["dataset"] not in names:
         yield from one_of(*names)("val.best.dataset", best["dataset"])
     if "metric" in best and best["metric"] not in (val.get("metrics") or {}):

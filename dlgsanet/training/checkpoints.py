@@ -103,6 +103,14 @@ class Checkpoints:
         weights = {Path(name).stem.removesuffix(f"_{iteration}"): content for name, content in contents.items()}
         return Checkpoint(iteration, weights, state)
 
+    def set_aside(self, after: int) -> None:
+        """Rename the states of later iterations to `.state.aside`: nothing goes on from them any more."""
+        for iteration in self.iterations():
+            if iteration > after:
+                path = self.root / "training_states" / f"{iteration}.state"
+                path.rename(f"{path}.aside")
+                logger.warning("%s: set aside, no longer part of this run", path)
+
     def last_good(self) -> str:
         """A phrase that says where the newest checkpoint is and how to go on from it."""
         if iterations := self.iterations():

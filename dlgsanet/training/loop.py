@@ -4,7 +4,7 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from basicsr.models.base_model import BaseModel
 
 from dlgsanet.distributed import from_first, largest
 from dlgsanet.errors import UserError
+from dlgsanet.models.dlgsanet_model import DivergedError
+from dlgsanet.signals import StopSignals, exit_code
 from dlgsanet.training.board import Board
 from dlgsanet.training.checkpoints import Checkpoints
 from dlgsanet.training.messages import Pace, ProgressLine, duration, progress_text
-from dlgsanet.training.signals import StopSignals, exit_code
 from dlgsanet.training.state import Position, state_of, weights_of
 from dlgsanet.training.validation import StoppedError, ValidationSet
 
@@ -42,7 +43,7 @@ class Loop:
 
     options: dict[str, Any]
     model: BaseModel
-    batches: Iterator[dict[str, Any]]
+    batches: Generator[dict[str, Any], None, None]
     batch_size: int
     epoch_length: int
     validation_sets: list[ValidationSet]
@@ -60,18 +61,19 @@ class Loop:
 
     def run(self, signals: StopSignals) -> int:
         """Train to the end or until a signal; the exit code."""
+        signals.patient = True
         try:
-            if self._validation_is_due():  # it was stopped in the middle
-                self._validate(signals)
-            while self.position.iteration < self.total:
-                self._iterate()
+            while True:
                 stop, save = largest(signals.received, self._save_is_due())
                 if stop:
                     return self._stop(stop)
                 if save:
                     self._save()
-                if self._validation_is_due():
+                if self._validation_is_due():  # also at the start, when it was stopped in the middle
                     self._validate(signals)
+                if self.position.iteration >= self.total:
+                    break
+                self._iterate()
             if self.validation_sets and self.position.validated < self.total:
                 self._validate(signals)
             if self.saved != self.position.iteration:
@@ -83,7 +85,13 @@ class Loop:
             return 0
         except StoppedError:
             return self._stop(*largest(signals.received))
+        except DivergedError as error:
+            # Also of the weights that the first of the bad steps began with: a checkpoint of them is no good one.
+            if self.options["rank"] == 0:
+                self.checkpoints.set_aside(after=self.position.iteration - self._bad_steps_in_row() - 1)
+            raise UserError(f"{error}; {self.checkpoints.last_good()}") from None
         finally:
+            self.batches.close()  # and with it its workers, which an error's traceback would keep alive for ever
             self.line.clear()
             self.board.close()
 
@@ -109,6 +117,9 @@ class Loop:
                 f"iteration {iteration}: the loss is not finite and {type(self.model).__name__} has taken the step; "
                 f"{self.checkpoints.last_good()}"
             )
+        if self._bad_steps_in_row():
+            skipped = f"step skipped, {self.model.bad_steps:,} so far"
+            logger.info("%s: the loss or its gradient is not finite; %s", f"{iteration:,}", skipped)
         if self.pace.counted == ESTIMATED_AFTER:
             logger.info("%-11s%s for the rest", "Estimated", self.pace.left(iteration))
         rate = self.model.get_current_learning_rate()[0]
@@ -122,11 +133,18 @@ class Loop:
             self.board.scalars(losses | more, iteration)
 
     def _save_is_due(self) -> bool:
-        """Every so many iterations, and after so many minutes without; rank 0's clock counts."""
+        """Every so many iterations, and after so many minutes without; rank 0's clock counts.
+
+        Not while steps are skipped: should it not end, the checkpoints before it are those worth keeping.
+        """
         every = self.options["logger"]["save_checkpoint_freq"]
         minutes = self.options["logger"].get("save_checkpoint_minutes", 10)
         late = self.options["rank"] == 0 and time.monotonic() - self.saved_at > 60 * minutes
-        return self.position.iteration % every == 0 or late
+        due = self.position.iteration // every > self.saved // every or late
+        return due and not self._bad_steps_in_row() and self.position.iteration > self.saved
+
+    def _bad_steps_in_row(self) -> int:
+        return getattr(self.model, "bad_steps_in_row", 0)
 
     def _save(self) -> None:
         state = state_of(self.model, self.position, self.position.samples // self.epoch_length)
@@ -135,7 +153,7 @@ class Loop:
         self.saved_at, self.saved = time.monotonic(), self.position.iteration
 
     def _stop(self, signal_number: int) -> int:
-        if self.saved != self.position.iteration:
+        if self.saved != self.position.iteration and not self._bad_steps_in_row():
             self._save()
         code = exit_code(signal_number)
         logger.info("Stopped by signal %d; %s (exit code %d)", signal_number, self.checkpoints.last_good(), code)

@@ -15,9 +15,9 @@ import dlgsanet.plugin  # noqa: F401  # registers what is ours
 from dlgsanet.data.pair_sizes import check_sizes
 from dlgsanet.data.pairs import find_pairs
 from dlgsanet.distributed import gather, ranks
-from dlgsanet.errors import UserError
-from dlgsanet.models.dlgsanet_model import DivergedError
+from dlgsanet.errors import UserError, faults_of
 from dlgsanet.options import read_options
+from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
 from dlgsanet.training.checkpoints import Checkpoint, Checkpoints
 from dlgsanet.training.introduction import introduce
@@ -25,29 +25,29 @@ from dlgsanet.training.loop import Loop
 from dlgsanet.training.messages import start_logging
 from dlgsanet.training.record import write_record
 from dlgsanet.training.samples import SampleStream, SeededSamples, WorkerLostError, endless_loader
-from dlgsanet.training.signals import StopSignals
 from dlgsanet.training.state import Position, restore
 from dlgsanet.training.validation import ValidationSet
 
 
-def train(args: argparse.Namespace) -> int:
+def train(args: argparse.Namespace, signals: StopSignals) -> int:
     """Train as an option file and the command line say.
 
     Args:
         args: of `dlgsanet.train`.
+        signals: that may stop the run.
 
     Returns:
-        0 at the end, 75 or 130 when a signal stopped the run (`dlgsanet.training.signals`).
+        0 at the end, 75 or 130 when a signal stopped the run (`dlgsanet.signals`).
 
     Raises:
         UserError: something that the user can mend; where there is a checkpoint, the message names the last good one.
     """
     options = read_options(args, is_train=True)
-    with StopSignals() as signals, ranks(args.launcher, options):
+    with ranks(args.launcher, options):
         checkpoints = Checkpoints(Path(options["path"]["experiments_root"]), options["logger"].get("keep_last", 3))
         try:
             return _build(options, checkpoints).run(signals)
-        except (DivergedError, WorkerLostError) as error:
+        except WorkerLostError as error:
             raise UserError(f"{error}; {checkpoints.last_good()}") from None
         except OSError as error:  # a full disk may show first where TensorBoard writes
             raise UserError(f"{error.filename or 'a file'}: {error.strerror}; {checkpoints.last_good()}") from error
@@ -74,10 +74,14 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     checkpoint = _checkpoint_to_resume(options, checkpoints)
     if checkpoint is None:
         _make_folders(options)
+    elif options["rank"] == 0:
+        checkpoints.root.mkdir(parents=True, exist_ok=True)  # of another run's checkpoint
+        checkpoints.set_aside(after=checkpoint.iteration)
     line = start_logging(checkpoints.root if options["rank"] == 0 else None)
 
     train_set, validation_sets = data_sets(options)
-    model = build_model(deepcopy(options))
+    with faults_of(options["model_type"]):
+        model = build_model(deepcopy(options))
     epoch_length = len(train_set) * options["datasets"]["train"].get("dataset_enlarge_ratio", 1)
     position = Position()
     if checkpoint:
@@ -108,8 +112,8 @@ def _choose_kernels(deterministic: bool) -> None:
 
 
 def _checkpoint_to_resume(options: dict[str, Any], checkpoints: Checkpoints) -> Checkpoint | None:
-    if options["auto_resume"]:
-        return checkpoints.newest()
+    if options["auto_resume"] and (newest := checkpoints.newest()):
+        return newest
     if path := options["path"].get("resume_state"):
         state = Path(path)
         if not state.stem.isdigit():

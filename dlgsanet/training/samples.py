@@ -8,7 +8,7 @@ workers, nor, seen over all ranks, on the number of ranks.
 import functools
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -108,8 +108,10 @@ def read_sample(dataset: Any, index: int) -> Any:
         raise UserError(f"{names}: cannot be read ({reason})") from error
 
 
-def endless_loader(dataset: Any, opt: dict[str, Any], stream: SampleStream, workers: int) -> Iterator[dict[str, Any]]:
-    """Iterate over the batches of a stream, read ahead by worker processes.
+def endless_loader(
+    dataset: Any, opt: dict[str, Any], stream: SampleStream, workers: int
+) -> Generator[dict[str, Any], None, None]:
+    """Iterate over the batches of a stream, read ahead by worker processes, which end when the iterator is closed.
 
     Raises:
         UserError: a sample cannot be read.

@@ -15,6 +15,7 @@ from basicsr.models.base_model import BaseModel
 from torch import nn
 
 from dlgsanet.distributed import gather
+from dlgsanet.errors import UserError
 from dlgsanet.training.checkpoints import Checkpoint
 
 logger = logging.getLogger("dlgsanet")
@@ -56,6 +57,7 @@ def state_of(model: BaseModel, position: Position, epoch: int) -> dict[str, Any]
             {name: value for name, value in scheduler.state_dict().items() if not isinstance(value, Counter)}
             for scheduler in model.schedulers
         ],
+        "classes": _classes(model),
         "scaler": model.scaler.state_dict() if hasattr(model, "scaler") else {},
         "bad_steps": [getattr(model, name, 0) for name in BAD_STEPS],
         "position": asdict(position),
@@ -69,13 +71,21 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
     Returns:
         Where to go on. A checkpoint that BasicSR wrote does not say where within an epoch it was taken: its epoch of
         `epoch_length` samples begins anew.
+
+    Raises:
+        UserError: the options name another network, optimiser or schedule than the checkpoint has.
     """
-    for label, content in checkpoint.weights.items():
-        for key, weights in content.items():
-            network = getattr(model, label + (AVERAGES if key == "params_ema" else ""), None)
-            if network is not None:
-                model.get_bare_model(network).load_state_dict(weights)
-    model.resume_training(checkpoint.state)
+    unfit = f"the checkpoint of iteration {checkpoint.iteration} does not fit the options"
+    begin_anew = "to begin anew from its weights, set another name, and path.pretrain_network_g to them"
+    before, now = checkpoint.state.get("classes", _classes(model)), _classes(model)
+    if before != now:
+        raise UserError(f"{unfit}: it has {', '.join(before)}, they name {', '.join(now)}; {begin_anew}")
+    try:
+        _load_networks(model, checkpoint.weights)
+        model.resume_training(checkpoint.state)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{unfit}: {reason}; {begin_anew}") from error
     if checkpoint.state.get("scaler"):
         model.scaler.load_state_dict(checkpoint.state["scaler"])
     for name, count in zip(BAD_STEPS, checkpoint.state.get("bad_steps", []), strict=False):
@@ -87,6 +97,19 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
         return Position(**checkpoint.state["position"])
     logger.warning("Iteration %d was saved by BasicSR: resumed by epoch, from its beginning", checkpoint.iteration)
     return Position(checkpoint.iteration, checkpoint.state["epoch"] * epoch_length, checkpoint.iteration)
+
+
+def _load_networks(model: BaseModel, files: dict[str, dict[str, Any]]) -> None:
+    for label, network in vars(model).items():
+        content = files.get(label.removesuffix(AVERAGES), {})
+        if label.startswith("net_") and isinstance(network, nn.Module) and content:
+            # Averages that the run did not keep so far begin as the weights.
+            key = "params_ema" if label.endswith(AVERAGES) and "params_ema" in content else "params"
+            model.get_bare_model(network).load_state_dict(content[key])
+
+
+def _classes(model: BaseModel) -> list[str]:
+    return [type(part).__name__ for part in (*model.optimizers, *model.schedulers)]
 
 
 def _random_state() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Validation, its images shared out to the ranks; the figures are those of a single process to the last digit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import imwrite, tensor2img
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
 from dlgsanet.distributed import gather
@@ -53,20 +55,32 @@ class ValidationSet:
         """
         scores: dict[int, dict[str, float]] = {}
         first = None
-        for index in self.indices:
-            data = default_collate([read_sample(self.dataset, index)])
-            if stopped():
-                break
-            image, scores[index] = _upscale_and_score(model, data, metrics)
-            first = image if index == 0 else first
-            if save_to:
-                imwrite(image, str(save_to / f"{Path(data['lq_path'][0]).stem}.png"))
+        with _each_rank_for_itself(model):
+            for index in self.indices:
+                data = default_collate([read_sample(self.dataset, index)])
+                if stopped():
+                    break
+                image, scores[index] = _upscale_and_score(model, data, metrics)
+                first = image if index == 0 else first
+                if save_to:
+                    imwrite(image, str(save_to / f"{Path(data['lq_path'][0]).stem}.png"))
         everyones = gather(scores)
         if sum(map(len, everyones)) < len(self.dataset):
             raise StoppedError
         by_index = sorted((index, score) for part in everyones for index, score in part.items())
         means = {name: sum(score[name] for _, score in by_index) / len(by_index) for name in metrics}
         return means, first
+
+
+@contextmanager
+def _each_rank_for_itself(model: BaseModel) -> Iterator[None]:
+    """Take the wrapping off: it broadcasts buffers in every pass, and not all ranks make as many passes."""
+    wrapped = {name: net for name, net in vars(model).items() if isinstance(net, DistributedDataParallel)}
+    vars(model).update({name: net.module for name, net in wrapped.items()})
+    try:
+        yield
+    finally:
+        vars(model).update(wrapped)
 
 
 def _upscale_and_score(

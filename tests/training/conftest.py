@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import resource
 import shutil
 import socket
 import sys
@@ -106,16 +105,12 @@ class Start:
         return said
 
 
-def _train(
-    said: Path, folder: Path, arguments: list[str], environment: dict[str, str], file_size_limit: int | None
-) -> None:
+def _train(said: Path, folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of data workers: a child has inherited ours
     os.setsid()
     os.chdir(folder)
     os.environ.update(environment)
     torch.set_num_threads(1)
-    if file_size_limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, file_size_limit))
     with open(said, "w") as file:
         os.dup2(file.fileno(), 2)
     sys.exit(run("dlgsanet.train:main", arguments))
@@ -133,13 +128,13 @@ class Workplace:
         self.folder, self.options = folder, deepcopy(OPTIONS)
         self.starts = 0
 
-    def start(self, *arguments: str, file_size_limit: int | None = None, **environment: str) -> Start:
-        """Start training with the options as they are now; no file may grow beyond a limit in bytes."""
+    def start(self, *arguments: str, **environment: str) -> Start:
+        """Start training with the options as they are now."""
         self.starts += 1
         file = self.folder / f"options_{self.starts}.yml"
         file.write_text(yaml.safe_dump(self.options))
         said = self.folder / f"said_{self.starts}.txt"
-        return Start(said, self.folder, ["-opt", file.name, *arguments], environment, file_size_limit)
+        return Start(said, self.folder, ["-opt", file.name, *arguments], environment)
 
     def train(self, *arguments: str, code: int = 0) -> str:
         """Train to the end, which must come with an exit code; what was said."""

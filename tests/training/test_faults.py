@@ -73,8 +73,40 @@ def test_data_worker_that_dies(workplace):
 
 
 def test_loss_that_stays_infinite_stops_the_run(workplace):
-    workplace.options["train"] |= {"optim_g": {"type": "SGD", "lr": 1e30}, "total_iter": 1000, "max_bad_steps": 5}
+    """The named checkpoint is of the weights before the step that ruined them, not of those saved after it."""
+    growing = {"optim_g": {"type": "SGD", "lr": 1e-3}, "scheduler": {"type": "StepLR", "step_size": 6, "gamma": 1e33}}
+    workplace.options["train"] |= growing | {"total_iter": 1000, "max_bad_steps": 5}
     workplace.options["logger"]["save_checkpoint_freq"] = 1
-    line = last_line(workplace.train(code=2))
-    assert "not finite 5 times in a row" in line
-    assert "the last good checkpoint is" in line
+    said = workplace.train(code=2)
+    assert "9: the loss or its gradient is not finite; step skipped, 2 so far" in said
+    assert "not finite 5 times in a row" in last_line(said)
+    assert "the last good checkpoint is" in last_line(said)
+    assert "training_states/6.state; --auto_resume goes on from it" in last_line(said)
+    workplace.options["train"]["total_iter"] = 6
+    assert "from iteration 6, exact" in workplace.train("--auto_resume")
+
+
+def test_basicsr_model_stops_at_the_first_loss_that_is_not_finite(workplace):
+    workplace.options["model_type"] = "SRModel"
+    workplace.options["train"]["optim_g"]["lr"] = 1e30
+    assert "the loss is not finite and SRModel has taken the step" in last_line(workplace.train(code=2))
+
+
+def test_error_that_nobody_foresaw_ends_the_run(workplace):
+    """With a traceback, and although data workers are at work."""
+    workplace.options["train"]["pixel_opt"] = {"type": "GANLoss", "gan_type": "vanilla"}
+    assert "Traceback" in workplace.train(code=1)
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "expected"),
+    [
+        ("optim_g", {"type": "Adam", "lr": 1e-3, "betas": [0.9, 1.5]}, "train.optim_g: Invalid beta parameter"),
+        ("scheduler", {"type": "CosineAnnealingRestartLR", "periods": [6, 6]}, "train.scheduler: periods and"),
+        ("scheduler", {"type": "CosineAnnealingRestartLR", "periods": [4]}, "train.scheduler: ends at iteration 4"),
+        ("pixel_opt", {"type": "L1Loss", "reduction": "none"}, "train.pixel_opt.reduction: 'none' is not allowed"),
+    ],
+)
+def test_values_that_classes_do_not_take(workplace, section, value, expected):
+    workplace.options["train"][section] = value
+    assert expected in last_line(workplace.train(code=2))

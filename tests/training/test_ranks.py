@@ -31,13 +31,25 @@ def test_ranks_follow_the_single_process(workplace, finished, ranks):
     assert 0 < difference(workplace, finished) < TOLERANCE
 
 
-def test_shared_validation_gives_the_figures_of_a_single_process(workplace):
+# Has buffers, which DistributedDataParallel sends around in every pass.
+SWINIR = {
+    "type": "SwinIR", "upscale": 2, "window_size": 1, "img_size": 12, "embed_dim": 12, "depths": [2], "num_heads": [2],
+    "mlp_ratio": 2, "upsampler": "pixelshuffledirect",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ranks", "changes"), [(2, {}), (4, {"network_g": SWINIR})], ids=["averages", "network with buffers"]
+)
+def test_shared_validation_gives_the_figures_of_a_single_process(workplace, ranks, changes):
+    workplace.options |= changes
+    workplace.options["train"] |= {"ema_decay": 0 if changes else 0.9, "total_iter": 7}
     workplace.options["train"]["optim_g"]["lr"] = 0.0  # the same weights in both
-    workplace.options["train"]["total_iter"] = 7
+    workplace.options["val"]["best"] = {"metric": "ssim"}
     batch_per_rank(workplace, 1)
     workplace.train()
     workplace.options["name"] = "shared"
-    train_on(workplace, 2)
+    train_on(workplace, ranks)
     best = [workplace.checkpoint(7, name)["position"]["best"] for name in ("run", "shared")]
     assert best[0] == best[1]
 

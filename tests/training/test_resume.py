@@ -52,6 +52,41 @@ def test_signal_saves_and_says_how_to_go_on(workplace, finished, number, code):
     assert same_end(workplace, finished)
 
 
+def test_run_goes_on_from_a_chosen_checkpoint_in_its_own_folder_and_in_another(trained, finished):
+    trained.options["path"]["resume_state"] = "experiments/run/training_states/8.state"
+    trained.options["name"] = "other"
+    assert "from iteration 8, exact" in trained.train("--auto_resume")  # there is nothing else to resume
+    assert identical(trained.checkpoint(12, "other"), finished.checkpoint(12))
+    trained.options |= {"name": "run"}
+    said = trained.train()
+    assert "12.state: set aside" in said
+    assert "10.state: set aside" in said
+    assert same_end(trained, finished)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "expected"),
+    [
+        ("network_g", {"dim": 24}, "size mismatch for"),
+        ("train", {"optim_g": {"type": "SGD", "lr": 0.1}}, "it has Adam, MultiStepRestartLR, they name SGD, "),
+    ],
+)
+def test_checkpoint_that_does_not_fit_the_options(trained, section, values, expected):
+    trained.options[section] |= values
+    last = trained.train("--auto_resume", code=2).splitlines()[-1]
+    assert last.startswith("dlgsanet: error: the checkpoint of iteration 12 does not fit the options: ")
+    assert expected in last
+
+
+def test_averages_that_begin_in_the_middle_begin_as_the_weights(workplace):
+    workplace.options["train"] |= {"ema_decay": 0, "total_iter": 6}
+    workplace.train()
+    workplace.options["train"] |= {"ema_decay": 1 - 1e-9, "total_iter": 8}  # they stay where they begin
+    workplace.train("--auto_resume")
+    begun, weights = workplace.weights(8)["params_ema"], workplace.weights(6)["params"]
+    assert all(begun[name].allclose(weights[name], atol=1e-6) for name in weights)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_fifty_kills_at_random_moments(workplace):

@@ -10,13 +10,14 @@ INTERRUPTED = 130  # what shells report after Ctrl-C
 class StopSignals:
     """Within the block, notes the first signal that asks to stop; a second Ctrl-C stops at once.
 
-    `received` is the signal's number, or 0.
+    `received` is the signal's number, or 0. Until `patient` is set there is nothing to save: the first Ctrl-C stops.
     """
 
     _asking = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         self.received = 0
+        self.patient = False
 
     def __enter__(self) -> "StopSignals":
         self._before = {number: signal.signal(number, self._note) for number in self._asking}
@@ -27,7 +28,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
+        if number == signal.SIGINT and (self.received or not self.patient):
             raise KeyboardInterrupt
         self.received = self.received or number
 
