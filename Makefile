@@ -70,7 +70,7 @@ bench-data: setup
 	$(bin)/python scripts/benchmark_loader.py --workers 0 1 2
 
 bench-training: setup
-	$(bin)/python scripts/benchmark_training.py
+	$(bin)/python scripts/benchmark_training.py --output docs/benchmarks/training.md
 
 bench-upscale: setup
 	$(bin)/python scripts/bench_upscale.py --size 1920x1080 --ways exact 1024 512

@@ -3,10 +3,12 @@
   python scripts/benchmark_training.py                                   the nine networks, as published
   python scripts/benchmark_training.py --networks Tiny_x2 --batch 4 --patch 32 --iterations 5
   python scripts/benchmark_training.py --set train:precision=bf16 train:compile=true
+  python scripts/benchmark_training.py --output docs/benchmarks/training.md
 
-Trains on scikit-image's photographs with the loop's own parts. Times are medians over the iterations after the
-first three; waiting for data is what the loop waits for, not what the workers work. Memory is the GPU's peak, or
-the peak of the process. Each network runs in a process of its own.
+Measure with nothing else running. Trains on scikit-image's photographs with the loop's own parts. Times are medians
+over the iterations after those that warm up (one on a CPU, three on a GPU); waiting for data is what the loop waits
+for, not what the workers work. Memory is the GPU's peak, or the peak of the process. Each network runs in a process of
+its own.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +27,10 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from dlgsanet.errors import UserError  # noqa: E402
+
 PHASES = ("data", "forward", "backward", "step")
 NETWORKS = [f"{size}_x{scale}" for size in ("Tiny", "Light", "Large") for scale in (2, 3, 4)]
-WARM_UP = 3
 
 
 class Clock:
@@ -60,16 +63,33 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="patches in a batch; default: the option file's")
     parser.add_argument("--patch", type=int, help="side of an LR patch; default: the option file's")
     parser.add_argument("--workers", type=int, default=2, help="data workers; default: %(default)s")
-    parser.add_argument("--iterations", type=int, default=10, help="that are measured; default: %(default)s")
+    parser.add_argument("--iterations", type=int, help="that are measured; default: 3 on a CPU, 10 on a GPU")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="more changes of the options")
+    parser.add_argument("--output", type=Path, help="also write the table to this Markdown file")
     arguments = parser.parse_args()
+    lines = []
+    try:
+        for line in table(arguments):
+            print(line, flush=True)
+            lines.append(line)
+    except UserError as error:
+        sys.exit(f"benchmark_training.py: {error}")
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def table(arguments: argparse.Namespace) -> Iterator[str]:
+    """The lines of the table, each as soon as it is measured."""
     with tempfile.TemporaryDirectory() as folder:
-        header = apart(prepare, folder, sorted({int(name[-1]) for name in arguments.networks}))
-        print(f"{header}; seconds an iteration, images a second, GB\n")
-        print("| network | batch | iteration | data | forward | backward | step | images/s | memory |")
-        print("|---|---|---|---|---|---|---|---|---|")
+        where = apart(prepare, folder, sorted({int(name[-1]) for name in arguments.networks}))
+        changes = f" with {' '.join(arguments.set)}" if arguments.set else ""
+        yield from ["# Training benchmark", "", f"{where}; `python scripts/benchmark_training.py`{changes}.", ""]
+        yield from ["Time of an iteration and its parts in seconds; peak memory in GB.", ""]
+        yield "| network | batch | iteration | data | forward | backward | step | images/s | memory |"
+        yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
         for name in arguments.networks:
-            print(apart(measure, name, folder, arguments), flush=True)
+            yield apart(measure, name, folder, arguments)
 
 
 def apart(function: Callable[..., str], *values: Any) -> str:
@@ -115,8 +135,6 @@ def options_of(name: str, folder: str, arguments: argparse.Namespace) -> dict[st
 
 def measure(name: str, folder: str, arguments: argparse.Namespace) -> str:
     """One row of the table."""
-    import torch
-
     from dlgsanet.training.loop import peak_memory
     from dlgsanet.training.run import batches_of, build_model, data_sets
     from dlgsanet.training.state import Position
@@ -126,20 +144,22 @@ def measure(name: str, folder: str, arguments: argparse.Namespace) -> str:
     train_set, _ = data_sets(options)
     model = build_model(options)
     batches = batches_of(options, train_set, len(train_set), Position())
-    clock = Clock(torch.cuda.is_available())
+    on_gpu = options["num_gpu"] > 0
+    clock = Clock(on_gpu)
     model.mark = clock.end
-    for iteration in range(1, WARM_UP + arguments.iterations + 1):
+    warm_up, measured = (3, arguments.iterations or 10) if on_gpu else (1, arguments.iterations or 3)
+    for iteration in range(1, warm_up + measured + 1):
         clock.start()
         batch = next(batches)
         clock.end("data")
         model.update_learning_rate(iteration)
         model.feed_data(batch)
         model.optimize_parameters(iteration)
-    medians = [statistics.median(clock.phases[phase][WARM_UP:]) for phase in PHASES]
-    total = statistics.median(map(sum, zip(*(clock.phases[phase][WARM_UP:] for phase in PHASES), strict=True)))
-    size = len(batch["lq"])
-    numbers = " | ".join(f"{seconds:.4f}" for seconds in (total, *medians))
-    return f"| {name} | {size} | {numbers} | {size / total:.1f} | {peak_memory():.2f} |"
+    seconds = [clock.phases[phase][warm_up:] for phase in PHASES]
+    total = statistics.median(map(sum, zip(*seconds, strict=True)))
+    size, side = len(batch["lq"]), batch["lq"].shape[-1]
+    numbers = " | ".join(f"{time:.4f}" for time in (total, *map(statistics.median, seconds)))
+    return f"| {name} | {size} of {side}x{side} | {numbers} | {size / total:.1f} | {peak_memory():.2f} |"
 
 
 if __name__ == "__main__":

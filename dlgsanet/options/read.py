@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _ValueLoader(_Loader):
+    """On the command line 1e-3 is a number, which YAML 1.1 wants written 1.0e-3. In quotes it is text there too."""
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_ValueLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
 def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """An option file as nested dictionaries.
 
@@ -111,7 +120,7 @@ def _assign(options: dict[str, Any], assignment: str) -> None:
             raise UserError(f"--force_yml {assignment}: the option file has no section {key}")
         options = options[key]
     try:
-        options[last] = yaml.load(value, Loader=_Loader)
+        options[last] = yaml.load(value, Loader=_ValueLoader)
     except yaml.YAMLError as error:
         raise UserError(f"--force_yml {assignment}: the value is not valid YAML") from error
 

@@ -1,6 +1,7 @@
 """What a run says: log lines in a file and on the terminal, and in a terminal a line that shows its progress."""
 
 import logging
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,10 @@ from basicsr.utils import logger as basicsr_logging
 
 
 class ProgressLine:
-    """The last line of a terminal, rewritten in place; of anything that is no terminal it does nothing."""
+    """The last line of a terminal, rewritten in place; of anything that is no terminal it does nothing.
+
+    A text wider than the terminal is cut: what has wrapped would stay when the line is rewritten.
+    """
 
     def __init__(self, stream: TextIO, enabled: bool | None = None):
         self.stream = stream
@@ -21,7 +25,7 @@ class ProgressLine:
         """Show text in the place of the former, at most five times a second."""
         if self.enabled and time.monotonic() - self.last > 0.2:
             self.last = time.monotonic()
-            self.stream.write(f"\r\033[K{text}")
+            self.stream.write(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}")
             self.stream.flush()
 
     def clear(self) -> None:
@@ -49,6 +53,7 @@ def start_logging(folder: Path | None) -> ProgressLine:
     Args:
         folder: where the file is made. None: this rank has nothing to say but warnings.
     """
+    logging.raiseExceptions = False  # of a full disk the checkpoint tells that does not fit, not every line
     line = ProgressLine(sys.stderr, enabled=None if folder else False)
     handlers: list[logging.Handler] = [_AboveProgress(line)]
     if folder:
@@ -98,10 +103,10 @@ def duration(seconds: float) -> str:
 
 
 def progress_text(iteration: int, pace: Pace, log: dict[str, float], rate: float, scores: dict[str, Any]) -> str:
-    """One line: where the run is, losses, the last validation, learning rate, speed, time left."""
+    """One line, what matters most first: a narrow terminal cuts its end."""
     losses = "  ".join(f"{name} {value:.4g}" for name, value in log.items())
     measured = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
     return (
-        f"{iteration:,}/{pace.total:,}  {losses}  {measured or 'not validated yet'}  lr {rate:.3g}  "
-        f"{pace.seconds_per_iteration:.3g} s ({pace.waiting:.2g} s for data)  {pace.left(iteration)} left"
+        f"{iteration:,}/{pace.total:,}  {pace.left(iteration)} left  {losses}  {measured or 'not validated yet'}  "
+        f"lr {rate:.3g}  {pace.seconds_per_iteration:.3g} s ({pace.waiting:.2g} s for data)"
     )

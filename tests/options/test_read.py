@@ -119,6 +119,21 @@ def test_force_yml_sets_values_as_yaml_reads_them(options):
 
 
 @pytest.mark.parametrize(
+    ("value", "expected"),
+    [("1e-3", 0.001), ("1E-3", 0.001), ("+2.5e-4", 0.00025), (".5e-3", 0.0005), ("1", 1), ("!!float 1e-3", 0.001)],
+)
+def test_force_yml_takes_numbers_as_people_write_them(options, value, expected):
+    assert read(options, "--force_yml", f"train:optim_g:lr={value}")["train"]["optim_g"]["lr"] == expected
+
+
+def test_force_yml_takes_them_in_lists_and_leaves_text_alone(options):
+    given = ["train:optim_g:betas=[9e-1, 0.99]", "name='1e5'", "datasets:train:name=1e5x2"]
+    read_back = read(options, "--force_yml", *given)
+    assert read_back["train"]["optim_g"]["betas"] == [0.9, 0.99]
+    assert (read_back["name"], read_back["datasets"]["train"]["name"]) == ("1e5", "1e5x2")
+
+
+@pytest.mark.parametrize(
     ("assignment", "expected"),
     [
         ("train:ema_dcay=0.9", "train.ema_dcay: unknown option; did you mean ema_decay?"),

@@ -25,9 +25,8 @@ def test_first_lines_and_plain_lines_in_the_file(workplace):
     (log,) = workplace.experiment().glob("train_*.log")
     written = log.read_text()
     assert "\r" not in written
-    assert "12/12  l_pix 0." in written
+    assert "12/12  00:00:00 left  l_pix 0." in written
     assert "psnr 1" in written
-    assert " left\n" in written
 
 
 def test_progress_line_only_in_a_terminal():
@@ -36,6 +35,13 @@ def test_progress_line_only_in_a_terminal():
     ProgressLine(file).show("5/10")
     assert terminal.getvalue().endswith("5/10")
     assert file.getvalue() == ""
+
+
+def test_progress_line_stays_one_line_of_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal = io.StringIO()
+    ProgressLine(terminal, enabled=True).show("5/10" + " word" * 20)
+    assert len(terminal.getvalue().removeprefix("\r\033[K")) == 39
 
 
 def test_tensorboard_has_no_step_twice_after_a_resume(workplace):
