@@ -11,6 +11,7 @@ A checkpoint of iteration N is made of files named as BasicSR names them, and of
 import hashlib
 import io
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 
 logger = logging.getLogger("dlgsanet")
+
+# BasicSR keeps milestones in one. What newer PyTorch reads with weights_only, older must be told.
+torch.serialization.add_safe_globals([Counter])
 
 
 @dataclass(frozen=True)

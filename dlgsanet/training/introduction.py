@@ -63,6 +63,8 @@ def hardware(num_gpu: int) -> str:
 
 def _resume(options: dict[str, Any], position: Position) -> str:
     start = f"from iteration {position.iteration:,}, " if position.iteration else ""
+    if position.by_epoch:
+        return f"{start}which BasicSR saved: by epoch, from the beginning of the one it was in"
     if options["model_type"] in ("DLGSANetModel", "SRModel"):
         return f"{start}exact, inside an epoch too"
     return f"{start}weights, optimisers and schedules; what else {options['model_type']} keeps is not saved"

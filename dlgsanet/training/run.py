@@ -50,7 +50,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> int:
         except WorkerLostError as error:
             raise UserError(f"{error}; {checkpoints.last_good()}") from None
         except OSError as error:  # a full disk may show first where TensorBoard writes
-            raise UserError(f"{error.filename or 'a file'}: {error.strerror}; {checkpoints.last_good()}") from error
+            where = error.filename or f"a file in {options['root_path']}"
+            raise UserError(f"{where}: {error.strerror}; {checkpoints.last_good()}") from error
         except RuntimeError as error:
             if reason := _not_of_this_process(error, options):
                 raise UserError(f"{reason}; {checkpoints.last_good()}") from error

@@ -3,7 +3,6 @@
 Works with any BasicSR model: its networks are the attributes `net_*` (`net_g_ema` holds the averages of `net_g`).
 """
 
-import logging
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -18,8 +17,6 @@ from dlgsanet.distributed import gather
 from dlgsanet.errors import UserError
 from dlgsanet.training.checkpoints import Checkpoint
 
-logger = logging.getLogger("dlgsanet")
-
 AVERAGES = "_ema"
 BAD_STEPS = ("bad_steps", "bad_steps_in_row")
 
@@ -33,6 +30,7 @@ class Position:
     validated: int = 0  # the last iteration whose validation was completed
     best: dict[str, Any] = field(default_factory=dict)  # value and iteration of the best validation
     seconds: float = 0.0  # spent so far, over all starts
+    by_epoch: bool = False  # BasicSR saved it: this start began the epoch anew
 
 
 def weights_of(model: BaseModel) -> dict[str, dict[str, Any]]:
@@ -60,7 +58,7 @@ def state_of(model: BaseModel, position: Position, epoch: int) -> dict[str, Any]
         "classes": _classes(model),
         "scaler": model.scaler.state_dict() if hasattr(model, "scaler") else {},
         "bad_steps": [getattr(model, name, 0) for name in BAD_STEPS],
-        "position": asdict(position),
+        "position": asdict(position) | {"by_epoch": False},
         "random": gather(_random_state()),
     }
 
@@ -95,8 +93,8 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
         _set_random_state(states[rank])
     if "position" in checkpoint.state:
         return Position(**checkpoint.state["position"])
-    logger.warning("Iteration %d was saved by BasicSR: resumed by epoch, from its beginning", checkpoint.iteration)
-    return Position(checkpoint.iteration, checkpoint.state["epoch"] * epoch_length, checkpoint.iteration)
+    samples = checkpoint.state["epoch"] * epoch_length
+    return Position(checkpoint.iteration, samples, validated=checkpoint.iteration, by_epoch=True)
 
 
 def _load_networks(model: BaseModel, files: dict[str, dict[str, Any]]) -> None:

@@ -3,8 +3,11 @@
 import random
 import signal
 import time
+from copy import deepcopy
 
 import pytest
+import torch
+from basicsr.models import build_model
 
 from tests.training.conftest import Workplace, identical
 
@@ -62,6 +65,32 @@ def test_run_goes_on_from_a_chosen_checkpoint_in_its_own_folder_and_in_another(t
     assert "12.state: set aside" in said
     assert "10.state: set aside" in said
     assert same_end(trained, finished)
+
+
+@pytest.mark.parametrize("model_type", ["SRModel", "DLGSANetModel"])
+def test_run_that_basicsr_saved_resumes_by_epoch_and_says_so(workplace, model_type):
+    workplace.options["train"]["optim_g"]["lr"] = 0.0  # so that the weights show where they come from
+    folders = {key: workplace.experiment() / key for key in ("models", "training_states")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    given = {"model_type": "SRModel", "is_train": True, "dist": False, "path": {k: str(v) for k, v in folders.items()}}
+    basicsr = build_model(deepcopy(workplace.options) | given)
+    for iteration in (1, 2, 3):
+        basicsr.update_learning_rate(iteration)
+        basicsr.feed_data({"lq": torch.rand(4, 3, 12, 12), "gt": torch.rand(4, 3, 24, 24)})
+        basicsr.optimize_parameters(iteration)
+    basicsr.save(epoch=2, current_iter=3)
+    saved = workplace.weights(3)
+    workplace.options["model_type"] = model_type
+    workplace.options["datasets"]["train"]["type"] = "PairedImageDataset"
+    said = workplace.train("--auto_resume")
+    assert "Resume     from iteration 3, which BasicSR saved: by epoch, from the beginning of the one it was in" in said
+    assert "exact" not in said
+    state = workplace.checkpoint(12)
+    assert state["position"]["samples"] == 2 * 3 + 9 * 4  # two epochs of three images, and nine batches of four since
+    assert identical(state["weights"], saved)
+    workplace.options["train"]["total_iter"] = 14
+    assert "from iteration 12, exact" in workplace.train("--auto_resume")
 
 
 @pytest.mark.parametrize(
