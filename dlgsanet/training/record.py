@@ -14,7 +14,8 @@ import dlgsanet
 from dlgsanet.files import write_whole
 from dlgsanet.training.introduction import hardware
 
-PACKAGES = ("torch", "torchvision", "basicsr", "numpy", "opencv-python", "opencv-python-headless", "cupy-cuda12x")
+PACKAGES = ("torch", "torchvision", "basicsr", "numpy", "opencv-python", "opencv-python-headless")
+CUPY = ("cupy-cuda12x", "cupy-cuda13x")
 
 
 def write_record(options: dict[str, Any], iteration: int) -> None:
@@ -45,7 +46,7 @@ def _plain(value: Any) -> Any:
 
 def _versions() -> dict[str, str]:
     versions = {}
-    for name in PACKAGES:
+    for name in PACKAGES + CUPY:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -71,8 +71,8 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-_FORKSERVER = multiprocessing.get_context("forkserver")
-_FORKSERVER.set_forkserver_preload(["dlgsanet.training.run"])  # a start then takes no seconds for imports
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["dlgsanet.training.run"])  # a start then takes no seconds for imports
 
 
 class Start:
@@ -81,7 +81,7 @@ class Start:
     def __init__(self, said: Path, *more: Any):
         self.said = said
         said.touch()  # a run may be killed before it opens it
-        self.process = _FORKSERVER.Process(target=_train, args=(said, *more))
+        self.process = FORKSERVER.Process(target=_train, args=(said, *more))
         self.process.start()
 
     def wait_for(self, text: str) -> None:

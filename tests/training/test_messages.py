@@ -1,13 +1,19 @@
 """What a run tells while it goes, and what stays of it: first lines, progress, TensorBoard, the record."""
 
 import io
+import json
+import os
+import re
 import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dlgsanet.training.messages import ProgressLine
+from tests.conftest import REPOSITORY
 from tests.training.conftest import identical
 
 
@@ -59,6 +65,40 @@ def test_tensorboard_has_no_step_twice_after_a_resume(workplace):
     assert tags["images"] == ["pictures/Crops"]
     for tag, steps in (("losses/l_pix", list(range(1, 13))), ("metrics/Crops/psnr", [6, 12])):
         assert [event.step for event in events.Scalars(tag)] == steps
+
+
+def test_best_weights_are_chosen_by_the_set_and_the_metric_that_options_name(workplace):
+    workplace.options["datasets"]["val_2"] = workplace.options["datasets"]["val"] | {"name": "Others"}
+    workplace.options["val"] |= {"val_freq": 3, "best": {"dataset": "Others", "metric": "ssim"}}
+    workplace.options["val"]["metrics"]["ssim"]["better"] = "lower"
+    said = workplace.train()
+    found = re.findall(r"Validation at (\d+) on Others: psnr .*  ssim (.*)", said)
+    assert [int(at) for at, _ in found] == [3, 6, 9, 12]
+    value, at = min((float(value), int(at)) for at, value in found)
+    best = workplace.checkpoint(12)["position"]["best"]
+    assert (pytest.approx(best["value"], abs=1e-4), best["iteration"]) == (value, at)
+
+
+WANDB = """
+from json import dumps
+from pathlib import Path
+class util:
+    generate_id = staticmethod(lambda: "an id")
+def init(**given):
+    Path("wandb.json").write_text(dumps([given["project"], given["name"], given["sync_tensorboard"]]))
+"""
+
+
+def test_wandb_follows_tensorboard_where_it_is_installed(workplace):
+    """With a stand-in for it."""
+    workplace.options["logger"] |= {"use_tb_logger": True, "wandb": {"project": "photographs"}}
+    workplace.options["train"]["total_iter"] = 1
+    (workplace.folder / "options.yml").write_text(yaml.safe_dump(workplace.options))
+    (workplace.folder / "wandb.py").write_text(WANDB)  # `python -m` looks in the working folder first
+    command = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
+    path = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    subprocess.run(command, cwd=workplace.folder, env=os.environ | {"PYTHONPATH": path}, check=True)
+    assert json.loads((workplace.folder / "wandb.json").read_text()) == ["photographs", "run", True]
 
 
 def test_record_is_enough_to_do_it_again(workplace):

@@ -3,9 +3,16 @@
 Two and four ranks sum the same gradients in another order: weights after 12 iterations of Adam agree to `TOLERANCE`.
 """
 
+import math
 import signal
+from copy import deepcopy
+from pathlib import Path
 
 import pytest
+import torch
+from basicsr.models import build_model
+
+from tests.training.conftest import FORKSERVER, OPTIONS, identical
 
 TOLERANCE = 1e-5  # absolute; weights are of the order of 0.1
 
@@ -25,8 +32,9 @@ def difference(workplace, finished) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_follow_the_single_process(workplace, finished, ranks):
+@pytest.mark.parametrize(("ranks", "changes"), [(2, {}), (4, {}), (2, {"find_unused_parameters": True})])
+def test_ranks_follow_the_single_process(workplace, finished, ranks, changes):
+    workplace.options |= changes
     train_on(workplace, ranks)
     assert 0 < difference(workplace, finished) < TOLERANCE
 
@@ -73,6 +81,27 @@ def test_lost_rank_stops_the_run_which_resumes_on_another_number_of_ranks(workpl
     batch_per_rank(workplace, 1)
     workplace.train("--auto_resume")
     assert difference(workplace, finished) < TOLERANCE
+
+
+def _step_on_a_bad_batch(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = build_model(deepcopy(OPTIONS) | {"is_train": True, "dist": True, "rank": rank})
+    before = deepcopy(model.net_g.state_dict())
+    model.feed_data({"lq": torch.full((2, 3, 12, 12), math.nan if rank else 0.5), "gt": torch.rand(2, 3, 24, 24)})
+    model.update_learning_rate(1)
+    model.optimize_parameters(1)
+    assert identical(before, model.net_g.state_dict())
+    assert model.bad_steps_in_row == 1
+
+
+def test_bad_batch_of_one_rank_makes_all_skip_the_step(tmp_path):
+    processes = [FORKSERVER.Process(target=_step_on_a_bad_batch, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
 
 
 def test_signal_to_one_rank_stops_all_at_the_same_iteration(workplace):

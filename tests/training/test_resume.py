@@ -55,6 +55,20 @@ def test_signal_saves_and_says_how_to_go_on(workplace, finished, number, code):
     assert same_end(workplace, finished)
 
 
+def test_loss_scale_is_resumed_too(workplace):
+    half = {"precision": "fp16", "accumulate": 2, "grad_clip": 0.1, "optim_g": {"type": "AdamW", "lr": 1e-3}}
+    workplace.options["train"] |= half | {"scheduler": {"type": "CosineAnnealingLR", "T_max": 12}, "warmup_iter": 4}
+    workplace.train()
+    workplace.options["name"] = "stopped"
+    run = workplace.start()
+    run.wait_for(" 5/")
+    run.signal(signal.SIGKILL)
+    run.end(-signal.SIGKILL)
+    workplace.train("--auto_resume")
+    assert workplace.checkpoint(12)["scaler"]["_growth_tracker"] > 0
+    assert same_end(workplace, workplace, "stopped", "run")
+
+
 def test_run_goes_on_from_a_chosen_checkpoint_in_its_own_folder_and_in_another(trained, finished):
     trained.options["path"]["resume_state"] = "experiments/run/training_states/8.state"
     trained.options["name"] = "other"
