@@ -79,13 +79,26 @@ def _onnx(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> by
     try:
         import onnx
         import onnxruntime  # noqa: F401  # needed to check; told before the work
-        import onnxscript  # noqa: F401  # torch.onnx needs it
+        import onnxscript.optimizer
+        from onnx_ir.passes.common import CommonSubexpressionEliminationPass, LiftConstantsToInitializersPass
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install onnx onnxscript onnxruntime") from None
     written = torch.onnx.export(
-        program, input_names=["image"], output_names=["enlarged"], dynamo=True, opset_version=OPSET, verbose=False
+        program,
+        input_names=["image"],
+        output_names=["enlarged"],
+        dynamo=True,
+        opset_version=OPSET,
+        optimize=False,
+        verbose=False,
     )
     assert written is not None
+    # Of what PyTorch would do in `optimize` that which counts: its search for patterns, which onnxruntime does itself,
+    # takes longer than all the rest of the export.
+    onnxscript.optimizer.fold_constants(written.model)
+    CommonSubexpressionEliminationPass()(written.model)
+    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(written.model)
+    onnxscript.optimizer.remove_unused_nodes(written.model)
     model = written.model_proto
     onnx.helper.set_model_props(model, metadata)
     return model.SerializeToString()
