@@ -57,7 +57,7 @@ lint: setup-test
 	$(bin)/mypy
 
 # Measure with nothing else running.
-bench: setup
+bench: setup-test
 	$(bin)/python scripts/bench_cpu.py --output docs/benchmarks/cpu.md
 
 PARTS ?= tiny large inference training graphs

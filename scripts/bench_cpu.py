@@ -13,9 +13,12 @@ process with glibc's allocator as it is (stock) and in one with the setting of t
   reference   the same network with the reference's dynamic convolution
   torch, native   the other backends of dlgsanet.ops that are to be had here
   SwinIR-light, EDSR-baseline   BasicSR's, of random weights; SwinIR's input is padded to whole windows
+  onnxruntime, OpenVINO   the network of `dlgsanet export`, run by these with as many threads as torch has, in float32;
+                          left out, and named, where a package is missing
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -23,6 +26,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -45,6 +49,9 @@ from dlgsanet.ops import backends, dynamic_conv  # noqa: E402
 
 ALLOCATORS = ("stock", "tuned")
 OTHERS = ("SwinIR-light", "EDSR-baseline")
+EXPORTING = ("onnx", "onnxscript", "onnxruntime")
+EXPORTED = {"onnxruntime": EXPORTING, "OpenVINO": (*EXPORTING, "openvino")}  # rows and the packages that they need
+EXPORTED_FILE = "DLGSANET_BENCH_EXPORTED"  # the variable that tells child processes where the exported network is
 SWINIR_WINDOW = 8
 MEGAPIXELS = (0.0576, 0.25, 1.0, 4.0)
 
@@ -76,9 +83,11 @@ def main() -> None:
     if arguments.part:
         print(json.dumps(measure_part(arguments.part, sizes, rounds)))
         return
-    text = "\n".join(
-        memory_curve(arguments.quick) if arguments.memory_curve else tables(sizes, rounds, arguments.quick)
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[EXPORTED_FILE] = str(Path(folder, "tiny_x4.onnx"))
+        text = "\n".join(
+            memory_curve(arguments.quick) if arguments.memory_curve else tables(sizes, rounds, arguments.quick)
+        )
     print(text)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +98,8 @@ def main() -> None:
 
 
 def tables(sizes: Sizes, rounds: int, quick: bool) -> Iterator[str]:
+    if exported_rows():
+        in_child("tuned", quick, "export")
     timed = {name: in_child(name, quick, "times", rounds=rounds) for name in ALLOCATORS}
     yield from heading(sizes, rounds)
     for title in timed["stock"]["times"]:
@@ -105,7 +116,7 @@ def tables(sizes: Sizes, rounds: int, quick: bool) -> Iterator[str]:
     yield from ["", f"sgemm of side {sizes.sgemm}: {rates} GMAC/s."]
     yield from ["", f"## Peak memory, Tiny x4, {sizes.width}x{sizes.height} input, beyond the idle process [MB]", ""]
     yield from ["| | stock | tuned |", "|---|---:|---:|"]
-    for row in ["naive", *available_backends()[::-1], *OTHERS]:
+    for row in ["naive", *available_backends()[::-1], *OTHERS, *exported_rows()]:
         peaks = [in_child(name, quick, "memory", row, str(sizes.width), str(sizes.height)) for name in ALLOCATORS]
         yield f"| {row} | {' | '.join(f'{peak:.0f}' for peak in peaks)} |"
 
@@ -132,6 +143,9 @@ def heading(sizes: Sizes, rounds: int) -> Iterator[str]:
         f"{processor()}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32; "
         f"{rounds} rounds; `python scripts/bench_cpu.py`."
     )
+    for row in EXPORTED:
+        if missing := missing_packages(row):
+            yield from ["", f"No rows of {row}: pip install {' '.join(missing)}"]
 
 
 def processor() -> str:
@@ -157,6 +171,10 @@ def in_child(allocator_name: str, quick: bool, *part: str, rounds: int = 1):
 def measure_part(part: list[str], sizes: Sizes, rounds: int):
     allocator.keep_freed_memory()
     torch.manual_seed(0)
+    if part[0] == "export":
+        from dlgsanet.inference.export import export
+
+        return export(network("torch", "Tiny").requires_grad_(False), Path(os.environ[EXPORTED_FILE]))
     if part[0] == "memory":
         _, row, width, height = part
         return peak_memory(row, int(width), int(height))
@@ -178,12 +196,13 @@ def groups(sizes: Sizes) -> Iterator[tuple[str, dict[str, Callable[[], object]],
     both = convolution(*patches, backward=True)
     yield f"Dynamic convolution of Tiny, forward and backward, {of_patches}", {r: serve(r, both) for r in every}, {}
 
-    for size, rows in (("Tiny", [*every, *OTHERS]), ("Light", fast), ("Large", fast)):
+    for size, rows in (("Tiny", [*every, *OTHERS, *exported_rows()]), ("Light", fast), ("Large", fast)):
         networks = {row: network(row, size) for row in rows}
         group = {
             row: serve(row, inference(net, *padded(row, sizes.height, sizes.width))) for row, net in networks.items()
         }
-        macs = {r: multiply_accumulates(n, *padded(r, sizes.height, sizes.width)) for r, n in networks.items()}
+        counted = {row: networks["naive"] if row in EXPORTED else net for row, net in networks.items()}
+        macs = {r: multiply_accumulates(n, *padded(r, sizes.height, sizes.width)) for r, n in counted.items()}
         yield f"{size} x4, {at} input", group, macs
     tiny = network("torch", "Tiny")
     one = {row: on_one_thread(serve(row, inference(tiny, sizes.height, sizes.width))) for row in fast}
@@ -233,6 +252,15 @@ def available_backends() -> list[str]:
     return [name for name, why_not in found if why_not is None]
 
 
+def missing_packages(row: str) -> list[str]:
+    """Names of the packages that a row of an exported network needs and that are not here."""
+    return [package for package in EXPORTED[row] if importlib.util.find_spec(package) is None]
+
+
+def exported_rows() -> list[str]:
+    return [row for row in EXPORTED if not missing_packages(row)]
+
+
 def fast_backends() -> list[str]:
     return [name for name in available_backends()[::-1] if name != "reference"]
 
@@ -240,7 +268,7 @@ def fast_backends() -> list[str]:
 @contextmanager
 def backend_of(row: str) -> Iterator[None]:
     """Have the layers served by the backend of a row; rows that are no backend run as they are."""
-    if row in OTHERS:
+    if row in OTHERS or row in EXPORTED:
         yield
         return
     name = "reference" if row == "naive" else row
@@ -294,8 +322,35 @@ def convolution(batch: int, height: int, width: int, backward: bool = False) -> 
     return run
 
 
+class Exported(nn.Module):
+    """The exported network as another program runs it: [1, 3, H, W] -> [1, 3, 4 * H, 4 * W], float32."""
+
+    def __init__(self, row: str):
+        super().__init__()
+        path, threads = os.environ[EXPORTED_FILE], torch.get_num_threads()
+        if row == "onnxruntime":
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.run = lambda image: session.run(None, {"image": image})[0]
+        else:
+            import openvino
+
+            # Without the second it would compute in bfloat16 where the processor can.
+            settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+            compiled = openvino.Core().compile_model(path, "CPU", settings)
+            self.run = lambda image: compiled(image)[0]
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.from_numpy(self.run(image.numpy()))
+
+
 def network(row: str, size: str) -> nn.Module:
-    """A network x4 of random weights: of this project, or the row's own."""
+    """A network x4 of random weights: of this project, or the row's own. What is exported is Tiny alone."""
+    if row in EXPORTED:
+        return Exported(row)
     if row in OTHERS:
         import dlgsanet.basicsr_compat  # noqa: F401, I001  # before BasicSR
         from basicsr.archs.edsr_arch import EDSR
