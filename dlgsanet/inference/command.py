@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "N: tiles that keep N pixels a side; auto (default): exact if it fits into memory, else tiles")  # fmt: skip
     add("--self-ensemble", action="store_true", help="average 8 flips and turns: 8 times the work, slightly better")
     add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
-    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the computation (default: fp32)")
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: fp32; the others are for GPUs")
     add("--ext", choices=("auto", *(e[1:] for e in WRITTEN)), default="auto", help="format of results in a folder or "
         "on stdout (default: as the input's)")  # fmt: skip
     add("--suffix", default="", help="put after the names of results, before the extension")

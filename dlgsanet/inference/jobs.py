@@ -50,7 +50,11 @@ def find_jobs(inputs: list[str], output: Path, extension: str, suffix: str) -> t
     if _is_one_file(inputs, output):
         if len(sources) > 1:
             raise UserError(f"-o: {output} is one file, but there are {len(sources)} pictures; give a folder")
-        return [Job(source, output) for source, _ in sources], faults
+        jobs_of_one = [Job(source, output) for source, _ in sources]
+        for job in [job for job in jobs_of_one if _takes_its_place(job)]:
+            faults.append(f"{job.name}: its result would take its place; give -o another name")
+            jobs_of_one.remove(job)
+        return jobs_of_one, faults
     if output.suffix.lower() in PICTURES + VIDEOS and not output.is_dir():
         raise UserError(f"-o: cannot write {output.suffix} files; use one of {', '.join(WRITTEN)}, or give a folder")
     jobs: dict[Path, Job] = {}
@@ -59,11 +63,15 @@ def find_jobs(inputs: list[str], output: Path, extension: str, suffix: str) -> t
         if job.target in jobs:
             other = jobs[job.target].name
             faults.append(f"{job.name}: its result would be {job.target}, as that of {other}; give another folder")
-        elif source.exists() and job.target.exists() and job.target.samefile(source):
+        elif _takes_its_place(job):
             faults.append(f"{job.name}: its result would take its place; give --suffix or another folder")
         else:
             jobs[job.target] = job
     return list(jobs.values()), faults
+
+
+def _takes_its_place(job: Job) -> bool:
+    return job.source.exists() and job.target.exists() and job.target.samefile(job.source)
 
 
 def _is_one_file(inputs: list[str], output: Path) -> bool:

@@ -28,8 +28,11 @@ def attempts(network: DLGSANet, height: int, width: int, tile: str | int) -> Ite
         tile: ``auto``, ``exact``, or pixels that a tile keeps a side (0 is exact, as in other programs).
 
     Raises:
+        ValueError: another `tile`.
         UserError: tiles for a network whose attention spans the whole image.
     """
+    if tile not in ("auto", "exact") and not (isinstance(tile, int) and tile >= 0):
+        raise ValueError(f"tile is {tile!r}; it must be auto, exact, or a whole number of pixels")
     if tile in ("exact", 0):
         yield None
         return

@@ -1,5 +1,6 @@
 """`upscale`: enlarge a picture of any kind, and give the same kind back."""
 
+from numbers import Real
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from dlgsanet.inference.picture import MOST, Picture
 from dlgsanet.inference.reading import pixels_of, read_picture
 from dlgsanet.inference.weights import DEFAULT_NAME
 from dlgsanet.inference.writing import check_format, encode
+
+LARGEST_OVERSHOOT = 2.0  # of floating-point pixels that are still taken for a picture in [0, 1]
 
 Image_ = TypeVar("Image_", str, Path, Image.Image, np.ndarray, Tensor)
 
@@ -54,6 +57,8 @@ def upscale(
         UserError: unreadable or unwritable files, weights that are none, memory that does not suffice.
         TypeError, ValueError: another kind of object, shapes or dtypes that no picture has.
     """
+    if not isinstance(model, (DLGSANet, str, Path)):
+        raise TypeError(f"upscale: model must be what load_model returns, or what it takes, not {type(model).__name__}")
     network = model if isinstance(model, DLGSANet) else load_model(model)
 
     def work(picture: Picture) -> Picture:
@@ -85,6 +90,9 @@ def _picture(pixels: np.ndarray) -> Picture:
         raise ValueError(f"upscale: an array must be [H, W] or [H, W, 1 to 4], not {list(pixels.shape)}")
     if pixels.dtype not in MOST and not np.issubdtype(pixels.dtype, np.floating):
         raise ValueError(f"upscale: pixels must be uint8, uint16 or floating point, not {pixels.dtype}")
+    # What a resize has overshot by is clipped later; 255 as white, or no number, is a mistake to tell.
+    if pixels.dtype not in MOST and not np.abs(pixels).max() <= LARGEST_OVERSHOOT:
+        raise ValueError(f"upscale: floating-point pixels must lie in [0, 1]; these reach {np.abs(pixels).max():g}")
     colors = 1 if pixels.shape[2] < 3 else 3
     return Picture(pixels[..., :colors], pixels[..., -1] if pixels.shape[2] > colors else None)
 
@@ -112,8 +120,8 @@ def _through_arrays(work, image: Tensor) -> Tensor:
 def result_size(network: DLGSANet, picture: Picture, outscale: float | None) -> tuple[int, int]:
     """(height, width) of the enlarged picture."""
     factor = network.upscale if outscale is None else outscale
-    if not 0 < factor < float("inf"):
-        raise UserError(f"--outscale: {outscale}; it must be a number above 0")
+    if not (isinstance(factor, Real) and 0 < factor < float("inf")):
+        raise UserError(f"--outscale: {outscale!r}; it must be a number above 0")
     height, width = picture.size
     return max(1, round(height * factor)), max(1, round(width * factor))
 

@@ -35,9 +35,9 @@ def check_format(name: str, extension: str, size: tuple[int, int], transparent: 
     height, width = size
     if max(size) > LARGEST_SIDE[file_format]:
         most = LARGEST_SIDE[file_format]
-        raise UserError(f"{name}: {width}x{height} pixels; {file_format} holds {most} a side, use --ext png")
+        raise UserError(f"{name}: {width}x{height} pixels; {file_format} holds {most} a side; use .png (--ext png)")
     if transparent and file_format in _OPAQUE:
-        raise UserError(f"{name}: has transparent pixels, which {file_format} cannot hold; use --ext png")
+        raise UserError(f"{name}: has transparent pixels, which {file_format} cannot hold; use .png (--ext png)")
 
 
 def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:

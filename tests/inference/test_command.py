@@ -133,6 +133,7 @@ def test_options_change_what_they_say(folder, weights, network, photo):
         (["in/a.png", "-o", "a.gif"], "cannot write .gif files"),
         (["in/a.png", "-o", "film.mp4"], "cannot write .mp4 files"),
         (["in", "-o", "in"], "its result would take its place"),
+        (["in/a.png", "-o", "in/a.png", "--overwrite"], "its result would take its place"),
         (["in/a.png", "in/../in/a.png", "-o", "out"], "give another folder"),
         (["nothing/*.png", "-o", "out"], "no file matches"),
         (["empty", "-o", "out"], "no pictures in this folder"),

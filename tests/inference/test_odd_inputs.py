@@ -140,8 +140,8 @@ def test_odd_and_broken_pictures(photo, weights, tmp_path, capsys):
     [
         ((8200, 2), "RGB", "wide.webp", "WEBP holds 16383"),
         ((2, 32768), "L", "tall.jpg", "JPEG holds 65500"),
-        ((20, 20), "RGBA", "clear.jpg", "cannot hold; use --ext png"),
-        ((20, 20), "LA", "clear.bmp", "cannot hold; use --ext png"),
+        ((20, 20), "RGBA", "clear.jpg", "cannot hold; use .png"),
+        ((20, 20), "LA", "clear.bmp", "cannot hold; use .png"),
     ],
 )
 def test_results_that_a_format_cannot_hold(weights, tmp_path, capsys, size, mode, target, fault):

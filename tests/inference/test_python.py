@@ -120,7 +120,8 @@ def test_gray_networks_take_color_and_the_other_way_round(photo):
         (np.zeros((4, 4, 5), np.uint8), ValueError),
         (np.zeros((0, 4, 3), np.uint8), ValueError),
         (np.zeros((4, 4), np.int32), ValueError),
-        (np.full((4, 4), np.nan, np.float32), UserError),
+        (np.full((4, 4), np.nan, np.float32), ValueError),
+        (np.full((4, 4), 255, np.float32), ValueError),
         (torch.zeros(4, 4), ValueError),
         (torch.zeros(0, 3, 4, 4), ValueError),
         (torch.zeros(3, 4, 4, dtype=torch.int32), ValueError),
@@ -131,3 +132,18 @@ def test_gray_networks_take_color_and_the_other_way_round(photo):
 def test_what_is_no_picture_is_refused(network, image, error):
     with pytest.raises(error):
         upscale(image, network)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"tile": "big"}, ValueError, "tile is 'big'"),
+        ({"tile": -5}, ValueError, "tile is -5"),
+        ({"outscale": "2"}, UserError, "--outscale: '2'"),
+        ({"outscale": -1}, UserError, "--outscale: -1"),
+        ({"model": torch.nn.Identity()}, TypeError, "model must be"),
+    ],
+)
+def test_impossible_arguments_are_refused(network, photo, arguments, error, message):
+    with pytest.raises(error, match=message):
+        upscale(photo, **{"model": network} | arguments)
