@@ -1,5 +1,6 @@
 """Export for other programs: ONNX and `torch.export`, for images of every size, checked by running what was written."""
 
+import importlib.util
 import io
 import warnings
 from collections.abc import Callable
@@ -43,6 +44,10 @@ def export(network: DLGSANet, path: Path, precision: str = "fp32", metadata: dic
         UserError: another extension, a package is missing, or the result differs by more than 1e-4 (fp16: 5e-3) from
             PyTorch's; nothing is written then.
     """
+    if path.suffix not in (".onnx", ".pt2"):
+        raise UserError(f"-o: {path}: the name must end in .onnx or .pt2")
+    if path.suffix == ".onnx":
+        _require_packages()
     portable = PortableDLGSANet(deepcopy(network).half() if precision == "fp16" else network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own, about its own
@@ -50,11 +55,9 @@ def export(network: DLGSANet, path: Path, precision: str = "fp32", metadata: dic
         if path.suffix == ".onnx":
             content = _onnx(program, metadata or {})
             run = _run_onnx(content)
-        elif path.suffix == ".pt2":
+        else:
             content = _pt2(program)
             run = _run_pt2(content)
-        else:
-            raise UserError(f"-o: {path}: the name must end in .onnx or .pt2")
     difference = check(network, run)
     if not difference <= TOLERANCE[precision]:
         raise UserError(f"{path}: not written, its output differs from PyTorch's by {difference:.1e}")
@@ -75,14 +78,18 @@ def _trace(portable: PortableDLGSANet, channels: int, window: int) -> torch.expo
         return torch.export.export(portable, (example,), dynamic_shapes={"image": sizes}, strict=False)
 
 
+def _require_packages() -> None:
+    """See that what ONNX needs is here before the work: onnxruntime runs what was written."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{name} is not installed; pip install onnx onnxscript onnxruntime")
+
+
 def _onnx(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> bytes:
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401  # needed to check; told before the work
-        import onnxscript.optimizer
-        from onnx_ir.passes.common import CommonSubexpressionEliminationPass, LiftConstantsToInitializersPass
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed; pip install onnx onnxscript onnxruntime") from None
+    import onnx
+    import onnxscript.optimizer
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass, LiftConstantsToInitializersPass
+
     written = torch.onnx.export(
         program,
         input_names=["image"],

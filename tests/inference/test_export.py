@@ -93,6 +93,29 @@ def test_onnx_needs_no_operators_of_ours_and_tells_its_options(exported):
     assert {p.key: p.value for p in model.metadata_props}["scale"] == "2"
 
 
+def test_openvino_runs_it_too(exported, network):
+    openvino = pytest.importorskip("openvino")
+    compiled = openvino.Core().compile_model(exported("a.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    image = torch.rand(1, 3, 49, 101)
+    assert np.abs(compiled(image.numpy())[0] - network(image).numpy()).max() < 1e-4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("extension", ["onnx", "pt2"])
+def test_the_shipped_weights_are_exported(extension, precision, tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime") if extension == "onnx" else ():
+        pytest.importorskip(package)
+    path = tmp_path / f"tiny_x4.{extension}"  # checked by the command itself, over five sizes
+    arguments = ["--weights", "Tiny", "--scale", "4", "--precision", precision]
+    assert main(["export", *arguments, "-o", str(path)]) == 0
+    assert path.stat().st_size < 6e6
+    if extension == "onnx":  # the time that export takes grows with the number of operations
+        import onnx
+
+        assert len(onnx.load(path).graph.node) < 2000
+
+
 def test_a_pt2_needs_nothing_of_ours(exported):
     code = (
         "import sys, torch; m = torch.export.load('a.pt2').module(); "
