@@ -13,9 +13,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="dlgsanet ablate",
         description="Train variants of a file with the same seed and budget, and print one table of its validation "
-        "sets. Variants: relu, topk, topk25, topk75 (the largest half, quarter, three quarters), softmax, gelu, sigmoid "
-        "(SparseGSA's selection), static (a static depth-wise convolution for MHDLSA), local, global (one kind of layer "
-        "alone, twice the blocks).",
+        "sets. Variants: relu, topk, topk25, topk75 (the largest half, quarter, three quarters), softmax, gelu, "
+        "sigmoid (SparseGSA's selection), static (a static depth-wise convolution for MHDLSA), local, global (one kind "
+        "of layer alone, twice the blocks).",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
