@@ -34,16 +34,16 @@ def _built():
 
 @pytest.mark.parametrize("operation", RANDOM_CALLS)
 def test_random_calls_follow_the_reference(operation):
-    _check_random_calls(operation, 3)
+    check_random_calls(operation, 3)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("operation", RANDOM_CALLS)
 def test_200_random_calls_follow_the_reference(operation):
-    _check_random_calls(operation, 200)
+    check_random_calls(operation, 200)
 
 
-def _check_random_calls(operation: str, examples: int) -> None:
+def check_random_calls(operation: str, examples: int) -> None:
     @settings(max_examples=examples, deadline=None, derandomize=True, phases=[Phase.generate])
     @given(RANDOM_CALLS[operation])
     def check(call):
