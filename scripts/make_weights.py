@@ -67,14 +67,14 @@ def release(scale: int) -> None:
     name = f"DLGSANet_Tiny_x{scale}"
     options = [load_yaml(f"options/train/{stage}.yml") for stage in RECIPES[scale]]
     rows = curves(RECIPES[scale], Path("docs/training", f"{name}.csv"))
-    run = Path("experiments", RECIPES[scale][-1])
-    state = read_checkpoint(run / "models/net_g_latest.pth", "params_ema").state
+    last_weights = Path("experiments", RECIPES[scale][-1], "models/net_g_latest.pth")
+    state = read_checkpoint(last_weights, "params_ema").state
     network = {key: value for key, value in options[-1]["network_g"].items() if key != "type"}
     metadata = {
         "scale": str(scale),
         "training_data": TRAINING_DATA,
         "training": "; then ".join(described(o) for o in options),
-        "hardware": hardware_of(run),
+        "hardware": "; ".join(dict.fromkeys(hardware_of(stage) for stage in RECIPES[scale] if here(stage))),
         "hours": str(last(rows, "hours")),
         "figures": f"DIV2K 0801-0900 256x256 crops: {float(last(rows, 'psnr')):.2f} dB PSNR on Y",
         "date": time.strftime("%Y-%m-%d"),
@@ -83,9 +83,15 @@ def release(scale: int) -> None:
     write_curves(rows, Path("docs/training", name))
 
 
-def hardware_of(run: Path) -> str:
-    record = load_yaml(max(run.glob("record_*.yml"), key=lambda path: path.stat().st_mtime))
-    return f"{record['options']['world_size']} x {record['hardware']['device']}"
+def here(stage: str) -> bool:
+    """Whether a stage was trained in this checkout."""
+    return Path("tb_logger", stage).is_dir()
+
+
+def hardware_of(stage: str) -> str:
+    record = load_yaml(max(Path("experiments", stage).glob("record_*.yml"), key=lambda path: path.stat().st_mtime))
+    processes = record["options"]["world_size"]
+    return f"{processes} process{'es' if processes > 1 else ''}, each on {record['hardware']['device']}"
 
 
 def described(options: dict[str, Any]) -> str:
@@ -109,7 +115,7 @@ def curves(stages: list[str], kept: Path) -> list[dict[str, Any]]:
     """Loss, validation PSNR and working hours so far, a row an iteration at which a loss or PSNR was written."""
     rows: list[dict[str, Any]] = []
     for stage in stages:
-        if Path("tb_logger", stage).is_dir():
+        if here(stage):
             rows += curve(stage, float(last(rows, "hours") if rows else 0))
         else:
             with open(kept, newline="") as file:
