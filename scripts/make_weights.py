@@ -91,7 +91,7 @@ def here(stage: str) -> bool:
 def hardware_of(stage: str) -> str:
     record = load_yaml(max(Path("experiments", stage).glob("record_*.yml"), key=lambda path: path.stat().st_mtime))
     processes = record["options"]["world_size"]
-    return f"{processes} process{'es' if processes > 1 else ''}, each on {record['hardware']['device']}"
+    return f"{processes} x {record['hardware']['device']}" if processes > 1 else record["hardware"]["device"]
 
 
 def described(options: dict[str, Any]) -> str:
