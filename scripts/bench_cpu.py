@@ -18,6 +18,7 @@ process with glibc's allocator as it is (stock) and in one with the setting of t
 """
 
 import argparse
+import datetime
 import importlib.util
 import json
 import os
@@ -140,7 +141,8 @@ def heading(sizes: Sizes, rounds: int) -> Iterator[str]:
     yield ""
     capability = torch.backends.cpu.get_cpu_capability()
     yield (
-        f"{processor()}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}, float32; "
+        f"{datetime.date.today()}: {processor()}, {capability}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32; "
         f"{rounds} rounds; `python scripts/bench_cpu.py`."
     )
     for row in EXPORTED:

@@ -12,6 +12,7 @@ its own.
 """
 
 import argparse
+import datetime
 import multiprocessing
 import statistics
 import sys
@@ -82,7 +83,9 @@ def main() -> None:
 def table(arguments: argparse.Namespace) -> Iterator[str]:
     """The lines of the table, each as soon as it is measured."""
     with tempfile.TemporaryDirectory() as folder:
-        where = apart(prepare, folder, sorted({int(name[-1]) for name in arguments.networks}))
+        where = f"{datetime.date.today()}: " + apart(
+            prepare, folder, sorted({int(name[-1]) for name in arguments.networks})
+        )
         changes = f" with {' '.join(arguments.set)}" if arguments.set else ""
         yield from ["# Training benchmark", "", f"{where}; `python scripts/benchmark_training.py`{changes}.", ""]
         yield from ["Time of an iteration and its parts in seconds; peak memory in GB.", ""]

@@ -24,7 +24,7 @@ def test_first_lines_and_plain_lines_in_the_file(workplace):
         "Validation Crops (3), every 6 iterations",
         "Iterations 1 to 12 of 4 samples",
         "Precision  fp32",
-        "fused_dynamic_depthwise_conv on cpu: ",
+        "differentiable_dynamic_local_attention on cpu: ",
         "Estimated  00:00:0",
     ):
         assert line in said
