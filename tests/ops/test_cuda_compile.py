@@ -105,7 +105,7 @@ def test_every_instantiation_compiles(monkeypatch, dtype, network, window, archi
 def test_every_launch_fits_shared_memory(monkeypatch, dtype, architecture):
     for window in cuda.WINDOW_SIZES:
         for layer in (*NETWORKS.values(), ONE_GROUP):
-            instances(monkeypatch, dtype, layer, window, architecture)
+            assert instances(monkeypatch, dtype, layer, window, architecture)  # which checks every launch
 
 
 def test_nothing_is_compiled_for_another_image_size(monkeypatch):
