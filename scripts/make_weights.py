@@ -74,7 +74,7 @@ def release(scale: int) -> None:
         "scale": str(scale),
         "training_data": TRAINING_DATA,
         "training": "; then ".join(described(o) for o in options),
-        "hardware": "; ".join(dict.fromkeys(hardware_of(stage) for stage in RECIPES[scale] if here(stage))),
+        "hardware": "; ".join(dict.fromkeys(hardware_of(stage) for stage in RECIPES[scale] if trained_here(stage))),
         "hours": str(last(rows, "hours")),
         "figures": f"DIV2K 0801-0900 256x256 crops: {float(last(rows, 'psnr')):.2f} dB PSNR on Y",
         "date": time.strftime("%Y-%m-%d"),
@@ -83,7 +83,7 @@ def release(scale: int) -> None:
     write_curves(rows, Path("docs/training", name))
 
 
-def here(stage: str) -> bool:
+def trained_here(stage: str) -> bool:
     """Whether a stage was trained in this checkout."""
     return Path("tb_logger", stage).is_dir()
 
@@ -115,7 +115,7 @@ def curves(stages: list[str], kept: Path) -> list[dict[str, Any]]:
     """Loss, validation PSNR and working hours so far, a row an iteration at which a loss or PSNR was written."""
     rows: list[dict[str, Any]] = []
     for stage in stages:
-        if here(stage):
+        if trained_here(stage):
             rows += curve(stage, float(last(rows, "hours") if rows else 0))
         else:
             with open(kept, newline="") as file:

@@ -7,7 +7,7 @@ from torch.autograd.function import once_differentiable
 from dlgsanet.ops.native.dynamic_conv import fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward
 from dlgsanet.ops.native.layers import gated_feed_forward
 from dlgsanet.ops.native.library import call, round_up, strips
-from dlgsanet.ops.strips.mixing import mixing_matrices
+from dlgsanet.ops.strips.mixing import in_heads, mixing_matrices
 
 
 def differentiable_dynamic_local_attention(
@@ -157,17 +157,12 @@ class _ChannelAttention(torch.autograd.Function):
         grads = torch.autograd.grad(ctx.mixing, ctx.small, grad_mixing, retain_graph=True)
         grad_gram, grad_query_norms, grad_key_norms, grad_temperature, grad_proj_out = grads
 
-        def in_heads(matrices: Tensor) -> Tensor:
-            """[B, C, C] -> [B, heads, c, c], the blocks on the diagonal."""
-            blocks = matrices.unflatten(2, (heads, -1)).unflatten(1, (heads, -1))
-            return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
-
         # A norm's gradient is its channel divided by it, and 0 where it is 0.
         of_squares = [
             torch.diag_embed(torch.where(n > 0, g / n, 0.0).unflatten(1, (heads, -1)))
             for g, n in zip((grad_query_norms, grad_key_norms), ctx.small[1:3], strict=True)
         ]
-        gram = in_heads(grad_gram)
+        gram = in_heads(grad_gram, heads)
         of_similarities = torch.stack([of_squares[0], gram, gram.transpose(2, 3), of_squares[1]], 2)
         more = (qkv, of_similarities, ctx.mixing.detach().transpose(1, 2).contiguous())
         grad_x, _, parts = _gradients("channel_attention_backward", grad, layer, more, heads, 0)

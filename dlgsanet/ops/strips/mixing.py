@@ -8,6 +8,12 @@ from dlgsanet.ops.reference import select_similarities
 NORMALIZE_EPS = 1e-12  # of torch.nn.functional.normalize
 
 
+def in_heads(matrices: Tensor, heads: int) -> Tensor:
+    """[n, C, C] -> [n, heads, c, c], the blocks on the diagonal: each head's own channels."""
+    blocks = matrices.unflatten(2, (heads, -1)).unflatten(1, (heads, -1))
+    return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
+
+
 def mixing_matrices(
     gram: Tensor,
     query_norms: Tensor,
@@ -28,9 +34,8 @@ def mixing_matrices(
         activation, topk_ratio: see `dlgsanet.ops.reference.select_similarities`.
     """
     heads, channels = len(temperature), gram.shape[-1]
-    in_heads = gram.unflatten(2, (heads, -1)).unflatten(1, (heads, -1)).diagonal(dim1=1, dim2=3).movedim(-1, 1)
     rows = query_norms.clamp_min(NORMALIZE_EPS).unflatten(1, (heads, -1, 1))
     columns = key_norms.clamp_min(NORMALIZE_EPS).unflatten(1, (heads, 1, -1))
-    weights = select_similarities(in_heads / rows / columns * temperature, activation, topk_ratio)
+    weights = select_similarities(in_heads(gram, heads) / rows / columns * temperature, activation, topk_ratio)
     projection = proj_out.flatten(1).unflatten(1, (heads, -1))  # [C, heads, c]
     return torch.einsum("ohc,nhck->nohk", projection, weights.to(projection.dtype)).reshape(-1, channels, channels)
