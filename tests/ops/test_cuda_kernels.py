@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dlgsanet.ops import backends, cuda, cuda_modules, reference
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
+from tests.conftest import REPOSITORY
 from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
@@ -167,21 +169,23 @@ def test_what_the_kernels_do_not_take_is_refused_with_a_word(changed, word):
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this PyTorch has the older switch alone")
 def test_tf32_is_used_as_pytorch_is_set():
-    conv, cudnn = torch.backends.cudnn.conv, torch.backends.cudnn
-    before = conv.fp32_precision
-    try:
+    """In a process of its own: whoever mixes the switches cannot put them back as they were."""
+    code = """if True:
+        from torch.backends import cudnn
+        from dlgsanet.ops import cuda
         for old in (True, False):
             cudnn.allow_tf32 = old
             assert cuda.tf32_allowed() == old
         for new in ("tf32", "ieee"):
-            conv.fp32_precision = new
+            cudnn.conv.fp32_precision = new
             assert cuda.tf32_allowed() == (new == "tf32")
-        conv.fp32_precision = "none"  # as the setting above it
+        cudnn.conv.fp32_precision = "none"  # as the setting above it
         cudnn.fp32_precision = "ieee"
         assert not cuda.tf32_allowed()
-    finally:
-        cudnn.fp32_precision = "none"
-        conv.fp32_precision = before
+        print("done")
+    """
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert run.stdout == "done\n", run.stderr
 
 
 @pytest.mark.long
