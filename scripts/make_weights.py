@@ -21,16 +21,23 @@ from dlgsanet.archs.checkpoint import read_checkpoint, write_checkpoint
 from dlgsanet.errors import UserError
 from dlgsanet.options.read import load_yaml
 
-# The stages of each scale, first to last; x3 and x4 start from x2 before its last stage.
+# The stages of each scale, first to last; x3 and x4 start from x2 after its third stage.
 RECIPES = {
     2: [
         "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_32_lr1e_3",
         "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_continued_img_size_32_lr5e_4",
         "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_longer_img_size_32_lr1e_3",
         "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_final_img_size_48_lr5e_4",
+        "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx2_further_img_size_48_lr1e_3",
     ],
-    3: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_from_x2_img_size_48_lr1e_3"],
-    4: ["train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_from_x2_img_size_48_lr1e_3"],
+    3: [
+        "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_from_x2_img_size_48_lr1e_3",
+        "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_further_img_size_48_lr1e_3",
+    ],
+    4: [
+        "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_from_x2_img_size_48_lr1e_3",
+        "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_further_img_size_48_lr1e_3",
+    ],
 }
 TRAINING_DATA = (
     "399 photographs of BSDS500 train and test (research use; without 302003, which is Set5's woman), "
@@ -97,7 +104,7 @@ def hardware_of(stage: str) -> str:
 def described(options: dict[str, Any]) -> str:
     data, train = options["datasets"]["train"], options["train"]
     patch = data["gt_size"] // options["scale"]
-    start = "from x2 before its last stage, " if options["scale"] != 2 else ""
+    start = "from x2 after its third stage, " if "_from_x2_" in options["name"] else ""
     return (
         f"{start}{train['total_iter']} iterations of {data['batch_size_per_gpu']} LR patches of {patch}x{patch}, "
         f"{train['optim_g']['type']} at {train['optim_g']['lr']}, EMA {train['ema_decay']}"

@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 FILES = sorted(REPOSITORY.glob("options/*/*.yml"))
 TRAIN = [path for path in FILES if path.parent.name == "train"]
 SISR = re.compile(
-    r"(?P<phase>train|test)_SISR_(?P<data>\w+?)_(?P<size>Tiny|Light|Large)_(?P<code>\d+C\dG\dB)(?P<topk>_topk)?"
+    r"(?P<phase>train|test)_SISR_(?P<data>\w+?)_(?P<size>Tiny|Light|Large)_(?P<code>\d+C\dG\dB)(?P<topk>_topk\d*)?"
     r"_DLGSANet_SRx(?P<scale>\d)(?P<rest>\w*)"
 )
 CODES = {"Tiny": "48C3G3B", "Light": "48C4G3B", "Large": "90C6G4B"}
@@ -51,7 +51,7 @@ def expected(path) -> dict:
     dim, groups, blocks = (int(n) for n in re.findall(r"\d+", CODES[name["size"]]))
     network = {"dim": dim, "groups": groups, "blocks": blocks, "upscale": scale, "tlc_kernel": TLC_KERNEL[scale]}
     if name["topk"]:
-        network |= {"activation": "topk", "topk_ratio": 0.5}
+        network |= {"activation": "topk", "topk_ratio": int(name["topk"].removeprefix("_topk") or 50) / 100}
     assert name["code"] == CODES[name["size"]]
     return {"name": path.stem, "scale": scale, "network_g": network}
 
