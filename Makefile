@@ -62,8 +62,10 @@ bench: setup-test
 
 PARTS ?= tiny large inference training graphs
 bench-gpu: setup-test
-	@for part in $(PARTS); do \
-	  $(bin)/python scripts/benchmark_gpu.py $$part --append docs/benchmarks/gpu.md || exit $$?; done
+	@code=0; for part in $(PARTS); do \
+	  $(bin)/python scripts/benchmark_gpu.py $$part --append docs/benchmarks/gpu.md || code=$$?; \
+	  test $$code != 2 || break; \
+	done; exit $$code
 
 bench-data: setup
 	$(bin)/python scripts/benchmark_resize.py

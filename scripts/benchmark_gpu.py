@@ -7,9 +7,10 @@ python scripts/benchmark_gpu.py training    the same: a training step
 python scripts/benchmark_gpu.py graphs      a training step of Tiny by torch.compile and as a CUDA graph
 
 Every part prints a Markdown table, and how long it took: each is meant to take less than 8 minutes. Times are medians
-by CUDA events, in milliseconds, with the caches emptied before each run; memory is the most that was in use, in MB.
-Figures stand beside those of the kernel as published, in the same run, and beside the project's goals where there is
-one.
+by CUDA events, in milliseconds, with the caches emptied before each run: of layers the GPU's own time, of networks with
+what waiting for the CPU adds. Memory is the most that was in use, in MB. Figures stand beside those of the kernel as
+published, in the same run, and beside the project's goals where there is one. A row that cannot be measured says so,
+and the others go on; the exit code is then 1.
 """
 
 import argparse
@@ -18,9 +19,11 @@ import copy
 import datetime
 import functools
 import io
+import signal
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -55,6 +58,9 @@ STEP_GOALS = {"ours": 1.3, "ours, torch.compile": 2, "ours, CUDA graph": 2}
 MEGABYTES_GOAL = 2500  # less than as published, in training Large in fp32
 
 SECONDS = 0.5  # of one measurement, after warming up
+HEAD_START = 4_000_000  # cycles, some 2 ms, that the GPU sleeps while the CPU starts what is measured
+FAILED: list[list[str]] = []  # rows that were not measured, if not for lack of memory
+PATIENCE = {"layer": 120, "network": 240}  # seconds for a row; torch.compile may take minutes
 
 
 def main() -> int:
@@ -72,7 +78,7 @@ def main() -> int:
         print(f"\n# {describe_machine()}\n")
         run()
         print(f"{time.monotonic() - started:.0f} s for this part.\n")
-    return 0
+    return 1 if FAILED else 0
 
 
 def why_not() -> str | None:
@@ -121,14 +127,21 @@ def _cache_filler() -> Tensor:
     return torch.empty(64 << 20, device=DEVICE)  # 256 MB: more than any cache
 
 
-def milliseconds(run: Callable[[], object]) -> float:
-    """Median time of `run`, from cold caches."""
+def milliseconds(
+    run: Callable[..., object], prepare: Callable[[], tuple] = tuple, head_start: int = HEAD_START
+) -> float:
+    """Median time of ``run(*prepare())`` from cold caches, without that of `prepare`.
+
+    With a head start of the CPU, of so many cycles, the GPU's time alone.
+    """
     times: list[float] = []
     for i in range(1000):
+        arguments = prepare()
         _cache_filler().zero_()
+        torch.cuda._sleep(head_start)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        run()
+        run(*arguments)
         end.record()
         end.synchronize()
         if i >= 3:
@@ -154,12 +167,28 @@ def set_tf32(on: bool) -> None:
 
 
 @contextlib.contextmanager
-def or_out_of_memory(row: list[str], columns: int) -> Iterator[None]:
-    """Fill the row with words where the GPU's memory does not do."""
+def or_a_word(row: list[str], columns: int, seconds: int) -> Iterator[None]:
+    """Fill the row with why it could not be measured: memory, time or an error, which is told on stderr."""
+
+    def too_long(*_):
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    word = ""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
-        row += ["out of memory"] + ["-"] * (columns - len(row) - 1)
+        word = "out of memory"
+    except Exception as error:
+        overdue = isinstance(error, TimeoutError) or "TimeoutError" in str(error)  # within an error of torch.compile
+        word = f"more than {seconds} s" if overdue else f"failed: {type(error).__name__}"
+        FAILED.append(row)
+        traceback.print_exc()
+    finally:
+        signal.alarm(0)
+    if word:
+        row += [word] + ["-"] * (columns - len(row) - 1)
     torch.cuda.empty_cache()
 
 
@@ -234,7 +263,7 @@ def fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return ops.fused_dynamic_depthwise_conv(x, z, weight, bias, WINDOW)
 
 
-@torch.compile
+@functools.partial(torch.compile, dynamic=False)  # two sizes, each for itself
 def compiled(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return reference.fused_dynamic_depthwise_conv(x, z, weight, bias, WINDOW)
 
@@ -263,7 +292,7 @@ def benchmark_layer(part: str) -> None:
                     if function is compiled and (size not in COMPILED_SIZES or precision != "fp32"):
                         continue
                     row = ["x".join(map(str, size)), precision, way]
-                    with or_out_of_memory(row, len(head)):
+                    with or_a_word(row, len(head), PATIENCE["layer"]):
                         forward, backward, peak = measure_layer(function, size, dtype, channels, groups, features)
                         if function is published:
                             base = forward, backward
@@ -289,17 +318,14 @@ def measure_layer(function, size: tuple[int, int, int], dtype: torch.dtype, chan
     grad = torch.randn_like(x)
     inputs = (x, z, weight, bias)
 
-    def differentiate(out: Tensor, keep: bool = False) -> None:
-        torch.autograd.grad(out, inputs, grad, retain_graph=keep)
-
-    def backward_milliseconds() -> float:
-        out = function(*inputs)
-        return milliseconds(lambda: differentiate(out, keep=True))
+    def differentiate(out: Tensor) -> None:
+        torch.autograd.grad(out, inputs, grad)
 
     differentiate(function(*inputs))  # compiles
     with torch.no_grad():
         forward = milliseconds(lambda: function(*inputs))
-    return forward, backward_milliseconds(), peak_megabytes(lambda: differentiate(function(*inputs)))[0]
+    backward = milliseconds(differentiate, prepare=lambda: (function(*inputs),))
+    return forward, backward, peak_megabytes(lambda: differentiate(function(*inputs)))[0]
 
 
 # Whole networks
@@ -353,7 +379,7 @@ def print_networks(entries: Iterator[tuple[str, int, nn.Module, list[str]]], mea
             for way in ways:
                 step_goal = STEP_GOALS.get(way) if training and name == "DLGSANet Tiny" else None
                 row = [name, f"x{scale}", way]
-                with or_out_of_memory(row, len(head)), as_published(way == "as published"):
+                with or_a_word(row, len(head), PATIENCE["network"]), as_published(way == "as published"):
                     for dtype in (torch.float32, torch.bfloat16):
                         large = training and way == "ours" and name == "DLGSANet Large" and dtype == torch.float32
                         ms, megabytes = measure(network, scale, dtype, way)
@@ -384,7 +410,7 @@ def measure_inference(network: nn.Module, scale: int, dtype: torch.dtype, way: s
             network(image)
 
     run()
-    return milliseconds(run), peak_megabytes(run)[0]
+    return milliseconds(run, head_start=0), peak_megabytes(run)[0]
 
 
 def benchmark_training() -> None:
@@ -417,7 +443,7 @@ def measure_step(network: nn.Module, scale: int, dtype: torch.dtype, way: str) -
         optimizer.step()
 
     peak, repeated = peak_megabytes(lambda: (captured if graph else warmed_up)(step))
-    return milliseconds(repeated), peak
+    return milliseconds(repeated, head_start=0), peak
 
 
 def on_device(network: nn.Module) -> nn.Module:
@@ -443,7 +469,11 @@ def captured(step: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=aside):
         step()
-    return graph.replay
+
+    def replay(of: Callable[[], None] = step) -> None:  # keeps what the graph works on: its optimiser's state
+        graph.replay()
+
+    return replay
 
 
 if __name__ == "__main__":
