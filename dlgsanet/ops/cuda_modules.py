@@ -3,11 +3,13 @@
 Importing this imports no CuPy. Compiling needs no GPU and no driver, so that CI compiles what a GPU will load.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 KERNELS = Path(__file__).parent / "kernels"
+LANGUAGE = "--std=c++17"
 SHARED_BYTES_UNASKED = 48 << 10  # that every block may have; for more the driver wants to be asked
 
 
@@ -53,7 +56,7 @@ def compile_instance(instance: Instance, architecture: str, *options: str) -> tu
         [header.name.encode() for header in headers],
     )
     try:
-        nvrtc.compileProgram(program, (f"-arch={architecture}", "--std=c++17", *instance.options, *options))
+        nvrtc.compileProgram(program, (f"-arch={architecture}", LANGUAGE, *instance.options, *options))
         return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as e:
         raise RuntimeError(f"{instance.source} does not compile:\n{nvrtc.getProgramLog(program)}") from e
@@ -71,7 +74,7 @@ def cached_cubin(instance: Instance, architecture: str) -> bytes:
     from cupy.cuda import nvrtc
 
     sources = [path.read_bytes() for path in (KERNELS / instance.source, *sorted(KERNELS.glob("*.h")))]
-    key = repr((instance, architecture, nvrtc.getVersion(), sources))
+    key = repr((instance, architecture, LANGUAGE, nvrtc.getVersion(), sources))
     kept = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
     try:
         return kept.read_bytes()
@@ -99,7 +102,7 @@ class Module:
         from cupy.cuda import function
 
         self.device = device
-        with torch.cuda.device(device):
+        with _current(device):
             if torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
                     "a kernel would be loaded while a CUDA graph is captured; run the network once before capturing"
@@ -112,18 +115,29 @@ class Module:
     def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: Tensor | int | None) -> None:
         """Start `kernel` on the device's current stream; integers are the kernel's `int`s, None a null pointer."""
         function = self._functions[kernel]
-        with torch.cuda.device(self.device):
+        with _current(self.device):
             if shared_bytes > SHARED_BYTES_UNASKED:
-                _allow_shared_memory(function, shared_bytes, self.device)
+                _allow_shared_memory(function, shared_bytes)
             values = [_argument(a) for a in args]
             function((blocks,), (threads,), values, shared_bytes, _Stream(self.device))
 
 
-def _allow_shared_memory(function, shared_bytes: int, device: torch.device) -> None:
-    from cupy.cuda import driver, runtime
+@contextlib.contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """Make a device the current one of PyTorch and of CuPy, and its context the thread's.
 
-    # Makes the device's context the thread's, which the driver's calls want: autograd's threads may have none.
-    runtime.setDevice(device.index)
+    The driver's calls want one, autograd's threads may have none, and CuPy would choose another device's.
+    """
+    from cupy.cuda import runtime
+
+    with torch.cuda.device(device):
+        runtime.setDevice(device.index)
+        yield
+
+
+def _allow_shared_memory(function, shared_bytes: int) -> None:
+    from cupy.cuda import driver
+
     driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
 
 

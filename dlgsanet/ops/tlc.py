@@ -19,5 +19,8 @@ def window_starts(size: int, window: int) -> list[int]:
 
 def covering_windows(size: int, window: int, device: torch.device | None = None) -> Tensor:
     """Pixel numbers [windows, min(size, window)] of every window along an axis of `size` pixels."""
-    starts = torch.tensor(window_starts(size, window), device=device)
-    return starts[:, None] + torch.arange(min(size, window), device=device)
+    starts, window = window_starts(size, window), min(size, window)
+    step = starts[1] if len(starts) > 1 else 0
+    # Computed where they are wanted: a copy from the CPU could not be captured in a CUDA graph.
+    first = (torch.arange(len(starts), device=device) * step).clamp(max=size - window)
+    return first[:, None] + torch.arange(window, device=device)

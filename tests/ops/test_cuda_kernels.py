@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import itertools
 import json
 import math
 import mmap
@@ -39,6 +40,8 @@ SHAPES = [
     (2, 4, 2, 30, 5, 5, 3),  # an image smaller than the window, two passes over the features
     (1, 11, 1, 3, 9, 30, 20),  # two parts of a group's channels, of different size
     (3, 6, 3, 5, 3, 1, 1),
+    (1, 3, 3, 4, 5, 8, 18),  # a channel a group
+    (1, 17, 1, 9, 3, 26, 7),
 ]
 MAP_NORESERVE = 0x4000  # Linux's; the module mmap does not name it in every Python
 TF32_TOLERANCE = 5e-4  # of filters formed from products of 11 bits
@@ -50,8 +53,9 @@ WITH_EVERY_BARRIER = (1, 24, 2, 26, 3, 25, 17)
 def emulate(monkeypatch) -> Callable[..., None]:
     """Have the launches of `cuda` run in the emulator, threads in an order, a barrier ("file:line") left out."""
 
-    def use(order: str = "ascending", without_barrier: str = "", tf32: bool = False) -> None:
+    def use(order: str = "ascending", without_barrier: str = "", tf32: bool = False, enough_blocks: int = 512) -> None:
         monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
+        monkeypatch.setattr(cuda, "ENOUGH_BLOCKS", enough_blocks)
         monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
         monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
         monkeypatch.setattr(cuda, "tf32_allowed", lambda: tf32)
@@ -82,15 +86,16 @@ def fused_arguments(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor,
     )
 
 
-def results(backend, operation: str, arguments) -> tuple[Tensor, ...]:
+def results(backend, operation: str, arguments, layout: Callable[[Tensor], Tensor] = lambda t: t) -> tuple[Tensor, ...]:
     """The output and all gradients, for a gradient of the output that is not the same everywhere."""
-    grad = arguments[0].roll(1, dims=1)
+    arguments = [layout(a) if isinstance(a, Tensor) else a for a in arguments]
+    grad = layout(arguments[0].roll(1, dims=1))
     out = getattr(backend, operation)(*arguments)
     return out, *getattr(backend, f"{operation}_backward")(grad, *arguments)
 
 
 def expected_results(operation: str, arguments) -> tuple[Tensor, ...]:
-    return results(reference, operation, [a.double() if isinstance(a, Tensor) else a for a in arguments])
+    return results(reference, operation, arguments, Tensor.double)
 
 
 def relative_error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
@@ -118,11 +123,54 @@ def test_kernels_compute_the_definition(emulate, operation, shape):
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
-def test_every_dtype(emulate, operation, dtype):
-    check_definition(emulate, operation, SHAPES[3], dtype)
+@pytest.mark.parametrize("shape", [SHAPES[3], PUBLISHED[1]], ids=str)
+def test_every_dtype(emulate, operation, shape, dtype):
+    check_definition(emulate, operation, shape, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def strided(tensor: Tensor) -> Tensor:
+    return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+@pytest.mark.parametrize("layout", [strided, channels_last])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_any_memory_layout(emulate, operation, layout):
+    """The emulator takes contiguous memory alone."""
+    emulate()
+    arguments = OPERATIONS[operation]((2, 6, 2, 4, 3, 9, 8), torch.float32)
+    actual = results(cuda, operation, arguments, layout)
+    for a, expected in zip(actual, results(cuda, operation, arguments), strict=True):
+        assert torch.equal(a, expected)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_without_a_bias(emulate, tf32):
+    x, z, weight, _, window = fused_arguments(PUBLISHED[1], torch.float32)
+    arguments = x, z, weight, None, window
+    emulate(tf32=tf32)
+    operation = "fused_dynamic_depthwise_conv"
+    error = relative_error(results(cuda, operation, arguments), expected_results(operation, arguments))
+    assert error <= (TF32_TOLERANCE if tf32 else TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize(
+    ("groups", "enough_blocks"), [(2, 1), (5, 8)], ids=["one slice", "three slices, the last with one group of two"]
+)
+def test_slices_of_several_groups(emulate, groups, enough_blocks):
+    """As in images of more tiles than a GPU needs."""
+    arguments = fused_arguments((1, 2 * groups, groups, 5, 3, 25, 17), torch.float32)
+    expected = expected_results("fused_dynamic_depthwise_conv", arguments)
+    for order in ORDERS:
+        emulate(order, enough_blocks=enough_blocks)
+        actual = results(cuda, "fused_dynamic_depthwise_conv", arguments)
+        assert relative_error(actual, expected) <= TOLERANCE[torch.float32], order
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [*PUBLISHED, (3, 6, 3, 5, 3, 1, 1), (1, 10, 2, 24, 5, 17, 20)], ids=str)
 def test_tensor_cores(emulate, shape, dtype):
     check_tensor_cores(emulate, shape, dtype)
@@ -217,8 +265,8 @@ def test_a_missing_barrier_is_caught(emulate, place):
     for operation, arguments_of in OPERATIONS.items():
         arguments = arguments_of(WITH_EVERY_BARRIER, torch.float32)
         expected = expected_results(operation, arguments)
-        for order in ORDERS:
-            emulate(order, without_barrier=place)
+        for order, enough_blocks in itertools.product(ORDERS, (512, 1)):  # a slice of one group, and of both
+            emulate(order, without_barrier=place, enough_blocks=enough_blocks)
             if relative_error(results(cuda, operation, arguments), expected) > TOLERANCE[torch.float32]:
                 return
     pytest.fail("no result changed")
@@ -240,14 +288,14 @@ def test_a_misaligned_access_is_caught(monkeypatch, emulate):
 
 
 class Driver:
-    """Stands in for CuPy's access to the driver: what is loaded and launched runs in the emulator."""
+    """Stands in for CuPy's access to the driver: what is loaded and launched, for "cpu", runs in the emulator."""
 
     def __init__(self, monkeypatch):
         cupy = pytest.importorskip("cupy", reason="launching kernels needs CuPy")
         self.device, self.capturing, self.allowed = None, False, {}
         monkeypatch.setattr(cupy.cuda.function, "Module", lambda: self)
         monkeypatch.setattr(cupy.cuda.driver, "funcSetAttribute", self.set_attribute)
-        monkeypatch.setattr(cupy.cuda.runtime, "setDevice", lambda index: None)
+        monkeypatch.setattr(cupy.cuda.runtime, "setDevice", self.set_device)
         monkeypatch.setattr(torch.cuda, "device", self.on_device)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=777))
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
@@ -256,13 +304,17 @@ class Driver:
 
     @contextlib.contextmanager
     def on_device(self, device):
-        self.device = device
+        self.asked = device
         yield
         self.device = None
 
+    def set_device(self, index):
+        assert index == self.asked.index
+        self.device = self.asked
+
     def load(self, cubin):
         instance, architecture = cubin
-        assert self.device is not None
+        assert self.device == torch.device("cpu")
         assert architecture == "sm_86"
         self.loading = EmulatedModule(instance, "ascending")
 
@@ -271,7 +323,7 @@ class Driver:
         module = self.loading
 
         def launch(grid, block, arguments, shared_bytes, stream):
-            assert self.device is not None
+            assert self.device == torch.device("cpu")
             assert stream.ptr == 777
             assert shared_bytes <= max(48 << 10, self.allowed.get(launch.ptr, 0))
             of_c = {np.uint64: ctypes.c_uint64, np.int32: ctypes.c_int32}
@@ -282,7 +334,7 @@ class Driver:
         return launch
 
     def set_attribute(self, pointer, attribute, value):
-        assert (self.device is not None, attribute) == (True, 8)  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        assert (self.device, attribute) == (torch.device("cpu"), 8)  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         self.allowed[pointer] = value
 
 
@@ -315,10 +367,18 @@ def sparse_image(channels: int, height: int, width: int, corner: int) -> Tensor:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's sparse memory")
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation):
-    """The last tile of planes of 2.2e9 pixels (fused) and of 2.2e9 filters (plain) is right."""
+@pytest.mark.parametrize(
+    ("operation", "capability"),
+    [
+        ("dynamic_depthwise_conv", (8, 6)),
+        ("fused_dynamic_depthwise_conv", (7, 5)),
+        ("fused_dynamic_depthwise_conv", (8, 6)),
+    ],
+)
+def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation, capability):
+    """The last tile of planes of 2.2e9 pixels (fused, without and with tensor cores) and of 2.2e9 filters is right."""
     emulate("ascending")
+    monkeypatch.setattr(cuda_modules, "capability", lambda device: capability)
     monkeypatch.setattr(cuda_modules, "load", lambda instance, device: LastBlocks(instance, "ascending"))
     monkeypatch.setattr(torch, "empty_like", lambda t: sparse(*t.shape, dtype=t.dtype))
     corner, tile = 80, 8  # pixels at the lower right that hold values, and that lie in the last tile
