@@ -26,6 +26,8 @@ BACKENDS = {
     "reference": "dlgsanet.ops.reference",
 }
 
+NO_LAYER = "it has no such layer"
+
 logger = logging.getLogger("dlgsanet")
 
 
@@ -50,7 +52,10 @@ def explain(operation: str, *args) -> list[tuple[str, str | None]]:
 
 
 def select(operation: str, *args) -> ModuleType:
-    """The first candidate that can take ``operation(*args)``; args as the operation takes them, x first."""
+    """The first candidate that can take ``operation(*args)``; args as the operation takes them, x first.
+
+    Says once which one it is and why: in the log, or as a warning where a GPU's own kernels do not serve.
+    """
     refused: list[str] = []
     for name in candidates():
         reason = _why_not(name, operation, *args)
@@ -58,7 +63,7 @@ def select(operation: str, *args) -> ModuleType:
             _say_once(operation, args[0].device.type, name, tuple(refused))
             return _load(name)
         refused.append(f"{name}: {reason}")
-    raise AssertionError("the reference takes every call")
+    raise RuntimeError(f"no backend takes {operation}: {'; '.join(refused)}")
 
 
 def _why_not(name: str, operation: str, *args) -> str | None:
@@ -66,7 +71,7 @@ def _why_not(name: str, operation: str, *args) -> str | None:
         return None
     backend = _load(name)
     if not hasattr(backend, operation):
-        return "it has no such layer"
+        return NO_LAYER
     return backend.why_not(operation, *args)
 
 
@@ -78,4 +83,6 @@ def _load(name: str) -> ModuleType:
 @functools.cache
 def _say_once(operation: str, device: str, name: str, refused: tuple[str, ...]) -> None:
     because = f" ({'; '.join(refused)})" if refused else ""
-    logger.info("%s on %s: %s backend%s", operation, device, name, because)
+    slow = device == "cuda" and refused and refused[0].startswith("cuda: ") and NO_LAYER not in refused[0]
+    level = logging.WARNING if slow else logging.INFO
+    logger.log(level, "%s on %s: %s backend%s", operation, device, name, because)

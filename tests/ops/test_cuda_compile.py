@@ -4,6 +4,7 @@ No GPU is needed: NVRTC comes with CuPy's companion packages.
 """
 
 import re
+import shutil
 import sys
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from dlgsanet.ops import cuda, cuda_modules
 from dlgsanet.ops.cuda_modules import Instance
 
-pytest.importorskip("cupy", reason="compiling kernels needs CuPy")
+cupy = pytest.importorskip("cupy", reason="compiling kernels needs CuPy")
 
 # Bytes of shared memory that a block may have.
 ARCHITECTURES = {"sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_120": 99 << 10}
@@ -69,6 +70,8 @@ def instances(
 
 
 def check_compiles(monkeypatch, dtype: torch.dtype, network: str, window: int, architecture: str) -> None:
+    if int(architecture[3:]) not in cupy.cuda.nvrtc.getSupportedArchs():
+        pytest.skip(f"CuPy's NVRTC {cupy.cuda.nvrtc.getVersion()} does not know {architecture}")
     for instance in instances(monkeypatch, dtype, NETWORKS[network], window, architecture):
         cubin, log = cuda_modules.compile_instance(instance, architecture, "--ptxas-options=-v")
         assert cubin.startswith(b"\x7fELF")
@@ -115,12 +118,27 @@ def test_nothing_is_compiled_for_another_image_size(monkeypatch):
 
 
 def test_compiled_kernels_are_kept_on_disk(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    instance = next(iter(instances(monkeypatch, torch.float32, NETWORKS["Large"], 3, "sm_90")))
-    first = cuda_modules.cached_cubin(instance, "sm_90")
-    assert len([*tmp_path.rglob("*.cubin")]) == 1
-    monkeypatch.setattr(cuda_modules, "compile_instance", lambda *_: pytest.fail("compiled again"))
-    assert cuda_modules.cached_cubin(instance, "sm_90") == first
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cuda_modules, "KERNELS", shutil.copytree(cuda_modules.KERNELS, tmp_path / "kernels"))
+    small, large = (
+        next(i for i in instances(monkeypatch, torch.float32, NETWORKS["Large"], window, "sm_90") if i.source[0] == "p")
+        for window in (3, 5)
+    )
+    compiled = []
+
+    def compile_instance(*what):
+        compiled.append(what)
+        return repr(what).encode(), ""
+
+    monkeypatch.setattr(cuda_modules, "compile_instance", compile_instance)
+    for expected, instance, architecture in [(1, large, "sm_90"), (2, small, "sm_90"), (3, large, "sm_86")]:
+        first = cuda_modules.cached_cubin(instance, architecture)
+        assert cuda_modules.cached_cubin(instance, architecture) == first
+        assert len(compiled) == expected
+    with open(tmp_path / "kernels/tile.h", "a") as header:
+        header.write("// changed\n")
+    cuda_modules.cached_cubin(large, "sm_90")
+    assert len(compiled) == 4
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):

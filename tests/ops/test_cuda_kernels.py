@@ -215,6 +215,16 @@ def test_what_the_kernels_do_not_take_is_refused_with_a_word(changed, word):
                 assert cuda.why_not(f"dynamic_depthwise_conv{end}", x, filters) == word
 
 
+def test_a_gpu_without_its_kernels_is_told_once(caplog):
+    """As a warning, which Python prints whether or not logging was set up."""
+    with FakeTensorMode():
+        x, filters = torch.empty(1, 4, 9, 9, device="cuda"), torch.empty(1, 2, 11, 11, 9, 9, device="cuda")
+        assert [backends.select("dynamic_depthwise_conv", x, filters) for _ in range(2)] == [reference] * 2
+        backends.select("channel_attention", x, *[None] * 12)  # which has no kernels of its own
+    (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert "conv on cuda: reference backend (cuda: its windows are 3, 5, 7, 9 wide, not 11" in warning
+
+
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this PyTorch has the older switch alone")
 def test_tf32_is_used_as_pytorch_is_set():
     """In a process of its own: whoever mixes the switches cannot put them back as they were."""
