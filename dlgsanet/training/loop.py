@@ -3,6 +3,7 @@
 import logging
 import math
 import resource
+import signal
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ class Loop:
                 self.checkpoints.set_aside(after=self.position.iteration - self._bad_steps_in_row() - 1)
             raise UserError(f"{error}; {self.checkpoints.last_good()}") from None
         finally:
+            # PyTorch's handler would tell again, as a traceback, of a worker that died while the others are ended.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.batches.close()  # and with it its workers, which an error's traceback would keep alive for ever
             self.line.clear()
             self.board.close()
