@@ -83,9 +83,8 @@ def _layers() -> Iterator[str]:
         for operation, args in _calls(device).items():
             answers = backends.explain(operation, *args)
             taken = next(name for name, reason in answers if reason is None)
-            refused = [f"{name}: {reason}" for name, reason in answers[: [n for n, _ in answers].index(taken)]]
-            because = f"  ({'; '.join(refused)})" if refused else ""
-            yield f"{operation} on {device}, float32: {taken}{because}"
+            refused = answers[: [n for n, _ in answers].index(taken)]
+            yield f"{operation} on {device}, float32: {taken}{backends.because(refused)}"
 
 
 def _calls(device: str) -> dict[str, tuple]:

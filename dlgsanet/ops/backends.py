@@ -14,6 +14,7 @@ import functools
 import importlib
 import logging
 import os
+from collections.abc import Iterable
 from types import ModuleType
 
 from dlgsanet.errors import UserError
@@ -56,14 +57,20 @@ def select(operation: str, *args) -> ModuleType:
 
     Says once which one it is and why: in the log, or as a warning where a GPU's own kernels do not serve.
     """
-    refused: list[str] = []
+    refused: list[tuple[str, str]] = []
     for name in candidates():
         reason = _why_not(name, operation, *args)
         if reason is None:
             _say_once(operation, args[0].device.type, name, tuple(refused))
             return _load(name)
-        refused.append(f"{name}: {reason}")
-    raise RuntimeError(f"no backend takes {operation}: {'; '.join(refused)}")
+        refused.append((name, reason))
+    raise RuntimeError(f"no backend takes {operation}{because(refused)}")
+
+
+def because(refused: Iterable[tuple[str, str | None]]) -> str:
+    """Backends and why they refused a call, in brackets, or nothing where there are none."""
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
+    return f" ({reasons})" if reasons else ""
 
 
 def _why_not(name: str, operation: str, *args) -> str | None:
@@ -81,8 +88,7 @@ def _load(name: str) -> ModuleType:
 
 
 @functools.cache
-def _say_once(operation: str, device: str, name: str, refused: tuple[str, ...]) -> None:
-    because = f" ({'; '.join(refused)})" if refused else ""
-    slow = device == "cuda" and refused and refused[0].startswith("cuda: ") and NO_LAYER not in refused[0]
+def _say_once(operation: str, device: str, name: str, refused: tuple[tuple[str, str], ...]) -> None:
+    slow = device == "cuda" and dict(refused).get("cuda", NO_LAYER) != NO_LAYER
     level = logging.WARNING if slow else logging.INFO
-    logger.log(level, "%s on %s: %s backend%s", operation, device, name, because)
+    logger.log(level, "%s on %s: %s backend%s", operation, device, name, because(refused))

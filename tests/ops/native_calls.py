@@ -175,6 +175,11 @@ def one_of_each(size: tuple[int, int, int] = (2, 21, 37)) -> dict[str, tuple]:
     }
 
 
+def magnitudes(args) -> list:
+    """The arguments of a call whose results are the sums of the magnitudes of what a call with `args` adds."""
+    return [a.double().abs() if isinstance(a, torch.Tensor) else a for a in args]
+
+
 def results(backend, operation: str, args) -> list[torch.Tensor]:
     """What a backend makes of a call; of a differentiable layer the gradients of a weighted sum of its result too."""
     function = getattr(backend, operation)

@@ -43,6 +43,7 @@ SHAPES = [
     (1, 3, 3, 4, 5, 8, 18),  # a channel a group
     (1, 17, 1, 9, 3, 26, 7),
 ]
+ENOUGH_BLOCKS = cuda.ENOUGH_BLOCKS
 MAP_NORESERVE = 0x4000  # Linux's; the module mmap does not name it in every Python
 TF32_TOLERANCE = 5e-4  # of filters formed from products of 11 bits
 # Two groups, parts of them, passes over the features, and tiles.
@@ -53,11 +54,17 @@ WITH_EVERY_BARRIER = (1, 24, 2, 26, 3, 25, 17)
 def emulate(monkeypatch) -> Callable[..., None]:
     """Have the launches of `cuda` run in the emulator, threads in an order, a barrier ("file:line") left out."""
 
-    def use(order: str = "ascending", without_barrier: str = "", tf32: bool = False, enough_blocks: int = 512) -> None:
+    def use(
+        order: str = "ascending",
+        without_barrier: str = "",
+        tf32: bool = False,
+        enough_blocks: int = ENOUGH_BLOCKS,
+        capability: tuple[int, int] = (8, 6),
+    ) -> None:
         monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
         monkeypatch.setattr(cuda, "ENOUGH_BLOCKS", enough_blocks)
         monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
-        monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
+        monkeypatch.setattr(cuda_modules, "capability", lambda device: capability)
         monkeypatch.setattr(cuda, "tf32_allowed", lambda: tf32)
 
     return use
@@ -107,11 +114,11 @@ def relative_error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> 
 OPERATIONS = {"dynamic_depthwise_conv": plain_arguments, "fused_dynamic_depthwise_conv": fused_arguments}
 
 
-def check_definition(emulate, operation, shape, dtype):
+def check_definition(emulate, operation, shape, dtype, **how):
     arguments = OPERATIONS[operation](shape, dtype)
     expected = expected_results(operation, arguments)
     for order in ORDERS:
-        emulate(order)
+        emulate(order, **how)
         assert relative_error(results(cuda, operation, arguments), expected) <= TOLERANCE[dtype], order
 
 
@@ -162,12 +169,8 @@ def test_without_a_bias(emulate, tf32):
 )
 def test_slices_of_several_groups(emulate, groups, enough_blocks):
     """As in images of more tiles than a GPU needs."""
-    arguments = fused_arguments((1, 2 * groups, groups, 5, 3, 25, 17), torch.float32)
-    expected = expected_results("fused_dynamic_depthwise_conv", arguments)
-    for order in ORDERS:
-        emulate(order, enough_blocks=enough_blocks)
-        actual = results(cuda, "fused_dynamic_depthwise_conv", arguments)
-        assert relative_error(actual, expected) <= TOLERANCE[torch.float32], order
+    shape = (1, 2 * groups, groups, 5, 3, 25, 17)
+    check_definition(emulate, "fused_dynamic_depthwise_conv", shape, torch.float32, enough_blocks=enough_blocks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -275,7 +278,7 @@ def test_a_missing_barrier_is_caught(emulate, place):
     for operation, arguments_of in OPERATIONS.items():
         arguments = arguments_of(WITH_EVERY_BARRIER, torch.float32)
         expected = expected_results(operation, arguments)
-        for order, enough_blocks in itertools.product(ORDERS, (512, 1)):  # a slice of one group, and of both
+        for order, enough_blocks in itertools.product(ORDERS, (ENOUGH_BLOCKS, 1)):  # a slice of one group, and of both
             emulate(order, without_barrier=place, enough_blocks=enough_blocks)
             if relative_error(results(cuda, operation, arguments), expected) > TOLERANCE[torch.float32]:
                 return
@@ -387,8 +390,7 @@ def sparse_image(channels: int, height: int, width: int, corner: int) -> Tensor:
 )
 def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation, capability):
     """The last tile of planes of 2.2e9 pixels (fused, without and with tensor cores) and of 2.2e9 filters is right."""
-    emulate("ascending")
-    monkeypatch.setattr(cuda_modules, "capability", lambda device: capability)
+    emulate(capability=capability)
     monkeypatch.setattr(cuda_modules, "load", lambda instance, device: LastBlocks(instance, "ascending"))
     monkeypatch.setattr(torch, "empty_like", lambda t: sparse(*t.shape, dtype=t.dtype))
     corner, tile = 80, 8  # pixels at the lower right that hold values, and that lie in the last tile

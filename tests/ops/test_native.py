@@ -76,8 +76,7 @@ def _margins(operation: str, args, want: list[torch.Tensor]) -> list[torch.Tenso
     """How far each result may be off."""
     if operation == "fused_dynamic_depthwise_conv_backward":
         # Sums over all pixels may cancel: their error is a share of what was added, whatever its sign.
-        magnitudes = [_in_float64(a).abs() if isinstance(a, torch.Tensor) else a for a in args]
-        grad_x, grad_z, *weights = calls.results(reference, operation, magnitudes)
+        grad_x, grad_z, *weights = calls.results(reference, operation, calls.magnitudes(args))
         return [TOLERANCE * grad_x, TOLERANCE * grad_z, *(GRADIENT_TOLERANCE * w for w in weights)]
     out, *gradients = want
     largest = max((g.abs().max() for g in gradients), default=None)  # those of a few pixels may vanish by cancellation

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dlgsanet.ops import backends, reference, strips
 from dlgsanet.ops.strips import dynamic_conv
+from tests.ops import native_calls as calls
 
 # Of the largest sum of magnitudes, as terms may cancel: in the wide dtypes the order of sums alone differs; the narrow
 # ones round the same sum once.
@@ -15,17 +16,11 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, tor
 
 
 def assert_equal_to_reference(operation: str, *arguments: Tensor | int | None) -> None:
-    got, want = (_results(implementation, operation, arguments) for implementation in (strips, reference))
-    magnitudes = [a.double().abs() if isinstance(a, Tensor) else a for a in arguments]
-    for g, w, summed in zip(got, want, _results(reference, operation, magnitudes), strict=True):
+    got, want = (calls.results(implementation, operation, arguments) for implementation in (strips, reference))
+    for g, w, summed in zip(got, want, calls.results(reference, operation, calls.magnitudes(arguments)), strict=True):
         assert g.shape == w.shape
         assert g.dtype == w.dtype
         assert (g.double() - w.double()).abs().max() <= TOLERANCE[arguments[0].dtype] * summed.max()
-
-
-def _results(implementation, operation, arguments) -> tuple[Tensor, ...]:
-    results = getattr(implementation, operation)(*arguments)
-    return (results,) if isinstance(results, Tensor) else results
 
 
 @st.composite
