@@ -28,8 +28,8 @@ setup-test: setup .venv/.ready-test
 	@touch $@
 
 # The libraries of a checkout follow its sources; without a compiler the network runs on PyTorch alone.
-.venv/.native: .venv/.ready $(wildcard dlgsanet/ops/native/*.cpp dlgsanet/ops/native/*.h dlgsanet/ops/native/build.py)
-	@$(bin)/python dlgsanet/ops/native/build.py || true
+.venv/.native: .venv/.ready $(wildcard dlgsanet/ops/backends/native/*.cpp dlgsanet/ops/backends/native/*.h dlgsanet/ops/backends/native/build.py)
+	@$(bin)/python dlgsanet/ops/backends/native/build.py || true
 	@touch $@
 
 demo: setup

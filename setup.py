@@ -18,7 +18,7 @@ version = re.search(r'__version__ = "(.*)"', (here / "dlgsanet/__init__.py").rea
 lines = (here / "requirements.txt").read_text().splitlines()
 requirements = [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
 
-spec = importlib.util.spec_from_file_location("native_build", here / "dlgsanet/ops/native/build.py")
+spec = importlib.util.spec_from_file_location("native_build", here / "dlgsanet/ops/backends/native/build.py")
 native = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(native)
 
@@ -33,7 +33,7 @@ class BuildPackage(build_py):
             (package / "weights").mkdir(parents=True, exist_ok=True)
             for path in sorted(here.glob("weights/*")):
                 shutil.copy(path, package / "weights")
-        problem = native.build(package / "ops/native")
+        problem = native.build(package / "ops/backends/native")
         print(problem or "native CPU layers are built", file=sys.stderr)
 
 
@@ -67,7 +67,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["dlgsanet", "dlgsanet.*"]),
-    package_data={"dlgsanet": ["ops/kernels/*", "ops/native/*.cpp", "ops/native/*.h", "evaluation/*.*"]},
+    package_data={
+        "dlgsanet": [
+            "ops/backends/cuda/kernels/*",
+            "ops/backends/native/*.cpp",
+            "ops/backends/native/*.h",
+            "evaluation/*.*",
+        ]
+    },
     install_requires=requirements,
     extras_require={
         "cuda12": ["cupy-cuda12x", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"],

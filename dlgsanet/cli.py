@@ -1,7 +1,7 @@
-"""The `dlgsanet` command: a subcommand a line, no logic.
+"""The `dlgsanet` command.
 
-Nothing here imports torch, so that `dlgsanet --help` answers at once. A subcommand is a function
-``main(argv: list[str]) -> int`` that parses its own arguments and returns the exit code.
+A subcommand NAME is ``dlgsanet.commands.NAME.main(argv: list[str]) -> int``, which parses its arguments and returns the
+exit code. Nothing here imports torch, so that `dlgsanet --help` answers at once.
 """
 
 import importlib
@@ -11,29 +11,26 @@ from dlgsanet import __version__
 from dlgsanet.allocator import keep_freed_memory
 from dlgsanet.errors import UserError
 
-# name -> (what it does, module:function)
+# name -> what it does; its arguments and `main` are in `dlgsanet.commands.NAME`.
 SUBCOMMANDS = {
-    "train": ("train a network from an option file", "dlgsanet.train:main"),
-    "test": ("test a network from an option file: a table of PSNR and SSIM", "dlgsanet.test:main"),
-    "data": ("prepare, check and store data sets", "dlgsanet.data.prepare:main"),
-    "upscale": ("enlarge pictures and folders of pictures", "dlgsanet.inference.command:main"),
-    "export": ("the network for other programs: ONNX, torch.export", "dlgsanet.inference.export_command:main"),
-    "convert": ("weights between .pth and .safetensors", "dlgsanet.inference.convert_command:main"),
-    "benchmark": ("tables and a results page of networks on test sets", "dlgsanet.evaluation.commands.benchmark:main"),
-    "figure": ("the benchmark's crops as a figure for a paper", "dlgsanet.evaluation.commands.figure:main"),
-    "explain": ("attribution maps, kept similarities, dynamic filters", "dlgsanet.evaluation.commands.explain:main"),
-    "ablate": ("train the paper's ablations, print their table", "dlgsanet.evaluation.commands.ablate:main"),
-    "doctor": ("what is installed here; which backend computes each layer, and why", "dlgsanet.doctor:main"),
-    "complexity": (
-        "parameters, multiply-accumulates, latency and memory",
-        "dlgsanet.evaluation.commands.complexity:main",
-    ),
+    "train": "train a network from an option file",
+    "test": "test a network from an option file: a table of PSNR and SSIM",
+    "data": "prepare, check and store data sets",
+    "upscale": "enlarge pictures and folders of pictures",
+    "export": "the network for other programs: ONNX, torch.export",
+    "convert": "weights between .pth and .safetensors",
+    "benchmark": "tables and a results page of networks on test sets",
+    "figure": "the benchmark's crops as a figure for a paper",
+    "explain": "attribution maps, kept similarities, dynamic filters",
+    "ablate": "train the paper's ablations, print their table",
+    "doctor": "what is installed here; which backend computes each layer, and why",
+    "complexity": "parameters, multiply-accumulates, latency and memory",
 }
 
 
 def usage() -> str:
     width = max(map(len, SUBCOMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (text, _) in SUBCOMMANDS.items()]
+    lines = [f"  {name:<{width}}  {text}" for name, text in SUBCOMMANDS.items()]
     return "\n".join(
         [
             "usage: dlgsanet COMMAND [ARGUMENT ...]",
@@ -58,11 +55,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if argv[0] not in SUBCOMMANDS:
         return _fail(f"no command {argv[0]!r}; there are {', '.join(SUBCOMMANDS)}")
-    return run(SUBCOMMANDS[argv[0]][1], argv[1:])
+    return run(f"dlgsanet.commands.{argv[0]}:main", argv[1:])
 
 
 def run(entry: str, argv: list[str]) -> int:
-    """Call ``module:function`` on argv, as every entry point does: errors that the user can mend become one line."""
+    """Call ``module:function`` with argv, as every entry point does: errors that the user can fix become one line."""
     module, function = entry.split(":")
     try:
         keep_freed_memory()

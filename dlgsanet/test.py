@@ -1,37 +1,11 @@
-"""`dlgsanet test -opt FILE`, also `python dlgsanet/test.py -opt FILE`."""
+"""`python dlgsanet/test.py -opt FILE`, the published command: the same as `dlgsanet test -opt FILE`."""
 
-import argparse
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run as a file: Python put this folder on its path, whose names are not top-level ones
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from dlgsanet.cli import run
-from dlgsanet.errors import UserError
-from dlgsanet.options import add_arguments, read_options
-
-
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="dlgsanet test",
-        description="Test a network on the data sets of an option file: a table of its scores beside bicubic's, "
-        "every picture's scores as CSV and Markdown, and the pictures, in results/NAME.",
-    )
-    add_arguments(parser)
-    parser.add_argument(
-        "--random_weights", action="store_true", help="go on when the file names no weights (about 9 dB)"
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.launcher != "none":
-        raise UserError("--launcher: a test runs in one process; `dlgsanet benchmark` uses all GPUs")
-    options = read_options(arguments, is_train=False)
-
-    from dlgsanet.evaluation.testing import run_test
-
-    print(run_test(options, arguments.random_weights))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(run("dlgsanet.test:main", sys.argv[1:]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: its modules are not top-level ones
+
+    from dlgsanet.cli import run
+
+    sys.exit(run("dlgsanet.commands.test:main", sys.argv[1:]))

@@ -46,7 +46,7 @@ from dlgsanet import allocator  # noqa: E402
 from dlgsanet.archs.dlgsanet import DLGSANet  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
 from dlgsanet.evaluation.published import size_options  # noqa: E402
-from dlgsanet.ops import backends, dynamic_conv  # noqa: E402
+from dlgsanet.ops import dispatch, operators  # noqa: E402
 
 ALLOCATORS = ("stock", "tuned")
 OTHERS = ("SwinIR-light", "EDSR-baseline")
@@ -250,7 +250,7 @@ def peak_memory(row: str, width: int, height: int) -> float:
 def available_backends() -> list[str]:
     """Names of the backends that take the convolution on this CPU, fastest first."""
     z, weight = torch.rand(1, 1, 8, 8), torch.rand(49, 1)
-    found = backends.explain("fused_dynamic_depthwise_conv", torch.rand(1, 6, 8, 8), z, weight, None, 7)
+    found = dispatch.explain("fused_dynamic_depthwise_conv", torch.rand(1, 6, 8, 8), z, weight, None, 7)
     return [name for name, why_not in found if why_not is None]
 
 
@@ -274,9 +274,7 @@ def backend_of(row: str) -> Iterator[None]:
         yield
         return
     name = "reference" if row == "naive" else row
-    unfold = (
-        mock.patch.object(dynamic_conv, "fused_dynamic_depthwise_conv", unfolded) if row == "naive" else nullcontext()
-    )
+    unfold = mock.patch.object(operators, "fused_dynamic_depthwise_conv", unfolded) if row == "naive" else nullcontext()
     with mock.patch.dict(os.environ, DLGSANET_BACKEND=name), unfold:
         yield
 
@@ -318,7 +316,7 @@ def convolution(batch: int, height: int, width: int, backward: bool = False) -> 
     tensors = [t.requires_grad_(backward) for t in (x, z, weight, bias)]
 
     def run() -> object:
-        out = dynamic_conv.fused_dynamic_depthwise_conv(*tensors, 7)
+        out = operators.fused_dynamic_depthwise_conv(*tensors, 7)
         return torch.autograd.grad(out, tensors, torch.ones_like(out)) if backward else out
 
     return run

@@ -35,7 +35,9 @@ from torch import Tensor, nn
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.evaluation.published import SCALES, SIZES, size_options
-from dlgsanet.ops import cuda, cuda_modules, dynamic_conv, reference
+from dlgsanet.ops import operators
+from dlgsanet.ops.backends import cuda, reference
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
 
 T = TypeVar("T")
 
@@ -355,13 +357,13 @@ def networks() -> Iterator[tuple[str, int, nn.Module, list[str]]]:
 @contextlib.contextmanager
 def as_published(on: bool) -> Iterator[None]:
     """Have networks compute their dynamic convolution as published."""
-    ours = dynamic_conv.fused_dynamic_depthwise_conv
+    ours = operators.fused_dynamic_depthwise_conv
     if on:
-        dynamic_conv.fused_dynamic_depthwise_conv = published
+        operators.fused_dynamic_depthwise_conv = published
     try:
         yield
     finally:
-        dynamic_conv.fused_dynamic_depthwise_conv = ours
+        operators.fused_dynamic_depthwise_conv = ours
 
 
 Measure = Callable[[nn.Module, int, torch.dtype, str], tuple[float, float]]

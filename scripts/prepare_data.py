@@ -8,4 +8,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dlgsanet.cli import run
 
 if __name__ == "__main__":
-    sys.exit(run("dlgsanet.data.prepare:main", sys.argv[1:]))
+    sys.exit(run("dlgsanet.commands.data:main", sys.argv[1:]))

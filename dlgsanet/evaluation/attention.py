@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dlgsanet import ops
 from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.archs.sparse_gsa import SparseGSA
-from dlgsanet.ops.tlc import covering_windows
+from dlgsanet.ops.windows import covering_windows
 
 Layer = TypeVar("Layer", bound=nn.Module)
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dlgsanet.device import is_out_of_memory
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 from dlgsanet.inference.enlarge import enlarge
 from dlgsanet.inference.jobs import STREAM, Job, say
 from dlgsanet.inference.loading import load_model
-from dlgsanet.inference.memory import is_out_of_memory
-from dlgsanet.inference.picture import Picture
-from dlgsanet.inference.reading import read_picture
 from dlgsanet.inference.upscale import enlarge_picture, result_size
-from dlgsanet.inference.writing import check_format, encode
+from dlgsanet.pictures.picture import Picture
+from dlgsanet.pictures.reading import read_picture
+from dlgsanet.pictures.writing import check_format, encode
 
 LONG_PICTURE = 10  # seconds from which the time that a picture will take is told before
 SAMPLE = np.zeros((128, 128, 3), np.uint8)  # tells how fast it goes here

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.device import is_out_of_memory
 from dlgsanet.errors import UserError
 from dlgsanet.inference.exact import enlarge_in_strips, steps
-from dlgsanet.inference.memory import is_out_of_memory
-from dlgsanet.inference.picture import MOST
 from dlgsanet.inference.plan import attempts, tiles_of
+from dlgsanet.pictures.picture import MOST
 
 Progress = Callable[[float], None]
 

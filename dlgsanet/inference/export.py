@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.portable import PortableDLGSANet
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 from dlgsanet.inference.plan import tlc_window
-from dlgsanet.inference.portable import PortableDLGSANet
 
 OPSET = 18
 LARGEST_SIDE = 65536

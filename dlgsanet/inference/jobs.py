@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlgsanet.errors import UserError
-from dlgsanet.inference.formats import PICTURES, VIDEOS, WRITTEN
+from dlgsanet.pictures.formats import PICTURES, VIDEOS, WRITTEN
 
 STREAM = Path("-")  # standard input or output
 

@@ -8,6 +8,7 @@ import torch
 
 from dlgsanet.archs.checkpoint import Checkpoint, build_network, network_options, read_checkpoint
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.device import find_device
 from dlgsanet.errors import UserError
 from dlgsanet.inference.weights import DEFAULT_NAME, find_weights
 
@@ -54,23 +55,3 @@ def load_checkpoint(weights: str | Path, scale: int | None, outscale: float = 2)
     if scale is not None and scale != options["upscale"]:
         raise UserError(f"--scale: {checkpoint.path} enlarges x{options['upscale']}, not x{scale}; leave --scale out")
     return replace(checkpoint, metadata=checkpoint.metadata | {"network_g": json.dumps(options)})
-
-
-def find_device(device: str | torch.device | None) -> torch.device:
-    """The device of this name that works here; None: the GPU if there is one, else the CPU.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-    # What PyTorch raises differs from device to device: RuntimeError, AssertionError, NotImplementedError.
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--device: cannot use {str(device)!r}: {reason}") from None
-    if found.type == "meta":
-        raise UserError("--device: 'meta' computes nothing; use cpu or cuda")
-    return found

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sparse_gsa import SparseGSA
+from dlgsanet.device import free_memory
 from dlgsanet.errors import UserError
-from dlgsanet.inference.memory import free_memory
 from dlgsanet.inference.tiles import spans
-from dlgsanet.ops import backends
+from dlgsanet.ops import dispatch
 
 TILE_SIDES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96)  # pixels kept a side, largest first
 LOCAL_WINDOW = 96  # halo of tiles for networks of local layers alone: more than the published sizes look around
@@ -80,6 +80,6 @@ def _global_backend(network: DLGSANet) -> str:
     parts = (layer.norm.weight, layer.norm.bias, layer.qkv.weight, layer.depthwise.weight, layer.temperature)
     x = layer.norm.weight.new_zeros(1, len(layer.norm.weight), 1, 1)
     options = (layer.proj_out.weight, layer.activation, layer.topk_ratio, layer.tlc_kernel)
-    offered = backends.explain("channel_attention", x, *parts, *options)
+    offered = dispatch.explain("channel_attention", x, *parts, *options)
     name = next(name for name, reason in offered if reason is None)
     return name if name in FEATURE_MAPS else "reference"

@@ -9,7 +9,7 @@ the last tile may lie a few pixels off). Windows around the kept ones are the ha
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dlgsanet.ops.tlc import window_starts
+from dlgsanet.ops.windows import window_starts
 
 HALO_WINDOWS = 1
 

@@ -14,10 +14,10 @@ from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 from dlgsanet.inference.enlarge import Progress, enlarge
 from dlgsanet.inference.loading import load_model
-from dlgsanet.inference.picture import MOST, Picture
-from dlgsanet.inference.reading import pixels_of, read_picture
 from dlgsanet.inference.weights import DEFAULT_NAME
-from dlgsanet.inference.writing import check_format, encode
+from dlgsanet.pictures.picture import MOST, Picture
+from dlgsanet.pictures.reading import pixels_of, read_picture
+from dlgsanet.pictures.writing import check_format, encode
 
 LARGEST_OVERSHOOT = 2.0  # of floating-point pixels that are still taken for a picture in [0, 1]
 

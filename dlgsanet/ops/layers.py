@@ -8,7 +8,8 @@ convolution still has its own backends; while a graph is traced (torch.compile, 
 import torch
 from torch import Tensor
 
-from dlgsanet.ops import backends, reference
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import reference
 
 
 def _dispatch(operation: str, x: Tensor, *args) -> Tensor:
@@ -17,7 +18,7 @@ def _dispatch(operation: str, x: Tensor, *args) -> Tensor:
         return getattr(reference, operation)(x, *args)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         operation = f"differentiable_{operation}"
-    return getattr(backends.select(operation, x, *args), operation)(x, *args)
+    return getattr(dispatch.select(operation, x, *args), operation)(x, *args)
 
 
 def dynamic_local_attention(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops import select_similarities
-from dlgsanet.ops.tlc import window_starts
+from dlgsanet.ops.windows import window_starts
 
 
 @given(c=st.integers(1, 12), ratio=st.floats(0.01, 1), seed=st.integers(0, 99))

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from skimage import data as photographs
 
+from dlgsanet.commands.data import main
 from dlgsanet.data.images import png_bytes, read_image
 from dlgsanet.data.layout import lay_out
-from dlgsanet.data.prepare import main
 from dlgsanet.data.sources import images_of
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole

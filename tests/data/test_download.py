@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlgsanet.commands.data import main
 from dlgsanet.data.download import download
 from dlgsanet.data.known_sets import KNOWN_SETS
-from dlgsanet.data.prepare import main
 from dlgsanet.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)

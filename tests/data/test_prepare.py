@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 from skimage import data as photographs
 
+from dlgsanet.commands.data import main
 from dlgsanet.data.images import png_bytes, read_image
 from dlgsanet.data.known_sets import KNOWN_SETS
-from dlgsanet.data.prepare import main
 from dlgsanet.data.resize import downscale
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole

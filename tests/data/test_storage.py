@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlgsanet.commands.data import main
 from dlgsanet.data.cached_paired_dataset import CachedPairedImageDataset
 from dlgsanet.data.images import png_bytes, read_image
 from dlgsanet.data.lmdb_images import lmdb_images
 from dlgsanet.data.pairs import find_pairs
-from dlgsanet.data.prepare import main
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 

@@ -14,7 +14,7 @@ from dlgsanet.inference import enlarge as enlarge_module
 from dlgsanet.inference import exact, plan
 from dlgsanet.inference.enlarge import enlarge
 from dlgsanet.inference.tiles import spans
-from dlgsanet.ops.tlc import window_starts
+from dlgsanet.ops.windows import window_starts
 
 from .conftest import small_network
 

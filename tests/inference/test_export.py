@@ -14,11 +14,11 @@ import torch
 from dlgsanet import load_model
 from dlgsanet.archs.checkpoint import network_options, read_checkpoint, write_checkpoint
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.portable import PortableDLGSANet, _Windows
 from dlgsanet.cli import main
 from dlgsanet.errors import UserError
 from dlgsanet.inference import export as export_module
-from dlgsanet.inference.portable import PortableDLGSANet, _Windows
-from dlgsanet.ops.tlc import window_starts
+from dlgsanet.ops.windows import window_starts
 
 from .conftest import SMALL, small_network
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.errors import UserError
-from dlgsanet.inference.reading import read_picture
+from dlgsanet.pictures.reading import read_picture
 
 from .conftest import small_network
 

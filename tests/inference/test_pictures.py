@@ -8,9 +8,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
-from dlgsanet.inference.picture import Picture
-from dlgsanet.inference.reading import read_picture
-from dlgsanet.inference.writing import encode
+from dlgsanet.pictures.picture import Picture
+from dlgsanet.pictures.reading import read_picture
+from dlgsanet.pictures.writing import encode
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 NAME = Path("picture")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.ops import cuda_modules
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from tests.conftest import REPOSITORY
 from tests.ops.emulator import COMPILER, EmulatedModule
 from tests.ops.test_cuda_kernels import TOLERANCE, expected_results, fused_arguments, normal, relative_error

@@ -10,8 +10,9 @@ import sys
 import pytest
 import torch
 
-from dlgsanet.ops import cuda, cuda_modules
-from dlgsanet.ops.cuda_modules import Instance
+from dlgsanet.ops.backends import cuda
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.backends.cuda.modules import Instance
 
 cupy = pytest.importorskip("cupy", reason="compiling kernels needs CuPy")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.ops import backends
+from dlgsanet.ops import dispatch
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.ops.test_cuda_benchmark import benchmark_gpu
@@ -65,7 +65,7 @@ def results(operation: str, arguments) -> tuple[Tensor, ...]:
 @pytest.fixture(autouse=True)
 def only_the_kernels(monkeypatch):
     """An operation that the kernels do not take is a failure, not a slower backend; float32 is float32."""
-    monkeypatch.setattr(backends, "BACKENDS", {"cuda": "dlgsanet.ops.cuda"})
+    monkeypatch.setattr(dispatch, "BACKENDS", {"cuda": "dlgsanet.ops.backends.cuda"})
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
@@ -154,7 +154,9 @@ def test_cuda_graphs_replay_forward_and_backward():
 
 def test_a_training_step_as_a_cuda_graph(monkeypatch):
     """A network trained by replays has the weights of one trained step by step."""
-    monkeypatch.setattr(backends, "BACKENDS", {"cuda": "dlgsanet.ops.cuda", "reference": "dlgsanet.ops.reference"})
+    monkeypatch.setattr(
+        dispatch, "BACKENDS", {"cuda": "dlgsanet.ops.backends.cuda", "reference": "dlgsanet.ops.backends.reference"}
+    )
     torch.manual_seed(0)
     network = DLGSANet(dim=48, groups=1, blocks=1, upscale=2).cuda().train()
     stepwise = copy.deepcopy(network)
@@ -208,7 +210,9 @@ def test_autocast_takes_the_lower_dtype():
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_golden_networks(path, monkeypatch):
-    monkeypatch.setattr(backends, "BACKENDS", {"cuda": "dlgsanet.ops.cuda", "reference": "dlgsanet.ops.reference"})
+    monkeypatch.setattr(
+        dispatch, "BACKENDS", {"cuda": "dlgsanet.ops.backends.cuda", "reference": "dlgsanet.ops.backends.reference"}
+    )
     case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     network = golden_network(case).cuda()
     image = torch.from_numpy(golden["input"]).cuda().requires_grad_()
@@ -228,9 +232,9 @@ def test_compute_sanitizer_finds_nothing(tool):
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed")
     program = (
-        "import torch; from dlgsanet.ops import backends\n"
+        "import torch; from dlgsanet.ops import dispatch\n"
         "from tests.ops.test_cuda_gpu import fused_arguments, plain_arguments, results\n"
-        "backends.BACKENDS = {'cuda': 'dlgsanet.ops.cuda'}\n"
+        "dispatch.BACKENDS = {'cuda': 'dlgsanet.ops.backends.cuda'}\n"
         "torch.backends.cudnn.allow_tf32 = False\n"
         "for shape in [(1, 12, 2, 12, 7, 27, 20), (1, 11, 1, 30, 3, 25, 17)]:\n"
         "    for dtype in torch.float32, torch.bfloat16:\n"  # on FMA units, and on tensor cores

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dlgsanet.ops import backends, cuda, cuda_modules, reference
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import cuda, reference
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.conftest import REPOSITORY
@@ -222,8 +224,8 @@ def test_a_gpu_without_its_kernels_is_told_once(caplog):
     """As a warning, which Python prints whether or not logging was set up."""
     with FakeTensorMode():
         x, filters = torch.empty(1, 4, 9, 9, device="cuda"), torch.empty(1, 2, 11, 11, 9, 9, device="cuda")
-        assert [backends.select("dynamic_depthwise_conv", x, filters) for _ in range(2)] == [reference] * 2
-        backends.select("channel_attention", x, *[None] * 12)  # which has no kernels of its own
+        assert [dispatch.select("dynamic_depthwise_conv", x, filters) for _ in range(2)] == [reference] * 2
+        dispatch.select("channel_attention", x, *[None] * 12)  # which has no kernels of its own
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
     assert "conv on cuda: reference backend (cuda: its windows are 3, 5, 7, 9 wide, not 11" in warning
 
@@ -233,7 +235,7 @@ def test_tf32_is_used_as_pytorch_is_set():
     """In a process of its own: whoever mixes the switches cannot put them back as they were."""
     code = """if True:
         from torch.backends import cudnn
-        from dlgsanet.ops import cuda
+        from dlgsanet.ops.backends import cuda
         for old in (True, False):
             cudnn.allow_tf32 = old
             assert cuda.tf32_allowed() == old
@@ -424,8 +426,8 @@ def test_golden_networks(monkeypatch, emulate, path):
     """Whole networks on the kernels: gradients at the image are the published definition's."""
     emulate("ascending")
     monkeypatch.setattr(cuda, "why_not", lambda operation, *args: None)
-    kernels_alone = {"cuda": "dlgsanet.ops.cuda", "reference": "dlgsanet.ops.reference"}
-    monkeypatch.setattr(backends, "BACKENDS", kernels_alone)
+    kernels_alone = {"cuda": "dlgsanet.ops.backends.cuda", "reference": "dlgsanet.ops.backends.reference"}
+    monkeypatch.setattr(dispatch, "BACKENDS", kernels_alone)
     case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     network = golden_network(case).train()
     image = torch.from_numpy(golden["input"]).requires_grad_()

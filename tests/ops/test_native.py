@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 
-from dlgsanet.ops import native, reference
-from dlgsanet.ops.native import build, library
+from dlgsanet.ops.backends import native, reference
+from dlgsanet.ops.backends.native import build, library
 from tests.ops import native_calls as calls
 
 TOLERANCE = 2e-6  # of the output's range

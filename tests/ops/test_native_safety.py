@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dlgsanet.ops import backends, native
-from dlgsanet.ops.native import build, differentiable, dynamic_conv, layers, library
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import native
+from dlgsanet.ops.backends.native import build, differentiable, dynamic_conv, layers, library
 from tests.ops import native_calls as calls
 
 REPOSITORY = Path(__file__).parents[2]
@@ -115,7 +116,7 @@ def test_without_its_library_the_next_backend_serves(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "library_path", lambda: tmp_path / "_avx2.so")
     args = CALLS["gated_feed_forward"]
     assert "not built" in native.why_not("gated_feed_forward", *args)
-    assert backends.select("gated_feed_forward", *args) is not native
+    assert dispatch.select("gated_feed_forward", *args) is not native
 
 
 def test_building_without_a_compiler_is_told_in_one_line(monkeypatch, tmp_path):
@@ -140,7 +141,7 @@ def test_random_calls_under_sanitizers(tmp_path):
     asan = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
     script = (
         "import sys; from pathlib import Path\n"
-        "from dlgsanet.ops.native import library; from tests.ops import test_native\n"
+        "from dlgsanet.ops.backends.native import library; from tests.ops import test_native\n"
         "library.library_path = lambda: Path(sys.argv[1], library.library_name(library.instruction_set()))\n"
         "for operation in test_native.RANDOM_CALLS: test_native.check_random_calls(operation, 50)\n"
         "print('clean')\n"

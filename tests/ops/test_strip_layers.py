@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.archs.sparse_gsa import ACTIVATIONS, SparseGSA
-from dlgsanet.ops import backends, reference
-from dlgsanet.ops.strips import dynamic_conv, inference
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import reference
+from dlgsanet.ops.backends.torch import dynamic_conv, inference
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 
@@ -140,4 +141,4 @@ def test_golden_values_in_float32(path):
 
 def test_autocast_falls_back():
     with backend("torch"), torch.autocast("cpu", torch.bfloat16):
-        assert backends.select("gated_feed_forward", torch.empty(1, 6, 8, 8)) is reference
+        assert dispatch.select("gated_feed_forward", torch.empty(1, 6, 8, 8)) is reference

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlgsanet.ops import backends, reference, strips
-from dlgsanet.ops.strips import dynamic_conv
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import reference
+from dlgsanet.ops.backends import torch as strips
+from dlgsanet.ops.backends.torch import dynamic_conv
 from tests.ops import native_calls as calls
 
 # Of the largest sum of magnitudes, as terms may cancel: in the wide dtypes the order of sums alone differs; the narrow
@@ -75,5 +77,5 @@ class TestDynamicConvolution:
 def test_other_devices_fall_back(monkeypatch):
     monkeypatch.setenv("DLGSANET_BACKEND", "torch")
     x = torch.empty(1, 6, 8, 8, device="meta")
-    chosen = backends.select("dynamic_depthwise_conv", x, torch.empty(1, 1, 7, 7, 8, 8, device="meta"))
+    chosen = dispatch.select("dynamic_depthwise_conv", x, torch.empty(1, 1, 7, 7, 8, 8, device="meta"))
     assert chosen is reference

@@ -113,7 +113,7 @@ def _train(said: Path, folder: Path, arguments: list[str], environment: dict[str
     torch.set_num_threads(1)
     with open(said, "w") as file:
         os.dup2(file.fileno(), 2)
-    sys.exit(run("dlgsanet.train:main", arguments))
+    sys.exit(run("dlgsanet.commands.train:main", arguments))
 
 
 class Workplace:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.cuda_modules import KERNELS, Instance
+from dlgsanet.ops.backends.cuda.modules import KERNELS, Instance
 
 ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
 GUARD_BYTES = 8192

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.native.build import instruction_sets, library_name
+from dlgsanet.ops.backends.native.build import instruction_sets, library_name
 
 # OpenMP's threads do not outlive a fork: a child of this process works alone (torch says the same to its DataLoader's).
 _forked = False

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.tlc import window_starts
+from dlgsanet.ops.windows import window_starts
 
 
 class Cells:

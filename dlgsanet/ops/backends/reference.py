@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlgsanet.ops.tlc import covering_windows
+from dlgsanet.ops.windows import covering_windows
 
 LAYER_NORM_EPS = 1e-5
 
@@ -115,12 +115,12 @@ def dynamic_local_attention(
     proj_out: Tensor,
     window_size: int,
 ) -> Tensor:
-    from dlgsanet.ops import dynamic_conv  # the operator, so that its own backends serve this composition too
+    from dlgsanet.ops import operators  # the operator, so that its own backends serve this composition too
 
     y = F.conv2d(layer_norm(x, norm_weight, norm_bias), proj_in)
     z = F.conv2d(y, squeeze_weight, squeeze_bias)
     z = F.conv2d(z, spatial_weight, spatial_bias, padding=window_size // 2, groups=z.shape[1])
-    y = dynamic_conv.fused_dynamic_depthwise_conv(y, z, filter_weight.flatten(1), filter_bias, window_size)
+    y = operators.fused_dynamic_depthwise_conv(y, z, filter_weight.flatten(1), filter_bias, window_size)
     return x + F.conv2d(y, proj_out)
 
 

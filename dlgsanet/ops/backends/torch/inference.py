@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlgsanet.ops.reference import LAYER_NORM_EPS, accumulation_dtype
-from dlgsanet.ops.strips import dynamic_conv
-from dlgsanet.ops.strips.cells import Cells
-from dlgsanet.ops.strips.mixing import mixing_matrices
+from dlgsanet.ops.backends.reference import LAYER_NORM_EPS, accumulation_dtype
+from dlgsanet.ops.backends.torch import dynamic_conv
+from dlgsanet.ops.backends.torch.cells import Cells
+from dlgsanet.ops.backends.torch.mixing import mixing_matrices
 
 # The hidden tensor of a strip: 4 MB in float32.
 ELEMENTS_IN_STRIP = 1 << 20

@@ -8,8 +8,8 @@ from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 
 from dlgsanet.data.images import UnreadableImageError, has_16_bits, opened
-from dlgsanet.inference.formats import VIDEOS
-from dlgsanet.inference.picture import Picture
+from dlgsanet.pictures.formats import VIDEOS
+from dlgsanet.pictures.picture import Picture
 
 READ_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM")  # MPO: what many phones call JPEG
 

@@ -1,7 +1,7 @@
 """The dynamic depth-wise convolution as PyTorch operators, one for every backend.
 
 `torch.library` operators, so that autograd, autocast, torch.compile and export see one opaque node whatever backend
-computes it; the backends (`reference`, and the faster ones beside it) are chosen inside by `backends.select`.
+computes it; the backends (`reference`, and the faster ones beside it) are chosen inside by `dispatch.select`.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dlgsanet.ops import backends
+from dlgsanet.ops import dispatch
 
 
 def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def _check_fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, wind
 @torch.library.custom_op("dlgsanet::dynamic_depthwise_conv", mutates_args=())
 def _plain(x: Tensor, filters: Tensor) -> Tensor:
     _check(x, filters)
-    return backends.select("dynamic_depthwise_conv", x, filters).dynamic_depthwise_conv(x, filters).contiguous()
+    return dispatch.select("dynamic_depthwise_conv", x, filters).dynamic_depthwise_conv(x, filters).contiguous()
 
 
 @_plain.register_fake
@@ -120,7 +120,7 @@ def _(x, filters):
 
 @torch.library.custom_op("dlgsanet::dynamic_depthwise_conv_backward", mutates_args=())
 def _plain_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    backend = backends.select("dynamic_depthwise_conv_backward", x, filters)
+    backend = dispatch.select("dynamic_depthwise_conv_backward", x, filters)
     grad_x, grad_filters = backend.dynamic_depthwise_conv_backward(grad, x, filters)
     return grad_x.contiguous(), grad_filters.contiguous()
 
@@ -133,7 +133,7 @@ def _(grad, x, filters):
 @torch.library.custom_op("dlgsanet::fused_dynamic_depthwise_conv", mutates_args=())
 def _fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
     _check_fused(x, z, weight, bias, window_size)
-    backend = backends.select("fused_dynamic_depthwise_conv", x, z, weight, bias, window_size)
+    backend = dispatch.select("fused_dynamic_depthwise_conv", x, z, weight, bias, window_size)
     return backend.fused_dynamic_depthwise_conv(x, z, weight, bias, window_size).contiguous()
 
 
@@ -147,7 +147,7 @@ def _(x, z, weight, bias, window_size):
 def _fused_backward(
     grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    backend = backends.select("fused_dynamic_depthwise_conv_backward", x, z, weight, bias, window_size)
+    backend = dispatch.select("fused_dynamic_depthwise_conv_backward", x, z, weight, bias, window_size)
     grads = backend.fused_dynamic_depthwise_conv_backward(grad, x, z, weight, bias, window_size)
     grad_x, grad_z, grad_weight, grad_bias = (g.contiguous() for g in grads)
     return grad_x, grad_z, grad_weight, grad_bias

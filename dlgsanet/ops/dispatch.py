@@ -2,8 +2,8 @@
 
 A backend is a module with
 
-- functions of the names and signatures of `dlgsanet.ops.reference`, as many as it has (autograd follows those named
-  ``differentiable_...``), and
+- functions of the names and signatures of `dlgsanet.ops.backends.reference`, as many as it has (autograd follows those
+  named ``differentiable_...``), and
 - ``why_not(operation, *args) -> str | None``: why it cannot take this call, in a few plain words, or None.
 
 The environment variable ``DLGSANET_BACKEND`` names the one to use instead of the fastest; what that one cannot take
@@ -21,10 +21,10 @@ from dlgsanet.errors import UserError
 
 # Fastest first.
 BACKENDS = {
-    "cuda": "dlgsanet.ops.cuda",
-    "native": "dlgsanet.ops.native",
-    "torch": "dlgsanet.ops.strips",
-    "reference": "dlgsanet.ops.reference",
+    "cuda": "dlgsanet.ops.backends.cuda",
+    "native": "dlgsanet.ops.backends.native",
+    "torch": "dlgsanet.ops.backends.torch",
+    "reference": "dlgsanet.ops.backends.reference",
 }
 
 NO_LAYER = "it has no such layer"

@@ -44,8 +44,8 @@ def _packages() -> Iterator[str]:
 def _processors() -> Iterator[str]:
     import torch
 
-    from dlgsanet.ops.native.build import instruction_sets
-    from dlgsanet.ops.native.library import instruction_set, library_path
+    from dlgsanet.ops.backends.native.build import instruction_sets
+    from dlgsanet.ops.backends.native.library import instruction_set, library_path
 
     yield f"CPU: {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()} threads"
     state = "built" if library_path().exists() else "not built"
@@ -77,14 +77,14 @@ def _allocator() -> Iterator[str]:
 def _layers() -> Iterator[str]:
     import torch
 
-    from dlgsanet.ops import backends
+    from dlgsanet.ops import dispatch
 
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for operation, args in _calls(device).items():
-            answers = backends.explain(operation, *args)
+            answers = dispatch.explain(operation, *args)
             taken = next(name for name, reason in answers if reason is None)
             refused = answers[: [n for n, _ in answers].index(taken)]
-            yield f"{operation} on {device}, float32: {taken}{backends.because(refused)}"
+            yield f"{operation} on {device}, float32: {taken}{dispatch.because(refused)}"
 
 
 def _calls(device: str) -> dict[str, tuple]:

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from dlgsanet.errors import UserError
-from dlgsanet.inference.formats import WRITTEN
-from dlgsanet.inference.picture import Picture
+from dlgsanet.pictures.formats import WRITTEN
+from dlgsanet.pictures.picture import Picture
 
 # Pixels a side; JPEG's header could say 65,535, libjpeg writes up to 65,500.
 LARGEST_SIDE = {"WEBP": 16383, "JPEG": 65500, "BMP": 2**31 - 1, "TIFF": 2**31 - 1, "PNG": 2**31 - 1}

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.native.library import call, round_up, strips
+from dlgsanet.ops.backends.native.library import call, round_up, strips
 
 
 def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:

@@ -19,7 +19,7 @@ from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
 from dlgsanet.archs.norm import LayerNorm
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.inference.plan import tlc_window
-from dlgsanet.ops.reference import LAYER_NORM_EPS, select_similarities
+from dlgsanet.ops.backends.reference import LAYER_NORM_EPS, select_similarities
 
 
 class PortableDLGSANet(nn.Module):
@@ -155,7 +155,7 @@ def _length(x: Tensor) -> Tensor:
 
 
 class _Windows:
-    """TLC windows along an axis, as `dlgsanet.ops.tlc.window_starts` places them, in numbers that may be symbols.
+    """TLC windows along an axis, as `dlgsanet.ops.windows.window_starts` places them, in numbers that may be symbols.
 
     Window i starts at ``min(i * step, size - side)``, and no pixel lies in more than two of them. So the average over
     a pixel's windows is that of the first and the last: gathering takes the place of adding up.

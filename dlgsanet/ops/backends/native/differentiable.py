@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dlgsanet.ops.native.dynamic_conv import fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward
-from dlgsanet.ops.native.layers import gated_feed_forward
-from dlgsanet.ops.native.library import call, round_up, strips
-from dlgsanet.ops.strips.mixing import in_heads, mixing_matrices
+from dlgsanet.ops.backends.native.dynamic_conv import (
+    fused_dynamic_depthwise_conv,
+    fused_dynamic_depthwise_conv_backward,
+)
+from dlgsanet.ops.backends.native.layers import gated_feed_forward
+from dlgsanet.ops.backends.native.library import call, round_up, strips
+from dlgsanet.ops.backends.torch.mixing import in_heads, mixing_matrices
 
 
 def differentiable_dynamic_local_attention(

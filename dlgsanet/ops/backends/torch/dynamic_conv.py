@@ -3,7 +3,7 @@
 The filters of a strip are formed by one matrix product and used at once, a multiply-add of the shifted strip for each
 tap; backward forms them again. In the reference each of these is a tensor of G * K * K channels.
 
-Axes as in `dlgsanet.ops.reference`; n pixels of a strip.
+Axes as in `dlgsanet.ops.backends.reference`; n pixels of a strip.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.reference import accumulation_dtype
+from dlgsanet.ops.backends.reference import accumulation_dtype
 
 # The filters of a strip: 4 MB in float32, which stay in a processor's last level of cache.
 FILTERS_IN_STRIP = 1 << 20

@@ -1,28 +1,32 @@
-"""Compiled layers for CPUs, float32: the C++ sources beside this file, called by ctypes on tensors' memory.
+"""The layers for CPUs in PyTorch alone: strips of rows whose hidden tensors stay in the cache and are never whole.
 
-Each layer runs in tiles whose intermediate features stay in the processor's cache. There is one library for each
-instruction set, so that an AVX-512 machine and an old one get code, and tiles, of their own; which one serves is what
-PyTorch itself uses here (its variable ``ATEN_CPU_CAPABILITY`` holds for both). The threads are PyTorch's, as many as
-`torch.get_num_threads`; results do not depend on how many.
+Any float dtype, batch, size and window size. Peak memory grows with the features of the image, not with the hidden
+ones: the filters (G * K * K a pixel), the feed-forward network's two halves, the windows of TLC.
 """
 
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.native.differentiable import (
+from dlgsanet.ops.backends.torch.differentiable import (
     differentiable_channel_attention,
     differentiable_dynamic_local_attention,
     differentiable_gated_feed_forward,
 )
-from dlgsanet.ops.native.dynamic_conv import fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward
-from dlgsanet.ops.native.layers import channel_attention, dynamic_local_attention, gated_feed_forward
-from dlgsanet.ops.native.library import library_path
+from dlgsanet.ops.backends.torch.dynamic_conv import (
+    dynamic_depthwise_conv,
+    dynamic_depthwise_conv_backward,
+    fused_dynamic_depthwise_conv,
+    fused_dynamic_depthwise_conv_backward,
+)
+from dlgsanet.ops.backends.torch.inference import channel_attention, dynamic_local_attention, gated_feed_forward
 
 __all__ = [
     "channel_attention",
     "differentiable_channel_attention",
     "differentiable_dynamic_local_attention",
     "differentiable_gated_feed_forward",
+    "dynamic_depthwise_conv",
+    "dynamic_depthwise_conv_backward",
     "dynamic_local_attention",
     "fused_dynamic_depthwise_conv",
     "fused_dynamic_depthwise_conv_backward",
@@ -36,8 +40,6 @@ def why_not(operation: str, *args) -> str | None:
     devices = {t.device.type for t in tensors}
     if devices != {"cpu"}:
         return f"the tensors are on {', '.join(sorted(devices))}"
-    if any(t.dtype != torch.float32 for t in tensors):
-        return "it computes in float32 alone"
     if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
         return "the tensors are not plain ones"
     if tensors[0].numel() == 0:
@@ -46,6 +48,4 @@ def why_not(operation: str, *args) -> str | None:
         return "autocast chooses the dtypes"
     if operation == "differentiable_channel_attention" and args[-1] is not None:
         return "gradients through windows are not what training asks for"
-    if not library_path().exists():
-        return "its library is not built (python dlgsanet/ops/native/build.py, with a C++ compiler)"
     return None

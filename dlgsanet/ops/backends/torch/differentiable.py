@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlgsanet.ops import dynamic_conv
-from dlgsanet.ops.reference import LAYER_NORM_EPS, accumulation_dtype
-from dlgsanet.ops.strips.mixing import mixing_matrices
+from dlgsanet.ops import operators
+from dlgsanet.ops.backends.reference import LAYER_NORM_EPS, accumulation_dtype
+from dlgsanet.ops.backends.torch.mixing import mixing_matrices
 
 
 def differentiable_dynamic_local_attention(
@@ -33,7 +33,7 @@ def differentiable_dynamic_local_attention(
     y = _project(_normalise(x, norm_weight, norm_bias), proj_in)
     z = _depthwise(_project(y, squeeze_weight, squeeze_bias), spatial_weight, spatial_bias)
     y, z = y.movedim(-1, 1), z.movedim(-1, 1)
-    y = dynamic_conv.fused_dynamic_depthwise_conv(y, z, filter_weight.flatten(1), filter_bias, window_size)
+    y = operators.fused_dynamic_depthwise_conv(y, z, filter_weight.flatten(1), filter_bias, window_size)
     return x + _project(y.movedim(1, -1), proj_out).movedim(-1, 1)
 
 

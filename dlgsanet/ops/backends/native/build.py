@@ -1,7 +1,7 @@
 """Build the native backend's libraries, one for each instruction set, beside their sources.
 
-``python dlgsanet/ops/native/build.py`` in a source checkout, or `build` from setup.py: nothing but Python's own library
-is imported, so neither torch nor this package need be there.
+Run ``python dlgsanet/ops/backends/native/build.py`` in a source checkout; setup.py calls `build`. Only Python's own
+library is imported, so neither torch nor this package needs to be installed.
 """
 
 import functools

@@ -1,11 +1,33 @@
-"""How much memory there is, and how much an image takes."""
+"""Devices: found by name, how much memory is free on them, and which errors say that it ran out."""
 
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+from dlgsanet.errors import UserError
+
 _UNLIMITED = 2**60  # cgroup v1 writes "no limit" as a number near 2^63
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name that works here; None: the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    # What PyTorch raises differs from device to device: RuntimeError, AssertionError, NotImplementedError.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--device: cannot use {str(device)!r}: {reason}") from None
+    if found.type == "meta":
+        raise UserError("--device: 'meta' computes nothing; use cpu or cuda")
+    return found
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -6,9 +6,9 @@ import itertools
 import torch
 from torch import Tensor
 
-from dlgsanet.ops import reference
-from dlgsanet.ops.native.library import call
-from dlgsanet.ops.tlc import window_starts
+from dlgsanet.ops.backends import reference
+from dlgsanet.ops.backends.native.library import call
+from dlgsanet.ops.windows import window_starts
 
 
 def gated_feed_forward(

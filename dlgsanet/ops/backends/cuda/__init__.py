@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dlgsanet.ops import cuda_modules
-from dlgsanet.ops.cuda_modules import Instance, Module
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.backends.cuda.modules import Instance, Module
 
 WINDOW_SIZES = (3, 5, 7, 9)
 SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}

@@ -4,8 +4,8 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from dlgsanet.inference.formats import WRITTEN
 from dlgsanet.inference.jobs import STREAM, find_jobs, say
+from dlgsanet.pictures.formats import WRITTEN
 
 EXAMPLES = """\
 examples:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.reference import select_similarities
+from dlgsanet.ops.backends.reference import select_similarities
 
 NORMALIZE_EPS = 1e-12  # of torch.nn.functional.normalize
 
@@ -31,7 +31,7 @@ def mixing_matrices(
         query_norms, key_norms: [n, C], the L2 norms of the channels over those pixels.
         temperature: [heads, 1, 1].
         proj_out: [C, C, 1, 1].
-        activation, topk_ratio: see `dlgsanet.ops.reference.select_similarities`.
+        activation, topk_ratio: see `dlgsanet.ops.backends.reference.select_similarities`.
     """
     heads, channels = len(temperature), gram.shape[-1]
     rows = query_norms.clamp_min(NORMALIZE_EPS).unflatten(1, (heads, -1, 1))

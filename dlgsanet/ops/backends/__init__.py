@@ -1,0 +1,1 @@
+"""What computes the operations of `dlgsanet.ops`, one file or folder per backend."""
