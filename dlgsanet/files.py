@@ -1,6 +1,19 @@
-"""Writing files so that no half of one is ever seen."""
+"""Writing files that are never seen half-written, by any number of writers at once.
 
+A file is written under a temporary name in its own folder and renamed when it is complete. Each writer has its own
+temporary name, and holds a lock on the file as long as it writes. What a killed writer has left is therefore found by
+its name and by its lock that nobody holds. The next writer in the folder deletes it.
+"""
+
+import errno
+import fcntl
+import functools
 import os
+import re
+import secrets
+import shutil
+import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,28 +21,56 @@ from typing import BinaryIO
 
 from dlgsanet.errors import UserError
 
+HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:60]
+# Leftovers of another host whose lock can be had are deleted after this time: some network file systems keep locks
+# within each host, so that a lock that is free here proves nothing about writers there.
+OTHER_HOST_SECONDS = 3600
+# Where the file system has no locks at all.
+NO_LOCKS_SECONDS = 24 * 3600
+
+_PREFIX, _SUFFIX = ".dlgsanet-", ".part"
+_OURS = f"{_PREFIX}{HOST}-"
+_PROCESS = secrets.token_hex(4)  # not the process id: containers give the same ids again
+
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the name `path` when the block ends well, and is gone when it does not.
+    """A file, open for reading and writing, that gets the name `path` when the block ends without an exception.
+
+    Its `name` is that of the temporary file, which is deleted when the block raises.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; nothing is left behind.
     """
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException as error:  # Ctrl-C too leaves nothing behind
-        with suppress(OSError):
-            aside.unlink()
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-        raise
+    with _errors_name(path), _temporary_file(path.parent) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(file.name, path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def folder_written_aside(path: Path) -> Iterator[Path]:
+    """A new folder that gets the name `path`, which must be free, when the block ends without an exception.
+
+    Raises:
+        UserError: it cannot be written, or there is something at `path`; nothing is left behind.
+    """
+    with _errors_name(path):
+        aside = _temporary_name(path.parent)
+        aside.mkdir()
+        try:
+            with open(aside / _SUFFIX, "wb") as lock:
+                with suppress(OSError):
+                    _lock(lock)
+                yield aside
+                os.unlink(lock.name)
+                os.replace(aside, path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        sync_folder(path.parent)
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
@@ -40,3 +81,79 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
     """
     with written_aside(path) as file:
         file.writelines([content] if isinstance(content, bytes) else content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power failure, where the file system can do that."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+@contextmanager
+def _errors_name(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _temporary_name(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    _clean_once(folder, os.getpid())
+    return folder / f"{_OURS}{_PROCESS}-{secrets.token_hex(4)}{_SUFFIX}"
+
+
+@contextmanager
+def _temporary_file(folder: Path) -> Iterator[BinaryIO]:
+    while True:
+        file = open(_temporary_name(folder), "x+b")  # noqa: SIM115  # closed below
+        with suppress(OSError):
+            if not _lock(file) or not os.fstat(file.fileno()).st_nlink:  # another writer takes it for a leftover
+                file.close()
+                continue
+        break
+    try:
+        with file:
+            yield file
+    except BaseException:  # Ctrl-C too leaves nothing behind
+        with suppress(OSError):
+            os.unlink(file.name)
+        raise
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock an open file; False: another process holds the lock.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+@functools.cache
+def _clean_once(folder: Path, process: int) -> None:
+    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with suppress(OSError):  # another process may delete it at the same time
+            if not path.name.startswith(f"{_OURS}{_PROCESS}-") and _is_left_over(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_left_over(path: Path) -> bool:
+    age = time.time() - path.stat().st_mtime
+    if not path.name.startswith(_OURS) and age < OTHER_HOST_SECONDS:
+        return False
+    try:
+        with open(path / _SUFFIX if path.is_dir() else path, "r+b") as file:
+            return _lock(file)
+    except OSError:  # no locks here; or a folder that has no lock file yet or, being complete, no longer
+        return age > NO_LOCKS_SECONDS

@@ -1,5 +1,6 @@
 """Downloading archives of gigabytes over connections that break."""
 
+import fcntl
 import hashlib
 import http.client
 import os
@@ -7,13 +8,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
 from dlgsanet.errors import UserError
-from dlgsanet.files import write_whole
+from dlgsanet.files import sync_folder, write_whole
 
 BLOCK = 1 << 20
 ATTEMPTS = 5  # in a row without a byte received
@@ -32,14 +36,47 @@ def download(address: str, target: Path, pause: float = 2.0) -> None:
         UserError: no connection, the server refuses, or the disk is full; a further run goes on from there.
     """
     part, version = (target.with_name(f".{target.name}.{suffix}") for suffix in ("part", "version"))
+    with _alone(part, target):
+        _download(address, part, version, pause)
+        print(f"{target}: sha256 {_sha256(part)}")
+        part.replace(target)
+        sync_folder(target.parent)
+        version.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(part: Path, target: Path) -> Iterator[None]:
+    """Keep other processes from writing to `part`. The lock ends with the process, however it ends."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "ab") as lock:
+            _lock(lock, part, target)
+            try:
+                yield
+            finally:
+                if not _size(part):
+                    part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {part}: {error.strerror}") from None
+
+
+def _lock(file: BinaryIO, part: Path, target: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.path.samestat(os.fstat(file.fileno()), os.stat(part))
+    except (BlockingIOError, FileNotFoundError):  # or it has just been completed
+        mine = False
+    if not mine:
+        raise UserError(f"{target}: another process downloads it; wait until it is done")
+
+
+def _download(address: str, part: Path, version: Path, pause: float) -> None:
     by_hand = "or download it by hand and give the file's name"
     failures = 0
     while True:
         before = _size(part)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _receive(address, part, version)
-            break
+            return _receive(address, part, version)
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = error.reason if type(error) is urllib.error.URLError else error
             refused = isinstance(error, urllib.error.HTTPError) and error.code < HTTPStatus.INTERNAL_SERVER_ERROR
@@ -49,11 +86,6 @@ def download(address: str, target: Path, pause: float = 2.0) -> None:
             seconds = pause * 2 ** max(0, failures - 1)
             print(f"{address}: {reason}; again in {seconds:.0f} s", file=sys.stderr)
             time.sleep(seconds)
-        except OSError as error:
-            raise UserError(f"cannot write {part}: {error.strerror}") from None
-    print(f"{target}: sha256 {_sha256(part)}")
-    part.replace(target)
-    version.unlink(missing_ok=True)
 
 
 def _receive(address: str, part: Path, version: Path) -> None:
@@ -76,7 +108,7 @@ def _receive(address: str, part: Path, version: Path) -> None:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             if error.headers["Content-Range"] == f"bytes */{start}":
                 return  # killed after the last byte, before the file got its name
-            part.unlink()
+            os.truncate(part, 0)  # the same file: it is locked
         raise
     with answer:
         if answer.status != HTTPStatus.PARTIAL_CONTENT:

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from dlgsanet.data.images import opened, read_image, upright_size
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.data.sources import Source
 from dlgsanet.errors import UserError
+from dlgsanet.files import written_aside
 
 
 @dataclass
@@ -83,7 +83,7 @@ def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_d
                     _write(file, total, sources, shapes)
         return PixelCache(shapes, np.memmap(file, np.uint8, "r"), file)
     except OSError as error:
-        raise UserError(f"cache_dir: cannot keep {total / 2**30:.1f} GiB in {cache_dir}: {error.strerror}") from None
+        raise _no_room(total, cache_dir, error) from None
 
 
 def _memory(total: int) -> np.ndarray:
@@ -93,23 +93,24 @@ def _memory(total: int) -> np.ndarray:
         raise UserError(f"no memory for {total / 2**30:.1f} GiB of decoded images; set cache_dir") from None
 
 
+def _no_room(total: int, folder: Path, error: OSError) -> UserError:
+    return UserError(f"cache_dir: cannot keep {total / 2**30:.1f} GiB in {folder}: {error.strerror}")
+
+
 def _is_whole(file: Path, total: int) -> bool:
     return file.exists() and file.stat().st_size == total
 
 
 def _write(file: Path, total: int, sources: Sequence[Source], shapes: list[tuple[int, int]]) -> None:
-    aside = file.with_suffix(".part")
-    try:
-        with open(aside, "wb") as allocated:
-            # A full disk is an error here; later, through the memory map, it would be a bus error.
-            os.posix_fallocate(allocated.fileno(), 0, total)
+    with written_aside(file) as aside:
+        # A full disk is an error here; later, through the memory map, it would be a bus error.
+        try:
+            os.posix_fallocate(aside.fileno(), 0, total)
+        except OSError as error:
+            raise _no_room(total, file.parent, error) from None
         pixels = np.memmap(aside, np.uint8, "r+")
         _fill(PixelCache(shapes, pixels, None), sources)
         pixels.flush()
-        os.replace(aside, file)
-    finally:
-        with suppress(OSError):
-            aside.unlink()
 
 
 def _fill(cache: PixelCache, sources: Sequence[Source]) -> None:

@@ -1,13 +1,11 @@
 """What BasicSR reads besides folders: meta-info files and LMDB data bases."""
 
-import os
-import shutil
 from pathlib import Path
 
 from dlgsanet.data.images import UnreadableImageError, list_images, opened, png_bytes, read_image
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.errors import UserError
-from dlgsanet.files import write_whole
+from dlgsanet.files import folder_written_aside, write_whole
 
 PAGE = 4096
 COMPRESS_LEVEL = 1  # as BasicSR's own script: files a little larger, written much faster
@@ -48,17 +46,9 @@ def write_lmdb(folder: Path, target: Path, suffix: str = "", workers: int | None
     paths = list_images(folder, "ROOT")
     if dotted := [path.name for path in paths if "." in path.stem or not path.name.isascii()]:
         raise UserError(f"LMDB keys are ASCII names without dots; rename {in_one_line(dotted)}")
-    aside = target.with_name(f".{target.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    with folder_written_aside(target) as aside:
         lines = _fill(aside, paths, suffix, target.name, workers)
         write_whole(aside / "meta_info.txt", "".join(lines).encode())
-        os.replace(aside, target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return len(lines)
 
 

@@ -123,6 +123,21 @@ def test_killed_after_the_last_byte(server, tmp_path):
     assert server.sent == 0
 
 
+def test_second_process_is_refused_and_disturbs_nothing(server, tmp_path):
+    whole = server.answer
+
+    def second_while_first_runs(handler):
+        server.answer = whole
+        with pytest.raises(UserError, match=r"a\.zip: another process"):
+            download(server.address, tmp_path / "a.zip")
+        whole(handler)
+
+    server.answer = second_while_first_runs
+    download(server.address, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
 def test_refused(server, tmp_path):
     with pytest.raises(UserError, match=r"HTTP Error 404: Not Found; run again .* or download it by hand"):
         download(server.address.replace("archive", "nothing"), tmp_path / "a.zip")
