@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dlgsanet.errors import UserError
+from dlgsanet.options.table import DIST
 from dlgsanet.signals import INTERRUPTED
 
 
@@ -35,7 +36,7 @@ def ranks(launcher: str, options: dict[str, Any]) -> Iterator[None]:
     if launcher == "none":
         yield
         return
-    params = options.get("dist_params") or {}
+    params = DIST.completed(options.get("dist_params", {}))
     if launcher == "slurm":
         _environment_from_slurm(params.get("port"))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -46,7 +47,7 @@ def ranks(launcher: str, options: dict[str, Any]) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     backend = params.get("backend", "nccl" if on_gpu else "gloo")
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=params.get("timeout", 600)))
+        dist.init_process_group(backend, timeout=timedelta(seconds=params["timeout"]))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the ranks do not find each other: {str(error).splitlines()[0]}") from error
     try:

@@ -22,7 +22,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -121,7 +120,7 @@ def prepare(folder: str, scales: list[int]) -> str:
 
 def options_of(name: str, folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of a network's training file, changed as the command line says."""
-    from dlgsanet.options import read_options
+    from dlgsanet.options.read import read_options
 
     size, scale = name.split("_x")
     (file,) = REPOSITORY.glob(f"options/train/train_SISR_ClassicDIV2K_{size}_*B_DLGSANet_SRx{scale}_scratch*.yml")
@@ -130,10 +129,9 @@ def options_of(name: str, folder: str, arguments: argparse.Namespace) -> dict[st
         changes.append(f"datasets:train:batch_size_per_gpu={arguments.batch}")
     if arguments.patch:
         changes.append(f"datasets:train:gt_size={arguments.patch * int(scale)}")
-    given = SimpleNamespace(opt=str(file), force_yml=changes, data_root=f"{folder}/datasets", debug=False)
     for key in ("datasets:val:dataroot_gt", "datasets:val:dataroot_lq"):  # not used, but looked for
-        given.force_yml.append(f"{key}={folder}")
-    return read_options(given, is_train=True)
+        changes.append(f"{key}={folder}")
+    return read_options(file, is_train=True, changes=changes, data_root=f"{folder}/datasets")
 
 
 def measure(name: str, folder: str, arguments: argparse.Namespace) -> str:

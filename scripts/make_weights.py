@@ -19,7 +19,7 @@ from typing import Any
 
 from dlgsanet.archs.checkpoint import read_checkpoint, write_checkpoint
 from dlgsanet.errors import UserError
-from dlgsanet.options.read import load_yaml
+from dlgsanet.options.parse import load_yaml
 
 # The stages of each scale, first to last; x3 and x4 start from x2 after its third stage.
 RECIPES = {
@@ -59,7 +59,7 @@ def main() -> None:
         dlgsanet("data", "folder", str(folder), "--name", name, "--scales", *scales)
     for scale in arguments.scales:
         for stage in RECIPES[scale]:
-            dlgsanet("train", "-opt", f"options/train/{stage}.yml", "--auto_resume")
+            dlgsanet("train", "-opt", f"options/train/{stage}.yml", "--auto-resume")
         release(scale)
 
 

@@ -9,7 +9,7 @@ from dlgsanet.archs.sparse_gsa import ACTIVATIONS
 
 BLOCK_TYPES = ("sparseedge", "edge", "idynamic", "restormer")
 
-_WORDS = {
+CHOICES = {
     "buildblock_type": BLOCK_TYPES,
     "idynamic_ffn_type": tuple(FEED_FORWARDS),
     "restormer_ffn_type": tuple(FEED_FORWARDS),
@@ -27,7 +27,7 @@ _SWITCHES = ("idynamic", "tlc_flag", "body_norm")
 def check_network_options(options: Mapping[str, Any]) -> list[str]:
     """Every fault of the options (all of them given, under the names of `DLGSANet`'s arguments), a line each."""
     problems = []
-    for name, words in _WORDS.items():
+    for name, words in CHOICES.items():
         if options[name] not in words:
             problems.append(f"{name} is {options[name]!r}; allowed: {', '.join(map(repr, words))}")
     for name in _COUNTS:

@@ -3,14 +3,16 @@
 import argparse
 from pathlib import Path
 
+from dlgsanet.commands.arguments import ArgumentParser
+
 EXAMPLES = """examples:
   dlgsanet ablate -opt options/train/train_..._Tiny_..._SRx4_....yml --iterations 50000 --seeds 10 11
-  dlgsanet ablate -opt base.yml --iterations 5000 --variants relu topk --data_root /scratch/datasets
+  dlgsanet ablate -opt base.yml --iterations 5000 --variants relu topk --data-root /scratch/datasets
 """
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="dlgsanet ablate",
         description="Train variants of a file with the same seed and budget, and print one table of its validation "
         "sets. Variants: relu, topk, topk25, topk75 (the largest half, quarter, three quarters), softmax, gelu, "
@@ -23,7 +25,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--iterations", type=_positive, required=True, help="of every run")
     parser.add_argument("--variants", nargs="+", metavar="V", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10], metavar="N", help="default: 10")
-    parser.add_argument("--data_root", metavar="DIR", help="folder that stands for `datasets/` in the file")
+    parser.add_argument("--data-root", metavar="DIR", help="folder that stands for `datasets/` in the file")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/ablation"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
 

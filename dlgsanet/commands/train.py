@@ -1,21 +1,21 @@
 """`dlgsanet train -opt FILE`: train a network from an option file."""
 
-import argparse
-
-from dlgsanet.options import add_arguments
+from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file
 from dlgsanet.signals import StopSignals
 
 
 def main(argv: list[str]) -> int:
     """Train; the exit code is 0, 75 (stopped by SIGTERM or SIGUSR1: requeue me) or 130 (stopped by Ctrl-C)."""
-    parser = argparse.ArgumentParser(prog="dlgsanet train", description="Train a network from an option file.")
-    add_arguments(parser)
+    parser = ArgumentParser(prog="dlgsanet train", description="Train a network from an option file.")
+    add_option_file(parser)
     parser.add_argument(
-        "--auto_resume", action="store_true", help="go on from the newest whole checkpoint of this run, if there is one"
+        "--auto-resume", action="store_true", help="continue from the newest whole checkpoint of this run, if any"
     )
-    args = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
 
     with StopSignals() as signals:  # before PyTorch is imported: a job that is warned by then must be queued again too
+        from dlgsanet.options.read import read_options
         from dlgsanet.training.run import train
 
-        return train(args, signals)
+        options = read_options(**option_file(arguments), is_train=True, auto_resume=arguments.auto_resume)
+        return train(options, arguments.launcher, signals)

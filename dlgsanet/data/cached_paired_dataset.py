@@ -12,6 +12,7 @@ from dlgsanet.data.pair_sizes import check_sizes
 from dlgsanet.data.pairs import find_pairs
 from dlgsanet.data.pixel_cache import decode_all
 from dlgsanet.errors import UserError
+from dlgsanet.options.table import CACHED_SET, CACHED_TRAINING_SET
 
 
 class CachedPairedImageDataset(Dataset):
@@ -51,8 +52,9 @@ class CachedPairedImageDataset(Dataset):
     def __init__(self, opt: Mapping[str, Any]) -> None:
         self.scale = int(opt["scale"])
         self.training = opt["phase"] == "train"
+        opt = (CACHED_TRAINING_SET if self.training else CACHED_SET).completed(opt)
         self.patches_per_image = _at_least_one(opt, "patches_per_image") if self.training else 1
-        self.use_hflip, self.use_rot = opt.get("use_hflip", False), opt.get("use_rot", False)
+        self.use_hflip, self.use_rot = opt.get("use_hflip"), opt.get("use_rot")
         self.normalisation = _normalisation(opt)
         if self.training:
             self.lq_size = _lq_size(opt, self.scale)
@@ -64,7 +66,7 @@ class CachedPairedImageDataset(Dataset):
         self.paths = [{"gt_path": gt.name, "lq_path": lq.name} for gt, lq in pairs]
         sources = [source for pair in pairs for source in pair]
         sizes = check_sizes(pairs, self.scale, self.lq_size if self.training else 1)
-        self.cache = decode_all(sources, sizes, Path(opt["cache_dir"]) if opt.get("cache_dir") else None)
+        self.cache = decode_all(sources, sizes, Path(opt["cache_dir"]) if opt["cache_dir"] else None)
         # In shared memory, for workers that live on between epochs.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -119,7 +121,7 @@ class CachedPairedImageDataset(Dataset):
 
 
 def _at_least_one(opt: Mapping[str, Any], option: str) -> int:
-    value = opt.get(option, 1)
+    value = opt[option]
     if not isinstance(value, int) or value < 1:
         raise UserError(f"{option}: must be a whole number from 1, not {value!r}")
     return value

@@ -5,7 +5,6 @@ import os
 import statistics
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from dlgsanet.evaluation.rows import BICUBIC, Row, means
 from dlgsanet.evaluation.scoring import bicubic, score, standard_metrics, super_resolve
 from dlgsanet.evaluation.tables import Table, figure
 from dlgsanet.files import write_whole
-from dlgsanet.options.read import load_yaml, read_options
+from dlgsanet.options.parse import load_yaml
+from dlgsanet.options.read import read_options
 
 # What each variant changes of `network_g`. Those with one kind of layer get twice the blocks: as many layers in all.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -103,23 +103,22 @@ def ablate(
             write_whole(path, yaml.safe_dump(options, sort_keys=False).encode())
             made[variant, seed] = path
     for path in made.values():
-        _arguments(path, data_root)  # every file is checked before the first is trained
+        _options(path, data_root)  # every file is checked before the first is trained
     rows: list[Row] = []
     for number, ((variant, seed), path) in enumerate(made.items(), 1):
         print(f"[{number}/{len(made)}] {MEANING[variant]}, seed {seed}", flush=True)
         _train(path, data_root)
-        rows += _score(_arguments(path, data_root), variant, seed, with_bicubic=not rows)
+        rows += _score(_options(path, data_root), variant, seed, with_bicubic=not rows)
     return _report(base, rows, variants, seeds, iterations, folder)
 
 
-def _arguments(path: Path, data_root: str | None) -> dict[str, Any]:
-    arguments = Namespace(opt=str(path), force_yml=[], data_root=data_root, debug=False, launcher="none")
-    return read_options(arguments, is_train=True)
+def _options(path: Path, data_root: str | None) -> dict[str, Any]:
+    return read_options(path, is_train=True, data_root=data_root)
 
 
 def _train(path: Path, data_root: str | None) -> None:
-    command = [sys.executable, "-m", "dlgsanet", "train", "-opt", str(path), "--auto_resume"]
-    command += ["--data_root", data_root] if data_root else []
+    command = [sys.executable, "-m", "dlgsanet", "train", "-opt", str(path), "--auto-resume"]
+    command += ["--data-root", data_root] if data_root else []
     root = str(Path(__file__).resolve().parents[2])  # for the child to find the package where it is not installed
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     code = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, check=False).returncode

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.scoring import Network
-from dlgsanet.options.read import check_options, load_yaml
+from dlgsanet.options.parse import load_yaml
+from dlgsanet.options.read import check_options
 
 
 def load_option_file(path: str) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def registered_network(options: Mapping[str, Any]) -> nn.Module:
     Raises:
         UserError: options that its class refuses.
     """
-    from dlgsanet.options.sections import registry
+    from dlgsanet.options.check import registry
 
     arguments = {key: value for key, value in options.items() if key != "type"}
     try:

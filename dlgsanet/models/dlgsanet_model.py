@@ -17,7 +17,7 @@ from dlgsanet.distributed import mean_over_ranks
 from dlgsanet.errors import faults_of
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
 from dlgsanet.models.weights import load_weights
-from dlgsanet.options.sections import LOSSES
+from dlgsanet.options.table import LOSSES, TRAIN
 
 logger = logging.getLogger("dlgsanet")
 
@@ -43,12 +43,16 @@ class DLGSANetModel(SRModel):
         optim_g, scheduler: any of `dlgsanet.models.optimization`; `warmup_iter` holds for all of them.
     """
 
+    @property
+    def train_options(self) -> dict[str, Any]:
+        return TRAIN.completed(self.opt.get("train", {}))
+
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        train = self.opt.get("train", {})
+        train = self.train_options
         net = net.to(self.device)
-        if train.get("channels_last"):
+        if train["channels_last"]:
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if mode := train.get("compile"):
+        if mode := train["compile"]:
             net.compile(mode=None if mode is True else mode)
         if self.opt["dist"]:
             # Backends lay gradients out as they like; DDP copies them, and warns that it might be faster.
@@ -67,21 +71,21 @@ class DLGSANetModel(SRModel):
         load_weights(self.get_bare_model(net), load_path, self.opt["path"].get("param_key_g"), strict)
 
     def init_training_settings(self) -> None:
-        train = self.opt["train"]
+        train = self.train_options
         self.net_g.train()
-        self.ema_decay = train.get("ema_decay", 0)
+        self.ema_decay = train["ema_decay"]
         if self.ema_decay > 0:
             self.net_g_ema = self._copy_for_averages()
         self.losses = {}
-        for name in LOSSES:
-            if train.get(name):
+        for name in [option.name for option in LOSSES]:
+            if train[name]:
                 with faults_of(f"train.{name}"):
                     self.losses[name] = build_loss(train[name]).to(self.device)
-        self.accumulate = train.get("accumulate", 1)
-        self.grad_clip = train.get("grad_clip") or math.inf
-        self.max_bad_steps = train.get("max_bad_steps", 20)
+        self.accumulate = train["accumulate"]
+        self.grad_clip = train["grad_clip"] or math.inf
+        self.max_bad_steps = train["max_bad_steps"]
         self.bad_steps = self.bad_steps_in_row = 0
-        self.precision = PRECISIONS[train.get("precision", "fp32")]
+        self.precision = PRECISIONS[train["precision"]]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.setup_optimizers()
         self.setup_schedulers()
@@ -103,13 +107,13 @@ class DLGSANetModel(SRModel):
         with faults_of("train.scheduler"):
             scheduler = build_scheduler(self.opt["train"]["scheduler"], self.optimizer_g)
         self.schedulers.append(scheduler)
-        self.warm_up = WarmUp(self.optimizer_g, scheduler, self.opt["train"].get("warmup_iter", -1))
+        self.warm_up = WarmUp(self.optimizer_g, scheduler, self.train_options["warmup_iter"])
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         self.warm_up.set_rates(current_iter)
 
     def feed_data(self, data: dict[str, Any]) -> None:
-        memory = torch.channels_last if self.opt.get("train", {}).get("channels_last") else torch.preserve_format
+        memory = torch.channels_last if self.train_options["channels_last"] else torch.preserve_format
         self.lq = data["lq"].to(self.device, non_blocking=True, memory_format=memory)
         if "gt" in data:
             self.gt = data["gt"].to(self.device, non_blocking=True)

@@ -47,7 +47,7 @@ def introduce(
         "Validation": f"{validation}, every {options['val']['val_freq']:,} iterations" if validation_sets else "none",
         "Iterations": f"{position.iteration + 1:,} to {total:,} of {batch_size} samples, {epochs} epochs",
         "Hardware": ranks + hardware(options["num_gpu"]) + idle,
-        "Precision": ", ".join([train.get("precision", "fp32"), *(k for k in SWITCHES if train.get(k))]),
+        "Precision": ", ".join([train["precision"], *(k for k in SWITCHES if train[k])]),
         "Resume": _resume(options, position),
     }
     for what, text in lines.items():

@@ -105,7 +105,7 @@ class Loop:
         self.position.iteration += 1
         self.position.samples += self.batch_size
         iteration = self.position.iteration
-        self.model.update_learning_rate(iteration, self.options["train"].get("warmup_iter", -1))
+        self.model.update_learning_rate(iteration, self.options["train"]["warmup_iter"])
         self.model.feed_data(batch)
         self.model.optimize_parameters(iteration)
         seconds = time.monotonic() - start
@@ -141,7 +141,7 @@ class Loop:
         Not while steps are skipped: should it not end, the checkpoints before it are those worth keeping.
         """
         every = self.options["logger"]["save_checkpoint_freq"]
-        minutes = self.options["logger"].get("save_checkpoint_minutes", 10)
+        minutes = self.options["logger"]["save_checkpoint_minutes"]
         late = self.options["rank"] == 0 and time.monotonic() - self.saved_at > 60 * minutes
         due = self.position.iteration // every > self.saved // every or late
         return due and not self._bad_steps_in_row() and self.position.iteration > self.saved

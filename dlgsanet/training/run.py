@@ -1,6 +1,5 @@
 """A training run from its option file to its exit code."""
 
-import argparse
 import os
 from copy import deepcopy
 from pathlib import Path
@@ -16,7 +15,6 @@ from dlgsanet.data.pair_sizes import check_sizes
 from dlgsanet.data.pairs import find_pairs
 from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError, faults_of
-from dlgsanet.options import read_options
 from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
 from dlgsanet.training.checkpoints import Checkpoint, Checkpoints
@@ -29,11 +27,12 @@ from dlgsanet.training.state import Position, restore
 from dlgsanet.training.validation import ValidationSet
 
 
-def train(args: argparse.Namespace, signals: StopSignals) -> int:
-    """Train as an option file and the command line say.
+def train(options: dict[str, Any], launcher: str, signals: StopSignals) -> int:
+    """Train as the options say.
 
     Args:
-        args: of `dlgsanet.train`.
+        options: of `dlgsanet.options.read.read_options`.
+        launcher: how the ranks were started: `none`, `pytorch` or `slurm`.
         signals: that may stop the run.
 
     Returns:
@@ -42,9 +41,8 @@ def train(args: argparse.Namespace, signals: StopSignals) -> int:
     Raises:
         UserError: something that the user can mend; where there is a checkpoint, the message names the last good one.
     """
-    options = read_options(args, is_train=True)
-    with ranks(args.launcher, options):
-        checkpoints = Checkpoints(Path(options["path"]["experiments_root"]), options["logger"].get("keep_last", 3))
+    with ranks(launcher, options):
+        checkpoints = Checkpoints(Path(options["path"]["experiments_root"]), options["logger"]["keep_last"])
         try:
             return _build(options, checkpoints).run(signals)
         except WorkerLostError as error:
@@ -71,7 +69,7 @@ def _not_of_this_process(error: RuntimeError, options: dict[str, Any]) -> str | 
 
 def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     set_random_seed(options["manual_seed"] + options["rank"])
-    _choose_kernels(options["train"].get("deterministic", False))
+    _choose_kernels(options["train"]["deterministic"])
     checkpoint = _checkpoint_to_resume(options, checkpoints)
     if checkpoint is None:
         _make_folders(options)
@@ -132,7 +130,7 @@ def _make_folders(options: dict[str, Any]) -> None:
 
 
 def _batch_of_a_rank(options: dict[str, Any]) -> int:
-    return options["datasets"]["train"]["batch_size_per_gpu"] * options["train"].get("accumulate", 1)
+    return options["datasets"]["train"]["batch_size_per_gpu"] * options["train"]["accumulate"]
 
 
 def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:

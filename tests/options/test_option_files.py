@@ -1,11 +1,15 @@
 """The option files that the repository offers: right, runnable, and alike in all they do not mean to differ in."""
 
+import json
 import re
 
+import jsonschema
 import pytest
 import torch
 
-from dlgsanet.options.read import check_options, load_yaml
+import dlgsanet.plugin  # noqa: F401  # registers the networks
+from dlgsanet.options.parse import load_yaml
+from dlgsanet.options.read import check_options
 from tests.conftest import REPOSITORY
 
 FILES = sorted(REPOSITORY.glob("options/*/*.yml"))
@@ -21,6 +25,14 @@ TLC_KERNEL = {2: 96, 3: 72, 4: 48}
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_files_pass_the_check(path):
     check_options(load_yaml(path), path.parent.name == "train", path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_files_fit_the_schema_that_their_first_line_names(path):
+    first = path.read_text().splitlines()[0]
+    named = path.parent / first.removeprefix("# yaml-language-server: $schema=")
+    assert named.resolve() == REPOSITORY / f"options/schema/{path.parent.name}.json"
+    jsonschema.validate(load_yaml(path), json.loads(named.read_text()), jsonschema.Draft7Validator)
 
 
 @pytest.mark.parametrize("path", TRAIN, ids=lambda path: path.stem)

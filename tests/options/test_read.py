@@ -1,13 +1,12 @@
 """Option files as users write them: every fault named at once, with what is allowed and the nearest name."""
 
-import argparse
-
 import pytest
 import yaml
 
+from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file
 from dlgsanet.errors import UserError
-from dlgsanet.options import add_arguments, read_options
-from dlgsanet.options.read import load_yaml
+from dlgsanet.options.parse import load_yaml
+from dlgsanet.options.read import read_options
 from tests.conftest import REPOSITORY
 
 TRAIN = REPOSITORY / "options/train/train_SISR_ClassicDIV2K_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_48_lr5e_4.yml"
@@ -26,11 +25,11 @@ def options(tmp_path, monkeypatch):
 
 def read(options, *arguments):
     """Read the options as the training command does."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    parser = ArgumentParser()
+    add_option_file(parser)
     with open("file.yml", "w") as file:
         yaml.safe_dump(options, file)
-    return read_options(parser.parse_args(["-opt", "file.yml", *arguments]), is_train=True)
+    return read_options(**option_file(parser.parse_args(["-opt", "file.yml", *arguments])), is_train=True)
 
 
 def faults(options, *arguments) -> str:
@@ -60,14 +59,14 @@ def test_every_fault_is_named_in_one_message(options):
     options["path"]["strict_load"] = True
     message = faults(options)
     for text in (
-        "network_g.actvation: unknown option; did you mean activation?",
-        "datasets.train.use_hflp: unknown option; did you mean use_hflip?",
+        "network_g: unknown option 'actvation'; did you mean activation?",
+        "datasets.train: unknown option 'use_hflp'; did you mean use_hflip?",
         "train.optim_g.lr: '5e-4' is not a number",
-        "train.scheduler.type: 'MultistepLR' is not allowed; did you mean MultiStepLR?",
-        "val.metrics.psnr.test_y_chanel: unknown option; did you mean test_y_channel?",
-        "loger: unknown option; did you mean logger?",
+        "train.scheduler.type: unknown type 'MultistepLR'; did you mean MultiStepLR?",
+        "val.metrics.psnr: unknown option 'test_y_chanel'; did you mean test_y_channel?",
+        "unknown option 'loger'; did you mean logger?",
         "logger: is missing",
-        "path.strict_load: unknown option; did you mean strict_load_g?",
+        "path: unknown option 'strict_load'; did you mean strict_load_g?",
     ):
         assert text in message
     assert message.splitlines()[0] == f"file.yml has {len(message.splitlines()) - 1} faults:"
@@ -136,7 +135,7 @@ def test_force_yml_takes_them_in_lists_and_leaves_text_alone(options):
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [
-        ("train:ema_dcay=0.9", "train.ema_dcay: unknown option; did you mean ema_decay?"),
+        ("train:ema_dcay=0.9", "train: unknown option 'ema_dcay'; did you mean ema_decay?"),
         ("trian:ema_decay=0.9", "the option file has no section trian"),
         ("train:ema_decay", "write KEY:KEY=VALUE"),
         ("train:total_iter=__import__('os').getpid()", "is not a whole number"),
@@ -150,7 +149,7 @@ def test_force_yml_is_checked_too_and_runs_nothing(options, assignment, expected
     ("content", "expected"),
     [
         (b"name: [", "is not valid YAML"),
-        (b"name: a\nname: b\n", "'name' stands more than once"),
+        (b"name: a\nname: b\n", "'name' appears twice"),
         (b"- a list\n", "holds no options"),
         (b"\xff\xfe\x00", "is not a text file"),
         (b"a: !!python/object/apply:os.getpid []\n", "is not valid YAML"),

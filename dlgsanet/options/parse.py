@@ -1,0 +1,111 @@
+"""Option files from YAML text: only what option files need, and bounded in size."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dlgsanet.errors import UserError
+
+LARGEST_FILE = 100_000  # bytes; a real option file has about 4,000
+MOST_NODES = 10_000  # after aliases are replaced by what they stand for
+
+# What goes wrong in YAML's own conversions: `!!int x`, `"\U00110000"`, nesting without end.
+_CONVERSIONS = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without dates (they are text), in which a key appears once and aliases are few."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            self._count(node, {})
+        return node
+
+    def _count(self, node: yaml.Node, known: dict[int, int]) -> int:
+        if id(node) not in known:
+            known[id(node)] = MOST_NODES  # of a node that contains itself
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            items = [item for part in parts for item in (part if isinstance(part, tuple) else (part,))]
+            known[id(node)] = 1 + sum(self._count(item, known) for item in items)
+        if known[id(node)] > MOST_NODES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"it has more than {MOST_NODES} values, or aliases that contain themselves", node.start_mark
+            )
+        return known[id(node)]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+class _ValueLoader(_Loader):
+    """On the command line 1e-3 is a number, which YAML 1.1 wants as 1.0e-3. In quotes it is text there too."""
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_ValueLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def load_yaml(path: str | os.PathLike) -> dict[str, Any]:
+    """An option file as nested dictionaries.
+
+    Raises:
+        UserError: no such file, not YAML, too large, or a key that appears twice.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); -opt names an option file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not a text file; -opt names an option file") from error
+    if len(content) > LARGEST_FILE:
+        raise UserError(f"{path}: is larger than {LARGEST_FILE:,} bytes; -opt names an option file")
+    options = parse_yaml(text, str(path))
+    if not isinstance(options, dict):
+        raise UserError(f"{path}: holds no options")
+    return options
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """YAML text as an option file has it.
+
+    Raises:
+        UserError: it is not valid; the message begins with `source`.
+    """
+    return _parse(text, source, _Loader)
+
+
+def parse_value(text: str, source: str) -> Any:
+    """A value from the command line; 1e-3 is a number.
+
+    Raises:
+        UserError: it is not valid; the message begins with `source`.
+    """
+    return _parse(text, source, _ValueLoader)
+
+
+def _parse(text: str, source: str, loader: type[_Loader]) -> Any:
+    try:
+        return yaml.load(text, Loader=loader)
+    except RecursionError:
+        raise UserError(f"{source}: is not valid YAML: too many lists or sections in each other") from None
+    except _CONVERSIONS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{source}: is not valid YAML: {reason[:300]}") from error

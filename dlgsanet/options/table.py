@@ -1,0 +1,227 @@
+"""The table of options: name, kind, default and meaning of every option of training and test files.
+
+Checks, `docs/options.md`, the JSON schemas in `options/schema` and the defaults at the points of use come from here.
+After a change run `python -m dlgsanet.options.reference`. A point of use takes its section with `Section.completed`.
+
+What a registered class takes (networks, losses, metrics, optimisers, schedulers, other data sets) is read from its
+signature, so a class needs no entry.
+"""
+
+from dlgsanet.options.kinds import (
+    REQUIRED,
+    Anything,
+    ByType,
+    DataSets,
+    Either,
+    FileName,
+    Flag,
+    Kind,
+    ListOf,
+    Maybe,
+    Named,
+    Number,
+    OneOf,
+    Option,
+    PathName,
+    Registered,
+    Section,
+    Several,
+    Template,
+    Text,
+    Unset,
+    Whole,
+)
+
+OURS = "DLGSANetModel"
+
+# Data sets. --------------------------------------------------------------------------------------------------------
+
+_IO_BACKEND = Section(
+    (Option("type", OneOf(("disk", "lmdb")), "disk", "`disk`: folders of images; `lmdb`: LMDB databases."),)
+)
+_CHANNELS: Kind = Maybe(ListOf(Number()))
+_LQ = (
+    Option("name", FileName(), REQUIRED, "What logs, tables and folders call the data set."),
+    Option("type", Text(), REQUIRED, "Class of the data set, ours, BasicSR's or another plugin's."),
+    Option("dataroot_lq", PathName(), REQUIRED, "Folder (or LMDB) of the low-quality images."),
+    Option("io_backend", _IO_BACKEND, {}, "How the images are stored."),
+    Option("mean", _CHANNELS, None, "Subtracted from each channel, in [0, 1]; needs `std`."),
+    Option("std", _CHANNELS, None, "What each channel is divided by after `mean` was subtracted."),
+    Option("color", Maybe(OneOf(("y",))), None, "`y`: one channel, luma, for networks with `in_chans: 1`."),
+)
+_PAIRS = (
+    Option("dataroot_gt", PathName(), REQUIRED, "Folder (or LMDB) of the originals (ground truth)."),
+    Option("filename_tmpl", Template(), "{}", "Name of the low-quality image of an original, without extension."),
+    Option("meta_info_file", Maybe(PathName()), None, "File that names the originals to use, one per line."),
+)
+_TRAINING = (
+    Option("gt_size", Whole(1), REQUIRED, "Height and width of the crops of originals, a multiple of `scale`."),
+    Option("batch_size_per_gpu", Whole(1), REQUIRED, "Crops per batch of each rank."),
+    Option("num_worker_per_gpu", Whole(0, 512), REQUIRED, "Processes that load data, per rank; 0 loads in the rank."),
+    Option("use_hflip", Flag(), False, "Flip half of the crops left to right."),
+    Option("use_rot", Flag(), False, "Flip half of the crops upside down and transpose half of them."),
+    Option("use_shuffle", Flag(), True, "Draw a new order in each epoch."),
+    Option("dataset_enlarge_ratio", Whole(1), 1, "Repeats the data set within an epoch."),
+    Option("pin_memory", Flag(), False, "Load into page-locked memory, which a GPU copies faster."),
+    Option("num_prefetch_queue", Whole(1, 1024), 2, "Batches that each worker loads ahead."),
+    Option("prefetch_mode", Maybe(OneOf(("cpu", "cuda"))), None, "Accepted from published files, without effect."),
+    Option("persistent_workers", Flag(), True, "Accepted from published files, without effect: workers live on."),
+)
+_CACHED = (
+    Option("cache_dir", Maybe(PathName()), None, "Folder for a file of decoded images, shared by workers and runs."),
+)
+_CACHED_TRAINING = (Option("patches_per_image", Whole(1), 1, "Crops of each image in an epoch."),)
+
+# Options by type of data set; of other types, which other plugins register, we cannot know them.
+CACHED_SET = Section(_LQ + _PAIRS + _CACHED)
+CACHED_TRAINING_SET = Section(_LQ + _PAIRS + _CACHED + _TRAINING + _CACHED_TRAINING)
+_WHOLE_IMAGES = ByType(
+    "DATASET",
+    (
+        ("CachedPairedImageDataset", CACHED_SET),
+        ("PairedImageDataset", Section(_LQ + _PAIRS)),
+        ("SingleImageDataset", Section(_LQ)),
+    ),
+)
+_CROPS = ByType(
+    "DATASET",
+    (
+        ("CachedPairedImageDataset", CACHED_TRAINING_SET),
+        ("PairedImageDataset", Section(_LQ + _PAIRS + _TRAINING)),
+    ),
+)
+
+# Training. ---------------------------------------------------------------------------------------------------------
+
+_LOSS: Kind = Maybe(Registered("LOSS", examples=("L1Loss", "CharbonnierLoss", "MSELoss", "FFTLoss")))
+_COMPILE = OneOf((False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
+_OPTIMIZER = Registered("OPTIMIZER", given=("params",), examples=("Adam", "AdamW"))
+_SCHEDULER = Registered(
+    "SCHEDULER", given=("optimizer",), examples=("MultiStepLR", "CosineAnnealingLR", "CosineAnnealingRestartLR")
+)
+
+LOSSES = (
+    Option("pixel_opt", _LOSS, None, "Loss on pixels."),
+    Option("fft_opt", _LOSS, None, "Loss on spectra, e.g. `{type: FFTLoss, loss_weight: 0.1}`.", only=OURS),
+    Option("perceptual_opt", _LOSS, None, "Loss on features of a VGG network; its weights are downloaded."),
+)
+TRAIN = Section(
+    (
+        Option("total_iter", Whole(1), REQUIRED, "Iterations of the run."),
+        Option("optim_g", _OPTIMIZER, REQUIRED, "Optimiser: a class of `torch.optim` and its arguments."),
+        Option("scheduler", _SCHEDULER, REQUIRED, "Learning-rate schedule in iterations, PyTorch's or BasicSR's."),
+        Option("warmup_iter", Whole(-1), -1, "Iterations over which the learning rate rises from 0; -1 for none."),
+        Option("ema_decay", Number(0, 1), 0, "Decay of the average of the weights; 0 keeps no average."),
+        *LOSSES,
+        Option("precision", OneOf(("fp32", "bf16", "fp16")), "fp32", "Autocast; fp16 with loss scaling.", only=OURS),
+        Option("compile", _COMPILE, False, "Compile the training step; true or a mode of `torch.compile`.", only=OURS),
+        Option("channels_last", Flag(), False, "Store features channels-last.", only=OURS),
+        Option("accumulate", Whole(1), 1, "Batches per iteration, one after the other.", only=OURS),
+        Option("grad_clip", Maybe(Number(0)), None, "Largest norm of the gradient.", only=OURS),
+        Option("max_bad_steps", Whole(1), 20, "Stop after this many skipped (non-finite) steps in a row.", only=OURS),
+        Option("deterministic", Flag(), False, "Use only kernels whose results do not vary; slower on GPUs."),
+    )
+)
+
+# Validation and logging. -------------------------------------------------------------------------------------------
+
+_METRIC = Registered(
+    "METRIC",
+    given=("img", "img2"),
+    extra=(Option("better", OneOf(("higher", "lower")), "higher", "Which values are better."),),
+    examples=("calculate_psnr", "calculate_ssim", "calculate_niqe"),
+)
+_BEST = Section(
+    (
+        Option("dataset", Text(), Unset("the first"), "Name of the validation set that chooses the best weights."),
+        Option("metric", Text(), Unset("the first"), "Name of the metric that chooses the best weights."),
+    )
+)
+_VAL = (
+    Option("metrics", Maybe(Several(_METRIC)), None, "Metrics by names of your choice: a `type` and its arguments."),
+    Option("save_img", Flag(), False, "Write the pictures to `visualization/`."),
+    Option("suffix", Maybe(FileName()), None, "End of the pictures' names; empty: the run's name."),
+    Option("pbar", Flag(), False, "Accepted from published files, without effect: progress is always shown."),
+)
+VAL = Section(
+    (
+        Option("val_freq", Whole(1), REQUIRED, "Iterations between validations."),
+        *_VAL,
+        Option("best", _BEST, {}, "By which data set and metric the best weights are chosen."),
+    )
+)
+TEST_VAL = Section(_VAL)
+
+_WANDB = Section(
+    (
+        Option("project", Maybe(Text()), None, "Project on wandb; needs `use_tb_logger`. Empty: wandb is not used."),
+        Option("resume_id", Maybe(Text()), None, "Run on wandb that is continued."),
+    )
+)
+LOGGER = Section(
+    (
+        Option("print_freq", Whole(1), REQUIRED, "Iterations between lines in the log."),
+        Option("save_checkpoint_freq", Whole(1), REQUIRED, "Iterations between checkpoints."),
+        Option("save_checkpoint_minutes", Number(0), 10, "Save also after this many minutes without a checkpoint."),
+        Option("keep_last", Whole(2), 3, "Checkpoints that are kept."),
+        Option("use_tb_logger", Flag(), REQUIRED, "Write TensorBoard files to `tb_logger/NAME`."),
+        Option("wandb", Maybe(_WANDB), None, "Send what TensorBoard gets to wandb as well."),
+    )
+)
+
+# The whole file. ---------------------------------------------------------------------------------------------------
+
+PATH = Section(
+    (
+        Option("pretrain_network_g", Maybe(PathName()), None, "Weights to start from or to test: .pth, .safetensors."),
+        Option(
+            "param_key_g",
+            Maybe(OneOf(("params", "params_ema"))),
+            Unset("the averages where there are any"),
+            "Which weights of a .pth file.",
+        ),
+        Option("strict_load_g", Flag(), True, "Refuse weights that do not fit the network exactly."),
+        Option("resume_state", Maybe(PathName()), None, "Training state (`N.state`) to continue from."),
+        Option("ignore_resume_networks", Maybe(ListOf(Text())), None, "Accepted from published files, without effect."),
+    )
+)
+DIST = Section(
+    (
+        Option("backend", OneOf(("nccl", "gloo")), Unset("nccl on GPUs, else gloo"), "How ranks communicate."),
+        Option("port", Whole(1, 65535), Unset("from the job's number"), "Port of the first rank, under slurm."),
+        Option("timeout", Number(1, 1e6), 600, "Seconds after which a rank that does not answer is given up."),
+    )
+)
+_GPUS = Either((OneOf(("auto",)), Whole(0)))
+NETWORK = Registered("ARCH", examples=("DLGSANet",))
+
+_COMMON = (
+    Option("name", FileName(), REQUIRED, "Name of the run and of its folder in `experiments/` or `results/`."),
+    Option("model_type", Named("MODEL"), REQUIRED, "Model that trains and tests the network."),
+    Option("scale", Whole(1, 64), REQUIRED, "Factor of enlargement, of the data and of the network."),
+    Option("num_gpu", _GPUS, "auto", "GPUs to use, no more than there are; 0 computes on the CPU."),
+    Option("manual_seed", Whole(0, 2**32 - 1), Unset("drawn"), "Seed of weights, crops and their order."),
+    Option("network_g", NETWORK, REQUIRED, "The network: a registered class and its arguments."),
+    Option("path", PATH, REQUIRED, "Weights and states that are read."),
+    Option("dist_params", DIST, {}, "How several ranks find each other."),
+    Option("find_unused_parameters", Flag(), False, "For networks that do not use all parameters in each pass."),
+)
+_TRAINING_DATA = DataSets((("train", _CROPS), ("val", _WHOLE_IMAGES)), required="train")
+_TEST_DATA = DataSets((("test", _WHOLE_IMAGES), ("val", _WHOLE_IMAGES)))
+TRAINING_FILE = Section(
+    (
+        *_COMMON,
+        Option("datasets", _TRAINING_DATA, REQUIRED, "The data sets: `train`, and `val`, `val_2`, ... to validate on."),
+        Option("train", TRAIN, REQUIRED, "The training."),
+        Option("val", VAL, Unset("no validation"), "Validation."),
+        Option("logger", LOGGER, REQUIRED, "Logging and checkpoints."),
+    )
+)
+TEST_FILE = Section(
+    (
+        *_COMMON,
+        Option("datasets", _TEST_DATA, REQUIRED, "The data sets: `test`, `test_1`, `test_2`, ..."),
+        Option("val", TEST_VAL, REQUIRED, "What is measured and written."),
+        Option("logger", Anything(), Unset("none"), "Accepted from published files, without effect."),
+    )
+)
