@@ -40,12 +40,12 @@ def measure(networks: dict, root: Path) -> tuple[dict[str, float], dict[str, flo
     """Mean PSNR [dB] and seconds of all images, for each precision."""
     import torch
 
-    from dlgsanet.evaluation.pairs import list_pairs
+    from dlgsanet.data.pairs import find_pairs_in
     from dlgsanet.evaluation.scoring import super_resolve
     from dlgsanet.metrics.psnr_ssim import psnr
 
     scale = networks["fp32"].upscale
-    pairs = list_pairs(root / "HR", root / f"LR_bicubic/X{scale}", f"{{}}x{scale}", str(root))
+    pairs = find_pairs_in(root, scale)
     scores, seconds = dict.fromkeys(networks, 0.0), dict.fromkeys(networks, 0.0)
     for pair in pairs:
         for precision, network in networks.items():

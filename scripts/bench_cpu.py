@@ -44,8 +44,8 @@ from torch import Tensor, nn  # noqa: E402
 
 from dlgsanet import allocator  # noqa: E402
 from dlgsanet.archs.dlgsanet import DLGSANet  # noqa: E402
+from dlgsanet.archs.sizes import size_options  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
-from dlgsanet.evaluation.published import size_options  # noqa: E402
 from dlgsanet.ops import dispatch, operators  # noqa: E402
 
 ALLOCATORS = ("stock", "tuned")

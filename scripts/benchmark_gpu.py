@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.evaluation.published import SCALES, SIZES, size_options
+from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.ops import operators
 from dlgsanet.ops.backends import cuda, reference
 from dlgsanet.ops.backends.cuda import modules as cuda_modules

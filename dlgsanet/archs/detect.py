@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-PUBLISHED_TLC_KERNEL = {2: 96, 3: 72, 4: 48}
+from dlgsanet.archs.sizes import TLC_KERNELS
 
 # Names of which every published state dict has the first, and no network without its layers has the second.
 SHALLOW = "overlap_embed.0.proj.weight"
@@ -113,7 +113,7 @@ def published_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "buildblock_type": "sparseedge",
         "activation": "relu",
         "tlc_flag": True,
-        "tlc_kernel": PUBLISHED_TLC_KERNEL.get(proven["upscale"], 48),
+        "tlc_kernel": TLC_KERNELS.get(proven["upscale"], 48),
         "img_range": 1.0,
     }
     return taken | proven

@@ -15,8 +15,8 @@ EXAMPLES = """examples:
 def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
 
+    from dlgsanet.device import find_device
     from dlgsanet.evaluation.benchmark import METRICS, Settings, available, run_scale
-    from dlgsanet.evaluation.complexity import device_named
     from dlgsanet.evaluation.entries import read_entry
     from dlgsanet.evaluation.page import write_page
     from dlgsanet.evaluation.report import write_reports
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     named = [(entry.name, entry.scale) for entry in networks]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise UserError(f"two networks are called {twice[0][0]}; name them apart: NAME=FILE")
-    devices = tuple(str(device_named(name)) for name in arguments.devices or _every_gpu() or ["cpu"])
+    devices = tuple(str(find_device(name)) for name in arguments.devices or _every_gpu() or ["cpu"])
     metrics = available(["psnr", "ssim", *arguments.metrics], devices[0], failures)
     settings = Settings(arguments.output, metrics, arguments.batch, devices, arguments.runs)
     for scale in arguments.scales or sorted({entry.scale for entry in networks}):

@@ -1,15 +1,14 @@
 """``dlgsanet doctor``: what is installed here, and which backend computes each layer and why."""
 
 import argparse
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 from dlgsanet import __version__
+from dlgsanet.packages import versions
 
-PACKAGES = ("torch", "torchvision", "basicsr", "numpy", "opencv-python", "cupy-cuda12x", "cupy-cuda13x")
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
@@ -34,11 +33,8 @@ def main(argv: list[str]) -> int:
 def _packages() -> Iterator[str]:
     yield f"dlgsanet {__version__}"
     yield f"Python {platform.python_version()} on {platform.platform()}"
-    for name in PACKAGES:
-        try:
-            yield f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            yield f"{name} is not installed"
+    for name, version in versions().items():
+        yield f"{name} {version}" if version else f"{name} is not installed"
 
 
 def _processors() -> Iterator[str]:

@@ -103,12 +103,12 @@ def _filters(arguments: argparse.Namespace) -> None:
 
 def _ready(arguments: argparse.Namespace, files: list[str]):
     """The networks' entries, the networks by name, the image uint8 [H, W, 3], and as a tensor [1, 3, H, W]."""
-    from dlgsanet.evaluation.complexity import device_named
+    from dlgsanet.data.images import read_rgb
+    from dlgsanet.device import find_device
     from dlgsanet.evaluation.entries import read_entry, trained_module
-    from dlgsanet.evaluation.pairs import read_rgb
     from dlgsanet.evaluation.scoring import to_tensor
 
-    device = device_named(arguments.device)
+    device = find_device(arguments.device)
     lr = read_rgb(arguments.image)
     entries = [read_entry(file, allow_random_weights=arguments.random_weights) for file in files]
     networks = {entry.name: trained_module(entry, device) for entry in entries}

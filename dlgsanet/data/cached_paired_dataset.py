@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dlgsanet.data.pair_sizes import check_sizes
-from dlgsanet.data.pairs import find_pairs
+from dlgsanet.data.pairs import check_sizes, find_pairs
 from dlgsanet.data.pixel_cache import decode_all
 from dlgsanet.errors import UserError
 from dlgsanet.options.table import CACHED_SET, CACHED_TRAINING_SET
@@ -63,8 +62,8 @@ class CachedPairedImageDataset(Dataset):
             raise UserError("dataset_enlarge_ratio: it repeats the crops of an epoch; use patches_per_image")
 
         pairs = find_pairs(opt)
-        self.paths = [{"gt_path": gt.name, "lq_path": lq.name} for gt, lq in pairs]
-        sources = [source for pair in pairs for source in pair]
+        self.paths = [{"gt_path": pair.gt.name, "lq_path": pair.lq.name} for pair in pairs]
+        sources = [source for pair in pairs for source in (pair.gt, pair.lq)]
         sizes = check_sizes(pairs, self.scale, self.lq_size if self.training else 1)
         self.cache = decode_all(sources, sizes, Path(opt["cache_dir"]) if opt["cache_dir"] else None)
         # In shared memory, for workers that live on between epochs.

@@ -63,6 +63,12 @@ def read_image(path: Path, content: bytes | None = None) -> np.ndarray:
         return np.array(upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB"))
 
 
+def read_rgb(path: Path, content: bytes | None = None) -> np.ndarray:
+    """As `read_image`, but always uint8 [H, W, 3]: a gray image has three equal channels, as BasicSR reads it."""
+    image = read_image(path, content)
+    return image if image.ndim == 3 else np.stack([image] * 3, axis=-1)
+
+
 def has_16_bits(image: ImageFile) -> bool:
     """Over 8 bits a channel? Asked before decoding, in which Pillow drops the low byte."""
     return image.mode[0] in "IF" or any("16" in str(tile[3]) for tile in image.tile)

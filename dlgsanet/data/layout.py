@@ -1,7 +1,8 @@
 """A data root as the option files expect it.
 
-- `ROOT/HR/0001.png`: the originals, PNG, pixels untouched;
-- `ROOT/LR_bicubic/X4/0001x4.png`: cropped to a multiple of 4 and shrunk by MATLAB's rule
+- `ROOT/HR/0001.png`: the originals, as PNG, pixels untouched;
+- `ROOT/LR_bicubic/X4/0001x4.png`: cropped to a multiple of 4 and shrunk by MATLAB's rule;
+- `ROOT/HR.lmdb`, `ROOT/LR_bicubic_X4.lmdb`: the same images as LMDB data bases, if `dlgsanet data lmdb` made them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,12 +36,29 @@ class Outcome:
         )
 
 
+def hr_folder(root: Path) -> Path:
+    return root / "HR"
+
+
+def lr_folder(root: Path, scale: int) -> Path:
+    return root / "LR_bicubic" / f"X{scale}"
+
+
 def hr_path(root: Path, stem: str) -> Path:
-    return root / "HR" / f"{stem}.png"
+    return hr_folder(root) / f"{stem}.png"
 
 
 def lr_path(root: Path, stem: str, scale: int) -> Path:
-    return root / "LR_bicubic" / f"X{scale}" / f"{stem}x{scale}.png"
+    return lr_folder(root, scale) / f"{stem}x{scale}.png"
+
+
+def hr_lmdb(root: Path, sub: bool = False) -> Path:
+    """The LMDB data base of the originals, or of the sub-images cut from them."""
+    return root / f"HR{'_sub' if sub else ''}.lmdb"
+
+
+def lr_lmdb(root: Path, scale: int, sub: bool = False) -> Path:
+    return root / f"LR_bicubic_X{scale}{'_sub' if sub else ''}.lmdb"
 
 
 def scales_of(root: Path) -> list[int]:

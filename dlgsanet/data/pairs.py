@@ -1,50 +1,129 @@
-"""Which GT image goes with which LQ image: in two folders, by a meta-info file, or in two LMDB data bases.
+"""Which original (GT) goes with which low-resolution image (LQ): for training, validation, testing and benchmarks.
 
-The rules are those of BasicSR's `PairedImageDataset`, so that its options mean the same here, but that the two images
-of a pair may differ in their format.
+The rules are those of BasicSR's `PairedImageDataset`, so that its options mean the same here, except that the two
+images of a pair may differ in format.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dlgsanet.data.images import list_images
-from dlgsanet.data.lmdb_images import lmdb_images
-from dlgsanet.data.sources import Source, file_source
+import numpy as np
+
+from dlgsanet.data.images import UnreadableImageError, list_images, opened, read_rgb, upright_size
+from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
+from dlgsanet.data.lmdb_images import lmdb_images, meta_info_lines
+from dlgsanet.data.parallel import for_each, in_one_line
+from dlgsanet.data.sources import Source, file_source, printable
 from dlgsanet.errors import UserError
 
 
-def find_pairs(opt: Mapping[str, Any]) -> list[tuple[Source, Source]]:
-    """(GT, LQ) for every image that the options of a data set name, by name.
+@dataclass(frozen=True)
+class Pair:
+    """An original and its low-resolution image. `name`, the original's without extension, is always printable."""
 
-    Reads `dataroot_gt`, `dataroot_lq`, `io_backend`, `filename_tmpl` and `meta_info_file`.
+    name: str
+    gt: Source
+    lq: Source
+
+    def sizes(self, scale: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(height, width) of the GT and of the LQ, from the headers alone.
+
+        Raises:
+            UnreadableImageError: a header cannot be read, or the GT is not `scale` times as large as the LQ. As in
+                BasicSR, up to `scale` - 1 more rows or columns are allowed; they are cropped.
+        """
+        gt, lq = header_size(self.gt), header_size(self.lq)
+        if (gt[0] // scale, gt[1] // scale) != lq:
+            raise UnreadableImageError(
+                f"{self.lq.name}: {lq[1]}x{lq[0]} pixels are not 1/{scale} of {gt[1]}x{gt[0]} of {self.gt.name}"
+            )
+        return gt, lq
+
+    def read(self, scale: int) -> tuple[np.ndarray, np.ndarray]:
+        """LQ [H, W, 3] and GT [scale * H, scale * W, 3], uint8 RGB; gray images have three equal channels.
+
+        Raises:
+            UnreadableImageError: an image cannot be read.
+        """
+        lq, gt = (read_rgb(Path(source.name), source.read()) for source in (self.lq, self.gt))
+        return lq, gt[: len(lq) * scale, : lq.shape[1] * scale]
+
+
+def header_size(source: Source) -> tuple[int, int]:
+    """(height, width) of an image from its header.
 
     Raises:
-        UserError: an option is missing, or images are; all missing images are counted and the first named.
+        UnreadableImageError: it cannot be read.
+    """
+    # A file on its own is opened, not read: its header is a small part of it.
+    with opened(source.file if source.alone else Path(source.name), None if source.alone else source.read()) as image:
+        return upright_size(image)
+
+
+def find_pairs(opt: Mapping[str, Any]) -> list[Pair]:
+    """The pairs of a data set, sorted by the names of the originals; with a meta-info file in its order.
+
+    Args:
+        opt: the data set's section of an option file. `dataroot_gt` and `dataroot_lq` are folders, or, with
+            `io_backend: {type: lmdb}`, LMDB data bases. `filename_tmpl` is the LQ image's name for a GT image's,
+            without extension: `'{}x4'` pairs `0001.png` with `0001x4.*`. `meta_info_file` names the GT images to use,
+            one per line.
+
+    Raises:
+        UserError: an option, a folder or an image is missing; it counts the missing images and names the first ones.
     """
     gt_root, lq_root = _root(opt, "dataroot_gt"), _root(opt, "dataroot_lq")
-    backend = opt.get("io_backend", {}).get("type", "disk")
+    backend = (opt.get("io_backend") or {}).get("type", "disk")
+    if backend not in ("disk", "lmdb"):
+        raise UserError(f"io_backend.type: unknown backend {backend!r}; choose from disk, lmdb")
     if backend == "lmdb":
-        return _lmdb_pairs(gt_root, lq_root)
-    if backend != "disk":
-        raise UserError(f"io_backend: type must be disk or lmdb, not {backend!r}")
-    if opt.get("meta_info_file"):
-        gt_files = _named_in(Path(opt["meta_info_file"]), gt_root)
-    else:
-        gt_files = list_images(gt_root, "dataroot_gt")
-    template = opt.get("filename_tmpl", "{}")
-    lq_files = {path.stem: path for path in list_images(lq_root, "dataroot_lq")}
-    wanted = [template.format(gt_file.stem) for gt_file in gt_files]
-    missing = [name for name in wanted if name not in lq_files]
-    if missing:
-        raise UserError(
-            f"dataroot_lq, filename_tmpl: {len(missing)} of {len(wanted)} LQ images are not in {lq_root}, "
-            f"first {missing[0]}"
-        )
-    unpaired = sorted(set(lq_files) - set(wanted))
-    if unpaired and not opt.get("meta_info_file"):
-        raise UserError(f"dataroot_gt: {len(unpaired)} images of {lq_root} have none in {gt_root}, first {unpaired[0]}")
-    return [(file_source(gt), file_source(lq_files[name])) for gt, name in zip(gt_files, wanted, strict=True)]
+        return _lmdb_pairs(gt_root, lq_root, opt.get("meta_info_file"))
+    return _folder_pairs(gt_root, lq_root, opt.get("filename_tmpl") or "{}", opt.get("meta_info_file"))
+
+
+def find_pairs_in(root: Path, scale: int) -> list[Pair]:
+    """The pairs of a data root as `dlgsanet data` lays it out: its folders, or else its LMDB data bases.
+
+    Raises:
+        UserError: as `find_pairs`; the message begins with `root`.
+    """
+    opt: dict[str, Any] = {"dataroot_gt": hr_folder(root), "dataroot_lq": lr_folder(root, scale)}
+    opt["filename_tmpl"] = f"{{}}x{scale}"
+    if hr_lmdb(root).is_dir() and not hr_folder(root).is_dir():
+        opt = {"dataroot_gt": hr_lmdb(root), "dataroot_lq": lr_lmdb(root, scale), "io_backend": {"type": "lmdb"}}
+    try:
+        return find_pairs(opt)
+    except UserError as error:
+        raise UserError(f"{root}: {error}") from None
+
+
+def check_sizes(pairs: Sequence[Pair], scale: int, lq_size: int = 1) -> list[tuple[int, int]]:
+    """Check that the sizes of every pair fit, from the headers.
+
+    Args:
+        pairs: as `find_pairs` returns them.
+        scale: height and width of the GT over those of the LQ; rows and columns beyond a multiple of it do not count.
+        lq_size: the smallest height and width that the LQ may have.
+
+    Returns:
+        (height, width) of every image: GT, LQ, GT, LQ, ...
+
+    Raises:
+        UserError: pairs that cannot be read or do not fit; it counts them and names the first ones.
+    """
+
+    def sizes(pair: Pair) -> tuple[tuple[int, int], tuple[int, int]]:
+        gt, lq = pair.sizes(scale)
+        if min(lq) < lq_size:
+            raise UnreadableImageError(f"{pair.gt.name} is {gt[1]}x{gt[0]}, smaller than gt_size")
+        return gt, lq
+
+    found, faults = for_each(sizes, pairs, "reading headers")
+    if faults:
+        raise UserError(f"{len(faults)} of {len(pairs)} pairs cannot be used: {in_one_line(faults)}")
+    return [size for both in found for size in both]
 
 
 def _root(opt: Mapping[str, Any], option: str) -> Path:
@@ -53,23 +132,61 @@ def _root(opt: Mapping[str, Any], option: str) -> Path:
     return Path(opt[option])
 
 
-def _named_in(meta_info: Path, root: Path) -> list[Path]:
-    """The images that a meta-info file names, one a line: `0001_s001.png (480,480,3)`."""
+def _folder_pairs(gt_root: Path, lq_root: Path, template: str, meta_info: str | None) -> list[Pair]:
+    gt_files = _named_in(Path(meta_info), gt_root) if meta_info else list_images(gt_root, "dataroot_gt")
+    _by_stem(gt_files, "dataroot_gt")
+    lq_files = _by_stem(list_images(lq_root, "dataroot_lq"), "dataroot_lq")
     try:
-        lines = meta_info.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"meta_info_file: cannot read {meta_info}: {error.strerror}") from None
-    files = [root / line.split(" ")[0] for line in lines if line.strip()]
-    missing = [path for path in files if not path.is_file()]
+        wanted = [template.format(gt_file.stem) for gt_file in gt_files]
+    except (ValueError, LookupError, AttributeError):
+        raise UserError(f"filename_tmpl: {template!r} is not a template; write it as '{{}}x4'") from None
+    if missing := [printable(f"{name}.png") for name in wanted if name not in lq_files]:
+        raise UserError(
+            f"dataroot_lq, filename_tmpl: {len(missing)} of {len(wanted)} LQ images are not in {lq_root}: "
+            + in_one_line(missing)
+        )
+    unpaired = sorted(map(printable, set(lq_files) - set(wanted)))
+    if unpaired and not meta_info:
+        raise UserError(
+            f"dataroot_gt: {len(unpaired)} images of {lq_root} have no original in {gt_root}: {in_one_line(unpaired)}"
+        )
+    return [
+        Pair(printable(gt.stem), file_source(gt), file_source(lq_files[name]))
+        for gt, name in zip(gt_files, wanted, strict=True)
+    ]
+
+
+def _by_stem(files: Sequence[Path], option: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        if (twin := found.setdefault(file.stem, file)) != file:
+            raise UserError(f"{option}: {twin} and {file} have the same name without extension; rename one of them")
+    return found
+
+
+def _named_in(meta_info: Path, root: Path) -> list[Path]:
+    """The images that a meta-info file names, one per line: `0001_s001.png (480,480,3)`."""
+    files = [root / line.split(" ")[0] for line in meta_info_lines(meta_info, "meta_info_file")]
+    missing = [str(path) for path in files if not path.is_file()]
     if missing or not files:
-        what = f"{len(missing)} of its {len(files)} images are missing, first {missing[0]}" if missing else "empty"
+        what = f"{len(missing)} of its {len(files)} images are missing: {in_one_line(missing)}" if missing else "empty"
         raise UserError(f"meta_info_file: {meta_info}: {what}")
     return files
 
 
-def _lmdb_pairs(gt_root: Path, lq_root: Path) -> list[tuple[Source, Source]]:
+def _lmdb_pairs(gt_root: Path, lq_root: Path, meta_info: str | None) -> list[Pair]:
     gt_images, lq_images = lmdb_images(gt_root, "dataroot_gt"), lmdb_images(lq_root, "dataroot_lq")
-    unpaired = sorted(set(gt_images) ^ set(lq_images))
-    if unpaired:
-        raise UserError(f"{len(unpaired)} keys are in one of {gt_root} and {lq_root} alone, first {unpaired[0]!r}")
-    return [(gt_images[key], lq_images[key]) for key in sorted(gt_images)]
+    if unpaired := sorted(set(gt_images) ^ set(lq_images)):
+        raise UserError(
+            f"dataroot_gt, dataroot_lq: {len(unpaired)} keys are in only one of {gt_root} and {lq_root}: "
+            + in_one_line(unpaired)
+        )
+    keys = sorted(gt_images)
+    if meta_info:
+        lines = meta_info_lines(Path(meta_info), "meta_info_file")
+        keys = [Path(line.split(" ")[0]).stem for line in lines]
+        if missing := [key for key in keys if key not in gt_images]:
+            raise UserError(
+                f"meta_info_file: {len(missing)} of its images are not in {gt_root}: {in_one_line(missing)}"
+            )
+    return [Pair(key, gt_images[key], lq_images[key]) for key in keys]

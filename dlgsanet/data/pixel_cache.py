@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlgsanet.data.images import opened, read_image, upright_size
+from dlgsanet.data.images import read_rgb
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.data.sources import Source
 from dlgsanet.errors import UserError
@@ -41,22 +41,6 @@ class PixelCache:
         self.__dict__.update(state)
         if self.file:
             self.pixels = np.memmap(self.file, np.uint8, "r")
-
-
-def read_sizes(sources: Sequence[Source]) -> list[tuple[int, int]]:
-    """(height, width) of every image, from the headers.
-
-    Raises:
-        UserError: some cannot be read; names them all.
-    """
-
-    def size(source: Source) -> tuple[int, int]:
-        # A folder's file is opened, not read: a header is a small part of it.
-        content = None if str(source.file) == source.name else source.read()
-        with opened(Path(source.name), content) as image:
-            return upright_size(image)
-
-    return _all_or_error(size, sources, "reading headers")
 
 
 def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_dir: Path | None) -> PixelCache:
@@ -115,8 +99,7 @@ def _write(file: Path, total: int, sources: Sequence[Source], shapes: list[tuple
 
 def _fill(cache: PixelCache, sources: Sequence[Source]) -> None:
     def decode(index: int) -> None:
-        image = read_image(Path(sources[index].name), sources[index].read())
-        cache[index][:] = image.transpose(2, 0, 1) if image.ndim == 3 else image
+        cache[index][:] = read_rgb(Path(sources[index].name), sources[index].read()).transpose(2, 0, 1)
 
     _all_or_error(decode, range(len(sources)), "decoding images")
 

@@ -1,44 +1,65 @@
 """Where images come from: files in a folder, or members of a ZIP or tar archive, read without unpacking it."""
 
+import lzma
+import os
 import tarfile
 import threading
 import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dlgsanet.data.images import UnreadableImageError, is_image_name
 from dlgsanet.errors import UserError
 
+# No photograph's file is as large; a ZIP of kilobytes can hold a member of gigabytes.
+LARGEST_FILE = 1 << 31
+# Deflate shrinks image files, which are compressed themselves, by a few per cent; uncompressed ones by less than this.
+LARGEST_RATIO = 200
+
 
 @dataclass(frozen=True)
 class Source:
-    """One image: the name to call it by, the file that holds it, and how to get its bytes."""
+    """One image.
+
+    Attributes:
+        name: what to call it in messages and tables: printable, even where a file's name is not UTF-8.
+        file: the file that holds it.
+        read: returns its bytes.
+        alone: whether `file` holds this image and nothing else.
+    """
 
     name: str
     file: Path
-    read: Callable[[], bytes]
+    read: Callable[[], bytes] = field(compare=False, repr=False)
+    alone: bool = False
+
+
+def printable(name: str | Path) -> str:
+    """A file name in which bytes that are not UTF-8 are written as `\\xe4`; such names cannot be printed or stored."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def file_source(path: Path) -> Source:
-    def read() -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(f"{path}: {error.strerror}") from None
+    return Source(printable(path), path, partial(_read_file, path), alone=True)
 
-    return Source(str(path), path, read)
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(f"{printable(path)}: {error.strerror}") from None
 
 
 def images_by_folder(root: Path) -> dict[PurePosixPath, dict[str, Source]]:
     """All images of a folder or archive, at any depth: for each folder inside it, name without extension -> image.
 
     Raises:
-        UserError: there is no such folder or file, it is no archive or a damaged one, it has no images, or two images
-            differ in their extension alone.
+        UserError: there is no such folder or file, it is not an archive or a damaged one, it has no images, or two
+            images differ in their extension alone.
     """
     if root.is_dir():
         members = _files(root)
@@ -52,14 +73,14 @@ def images_by_folder(root: Path) -> dict[PurePosixPath, dict[str, Source]]:
     for member, source in members:
         twin = folders[member.parent].setdefault(member.stem, source)
         if twin is not source:
-            raise UserError(f"{twin.name} and {source.name} would become one PNG; rename one")
+            raise UserError(f"{twin.name} and {source.name} would become the same PNG; rename one of them")
     if not folders:
         raise UserError(f"no images in {root}")
     return dict(folders)
 
 
 def images_of(root: Path) -> dict[str, Source]:
-    """The images lying directly in a folder or archive, or else in the only folder inside it that has any.
+    """The images directly in a folder or archive, or else in the only folder inside it that has any.
 
     Raises:
         UserError: as `images_by_folder`, or there are images in several folders inside it.
@@ -86,42 +107,57 @@ def _files(root: Path) -> Members:
 def _zip_members(root: Path) -> Members:
     try:
         archive = zipfile.ZipFile(root)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{root}: a damaged ZIP archive: {error}") from None
+        members = sorted(archive.infolist(), key=lambda member: member.filename)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        raise UserError(f"{root}: a damaged ZIP archive, or of a kind that cannot be read: {error}") from None
 
-    def read(name: str) -> bytes:
+    def read(member: zipfile.ZipInfo) -> bytes:
+        name = f"{root}: {member.filename}"
+        if member.file_size > min(LARGEST_FILE, LARGEST_RATIO * max(member.compress_size, 1 << 16)):
+            raise UnreadableImageError(f"{name}: {member.file_size} bytes when unpacked; no image is so large")
         try:
-            return archive.read(name)
-        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, zlib.error) as error:  # RuntimeError: encrypted
-            raise UnreadableImageError(f"{root}: {name}: {error}") from None
+            return archive.read(member)
+        # RuntimeError: encrypted; NotImplementedError: a method of compression or a ZIP version that Python lacks.
+        except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
+            raise UnreadableImageError(f"{name}: {error}") from None
 
-    for name in sorted(archive.namelist()):
-        if _is_image(PurePosixPath(name)):
-            yield PurePosixPath(name), Source(f"{root}: {name}", root, partial(read, name))
+    for member in members:
+        path = PurePosixPath(member.filename)
+        if _is_image(path):
+            yield path, Source(f"{root}: {path}", root, partial(read, member))
 
 
 def _tar_members(root: Path) -> Members:
+    most = LARGEST_RATIO * max(root.stat().st_size, 1 << 16)
     try:
         archive = tarfile.open(root)  # noqa: SIM115  # open as long as its members may be read
-        members = archive.getmembers()
-    except (tarfile.TarError, EOFError, OSError) as error:
+        members = []
+        for member in archive:
+            if member.offset_data + member.size > most:  # before tarfile unpacks it to get to the next one
+                raise UserError(f"{root}: more than {most} bytes when unpacked; no archive of images is so large")
+            members.append(member)
+    # Whatever a damaged stream raises: tarfile knows gzip, bzip2 and LZMA.
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{root}: not a folder, ZIP or tar archive, or a damaged one: {error}") from None
     lock = threading.Lock()
 
     def read(member: tarfile.TarInfo) -> bytes:
+        name = f"{root}: {printable(member.name)}"
+        if member.size > LARGEST_FILE:
+            raise UnreadableImageError(f"{name}: {member.size} bytes; no image is so large")
         try:
             with lock:
                 file = archive.extractfile(member)
                 return file.read() if file else b""
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise UnreadableImageError(f"{root}: {member.name}: {error}") from None
+        except (tarfile.TarError, EOFError, OSError, KeyError, zlib.error, lzma.LZMAError) as error:
+            raise UnreadableImageError(f"{name}: {error}") from None
 
     for member in members:
         path = PurePosixPath(member.name)
         if member.isfile() and _is_image(path):
-            yield path, Source(f"{root}: {path}", root, partial(read, member))
+            yield path, Source(f"{root}: {printable(member.name)}", root, partial(read, member))
 
 
 def _is_image(path: PurePosixPath) -> bool:
-    """Hidden files and folders hold none, nor does what macOS adds to archives."""
+    """Whether a member should hold an image: not in hidden folders, nor in those that macOS adds to archives."""
     return is_image_name(path.name) and not any(part.startswith((".", "__MACOSX")) for part in path.parts)

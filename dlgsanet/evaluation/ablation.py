@@ -16,10 +16,10 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.complexity import input_size, multiply_accumulates, parameters
 from dlgsanet.evaluation.networks import network_of, registered_network
-from dlgsanet.evaluation.pairs import pairs_of
 from dlgsanet.evaluation.rows import BICUBIC, Row, means
 from dlgsanet.evaluation.scoring import bicubic, score, standard_metrics, super_resolve
 from dlgsanet.evaluation.tables import Table, figure
+from dlgsanet.evaluation.testing import pairs_to_test
 from dlgsanet.files import write_whole
 from dlgsanet.options.parse import load_yaml
 from dlgsanet.options.read import read_options
@@ -136,7 +136,7 @@ def _score(options: dict[str, Any], variant: str, seed: int, with_bicubic: bool)
     network, device = network_of(tested)
     metrics, rows = standard_metrics(scale), []
     for key, dataset in options["datasets"].items():
-        for picture in super_resolve(network, pairs_of(dataset), scale, device) if key.startswith("val") else ():
+        for picture in super_resolve(network, pairs_to_test(dataset), scale, device) if key.startswith("val") else ():
             name = f"{variant} {seed}"
             outputs = {name: picture.output} | ({BICUBIC: bicubic(picture.lr, scale)} if with_bicubic else {})
             for method, image in outputs.items():

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from dlgsanet.data.images import UnreadableImageError, png_bytes
+from dlgsanet.data.pairs import Pair, find_pairs_in
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.complexity import (
     computed_size,
@@ -31,7 +32,6 @@ from dlgsanet.evaluation.complexity import (
 )
 from dlgsanet.evaluation.entries import Entry, bicubic_entry, module_of, network_for
 from dlgsanet.evaluation.journal import Journal, digest
-from dlgsanet.evaluation.pairs import Pair, check_pair, list_pairs, read_pair
 from dlgsanet.evaluation.perceptual import PERCEPTUAL, perceptual_metric
 from dlgsanet.evaluation.rows import Row
 from dlgsanet.evaluation.scoring import Metric, Picture, bicubic, score, standard_metrics, super_resolve
@@ -109,7 +109,7 @@ def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], se
         raise UserError("--data: two test sets have one name; their pictures go to a folder of that name")
     for folder in folders:
         try:
-            pairs = list_pairs(folder / "HR", folder / f"LR_bicubic/X{scale}", f"{{}}x{scale}", folder.name)
+            pairs = find_pairs_in(folder, scale)
         except UserError as error:
             outcome.failures.append(str(error))
             continue
@@ -129,8 +129,8 @@ def _usable(pairs: list[Pair], scale: int, failures: list[str]) -> list[Pair]:
 
     def size(pair: Pair) -> tuple[int, int] | str:
         try:
-            read_pair(pair, scale)
-            return check_pair(pair, scale)
+            pair.read(scale)
+            return pair.sizes(scale)[1]
         except UnreadableImageError as error:
             return str(error)
 
@@ -141,7 +141,7 @@ def _usable(pairs: list[Pair], scale: int, failures: list[str]) -> list[Pair]:
 
 
 def _score(outcome: Outcome, journal: Journal, settings: Settings) -> None:
-    contents = {pair: digest(pair.lr, pair.hr) for pairs in outcome.pairs.values() for pair in pairs}
+    contents = {pair: digest(pair.lq.read(), pair.gt.read()) for pairs in outcome.pairs.values() for pair in pairs}
 
     def path_of(entry: Entry, dataset: str, pair: Pair) -> Path:
         return picture_path(settings.output, outcome.scale, entry.name, dataset, pair.name)
@@ -180,7 +180,7 @@ def _score(outcome: Outcome, journal: Journal, settings: Settings) -> None:
 
 
 def _jobs(entry: Entry, dataset: str, pairs: list[Pair], batch: int) -> Iterator[Job]:
-    for _, group in groupby(pairs, key=partial(check_pair, scale=entry.scale)):
+    for _, group in groupby(pairs, key=lambda pair: pair.sizes(entry.scale)[1]):
         equal = list(group)
         for start in range(0, len(equal), batch):
             yield Job(entry, dataset, tuple(equal[start : start + batch]))
@@ -242,7 +242,7 @@ def _pictures(job: Job, batch: int) -> Iterator[Picture]:
         yield from super_resolve(_network(job.entry, _device), job.pairs, job.entry.scale, _device, batch)
         return
     for pair in job.pairs:
-        lr, hr = read_pair(pair, job.entry.scale)
+        lr, hr = pair.read(job.entry.scale)
         yield Picture(pair, lr, hr, bicubic(lr, job.entry.scale))
 
 

@@ -18,9 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from dlgsanet.archs.sizes import SCALES, SIZES, size_options
+from dlgsanet.device import find_device
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.networks import load_option_file, registered_network
-from dlgsanet.evaluation.published import SCALES, SIZES, size_options
 from dlgsanet.evaluation.tables import Table
 
 HD = (1280, 720)  # width and height of the output at which the field states complexity
@@ -57,7 +58,7 @@ def table(names: Sequence[str], scales: Sequence[int], output: tuple[int, int], 
     Raises:
         UserError: neither a published size nor an option file, or a device that is not there.
     """
-    on = device_named(device)
+    on = find_device(device)
     rows = []
     for name, scale, options in tqdm([*_networks(names, scales)], "complexity", disable=None, leave=False):
         network = registered_network(options).eval()
@@ -87,20 +88,6 @@ def _networks(names: Sequence[str], scales: Sequence[int]) -> Iterator[tuple[str
             yield options["name"], options["scale"], options["network_g"]
         else:
             raise UserError(f"{name}: neither an option file (.yml) nor one of {', '.join(SIZES)}")
-
-
-def device_named(name: str | None) -> torch.device:
-    """The device of that name; of None the first GPU, or the CPU where there is none.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def describe(device: torch.device) -> str:

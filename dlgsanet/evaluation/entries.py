@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint
+from dlgsanet.archs.sizes import size_of
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.journal import digest
 from dlgsanet.evaluation.networks import load_option_file, model_of, network_of, registered_network
-from dlgsanet.evaluation.published import size_of
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.evaluation.self_ensemble import self_ensemble

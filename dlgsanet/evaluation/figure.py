@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from dlgsanet.data.images import read_image
+from dlgsanet.data.pairs import find_pairs_in
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.benchmark import picture_path
 from dlgsanet.evaluation.crops import Crop
 from dlgsanet.evaluation.page import telling_crop
-from dlgsanet.evaluation.pairs import list_pairs, read_pair
 from dlgsanet.evaluation.plotting import FRAME, new_figure, write_figure
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.tables import figure as formatted
@@ -51,8 +51,7 @@ def read_panel(
     names = list(methods or rows)
     if unknown := [name for name in names if name not in rows]:
         raise UserError(f"--methods {unknown[0]}: the benchmark has {', '.join(rows)}")
-    pairs = list_pairs(folder / "HR", folder / f"LR_bicubic/X{scale}", f"{{}}x{scale}", folder.name)
-    lr, hr = read_pair(next(pair for pair in pairs if pair.name == image), scale)
+    lr, hr = next(pair for pair in find_pairs_in(folder, scale) if pair.name == image).read(scale)
     outputs = {name: read_image(picture_path(results, scale, name, folder.name, image)) for name in names}
     chosen = crop or telling_crop(outputs, hr, scale)
     if chosen.of(hr).shape[:2] != (chosen.side, chosen.side):

@@ -47,9 +47,10 @@ class Journal:
 
 
 def digest(*parts: Any) -> str:
-    """One short name for files' contents (`Path`) and JSON-like values, the same in every run."""
+    """One short name for files (`Path`: their content), bytes and JSON-like values, the same in every run."""
     hashed = hashlib.sha256()
     for part in parts:
-        content = part.read_bytes() if isinstance(part, Path) else json.dumps(part, sort_keys=True).encode()
+        content = part.read_bytes() if isinstance(part, Path) else part
+        content = content if isinstance(content, bytes) else json.dumps(content, sort_keys=True).encode()
         hashed.update(hashlib.sha256(content).digest())
     return hashed.hexdigest()[:24]

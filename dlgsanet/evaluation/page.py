@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from dlgsanet.data.images import read_image
+from dlgsanet.data.pairs import Pair
 from dlgsanet.evaluation.benchmark import Outcome, picture_path
 from dlgsanet.evaluation.crops import best_crop, crop_psnrs
-from dlgsanet.evaluation.pairs import Pair, read_pair
 from dlgsanet.evaluation.published import figures
 from dlgsanet.evaluation.report import as_json
 from dlgsanet.evaluation.rows import BICUBIC
@@ -78,7 +78,7 @@ def telling_crop(outputs: Mapping[str, np.ndarray], original: np.ndarray, scale:
 
 
 def _picture(outcome: Outcome, output: Path, dataset: str, pair: Pair) -> dict[str, Any]:
-    lr, hr = read_pair(pair, outcome.scale)
+    lr, hr = pair.read(outcome.scale)
     outputs = outputs_of(outcome, output, dataset, pair)
     crop = telling_crop(outputs, hr, outcome.scale)
     here = crop_psnrs(crop, outputs, hr)
@@ -103,7 +103,7 @@ def _fitting_wholes(
 
     def encoded(quality: int) -> Iterator[list[dict[str, str]]]:
         for dataset, pair in shown:
-            images = outputs_of(outcome, output, dataset, pair) | {"original": read_pair(pair, outcome.scale)[1]}
+            images = outputs_of(outcome, output, dataset, pair) | {"original": pair.read(outcome.scale)[1]}
             yield [{"name": name, "src": _webp(image, quality)} for name, image in images.items()]
 
     for quality in QUALITIES:

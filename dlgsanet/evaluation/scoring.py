@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlgsanet.data.pairs import Pair
 from dlgsanet.data.resize import imresize
 from dlgsanet.errors import UserError
-from dlgsanet.evaluation.pairs import Pair, check_pair, read_pair
 from dlgsanet.metrics import psnr, ssim
 
 Network = Callable[[Tensor], Tensor]  # [B, 3, H, W] in [0, 1] -> [B, 3, scale * H, scale * W]
@@ -73,7 +73,7 @@ def score(picture: Picture, image: np.ndarray, metrics: Mapping[str, Metric]) ->
     try:
         return {name: of(image, picture.hr) for name, of in metrics.items()}
     except ValueError as error:
-        raise UserError(f"{picture.pair.hr}: cannot be scored: {error}") from error
+        raise UserError(f"{picture.pair.gt.name}: cannot be scored: {error}") from error
 
 
 def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
@@ -89,17 +89,17 @@ def super_resolve(
     Raises:
         UserError: an image cannot be read, the network enlarges by another factor, or memory does not suffice.
     """
-    for _, group in groupby(pairs, key=partial(check_pair, scale=scale)):
+    for _, group in groupby(pairs, key=lambda pair: pair.sizes(scale)[1]):
         equal = list(group)
         for start in range(0, len(equal), batch):
             some = equal[start : start + batch]
-            images = [read_pair(pair, scale) for pair in some]
+            images = [pair.read(scale) for pair in some]
             outputs = _enlarge(network, [lr for lr, _ in images], device, some[0])
             for pair, (lr, hr), output in zip(some, images, outputs, strict=True):
                 if output.shape != hr.shape:
                     raise UserError(
                         f"the network makes {output.shape[1]}x{output.shape[0]} of the {lr.shape[1]}x{lr.shape[0]} "
-                        f"pixels of {pair.lr}; scale: {scale} does not fit it"
+                        f"pixels of {pair.lq.name}; scale: {scale} does not fit it"
                     )
                 yield Picture(pair, lr, hr, output)
 
@@ -112,7 +112,7 @@ def _enlarge(
     except torch.OutOfMemoryError:
         if len(images) == 1:
             height, width = images[0].shape[:2]
-            raise UserError(f"{first.lr}: {width}x{height} pixels need more memory than {device} has") from None
+            raise UserError(f"{first.lq.name}: {width}x{height} pixels need more memory than {device} has") from None
     half = len(images) // 2  # outside of the handler, which keeps the failed attempt's tensors alive
     return [
         *_enlarge(network, images[:half], device, first),

@@ -1,5 +1,6 @@
 """`dlgsanet test`: every test set of an option file through its network, a table, and the pictures."""
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 from tqdm import tqdm
 
 from dlgsanet.data.images import UnreadableImageError, png_bytes
+from dlgsanet.data.pairs import Pair, find_pairs
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.networks import network_of
-from dlgsanet.evaluation.pairs import Pair, check_pair, pairs_of, read_pair
 from dlgsanet.evaluation.rows import BICUBIC, Row, every_image, summary
 from dlgsanet.evaluation.scoring import bicubic, metric, score, standard_metrics, super_resolve
 from dlgsanet.files import write_whole
@@ -34,7 +35,7 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
             "name its weights, or allow this with --random_weights"
         )
     scale, method, validation = options["scale"], options["name"], options["val"]
-    datasets = {dataset["name"]: pairs_of(dataset) for _, dataset in sorted(options["datasets"].items())}
+    datasets = {dataset["name"]: pairs_to_test(dataset) for _, dataset in sorted(options["datasets"].items())}
     check_images(datasets, scale)
     described = validation.get("metrics") or {}
     metrics = {name: metric(entry) for name, entry in described.items()} or standard_metrics(scale)
@@ -45,11 +46,28 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
         progress = tqdm(super_resolve(network, pairs, scale, device), dataset, len(pairs), disable=None, leave=False)
         for picture in progress:
             if validation.get("save_img"):
-                name = f"{picture.pair.lr.stem}_{validation.get('suffix') or method}.png"
+                name = f"{Path(picture.pair.lq.name).stem}_{validation.get('suffix') or method}.png"
                 write_whole(Path(options["path"]["visualization"], dataset, name), png_bytes(picture.output))
             for by, image in {BICUBIC: bicubic(picture.lr, scale), method: picture.output}.items():
                 rows.append(Row(dataset, picture.pair.name, by, score(picture, image, metrics)))
     return _report(rows, list(metrics), Path(options["path"]["results_root"]), f"{method}, ×{scale}")
+
+
+def pairs_to_test(opt: Mapping[str, Any]) -> list[Pair]:
+    """The pairs of a test set of an option file (completed: it has a `name`).
+
+    Raises:
+        UserError: as `find_pairs`, or options that testing cannot follow.
+    """
+    where = f"data set {opt['name']}"
+    if not opt.get("dataroot_gt"):
+        raise UserError(f"{where}: has no originals to compare with (dataroot_gt); see `dlgsanet upscale`")
+    if unmet := [key for key in ("mean", "std", "color") if opt.get(key) is not None]:
+        raise UserError(f"{where}: {', '.join(unmet)}: not for testing; images are tested as they are, in RGB")
+    try:
+        return find_pairs(opt)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def check_images(datasets: dict[str, list[Pair]], scale: int) -> None:
@@ -62,15 +80,15 @@ def check_images(datasets: dict[str, list[Pair]], scale: int) -> None:
         every = [pair for pairs in datasets.values() for pair in pairs]
         faults = [fault for fault in pool.map(lambda pair: _fault(pair, scale), every) if fault]
     if len(faults) > 1:
-        faults.append(f"{len(faults)} images cannot be used, see above; mend or remove them")
+        faults.append(f"{len(faults)} images cannot be used, see above; repair or remove them")
     if faults:
         raise UserError("\n".join(faults))
 
 
 def _fault(pair: Pair, scale: int) -> str | None:
     try:
-        check_pair(pair, scale)
-        read_pair(pair, scale)
+        pair.sizes(scale)
+        pair.read(scale)
     except UnreadableImageError as error:
         return str(error)
     return None

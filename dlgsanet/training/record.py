@@ -3,7 +3,6 @@
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,19 @@ import yaml
 
 import dlgsanet
 from dlgsanet.files import write_whole
+from dlgsanet.packages import versions
 from dlgsanet.training.introduction import hardware
-
-PACKAGES = ("torch", "torchvision", "basicsr", "numpy", "opencv-python", "opencv-python-headless")
-CUPY = ("cupy-cuda12x", "cupy-cuda13x")
 
 
 def write_record(options: dict[str, Any], iteration: int) -> None:
     """Write the options as resolved, command, versions, revision and hardware of a run that starts at an iteration."""
     if options["rank"] != 0:
         return
+    installed = {name: version for name, version in versions().items() if version}
     record = {
         "command": sys.argv,
         "options": _plain(options),
-        "versions": {"python": platform.python_version(), "dlgsanet": dlgsanet.__version__, **_versions()},
+        "versions": {"python": platform.python_version(), "dlgsanet": dlgsanet.__version__, **installed},
         "git": _git(),
         "hardware": {
             "machine": platform.platform(),
@@ -42,16 +40,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES + CUPY:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _git() -> dict[str, str] | None:

@@ -11,8 +11,7 @@ from basicsr.models import build_model
 from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 
 import dlgsanet.plugin  # noqa: F401  # registers what is ours
-from dlgsanet.data.pair_sizes import check_sizes
-from dlgsanet.data.pairs import find_pairs
+from dlgsanet.data.pairs import check_sizes, find_pairs
 from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError, faults_of
 from dlgsanet.signals import StopSignals

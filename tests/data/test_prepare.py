@@ -154,7 +154,7 @@ def test_images_in_several_folders_are_not_mixed(originals, tmp_path):
 def test_two_images_of_one_name(originals, tmp_path):
     for name in ("a.png", "a.bmp"):
         write_whole(tmp_path / name, (originals / "coffee.png").read_bytes())
-    with pytest.raises(UserError, match=r"a.bmp and .*a.png would become one PNG"):
+    with pytest.raises(UserError, match=r"a.bmp and .*a.png would become the same PNG"):
         prepare("folder", tmp_path, "--name", "Photos", "--root", tmp_path / "datasets")
 
 

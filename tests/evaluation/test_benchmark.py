@@ -153,7 +153,7 @@ def test_swinir_is_padded_as_basicsr_pads_it(place, option_file):
 
 
 def test_the_papers_figures_stand_below_a_published_size(place, capsys):
-    from dlgsanet.evaluation.published import size_options
+    from dlgsanet.archs.sizes import size_options
 
     options = size_options("Tiny", 2)
     small_weights(place / "tiny.pth", **options)

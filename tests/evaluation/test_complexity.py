@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.sizes import SCALES, dlgsanet_large, dlgsanet_light, dlgsanet_tiny, size_of, size_options
 from dlgsanet.cli import main
 from dlgsanet.evaluation.complexity import input_size, measure, multiply_accumulates, parameters
-from dlgsanet.evaluation.published import size_of, size_options
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,17 @@ def test_published_networks(size, scale, weights, gmacs):
     assert size_of(options | {"activation": "topk"}) is None
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_sizes_are_functions_of_the_scale(scale):
+    for size, build in {"Tiny": dlgsanet_tiny, "Light": dlgsanet_light, "Large": dlgsanet_large}.items():
+        network, expected = build(scale), DLGSANet(**size_options(size, scale))
+        assert network.upscale == scale
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        assert shapes == {name: value.shape for name, value in expected.state_dict().items()}
+    with pytest.raises(ValueError, match="unknown scale 8"):
+        dlgsanet_tiny(8)
+
+
 def test_the_command_counts_any_option_file(option_file, capsys):
     assert main(["complexity", "Tiny", str(option_file), "--scales", "4", "--runs", "0"]) == 0
     out = capsys.readouterr().out
@@ -53,7 +64,7 @@ def test_latency_and_memory_are_measured():
     [
         (["Huge"], "Huge: neither an option file"),
         (["Tiny", "--scales", "8"], "no published network enlarges by 8"),
-        (["Tiny", "--device", "nonsense"], "--device nonsense"),
+        (["Tiny", "--device", "nonsense"], "nonsense"),
         (["missing.yml"], "missing.yml: cannot be read"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dlgsanet.cli import main
-from dlgsanet.evaluation.pairs import list_pairs, read_pair
+from dlgsanet.data.pairs import find_pairs_in
 from dlgsanet.evaluation.scoring import bicubic
 from dlgsanet.metrics import psnr
 from tests.evaluation.conftest import small_weights
@@ -30,8 +30,8 @@ def test_bicubic(name, expected):
     for scale, value in zip((2, 3, 4), expected, strict=True):
         folder = BENCHMARK / name
         scores = []
-        for pair in list_pairs(folder / "HR", folder / f"LR_bicubic/X{scale}", f"{{}}x{scale}", name):
-            lr, hr = read_pair(pair, scale)
+        for pair in find_pairs_in(folder, scale):
+            lr, hr = pair.read(scale)
             scores.append(psnr(bicubic(lr, scale), hr, scale))
         assert np.mean(scores) == pytest.approx(value, abs=0.005)
 

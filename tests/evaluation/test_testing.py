@@ -119,7 +119,7 @@ def remove(path):
         (lambda root: small_weights(root / "small.pth", dim=24), "its weights do not fit network_g"),
         (lambda root: remove(root / "datasets/Photos/HR"), "there is no datasets/Photos/HR"),
         (lambda root: remove(root / "datasets/Photos/LR_bicubic/X2"), "there is no datasets/Photos/LR_bicubic/X2"),
-        (lambda root: (root / "datasets/Photos/LR_bicubic/X2/coffeex2.png").unlink(), "for coffee.png"),
+        (lambda root: (root / "datasets/Photos/LR_bicubic/X2/coffeex2.png").unlink(), "coffeex2.png"),
         (lambda root: (root / "datasets/Photos/HR/coffee.png").write_bytes(b"no image"), "HR/coffee.png"),
     ],
 )

@@ -1,0 +1,62 @@
+"""The published sizes of DLGSANet (Li et al., ICCV 2023, section 4.1): Tiny, Light and Large at x2, x3 and x4."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+
+SIZES: dict[str, dict[str, int]] = {
+    "Tiny": {"dim": 48, "groups": 3, "blocks": 3},
+    "Light": {"dim": 48, "groups": 4, "blocks": 3},
+    "Large": {"dim": 90, "groups": 6, "blocks": 4},
+}
+# Side in LR pixels of the windows of test-time local conversion, by scale.
+TLC_KERNELS = {2: 96, 3: 72, 4: 48}
+SCALES = tuple(TLC_KERNELS)
+
+
+def dlgsanet_tiny(scale: int = 4, **options: Any) -> DLGSANet:
+    """DLGSANet-Tiny: 0.57 M parameters. `options` replace those of the published network (see `DLGSANet`).
+
+    Shape: [B, 3, H, W] in [0, 1] -> [B, 3, scale * H, scale * W].
+
+    Raises:
+        ValueError: a scale other than 2, 3 and 4, or options that do not fit.
+    """
+    return DLGSANet(**size_options("Tiny", scale) | options)
+
+
+def dlgsanet_light(scale: int = 4, **options: Any) -> DLGSANet:
+    """DLGSANet-Light: 0.76 M parameters; otherwise as `dlgsanet_tiny`."""
+    return DLGSANet(**size_options("Light", scale) | options)
+
+
+def dlgsanet_large(scale: int = 4, **options: Any) -> DLGSANet:
+    """DLGSANet: 4.8 M parameters; otherwise as `dlgsanet_tiny`."""
+    return DLGSANet(**size_options("Large", scale) | options)
+
+
+def size_options(size: str, scale: int) -> dict[str, Any]:
+    """The `network_g` options (without `type`) of a published size.
+
+    Raises:
+        ValueError: no such size or scale.
+    """
+    if size not in SIZES:
+        raise ValueError(f"unknown size {size!r}; choose from {', '.join(SIZES)}")
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}; choose from {', '.join(map(str, SCALES))}")
+    shared = {"buildblock_type": "sparseedge", "upsampler": "pixelshuffledirect", "upscale": scale}
+    return SIZES[size] | shared | {"tlc_kernel": TLC_KERNELS[scale]}
+
+
+def size_of(options: Mapping[str, Any]) -> str | None:
+    """The published size that these `network_g` options of a DLGSANet describe, or None."""
+    defaults = {p.name: p.default for p in inspect.signature(DLGSANet).parameters.values()}
+    without_effect = {"type": None, "input_resolution": None}
+    given = defaults | dict(options) | without_effect
+    for size in SIZES if options.get("upscale") in SCALES else ():
+        if defaults | size_options(size, options["upscale"]) | without_effect == given:
+            return size
+    return None
