@@ -65,7 +65,7 @@ def run(entry: str, argv: list[str]) -> int:
         keep_freed_memory()
         return getattr(importlib.import_module(module), function)(argv)
     except UserError as error:
-        return _fail(str(error))
+        return _fail(error.for_command())
     except KeyboardInterrupt:
         print("dlgsanet: stopped", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""The error that a user can mend."""
+"""Errors that the user can fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +7,34 @@ from contextlib import contextmanager
 class UserError(Exception):
     """Bad input: one line that names the file or option and says what to do. Commands print it and exit with 2."""
 
+    def for_command(self) -> str:
+        """The message as commands print it."""
+        return str(self)
+
+
+class ArgumentError(UserError):
+    """A bad argument of a library function.
+
+    The message names the argument as the Python caller does, ``outscale: ...``. Commands print it as the option of the
+    same name, ``--outscale: ...``.
+
+    Args:
+        argument: name of the argument, the same as the option of the command apart from dashes.
+        problem: what is wrong and what to do.
+    """
+
+    def __init__(self, argument: str, problem: str):
+        super().__init__(f"{argument}: {problem}")
+        self.argument = argument
+        self.problem = problem
+
+    def for_command(self) -> str:
+        return f"--{self.argument.replace('_', '-')}: {self.problem}"
+
 
 @contextmanager
 def faults_of(where: str) -> Iterator[None]:
-    """What a class of PyTorch or BasicSR finds wrong in its arguments becomes a UserError that names the options."""
+    """Turn errors of PyTorch's or BasicSR's classes about their arguments into a UserError that names the options."""
     try:
         yield
     except (ValueError, TypeError, AssertionError, NotImplementedError) as error:

@@ -57,15 +57,15 @@ def main() -> None:
 
 def run(args: argparse.Namespace) -> None:
     from dlgsanet import load_model
-    from dlgsanet.inference.enlarge import enlarge
-    from dlgsanet.inference.plan import tiles_of
+    from dlgsanet.pictures.upscale_pixels import upscale_pixels
+    from dlgsanet.pictures.upscale_tiles import tiles_of
 
     network = load_model(args.weights, args.scale)
     width, height = map(int, args.size.split("x"))
     pixels = photograph(args.photo, height, width)
     tile = args.ways[0] if args.ways[0] in ("exact", "auto") else int(args.ways[0])
     began = time.perf_counter()
-    np.save(args.result, enlarge(network, pixels, tile))
+    np.save(args.result, upscale_pixels(network, pixels, tile))
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     spans = tiles_of(network, height, width, tile if isinstance(tile, int) else None)

@@ -17,8 +17,7 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.feed_forward import GDFN, BaseFFN
 from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
 from dlgsanet.archs.norm import LayerNorm
-from dlgsanet.archs.sparse_gsa import SparseGSA
-from dlgsanet.inference.plan import tlc_window
+from dlgsanet.archs.sparse_gsa import SparseGSA, tlc_window
 from dlgsanet.ops.backends.reference import LAYER_NORM_EPS, select_similarities
 
 

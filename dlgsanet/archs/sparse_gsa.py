@@ -55,3 +55,12 @@ class SparseGSA(nn.Module):
             self.topk_ratio,
             None if self.training else self.tlc_kernel,
         )
+
+
+def tlc_window(network: nn.Module) -> int | None:
+    """Side of the TLC windows of a network in pixels; None: its attention spans the whole image.
+
+    A network without SparseGSA has no windows and could be cut anywhere; it gets the side of the published networks.
+    """
+    windows = [module.tlc_kernel for module in network.modules() if isinstance(module, SparseGSA)]
+    return windows[0] if windows else 96

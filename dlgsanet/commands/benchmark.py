@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     named = [(entry.name, entry.scale) for entry in networks]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise UserError(f"two networks are called {twice[0][0]}; name them apart: NAME=FILE")
-    devices = tuple(str(find_device(name)) for name in arguments.devices or _every_gpu() or ["cpu"])
+    devices = tuple(str(find_device(name, "devices")) for name in arguments.devices or _every_gpu() or ["cpu"])
     metrics = available(["psnr", "ssim", *arguments.metrics], devices[0], failures)
     settings = Settings(arguments.output, metrics, arguments.batch, devices, arguments.runs)
     for scale in arguments.scales or sorted({entry.scale for entry in networks}):

@@ -1,16 +1,24 @@
-"""`dlgsanet upscale`: pictures and folders in, enlarged pictures out."""
+"""`dlgsanet upscale`: upscale pictures and folders of pictures."""
 
 import argparse
+import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
-from dlgsanet.inference.jobs import STREAM, find_jobs, say
+from dlgsanet.errors import UserError
+from dlgsanet.pictures.find_files import STREAM, Found, find_files
 from dlgsanet.pictures.formats import WRITTEN
+
+DESCRIPTION = """\
+Upscale pictures: PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC; 8 or 16 bits per
+channel; gray, palette, transparency.
+"""
 
 EXAMPLES = """\
 examples:
   dlgsanet upscale photo.jpg -o photo_x2.png
-  dlgsanet upscale photos/ -o enlarged/ --scale 4 --ext png
+  dlgsanet upscale photos/ -o upscaled/ --scale 4 --ext png
   dlgsanet upscale scan.tif -o scan_x3.tif --outscale 3 --self-ensemble
   cat photo.png | dlgsanet upscale - -o - > photo_x2.png
 """
@@ -19,27 +27,35 @@ examples:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "dlgsanet upscale",
-        description="Enlarge pictures: PNG, JPEG, WebP, TIFF, BMP; 8 or 16 bits, gray, palette, transparency.",
+        usage="dlgsanet upscale INPUT [INPUT ...] [-o OUT] [option ...]",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="files, folders (with all below them), globs, or - for stdin")
-    add("-o", "--output", type=Path, required=True, metavar="OUT", help="a file, a folder, or - for stdout")
-    add("--scale", type=int, choices=(2, 3, 4), help="the network's enlargement (default: what the weights have)")
+    add("inputs", nargs="*", metavar="INPUT", help="files, folders (with everything below them), globs, or - for stdin")
+    add("-i", "--input", nargs="+", action="extend", default=[], metavar="INPUT", help="the same as INPUT")
+    add("-o", "--output", type=Path, default=Path("results"), metavar="OUT", help="a file, a folder, or - for stdout "
+        "(default: the folder results)")  # fmt: skip
+    add("-n", "--weights", default="Tiny", metavar="WEIGHTS", help="a .safetensors or .pth file, or the name of "
+        "shipped weights: Tiny, Light, Large (default: Tiny)")  # fmt: skip
+    add("--scale", type=int, choices=(2, 3, 4), help="scale factor of the network (default: that of the weights)")
     add("-s", "--outscale", type=_factor, metavar="S", help="resize the result to S times the input")
-    add("--weights", default="Tiny", metavar="FILE|NAME", help="a .safetensors or .pth file, or Tiny, Light, Large")
-    add("-t", "--tile", type=_tile, default="auto", metavar="auto|exact|N", help="exact: the whole picture at once; "
-        "N: tiles that keep N pixels a side; auto (default): exact if it fits into memory, else tiles")  # fmt: skip
-    add("--self-ensemble", action="store_true", help="average 8 flips and turns: 8 times the work, slightly better")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
-    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: fp32; the others are for GPUs")
+    add("-t", "--tile", type=_tile, default="auto", metavar="TILE", help="exact: the whole picture at once; a "
+        "number: tiles of N pixels per side; auto (default): exact if it fits, else tiles")  # fmt: skip
+    add("--self-ensemble", action="store_true", help="average over 8 flips and transposes: 8 times the work, slightly "
+        "better")  # fmt: skip
+    add("--device", help="cpu, cuda, cuda:1, mps, xpu (default: the GPU if there is one)")
+    add("-g", "--gpu-id", dest="device", type=_gpu, metavar="N", help="the same as --device cuda:N")
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and features (default: "
+        "fp32); the others are for GPUs")  # fmt: skip
+    add("--fp32", dest="precision", action="store_const", const="fp32", help="the same as --precision fp32")
     add("--ext", choices=("auto", *(e[1:] for e in WRITTEN)), default="auto", help="format of results in a folder or "
-        "on stdout (default: as the input's)")  # fmt: skip
+        "on stdout (default: that of the input)")  # fmt: skip
     add("--suffix", default="", help="put after the names of results, before the extension")
-    add("--quality", type=_quality, default=95, metavar="1-100", help="of JPEG and WebP results (default: 95)")
-    add("--overwrite", action="store_true", help="replace results that are there already (default: skip those)")
-    add("--dry-run", action="store_true", help="read everything, tell what would be done, write nothing")
+    add("--quality", type=_quality, default=95, metavar="Q", help="1 to 100, for JPEG and WebP (default: 95)")
+    add("--overwrite", action="store_true", help="replace results that exist already (default: skip them)")
+    add("--dry-run", action="store_true", help="read everything, report what would be done, write nothing")
     return parser
 
 
@@ -58,6 +74,12 @@ def _tile(text: str) -> str | int:
     raise argparse.ArgumentTypeError(f"{text!r} is not auto, exact, or a number of pixels")
 
 
+def _gpu(text: str) -> str:
+    if text.isdecimal():
+        return f"cuda:{text}"
+    raise argparse.ArgumentTypeError(f"{text!r} is not the number of a GPU")
+
+
 def _quality(text: str) -> int:
     if text.isdecimal() and 1 <= int(text) <= 100:
         return int(text)
@@ -65,22 +87,55 @@ def _quality(text: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code 0 if every picture was enlarged or there already, 2 if any failed, 130 after Ctrl-C."""
-    args = parser().parse_args(argv)
-    extension = "auto" if args.ext == "auto" else f".{args.ext}"
-    jobs, failures = find_jobs(args.inputs, args.output, extension, args.suffix)
-    waiting = [job for job in jobs if args.overwrite or job.target == STREAM or not job.target.exists()]
-    skipped = len(jobs) - len(waiting)
-    if skipped:
-        say(f"{skipped} there already, skipped (--overwrite replaces them)")
+    """Exit code 0 if every picture was upscaled or existed already, 2 if any failed, 130 after Ctrl-C."""
+    arguments = parser().parse_args(argv)
+    inputs = [*arguments.inputs, *arguments.input]
+    if not inputs:
+        raise UserError("no input; give files, folders, globs, or - for standard input")
+    extension = None if arguments.ext == "auto" else f".{arguments.ext}"
+    found = find_files(inputs, arguments.output, extension, arguments.suffix)
+    failures = found.faults
+    waiting = [job for job in found.jobs if arguments.overwrite or job.target == STREAM or not _exists(job.target)]
+    if skipped := len(found.jobs) - len(waiting):
+        _say(f"{skipped} there already, skipped (--overwrite replaces them)")
     try:
         if waiting:
-            from dlgsanet.inference.batch import Batch  # loads torch: not for --help or a misspelt option
+            from dlgsanet.inference.loading import load_model  # loads torch: not for --help or a misspelt option
+            from dlgsanet.pictures.upscale_files import FileUpscaler
 
-            failures += Batch(args).run(waiting)
+            a = arguments
+            upscaler = FileUpscaler(
+                network=load_model(a.weights, a.scale, a.device, a.precision, outscale=a.outscale or 2),
+                report=_say,
+                outscale=a.outscale,
+                tile=a.tile,
+                self_ensemble=a.self_ensemble,
+                extension=extension,
+                quality=a.quality,
+                dry_run=a.dry_run,
+            )
+            failures += upscaler.run(waiting)
     except KeyboardInterrupt:
-        say("dlgsanet: interrupted; results written so far are whole")
+        _say("dlgsanet: interrupted; results written so far are whole")
         return 130
+    _report_left_out(found, arguments.suffix)
     for failure in failures:
-        say(f"dlgsanet: error: {failure}")
+        _say(f"dlgsanet: error: {failure}")
     return 2 if failures else 0
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # False, where Path.exists raises: a folder without access, too long a name
+
+
+def _report_left_out(found: Found, suffix: str) -> None:
+    if found.results:
+        _say(f"{len(found.results)} with {suffix} in the name left out: results of an earlier run")
+    if found.other_files:
+        kinds = ", ".join(f"{number} {extension}" for extension, number in sorted(found.other_files.items()))
+        _say(f"left out, not pictures: {kinds}")
+
+
+def _say(line: str) -> None:
+    """Report a line on stderr, since stdout may carry a picture."""
+    print(line, file=sys.stderr)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlgsanet.device import is_out_of_memory
 from dlgsanet.errors import UserError
 
 
@@ -68,7 +69,9 @@ def attribute(
             total += torch.autograd.grad(edges, middle)[0] * (end - start)
         with torch.no_grad():
             blurred, sharp = (float(_edges(network(point), x, y, window)) for point in (path[0], path[-1]))
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(f"{image.shape[3]}x{image.shape[2]} pixels need more memory than {image.device} has") from None
     shares = total.sum(1)[0].double().cpu().numpy()
     return Attribution(shares, output[0].clamp(0, 1).float().cpu().numpy(), sharp - blurred)

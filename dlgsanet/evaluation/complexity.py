@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
-from dlgsanet.device import find_device
+from dlgsanet.device import describe, find_device, is_out_of_memory
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.networks import load_option_file, registered_network
 from dlgsanet.evaluation.tables import Table
@@ -90,13 +90,6 @@ def _networks(names: Sequence[str], scales: Sequence[int]) -> Iterator[tuple[str
             raise UserError(f"{name}: neither an option file (.yml) nor one of {', '.join(SIZES)}")
 
 
-def describe(device: torch.device) -> str:
-    """What the figures were measured on, in words."""
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{device.type} with {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
 def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
@@ -148,7 +141,9 @@ def measure(network: nn.Module, x: Tensor, runs: int) -> Cost:
     """
     try:
         return (_measure_cuda if x.is_cuda else _measure_cpu)(network, x, runs)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         height, width = x.shape[2:]
         raise UserError(f"{width}x{height} pixels need more memory than {x.device} has") from None
 

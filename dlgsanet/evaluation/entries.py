@@ -14,7 +14,7 @@ from dlgsanet.evaluation.journal import digest
 from dlgsanet.evaluation.networks import load_option_file, model_of, network_of, registered_network
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.scoring import Network
-from dlgsanet.evaluation.self_ensemble import self_ensemble
+from dlgsanet.inference.self_ensemble import self_ensemble
 
 OPTION_FILES = (".yml", ".yaml")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlgsanet.data.pairs import Pair
 from dlgsanet.data.resize import imresize
+from dlgsanet.device import is_out_of_memory
 from dlgsanet.errors import UserError
 from dlgsanet.metrics import psnr, ssim
 
@@ -109,7 +110,9 @@ def _enlarge(
 ) -> list[np.ndarray]:
     try:
         return to_images(network_output(network, to_tensor(images, device)))
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         if len(images) == 1:
             height, width = images[0].shape[:2]
             raise UserError(f"{first.lq.name}: {width}x{height} pixels need more memory than {device} has") from None

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.portable import PortableDLGSANet
+from dlgsanet.archs.sparse_gsa import tlc_window
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
-from dlgsanet.inference.plan import tlc_window
 
 OPSET = 18
 LARGEST_SIDE = 65536

@@ -1,4 +1,4 @@
-"""`load_model`: from a file or name to a network that is ready to enlarge pictures."""
+"""`load_model`: from a file or name to a network that is ready to upscale pictures."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 from dlgsanet.archs.checkpoint import Checkpoint, build_network, network_options, read_checkpoint
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.device import find_device
-from dlgsanet.errors import UserError
+from dlgsanet.errors import ArgumentError
 from dlgsanet.inference.weights import DEFAULT_NAME, find_weights
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -25,21 +25,21 @@ def load_model(
     """A network with its weights, in evaluation mode and without gradients.
 
     Args:
-        weights: a .safetensors or .pth file, which needs nothing beside it, or a name (``Tiny``, ``Light``, ``Large``,
+        weights: a .safetensors or .pth file, which is enough by itself, or a name (``Tiny``, ``Light``, ``Large``,
             ``DLGSANet_Tiny_x2``) of shipped weights.
-        scale: the enlargement; None is what the file has, for a size's name the smallest from `outscale` up.
-        device: as PyTorch names it; None is the GPU if there is one, else the CPU.
-        precision: ``fp32``, ``fp16`` or ``bf16``: of weights and features.
-        outscale: what the result is meant to be resized to.
+        scale: the scale factor. None: that of the file; for the name of a size, the smallest from `outscale` up.
+        device: as PyTorch names it. None: the GPU if there is one, else the CPU.
+        precision: ``fp32``, ``fp16`` or ``bf16``, of weights and features.
+        outscale: the factor that the result will be resized to.
 
     Returns:
         The network: [B, in_chans, H, W] in [0, 1] -> [B, in_chans, upscale * H, upscale * W].
 
     Raises:
-        UserError: no such weights, damaged, of another scale; an unknown device or precision.
+        UserError: weights that are missing, damaged or of another scale; an unknown device or precision.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"--precision: {precision!r}; it must be one of {', '.join(PRECISIONS)}")
+        raise ArgumentError("precision", f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     network = build_network(load_checkpoint(weights, scale, outscale))
     return network.to(find_device(device), PRECISIONS[precision])
 
@@ -53,5 +53,6 @@ def load_checkpoint(weights: str | Path, scale: int | None, outscale: float = 2)
     checkpoint = read_checkpoint(find_weights(weights, scale, outscale))
     options = network_options(checkpoint)
     if scale is not None and scale != options["upscale"]:
-        raise UserError(f"--scale: {checkpoint.path} enlarges x{options['upscale']}, not x{scale}; leave --scale out")
+        problem = f"{checkpoint.path} upscales x{options['upscale']}, not x{scale}; leave it out"
+        raise ArgumentError("scale", problem)
     return replace(checkpoint, metadata=checkpoint.metadata | {"network_g": json.dumps(options)})

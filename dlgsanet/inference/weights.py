@@ -1,9 +1,9 @@
-"""Where weights are found by name: the files that come with the package, or those of a checkout's `weights/` folder."""
+"""Find weights by name: the files that come with the package, or those in the `weights/` folder of a checkout."""
 
 import re
 from pathlib import Path
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import ArgumentError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = (_PACKAGE / "weights", _PACKAGE.parent / "weights")
@@ -12,7 +12,7 @@ DEFAULT_NAME = "Tiny"
 
 
 def shipped_weights() -> dict[str, Path]:
-    """Names without extension, such as ``DLGSANet_Tiny_x2``, of all weights that are here, and their files."""
+    """Every shipped file of weights under its name without extension, such as ``DLGSANet_Tiny_x2``."""
     files = [path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.safetensors"))]
     return {path.stem: path for path in files}
 
@@ -22,17 +22,17 @@ def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, o
 
     Args:
         weights: a file (.pth or .safetensors), a size (``Tiny``, ``Light``, ``Large``), or a shipped file's name
-            (``DLGSANet_Tiny_x2``); upper and lower case are alike.
-        scale: the enlargement to find a size's weights for.
-        outscale: without `scale`, the smallest scale from this up is taken, or else the largest that there is.
+            (``DLGSANet_Tiny_x2``). Upper and lower case are the same.
+        scale: the scale factor of a size's weights.
+        outscale: without `scale`, the smallest scale from this up is chosen, or else the largest that exists.
 
     Raises:
-        UserError: no such file or name; the message lists the names that there are.
+        ArgumentError: no such file or name; the message lists the names that exist.
     """
     path = Path(weights)
     if path.suffix in (".pth", ".safetensors") or path.is_file():
         if not path.is_file():
-            raise UserError(f"--weights: there is no file {path}")
+            raise ArgumentError("weights", f"there is no file {path}")
         return path
     here = shipped_weights()
     by_scale: dict[int, Path] = {}
@@ -47,4 +47,5 @@ def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, o
         return by_scale[scale]
     known = ", ".join(here) or f"none (looked in {' and '.join(map(str, FOLDERS))})"
     for_scale = f" at x{scale}" if scale else ""
-    raise UserError(f"--weights: no weights named {str(weights)!r}{for_scale}; give a file, or one of: {known}")
+    problem = f"unknown weights {str(weights)!r}{for_scale}; give a file, or choose from {known}"
+    raise ArgumentError("weights", problem)

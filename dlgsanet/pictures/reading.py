@@ -11,6 +11,7 @@ from dlgsanet.data.images import UnreadableImageError, has_16_bits, opened
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.picture import Picture
 
+NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow whose colour profiles mean nothing for RGB
 READ_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM")  # MPO: what many phones call JPEG
 
 # How to turn [H, W, C] upright, for each value of the EXIF entry.
@@ -61,7 +62,7 @@ def _decoded(path: Path, image: ImageFile, content: bytes) -> Picture:
     pixels = _deep_pixels(path, image, content) if deep else pixels_of(image)
     if image.format != "TIFF":  # Pillow and OpenCV turn those themselves
         pixels = _UPRIGHT.get(orientation, lambda a: a)(pixels)
-    profile = image.info.get("icc_profile") if image.mode not in ("CMYK", "LAB", "YCbCr", "HSV") else None
+    profile = image.info.get("icc_profile") if image.mode not in NOT_RGB else None
     colors = 1 if pixels.shape[2] < 3 else 3
     return Picture(
         np.ascontiguousarray(pixels[..., :colors]),

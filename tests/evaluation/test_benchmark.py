@@ -16,7 +16,7 @@ from PIL import Image
 from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.cli import main
 from dlgsanet.evaluation.perceptual import perceptual_metric
-from dlgsanet.evaluation.self_ensemble import self_ensemble
+from dlgsanet.inference.self_ensemble import self_ensemble
 from tests.evaluation.conftest import small_weights, write_set
 
 

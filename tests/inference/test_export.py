@@ -19,8 +19,7 @@ from dlgsanet.cli import main
 from dlgsanet.errors import UserError
 from dlgsanet.inference import export as export_module
 from dlgsanet.ops.windows import window_starts
-
-from .conftest import SMALL, small_network
+from tests.small_network import SMALL, small_network
 
 
 @pytest.mark.parametrize("window", [5, 24])

@@ -1,35 +1,34 @@
-"""How a picture is cut so that the work fits into memory."""
+"""How large tiles may be, so that the work fits into memory."""
 
 from collections.abc import Iterator
 
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.archs.sparse_gsa import SparseGSA
+from dlgsanet.archs.sparse_gsa import SparseGSA, tlc_window
 from dlgsanet.device import free_memory
-from dlgsanet.errors import UserError
-from dlgsanet.inference.tiles import spans
+from dlgsanet.errors import ArgumentError
 from dlgsanet.ops import dispatch
+from dlgsanet.pictures.upscale_tiles import tiles_of
 
-TILE_SIDES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96)  # pixels kept a side, largest first
-LOCAL_WINDOW = 96  # halo of tiles for networks of local layers alone: more than the published sizes look around
+TILE_SIDES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96)  # pixels kept per side, largest first
 
-# Feature maps as large as the tile that live at once: those of a group's start and of the layer under way, and what
-# the backend of the global layers keeps beside its result. Measured (4.1, 5.6, 17.1) and rounded up.
+# Feature maps of the tile's size that are alive at once: those of a group's start and of the layer at work, and what
+# the backend of the global layers keeps in addition to its result. Measured (4.1, 5.6, 17.1) and rounded up.
 FEATURE_MAPS = {"native": 5, "torch": 7, "reference": 18}
 STRIPS = 2**29  # bytes for the hidden features of strips
 SHARE_OF_FREE = 0.8  # of free memory that is planned with: others use it too
 
 
-def attempts(network: DLGSANet, height: int, width: int, tile: str | int) -> Iterator[int | None]:
-    """Sides of tiles in the order in which to try them, None for the whole image at once.
+def tile_sizes_to_try(network: DLGSANet, height: int, width: int, tile: str | int) -> Iterator[int | None]:
+    """Sides of tiles in the order in which to try them; None is the whole image at once.
 
     Args:
         network: what will run.
         height, width: of the image in pixels.
-        tile: ``auto``, ``exact``, or pixels that a tile keeps a side (0 is exact, as in other programs).
+        tile: ``auto``, ``exact``, or the pixels that a tile keeps per side (0 is exact, as in other programs).
 
     Raises:
         ValueError: another `tile`.
-        UserError: tiles for a network whose attention spans the whole image.
+        ArgumentError: tiles for a network whose attention spans the whole image.
     """
     if tile not in ("auto", "exact") and not (isinstance(tile, int) and tile >= 0):
         raise ValueError(f"tile is {tile!r}; it must be auto, exact, or a whole number of pixels")
@@ -38,34 +37,20 @@ def attempts(network: DLGSANet, height: int, width: int, tile: str | int) -> Ite
         return
     if tlc_window(network) is None:
         if tile != "auto":
-            raise UserError("--tile: this network's attention spans the whole image (tlc_flag: false); use exact")
+            raise ArgumentError("tile", "this network's attention spans the whole image (tlc_flag: false); use exact")
         yield None
         return
     if isinstance(tile, int):
         yield tile
         return
-    free = free_memory(next(network.parameters()).device)
+    free = free_memory(network.shallow.weight.device)
     sides = [None, *(side for side in TILE_SIDES if side < max(height, width))]
     fitting = [s for s in sides if free is None or needed_memory(network, height, width, s) < SHARE_OF_FREE * free]
     yield from fitting or sides[-1:]
 
 
-def tlc_window(network: DLGSANet) -> int | None:
-    """Side of the network's TLC windows; None: its attention spans the whole image."""
-    windows = [module.tlc_kernel for module in network.modules() if isinstance(module, SparseGSA)]
-    return windows[0] if windows else LOCAL_WINDOW
-
-
-def tiles_of(network: DLGSANet, height: int, width: int, side: int | None) -> tuple[list, list]:
-    """Spans down the height and across the width."""
-    window = tlc_window(network)
-    if side is None or window is None:
-        return spans(height, height, height), spans(width, width, width)
-    return spans(height, window, side), spans(width, window, side)
-
-
 def needed_memory(network: DLGSANet, height: int, width: int, side: int | None) -> int:
-    """About how many bytes it takes to enlarge an image, without the image and its result."""
+    """About how many bytes it takes to upscale an image, without the image and its result."""
     weight = network.shallow.weight
     down, across = tiles_of(network, height, width, side)
     pixels = max(s.last - s.first for s in down) * max(s.last - s.first for s in across)

@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlgsanet.errors import UserError
-from dlgsanet.inference import enlarge as enlarge_module
-from dlgsanet.inference import exact, plan
-from dlgsanet.inference.enlarge import enlarge
-from dlgsanet.inference.tiles import spans
 from dlgsanet.ops.windows import window_starts
-
-from .conftest import small_network
+from dlgsanet.pictures import upscale_memory, upscale_whole
+from dlgsanet.pictures import upscale_pixels as upscale_pixels_module
+from dlgsanet.pictures.upscale_pixels import upscale_pixels
+from dlgsanet.pictures.upscale_tiles import spans
+from tests.small_network import small_network
 
 VARIANTS = {
     "published": {},
@@ -32,23 +31,23 @@ VARIANTS = {
 @pytest.mark.parametrize("size", [(1, 1), (23, 70), (100, 41)])
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_strips_give_what_the_whole_network_gives(variant, size, monkeypatch):
-    monkeypatch.setattr(exact, "STRIP_PIXELS", 900)
+    monkeypatch.setattr(upscale_whole, "STRIP_PIXELS", 900)
     network = small_network(**variant)
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1))
     ticks = []
-    parts = list(exact.enlarge_in_strips(network, image, lambda: ticks.append(1)))
+    parts = list(upscale_whole.upscale_whole(network, image, lambda: ticks.append(1)))
     assert [top for top, _ in parts] == np.cumsum([0, *(p.shape[2] for _, p in parts)])[:-1].tolist()
     torch.testing.assert_close(torch.cat([p for _, p in parts], 2), network(image), rtol=0, atol=1e-6)
-    assert len(ticks) == exact.steps(network)
+    assert len(ticks) == upscale_whole.steps(network)
 
 
 def test_few_feature_maps_live_at_once(monkeypatch):
     """Features of the whole image: those that a group starts from, and those under way; a global layer's result too."""
-    monkeypatch.setattr(exact, "STRIP_PIXELS", 16 * 200)
+    monkeypatch.setattr(upscale_whole, "STRIP_PIXELS", 16 * 200)
     network, image = small_network(buildblock_type="idynamic", blocks=3), torch.rand(1, 3, 1000, 200)
     map_bytes = 4 * 8 * 1000 * 200
     with torch.profiler.profile(profile_memory=True) as profile:
-        for _ in exact.enlarge_in_strips(network, image):
+        for _ in upscale_whole.upscale_whole(network, image):
             pass
     changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = np.cumsum([e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())])
@@ -71,7 +70,10 @@ def test_tiles_cover_an_axis_with_the_windows_of_the_whole(size, window, tile):
 
 def test_tiles_are_nearly_exact_and_their_borders_do_not_show(network):
     photo = skimage.data.chelsea()[:200, :300].astype(np.float32) / 255
-    whole, tiled = enlarge(network, photo, "exact"), enlarge(network, photo, 60)
+    whole, tiled = (
+        upscale_pixels(network, photo, "exact"),
+        upscale_pixels(network, photo, 60),
+    )
     assert not np.array_equal(whole, tiled)  # or these were no tiles
     difference = np.abs(tiled - whole)
     assert 10 * np.log10(1 / (difference**2).mean()) > 60
@@ -88,26 +90,27 @@ def test_auto_goes_smaller_when_memory_runs_out(network, monkeypatch):
         if image.shape[2] * image.shape[3] > small_enough:
             tick()
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-        return exact.enlarge_in_strips(network, image, tick)
+        return upscale_whole.upscale_whole(network, image, tick)
 
-    monkeypatch.setattr(enlarge_module, "enlarge_in_strips", starved)
+    monkeypatch.setattr(upscale_pixels_module, "upscale_whole", starved)
     told = []
-    out = enlarge(network, photo, "auto", progress=told.append)
+    out = upscale_pixels(network, photo, "auto", progress=told.append)
     assert out.shape == (320, 440, 3)
-    assert sum(told) == pytest.approx(1)
-    with pytest.raises(UserError, match="out of memory for 220x160 pixels with --tile exact; use --tile auto"):
-        enlarge(network, photo, "exact")
+    assert told[-1] == pytest.approx(1)
+    assert any(after < before for before, after in itertools.pairwise(told))  # memory ran out: it begins again
+    with pytest.raises(UserError, match="out of memory for 220x160 pixels"):
+        upscale_pixels(network, photo, "exact")
 
 
 def test_auto_takes_exact_if_it_fits_and_else_the_largest_tile_that_does(network, monkeypatch):
-    monkeypatch.setattr(plan, "free_memory", lambda device: None)
-    assert next(plan.attempts(network, 3000, 4000, "auto")) is None
+    monkeypatch.setattr(upscale_memory, "free_memory", lambda device: None)
+    assert next(upscale_memory.tile_sizes_to_try(network, 3000, 4000, "auto")) is None
     sides = []
     for free in (2**30, 2**31, 2**33):
-        monkeypatch.setattr(plan, "free_memory", lambda device, free=free: free)
-        side = next(plan.attempts(network, 6000, 8000, "auto"))
+        monkeypatch.setattr(upscale_memory, "free_memory", lambda device, free=free: free)
+        side = next(upscale_memory.tile_sizes_to_try(network, 6000, 8000, "auto"))
         assert side is not None
-        assert plan.needed_memory(network, 6000, 8000, side) < free
+        assert upscale_memory.needed_memory(network, 6000, 8000, side) < free
         sides.append(side)
     assert sides == sorted(set(sides))
 
@@ -115,12 +118,12 @@ def test_auto_takes_exact_if_it_fits_and_else_the_largest_tile_that_does(network
 def test_no_tiles_where_attention_spans_the_image():
     network = small_network(tlc_flag=False)
     with pytest.raises(UserError, match="spans the whole image"):
-        enlarge(network, np.zeros((40, 40, 3), np.uint8), 24)
-    assert enlarge(network, np.zeros((40, 40, 3), np.uint8), "auto").shape == (80, 80, 3)
+        upscale_pixels(network, np.zeros((40, 40, 3), np.uint8), 24)
+    assert upscale_pixels(network, np.zeros((40, 40, 3), np.uint8), "auto").shape == (80, 80, 3)
 
 
 def test_self_ensemble_commutes_with_flips_and_turns(network, photo):
-    whole = enlarge(network, photo, self_ensemble=True)
-    assert not np.array_equal(whole, enlarge(network, photo))
-    turned = enlarge(network, np.rot90(photo[:, ::-1]), self_ensemble=True)
+    whole = upscale_pixels(network, photo, self_ensemble=True)
+    assert not np.array_equal(whole, upscale_pixels(network, photo))
+    turned = upscale_pixels(network, np.rot90(photo[:, ::-1]), self_ensemble=True)
     assert np.abs(turned.astype(int) - np.rot90(whole[:, ::-1])).max() <= 1

@@ -1,5 +1,6 @@
-"""`upscale`: enlarge a picture of any kind, and give the same kind back."""
+"""`upscale`: upscale a picture of any kind, and return the same kind."""
 
+from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
 from typing import TypeVar
@@ -10,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.errors import UserError
+from dlgsanet.errors import ArgumentError
 from dlgsanet.files import write_whole
-from dlgsanet.inference.enlarge import Progress, enlarge
 from dlgsanet.inference.loading import load_model
 from dlgsanet.inference.weights import DEFAULT_NAME
 from dlgsanet.pictures.picture import MOST, Picture
-from dlgsanet.pictures.reading import pixels_of, read_picture
+from dlgsanet.pictures.reading import NOT_RGB, pixels_of, read_picture
+from dlgsanet.pictures.upscale_pixels import Progress, upscale_pixels
 from dlgsanet.pictures.writing import check_format, encode
 
 LARGEST_OVERSHOOT = 2.0  # of floating-point pixels that are still taken for a picture in [0, 1]
@@ -32,8 +33,9 @@ def upscale(
     outscale: float | None = None,
     tile: str | int = "auto",
     self_ensemble: bool = False,
+    progress: Progress = lambda share: None,
 ) -> Image_:
-    """Enlarge a picture.
+    """Upscale a picture.
 
     Args:
         image: one of
@@ -41,28 +43,30 @@ def upscale(
             - a path; `output` says where the result goes, and that path is returned,
             - a PIL image, gray, RGB or palette, with or without transparency, 8 bits or 16-bit gray,
             - a NumPy array [H, W] or [H, W, C], C 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8,
-              uint16, or floating point in [0, 1],
+              uint16, or floating point in [0, 1]; of subclasses (np.matrix) only the values count,
             - a tensor [C, H, W] or [B, C, H, W], C 1 or 3, uint8 or floating point in [0, 1].
         model: what `load_model` returns, or what it takes; load it once for many pictures.
         output: for a path: the file to write, in the format of its extension.
-        outscale: enlarge by this factor instead of the network's: its result is resized (Lanczos).
-        tile: ``auto``, ``exact``, or the pixels that a tile keeps a side.
-        self_ensemble: average over the 8 flips and turns: 8 times the work, slightly better.
+        outscale: upscale by this factor instead of the network's: its result is resized (Lanczos).
+        tile: ``auto``, ``exact``, or the pixels that a tile keeps per side.
+        self_ensemble: average over the 8 flips and transposes: 8 times the work, slightly better.
+        progress: called with the share of the work that is done, from 0 to 1. An exception that it raises ends the
+            work, and nothing is written.
 
     Returns:
-        The same kind: of the same type, dtype, device and channels, floating point clipped to [0, 1]. An enlarged
-        palette image is RGB. No gradients.
+        The same kind, of the same type, dtype, device and channels. Floating point is clipped to [0, 1]. The result of
+        a palette or CMYK image is RGB. There are no gradients.
 
     Raises:
-        UserError: unreadable or unwritable files, weights that are none, memory that does not suffice.
-        TypeError, ValueError: another kind of object, shapes or dtypes that no picture has.
+        UserError: unreadable or unwritable files, missing or damaged weights, too little memory.
+        TypeError, ValueError: another kind of object; shapes or dtypes that are not a picture's.
     """
     if not isinstance(model, (DLGSANet, str, Path)):
         raise TypeError(f"upscale: model must be what load_model returns, or what it takes, not {type(model).__name__}")
     network = model if isinstance(model, DLGSANet) else load_model(model)
 
-    def work(picture: Picture) -> Picture:
-        return enlarge_picture(network, picture, outscale, tile, self_ensemble)
+    def work(picture: Picture, progress: Progress = progress) -> Picture:
+        return upscale_picture(network, picture, outscale, tile, self_ensemble, progress)
 
     if isinstance(image, (str, Path)):
         if output is None:
@@ -77,10 +81,10 @@ def upscale(
     if isinstance(image, Image.Image):
         return _to_image(work(_picture(pixels_of(image))), image)
     if isinstance(image, np.ndarray):
-        pixels = work(_picture(image)).pixels
+        pixels = work(_picture(np.asarray(image))).pixels
         return pixels[..., 0] if image.ndim == 2 else pixels
     if isinstance(image, Tensor):
-        return _through_arrays(work, image)
+        return _through_arrays(work, image, progress)
     raise TypeError(f"upscale: takes a path, PIL image, NumPy array or tensor, not {type(image).__name__}")
 
 
@@ -90,7 +94,7 @@ def _picture(pixels: np.ndarray) -> Picture:
         raise ValueError(f"upscale: an array must be [H, W] or [H, W, 1 to 4], not {list(pixels.shape)}")
     if pixels.dtype not in MOST and not np.issubdtype(pixels.dtype, np.floating):
         raise ValueError(f"upscale: pixels must be uint8, uint16 or floating point, not {pixels.dtype}")
-    # What a resize has overshot by is clipped later; 255 as white, or no number, is a mistake to tell.
+    # What a resize has overshot by is clipped later; 255 as white, or NaN, is a mistake to report.
     if pixels.dtype not in MOST and not np.abs(pixels).max() <= LARGEST_OVERSHOOT:
         raise ValueError(f"upscale: floating-point pixels must lie in [0, 1]; these reach {np.abs(pixels).max():g}")
     colors = 1 if pixels.shape[2] < 3 else 3
@@ -100,33 +104,36 @@ def _picture(pixels: np.ndarray) -> Picture:
 def _to_image(picture: Picture, like: Image.Image) -> Image.Image:
     pixels = picture.pixels
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    image.info = {k: v for k, v in like.info.items() if k in ("icc_profile", "exif", "dpi")}
+    kept = {"icc_profile", "exif", "dpi"} - ({"icc_profile"} if like.mode in NOT_RGB else set())
+    image.info = {k: v for k, v in like.info.items() if k in kept}
     return image
 
 
-def _through_arrays(work, image: Tensor) -> Tensor:
+def _through_arrays(work: Callable[[Picture, Progress], Picture], image: Tensor, progress: Progress) -> Tensor:
     if image.dim() == 4:
-        if len(image) == 0:
+        count = len(image)
+        if count == 0:
             raise ValueError("upscale: a batch without pictures")
-        return torch.stack([_through_arrays(work, one) for one in image])
+        parts = (lambda share, done=done: progress((done + share) / count) for done in range(count))
+        return torch.stack([_through_arrays(work, one, part) for one, part in zip(image, parts, strict=True)])
     if image.dim() != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"upscale: a tensor must be [C, H, W] or [B, C, H, W], C 1 or 3, not {list(image.shape)}")
     values = image.detach().cpu()
     values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
-    result = work(_picture(values.permute(1, 2, 0).numpy())).color
+    result = work(_picture(values.permute(1, 2, 0).numpy()), progress).color
     return torch.from_numpy(np.ascontiguousarray(result)).permute(2, 0, 1).to(image.device, image.dtype)
 
 
 def result_size(network: DLGSANet, picture: Picture, outscale: float | None) -> tuple[int, int]:
-    """(height, width) of the enlarged picture."""
+    """(height, width) of the upscaled picture."""
     factor = network.upscale if outscale is None else outscale
     if not (isinstance(factor, Real) and 0 < factor < float("inf")):
-        raise UserError(f"--outscale: {outscale!r}; it must be a number above 0")
+        raise ArgumentError("outscale", f"{outscale!r} is not a number above 0")
     height, width = picture.size
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def enlarge_picture(
+def upscale_picture(
     network: DLGSANet,
     picture: Picture,
     outscale: float | None = None,
@@ -134,18 +141,19 @@ def enlarge_picture(
     self_ensemble: bool = False,
     progress: Progress = lambda share: None,
 ) -> Picture:
-    """Enlarge colours and transparency; `enlarge` tells the arguments, `upscale` what `outscale` does."""
+    """Upscale colours and transparency. Arguments are those of `upscale`; `progress` as in `upscale_pixels`."""
     size = result_size(network, picture, outscale)
     alpha = picture.alpha
     varied = alpha is not None and alpha.min() != alpha.max()
+    passes = 2 if varied else 1
 
-    def work(pixels: np.ndarray) -> np.ndarray:
-        enlarged = enlarge(network, pixels, tile, self_ensemble, lambda s: progress(s / 2 if varied else s))
-        return enlarged if enlarged.shape[:2] == size else _resized(enlarged, size)
+    def work(pixels: np.ndarray, number: int) -> np.ndarray:
+        upscaled = upscale_pixels(network, pixels, tile, self_ensemble, lambda s: progress((number + s) / passes))
+        return upscaled if upscaled.shape[:2] == size else _resized(upscaled, size)
 
-    color = work(picture.color)
+    color = work(picture.color, 0)
     if alpha is not None:
-        alpha = work(alpha[..., None])[..., 0] if varied else np.full(size, alpha.flat[0], alpha.dtype)
+        alpha = work(alpha[..., None], 1)[..., 0] if varied else np.full(size, alpha.flat[0], alpha.dtype)
     return picture.with_pixels(color, alpha)
 
 

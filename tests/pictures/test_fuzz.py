@@ -16,8 +16,7 @@ from PIL import Image
 from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.errors import UserError
 from dlgsanet.pictures.reading import read_picture
-
-from .conftest import small_network
+from tests.small_network import small_network
 
 MINUTES = 10  # of the long run, both readers together
 

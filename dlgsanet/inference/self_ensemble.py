@@ -1,15 +1,17 @@
 """Geometric self-ensemble: the mean over the 8 flips and transposes of the input (Timofte et al., CVPR 2016)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from dlgsanet.evaluation.scoring import Network
+Network = Callable[[Tensor], Tensor]
 
 
 def self_ensemble(network: Network) -> Network:
-    """A network that enlarges [B, C, H, W] in all 8 orientations, turns the results back and averages them."""
+    """A network that upscales [B, C, H, W] in all 8 orientations, turns the results back and averages them."""
 
-    def enlarge(x: Tensor) -> Tensor:
+    def upscale(x: Tensor) -> Tensor:
         total = None
         for transposed in (False, True):
             for flipped in ((), (2,), (3,), (2, 3)):
@@ -20,4 +22,4 @@ def self_ensemble(network: Network) -> Network:
         assert total is not None
         return total / 8
 
-    return enlarge
+    return upscale

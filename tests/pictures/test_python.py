@@ -27,9 +27,9 @@ def test_load_model_needs_nothing_but_the_file(weights, network):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scale": 3}, "enlarges x2, not x3"),
-        ({"device": "abacus"}, "--device"),
-        ({"device": "meta"}, "--device"),
+        ({"scale": 3}, "x2, not x3"),
+        ({"device": "abacus"}, "^device: "),
+        ({"device": "meta"}, "^device: "),
         ({"precision": "fp8"}, "fp32, fp16, bf16"),
     ],
 )
@@ -48,7 +48,7 @@ def test_shipped_weights_are_found_by_name_and_scale(tmp_path, monkeypatch):
         (("Tiny",), 2), (("tiny", 4), 4), (("Tiny", None, 3), 4), (("Tiny", None, 8), 4), (("dlgsanet_tiny_X4",), 4),
     ]:  # fmt: skip
         assert weights.find_weights(*arguments).stem == f"DLGSANet_Tiny_x{found}"
-    with pytest.raises(UserError, match=r"'Huge'; give a file, or one of: DLGSANet_Tiny_x2, DLGSANet_Tiny_x4"):
+    with pytest.raises(UserError, match=r"^weights: .*'Huge'.*DLGSANet_Tiny_x2, DLGSANet_Tiny_x4"):
         weights.find_weights("Huge")
     with pytest.raises(UserError, match="'Tiny' at x3"):
         weights.find_weights("Tiny", 3)
@@ -105,7 +105,7 @@ def test_outscale_resizes_the_result(network, photo, factor):
 
 
 def test_gray_networks_take_color_and_the_other_way_round(photo):
-    from .conftest import small_network
+    from tests.small_network import small_network
 
     gray = small_network(in_chans=1)
     out = upscale(photo, gray)
@@ -139,8 +139,8 @@ def test_what_is_no_picture_is_refused(network, image, error):
     [
         ({"tile": "big"}, ValueError, "tile is 'big'"),
         ({"tile": -5}, ValueError, "tile is -5"),
-        ({"outscale": "2"}, UserError, "--outscale: '2'"),
-        ({"outscale": -1}, UserError, "--outscale: -1"),
+        ({"outscale": "2"}, UserError, "^outscale: "),
+        ({"outscale": -1}, UserError, "^outscale: "),
         ({"model": torch.nn.Identity()}, TypeError, "model must be"),
     ],
 )

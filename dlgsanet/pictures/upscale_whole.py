@@ -1,7 +1,7 @@
-"""The whole network over a whole image in strips of rows, so that only a few feature maps exist at a time.
+"""Upscale a whole image, with local layers in strips of rows, so that only a few feature maps exist at a time.
 
-What a local layer gives at a row depends on a few rows around it, so it runs strip by strip, in place. Global layers
-run whole, on backends that bound their own memory. The result is that of ``network(image)``: no tile, no blending.
+The output of a local layer at a row depends on a few rows around it, so the layer runs strip by strip, in place. Global
+layers run over the whole image, on backends that bound their own memory. The result is that of ``network(image)``.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,19 +12,19 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.feed_forward import GDFN, BaseFFN
 from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
 
-STRIP_PIXELS = 2**17  # of a strip: rows around it add little, hidden features stay below 100 MB for the published sizes
+STRIP_PIXELS = 2**17  # per strip: the halo adds little, and hidden features stay below 100 MB for published sizes
 MIN_ROWS = 16
 
 
-def enlarge_in_strips(
+def upscale_whole(
     network: DLGSANet, image: Tensor, tick: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Enlarge an image; yield (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped.
+    """Upscale an image; yield (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped.
 
     Args:
         network: in evaluation mode.
         image: [B, in_chans, H, W] in [0, 1].
-        tick: called `steps(network)` times, at even distances of work.
+        tick: called `steps(network)` times, after about equal amounts of work.
     """
     x = _gather(lambda part: network.norm_before(network.embed(part)), image, 1)
     for group in network.groups:
@@ -50,7 +50,7 @@ def enlarge_in_strips(
 
 
 def steps(network: DLGSANet) -> int:
-    """How often `enlarge_in_strips` calls `tick`."""
+    """How often `upscale_whole` calls `tick`."""
     return sum(len(_layers(group)) + 1 for group in network.groups) + 1
 
 

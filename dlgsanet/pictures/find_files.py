@@ -1,0 +1,169 @@
+"""Find the files to upscale, and where each result goes. Imports nothing heavy, so that faults are reported at once."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dlgsanet.errors import UserError
+from dlgsanet.pictures.formats import OTHER_PICTURES, PICTURES, VIDEOS, WRITTEN
+
+STREAM = Path("-")  # standard input or output
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to read and the file to write; `STREAM` is standard input and output."""
+
+    source: Path
+    target: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the source, for messages."""
+        return "standard input" if self.source == STREAM else str(self.source)
+
+
+@dataclass
+class Found:
+    """What is to be upscaled, and what is not.
+
+    Attributes:
+        jobs: what is to be done.
+        faults: one line for each input that does not exist or whose result has no place.
+        results: pictures that are results of an earlier run, and are left out.
+        other_files: extension -> number of files in folders that are no pictures.
+    """
+
+    jobs: list[Job] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    results: list[Path] = field(default_factory=list)
+    other_files: Counter[str] = field(default_factory=Counter)
+
+
+def find_files(inputs: list[str], output: Path, extension: str | None = None, suffix: str = "") -> Found:
+    """Jobs for files, folders (with everything below them), globs, and ``-``.
+
+    Args:
+        inputs: what the user gave.
+        output: a file for a single picture, else a folder; ``-`` is standard output.
+        extension: of the results, such as ``.png``; None: as the source's.
+        suffix: put between a result's name and its extension. A source in the place of its result, with that suffix in
+            its name, is taken for a result of an earlier run and left out.
+
+    Raises:
+        UserError: several pictures for one file.
+    """
+    found = Found()
+    sources: list[tuple[Path, Path]] = []  # the file, and its path below the output folder
+    for given in inputs:
+        here = list(_sources(given, output, found.other_files))
+        sources += here
+        if not here:
+            found.faults.append(_nothing_found(given))
+    if _is_one_file(inputs, output):
+        if len(sources) > 1:
+            raise UserError(f"-o: {output} is one file, but there are {len(sources)} pictures; give a folder")
+        for source, _ in sources:
+            _add(found, Job(source, output), "give -o another name")
+        return found
+    if output.suffix.lower() in PICTURES + VIDEOS + OTHER_PICTURES and not os.path.isdir(output):
+        raise UserError(f"-o: cannot write {output.suffix} files; use one of {', '.join(WRITTEN)}, or give a folder")
+    _add_for_folder(found, dict.fromkeys(sources), output, extension, suffix)
+    return found
+
+
+def _add_for_folder(
+    found: Found, sources: Iterable[tuple[Path, Path]], output: Path, extension: str | None, suffix: str
+) -> None:
+    jobs: dict[Path, Job] = {}
+    for source, below in sources:
+        job = Job(source, output / below.with_name(_result_name(below, extension, suffix)))
+        if suffix and source.stem.endswith(suffix) and _same_folder(source, job.target):
+            found.results.append(source)
+        elif job.target in jobs:
+            other = jobs[job.target].name
+            found.faults.append(f"{job.name}: its result would be {job.target}, as that of {other}; use another folder")
+        else:
+            jobs[job.target] = job
+            _add(found, job, "give --suffix or another folder")
+
+
+def _add(found: Found, job: Job, hint: str) -> None:
+    if _same_file(job.source, job.target):
+        found.faults.append(f"{job.name}: its result would take its place; {hint}")
+    else:
+        found.jobs.append(job)
+
+
+# The functions of os.path return False where those of pathlib raise: names that are too long, folders without access.
+def _same_file(one: Path, other: Path) -> bool:
+    return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
+def _same_folder(one: Path, other: Path) -> bool:
+    return os.path.realpath(one.parent) == os.path.realpath(other.parent)
+
+
+def _is_one_file(inputs: list[str], output: Path) -> bool:
+    if output == STREAM:
+        return True
+    return output.suffix.lower() in WRITTEN and not os.path.isdir(output) and not os.path.isdir(inputs[0])
+
+
+def _result_name(below: Path, extension: str | None, suffix: str) -> str:
+    if extension is None:
+        extension = below.suffix if below.suffix.lower() in WRITTEN else ".png"
+    return f"{below.stem}{suffix}{extension}"
+
+
+def _sources(given: str, output: Path, other_files: Counter[str]) -> Iterator[tuple[Path, Path]]:
+    path = Path(given)
+    if path == STREAM:
+        yield STREAM, Path("stdin")
+    elif os.path.isdir(path):
+        for file in _pictures_below(path, output, other_files):
+            yield file, file.relative_to(path)
+    elif os.path.lexists(path):
+        yield path, Path(path.name)
+    elif glob.has_magic(given):
+        for match in sorted(glob.glob(given, recursive=True)):
+            yield from _sources(match, output, other_files)
+
+
+def _pictures_below(folder: Path, output: Path, other_files: Counter[str]) -> Iterator[Path]:
+    """Pictures and videos; hidden files and earlier results are left out. (Videos are refused later, by name.)"""
+    top, results = os.path.realpath(folder), os.path.realpath(output)
+    results_are_inside = results != top and results.startswith(os.path.join(top, ""))
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and not (results_are_inside and os.path.realpath(os.path.join(parent, name)) == results)
+        )
+        for name in sorted(names):
+            extension = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if extension in PICTURES + VIDEOS:
+                yield Path(parent, name)
+            else:
+                other_files[extension or "no extension"] += 1
+
+
+def _nothing_found(given: str) -> str:
+    if os.path.isdir(given):
+        return f"{given}: no pictures in this folder (looked for {', '.join(PICTURES)})"
+    if glob.has_magic(given):
+        return f"{given}: no file matches"
+    try:
+        os.lstat(given)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            return f"{given}: {error.strerror}"
+    except ValueError as error:  # a null character
+        return f"{given!r}: {error}"
+    return f"{given}: there is no such file or folder"

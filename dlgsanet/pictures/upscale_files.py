@@ -1,0 +1,88 @@
+"""Upscale picture files, one after the other; those that fail do not stop the others."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.device import is_out_of_memory
+from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
+from dlgsanet.pictures.find_files import STREAM, Job
+from dlgsanet.pictures.picture import Picture
+from dlgsanet.pictures.reading import read_picture
+from dlgsanet.pictures.upscale import result_size, upscale_picture
+from dlgsanet.pictures.writing import check_format, encode
+from dlgsanet.progress import duration, progress_of
+
+EXTENSION_OF = {"JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}  # else .png
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileUpscaler:
+    """How files are upscaled.
+
+    Attributes:
+        network: in evaluation mode, as `load_model` returns it.
+        report: called with each line for the user.
+        outscale, tile, self_ensemble: as for `dlgsanet.upscale`.
+        extension: of a result on standard output, such as ``.png``; None: as the input's.
+        quality: 1 to 100, for JPEG and WebP.
+        dry_run: read everything, write nothing.
+    """
+
+    network: DLGSANet
+    report: Callable[[str], None]
+    outscale: float | None = None
+    tile: str | int = "auto"
+    self_ensemble: bool = False
+    extension: str | None = None
+    quality: int = 95
+    dry_run: bool = False
+
+    def run(self, jobs: list[Job]) -> list[str]:
+        """Do the jobs; return a line for each one that failed."""
+        failures = []
+        for number, job in enumerate(jobs, 1):
+            try:
+                self._do(job, f"[{number}/{len(jobs)}] ")
+            except BrokenPipeError:
+                raise
+            except UserError as error:
+                message = error.for_command()
+                failures.append(message if job.name in message else f"{job.name}: {message}")
+            # Whatever went wrong with one picture, the others are still upscaled.
+            except Exception as error:
+                reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+                failures.append(f"{job.name}: {' '.join(reason.split())}")
+        return failures
+
+    def _do(self, job: Job, counted: str) -> None:
+        content = sys.stdin.buffer.read() if job.source == STREAM else None
+        picture = read_picture(Path(job.name), content)
+        extension = self._extension(job, picture)
+        height, width = result_size(self.network, picture, self.outscale)
+        check_format(job.name, extension, (height, width), picture.alpha is not None)
+        line = f"{job.name} -> {'standard output' if job.target == STREAM else job.target}, {width}x{height}"
+        if self.dry_run:
+            self.report(f"{counted}{line}")
+            return
+        begun = time.monotonic()
+        with progress_of(Path(job.name).name) as progress:
+            result = upscale_picture(
+                self.network, picture, self.outscale, self.tile, self.self_ensemble, progress=progress
+            )
+        content = encode(result, extension, self.quality)
+        if job.target == STREAM:
+            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.flush()
+        else:
+            write_whole(job.target, content)
+        self.report(f"{counted}{line}, {duration(time.monotonic() - begun)}")
+
+    def _extension(self, job: Job, picture: Picture) -> str:
+        if job.target != STREAM:
+            return job.target.suffix
+        return self.extension or EXTENSION_OF.get(picture.format or "", ".png")
