@@ -11,11 +11,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--auto-resume", action="store_true", help="continue from the newest whole checkpoint of this run, if any"
     )
+    parser.add_argument(
+        "--decay-now",
+        type=int,
+        metavar="N",
+        help="train a copy of this run, NAME_decay_ITERATION, from its newest checkpoint for N more iterations, in "
+        "which the learning rate decays to 0; the run itself can go on later",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.decay_now is not None and arguments.decay_now < 1:
+        parser.error(f"--decay-now {arguments.decay_now}: must be at least 1")
 
     with StopSignals() as signals:  # before PyTorch is imported: a job that is warned by then must be queued again too
         from dlgsanet.options.read import read_options
+        from dlgsanet.training.branch import Branch
         from dlgsanet.training.run import train
 
-        options = read_options(**option_file(arguments), is_train=True, auto_resume=arguments.auto_resume)
-        return train(options, arguments.launcher, signals)
+        file = option_file(arguments)
+        options = read_options(**file, is_train=True, auto_resume=arguments.auto_resume)
+        branch = Branch(file, arguments.decay_now) if arguments.decay_now else None
+        return train(options, arguments.launcher, signals, branch)

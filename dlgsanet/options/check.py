@@ -8,6 +8,9 @@ from typing import Any
 from dlgsanet.options.kinds import inside, phase_of, shown, unknown
 from dlgsanet.options.table import LOSSES, OURS, TEST_FILE, TRAIN, TRAINING_FILE
 
+# What the models of BasicSR take.
+_OF_BASICSR = {"optim_g": ("Adam",), "scheduler": ("MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRestartLR")}
+
 # Bounds that no real file meets.
 MOST_VALUES, DEEPEST, LONGEST_TEXT, LARGEST_NUMBER = 5000, 20, 4096, 2**63
 
@@ -115,6 +118,14 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
     end = ends.get(schedule["type"])
     if end and end < train["total_iter"]:
         yield f"train.scheduler: ends at iteration {end}, before train.total_iter, {train['total_iter']}"
+    if options["model_type"] == OURS:
+        from dlgsanet.models.optimization import optimization_faults
+
+        yield from optimization_faults(train)
+    for section, types in _OF_BASICSR.items():
+        given = train[section]["type"]
+        if options["model_type"] in _FROM_BASICSR["MODEL"] and given not in types:
+            yield f"train.{section}: {options['model_type']} has no {given}; set model_type: {OURS}"
 
 
 def _best(options: dict[str, Any]) -> Iterator[str]:

@@ -42,13 +42,19 @@ def read_options(
     Raises:
         UserError: the file cannot be read, or has faults, all of which are named, a line each.
     """
-    options = load_yaml(path)
-    for change in changes:
-        _change(options, change)
+    options = load_options(path, changes)
     check_options(options, is_train, path)
     options = (TRAINING_FILE if is_train else TEST_FILE).completed(options)
     _expand_paths(options, data_root, path)
     return _complete(options, is_train, debug, auto_resume)
+
+
+def load_options(path: str | os.PathLike, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """An option file with changes of single options, not yet checked; see `read_options`."""
+    options = load_yaml(path)
+    for change in changes:
+        _change(options, change)
+    return options
 
 
 def check_options(options: dict[str, Any], is_train: bool, source: str | os.PathLike) -> None:

@@ -70,7 +70,10 @@ _TRAINING = (
 _CACHED = (
     Option("cache_dir", Maybe(PathName()), None, "Folder for a file of decoded images, shared by workers and runs."),
 )
-_CACHED_TRAINING = (Option("patches_per_image", Whole(1), 1, "Crops of each image in an epoch."),)
+_CACHED_TRAINING = (
+    Option("patches_per_image", Whole(1), 1, "Crops of each image in an epoch."),
+    Option("crop_candidates", Whole(1, 64), 1, "Positions drawn for each crop; the one with the most detail is taken."),
+)
 
 # Options by type of data set; of other types, which other plugins register, we cannot know them.
 CACHED_SET = Section(_LQ + _PAIRS + _CACHED)
@@ -95,9 +98,11 @@ _CROPS = ByType(
 
 _LOSS: Kind = Maybe(Registered("LOSS", examples=("L1Loss", "CharbonnierLoss", "MSELoss", "FFTLoss")))
 _COMPILE = OneOf((False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
-_OPTIMIZER = Registered("OPTIMIZER", given=("params",), examples=("Adam", "AdamW"))
+_OPTIMIZER = Registered("OPTIMIZER", given=("params", "matrices", "others"), examples=("Adam", "AdamW", "Muon"))
 _SCHEDULER = Registered(
-    "SCHEDULER", given=("optimizer",), examples=("MultiStepLR", "CosineAnnealingLR", "CosineAnnealingRestartLR")
+    "SCHEDULER",
+    given=("optimizer", "total_iter"),
+    examples=("MultiStepLR", "CosineAnnealingLR", "CosineAnnealingRestartLR", "WSD"),
 )
 
 LOSSES = (
@@ -108,10 +113,15 @@ LOSSES = (
 TRAIN = Section(
     (
         Option("total_iter", Whole(1), REQUIRED, "Iterations of the run."),
-        Option("optim_g", _OPTIMIZER, REQUIRED, "Optimiser: a class of `torch.optim` and its arguments."),
-        Option("scheduler", _SCHEDULER, REQUIRED, "Learning-rate schedule in iterations, PyTorch's or BasicSR's."),
+        Option(
+            "optim_g", _OPTIMIZER, REQUIRED, "Optimizer: a class of `torch.optim`, or our `Muon`, and its arguments."
+        ),
+        Option(
+            "scheduler", _SCHEDULER, REQUIRED, "Learning-rate schedule in iterations: PyTorch's, BasicSR's or `WSD`."
+        ),
         Option("warmup_iter", Whole(-1), -1, "Iterations over which the learning rate rises from 0; -1 for none."),
         Option("ema_decay", Number(0, 1), 0, "Decay of the average of the weights; 0 keeps no average."),
+        Option("ema_warmup", Flag(), False, "Limit that decay to (1 + n) / (10 + n) after n steps.", only=OURS),
         *LOSSES,
         Option("precision", OneOf(("fp32", "bf16", "fp16")), "fp32", "Autocast; fp16 with loss scaling.", only=OURS),
         Option("compile", _COMPILE, False, "Compile the training step; true or a mode of `torch.compile`.", only=OURS),

@@ -16,6 +16,7 @@ from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError, faults_of
 from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
+from dlgsanet.training.branch import Branch
 from dlgsanet.training.checkpoints import Checkpoint, Checkpoints
 from dlgsanet.training.introduction import introduce
 from dlgsanet.training.loop import Loop
@@ -26,13 +27,14 @@ from dlgsanet.training.state import Position, restore
 from dlgsanet.training.validation import ValidationSet
 
 
-def train(options: dict[str, Any], launcher: str, signals: StopSignals) -> int:
+def train(options: dict[str, Any], launcher: str, signals: StopSignals, branch: Branch | None = None) -> int:
     """Train as the options say.
 
     Args:
         options: of `dlgsanet.options.read.read_options`.
         launcher: how the ranks were started: `none`, `pytorch` or `slurm`.
         signals: that may stop the run.
+        branch: train this decay branch of the run instead.
 
     Returns:
         0 at the end, 75 or 130 when a signal stopped the run (`dlgsanet.signals`).
@@ -41,6 +43,8 @@ def train(options: dict[str, Any], launcher: str, signals: StopSignals) -> int:
         UserError: something that the user can mend; where there is a checkpoint, the message names the last good one.
     """
     with ranks(launcher, options):
+        if branch:
+            options = branch.options(options)
         checkpoints = Checkpoints(Path(options["path"]["experiments_root"]), options["logger"]["keep_last"])
         try:
             return _build(options, checkpoints).run(signals)

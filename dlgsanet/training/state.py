@@ -75,12 +75,15 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
     """
     unfit = f"the checkpoint of iteration {checkpoint.iteration} does not fit the options"
     begin_anew = "to begin anew from its weights, set another name, and path.pretrain_network_g to them"
-    before, now = checkpoint.state.get("classes", _classes(model)), _classes(model)
+    state = checkpoint.state
+    before, now = state.get("classes", _classes(model)), _classes(model)
+    if before != now and now == [*before[:-1], "WSD"]:  # the one schedule that can follow any other
+        state, before = with_constant_rate(state), now
     if before != now:
         raise UserError(f"{unfit}: it has {', '.join(before)}, they name {', '.join(now)}; {begin_anew}")
     try:
         _load_networks(model, checkpoint.weights)
-        model.resume_training(checkpoint.state)
+        model.resume_training(state)
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{unfit}: {reason}; {begin_anew}") from error
@@ -95,6 +98,13 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
         return Position(**checkpoint.state["position"])
     samples = checkpoint.state["epoch"] * epoch_length
     return Position(checkpoint.iteration, samples, validated=checkpoint.iteration, by_epoch=True)
+
+
+def with_constant_rate(state: dict[str, Any]) -> dict[str, Any]:
+    """A training state with `WSD` as its schedule, at the rates that the run has reached; for one optimizer."""
+    rates = [group.get("scheduled_lr", group["lr"]) for group in state["optimizers"][0]["param_groups"]]
+    schedule = {"base_lrs": rates, "_last_lr": rates, "last_epoch": state["iter"] - 1, "_step_count": state["iter"]}
+    return state | {"schedulers": [schedule], "classes": [*state["classes"][:-1], "WSD"]}
 
 
 def _load_networks(model: BaseModel, files: dict[str, dict[str, Any]]) -> None:

@@ -130,6 +130,27 @@ def test_no_crop_comes_twice_in_an_epoch(photo_root):
     assert len({plain[i]["gt"].numpy().tobytes() for i in range(len(plain))}) > 0.9 * len(plain)
 
 
+def detail(crop: torch.Tensor) -> float:
+    return float(crop[1].diff(dim=0).abs().mean() + crop[1].diff(dim=1).abs().mean())
+
+
+def test_of_several_candidates_the_most_detailed_is_taken_and_the_first_is_the_usual_one(photo_root, dataset):
+    plain = {"use_hflip": False, "use_rot": False}
+    one, few = (CachedPairedImageDataset(options(photo_root, crop_candidates=n, **plain)) for n in (1, 3))
+    pairs = [(detail(one[i]["gt"]), detail(few[i]["gt"])) for i in range(len(one))]
+    assert all(chosen >= first for first, chosen in pairs)
+    kept = sum(chosen == first for first, chosen in pairs)
+    assert len(pairs) / 6 < kept < len(pairs) / 2  # a third of the time the first is the best of three
+    assert CachedPairedImageDataset(options(photo_root, crop_candidates=1))[5]["gt"].equal(dataset[5]["gt"])
+    assert places(few[4]["lq"], as_tensor(few[4]["lq_path"]))
+
+
+def test_draws_stay_what_they_were(dataset):
+    """Else no earlier run could be resumed or made again."""
+    samples = [dataset.sample(epoch, index)["gt"] for epoch, index in ((0, 0), (0, 7), (1, 0), (5, 59))]
+    assert [int((gt * 255).round().long().sum()) for gt in samples] == [479780, 401955, 569994, 45564]
+
+
 def test_the_seed_matters(photo_root, dataset):
     other = CachedPairedImageDataset(options(photo_root, manual_seed=8))
     assert not torch.equal(other[0]["gt"], dataset[0]["gt"])
@@ -233,6 +254,7 @@ def test_no_room_for_the_cache_is_an_error_and_leaves_nothing(photo_root, tmp_pa
         ({"gt_size": 30}, "gt_size: must be a multiple of the scale 4, not 30"),
         ({"gt_size": None}, "gt_size: must be a multiple of the scale 4, not None"),
         ({"manual_seed": None}, "manual_seed: must be a whole number"),
+        ({"crop_candidates": 0}, "crop_candidates: must be a whole number from 1, not 0"),
         ({"patches_per_image": 0}, "patches_per_image: must be a whole number from 1, not 0"),
         ({"dataset_enlarge_ratio": 100}, "dataset_enlarge_ratio: .* use patches_per_image"),
         ({"io_backend": {"type": "petrel"}}, "io_backend.type: unknown backend 'petrel'; choose from disk, lmdb"),

@@ -39,6 +39,17 @@ def test_ranks_follow_the_single_process(workplace, finished, ranks, changes):
     assert 0 < difference(workplace, finished) < TOLERANCE
 
 
+def test_ranks_follow_the_single_process_with_muon(workplace):
+    workplace.options["train"]["optim_g"] = {"type": "Muon", "lr": 1e-3, "adam_lr": 5e-4}
+    batch_per_rank(workplace, 1)
+    workplace.train()
+    alone = workplace.weights(12)["params_ema"]
+    workplace.options["name"] = "shared"
+    train_on(workplace, 2)
+    shared = workplace.weights(12, "shared")["params_ema"]
+    assert 0 < max(float((alone[name] - shared[name]).abs().max()) for name in alone) < TOLERANCE
+
+
 # Has buffers, which DistributedDataParallel sends around in every pass.
 SWINIR = {
     "type": "SwinIR", "upscale": 2, "window_size": 1, "img_size": 12, "embed_dim": 12, "depths": [2], "num_heads": [2],

@@ -69,6 +69,28 @@ def test_loss_scale_is_resumed_too(workplace):
     assert same_end(workplace, workplace, "stopped", "run")
 
 
+MUON = {
+    "optim_g": {"type": "Muon", "lr": 1e-3, "adam_lr": 5e-4},
+    "scheduler": {"type": "WSD", "decay_iter": 6},
+    "warmup_iter": 2,
+    "ema_warmup": True,
+}
+
+
+def test_muon_its_schedule_and_warm_averages_are_resumed_too(workplace):
+    workplace.options["train"] |= MUON
+    workplace.options["datasets"]["train"]["crop_candidates"] = 3
+    workplace.train()
+    workplace.options["name"] = "stopped"
+    for iteration, arguments in ((4, []), (9, ["--auto_resume"])):
+        run = workplace.start(*arguments)
+        run.wait_for(f" {iteration}/")
+        run.signal(signal.SIGKILL)
+        run.end(-signal.SIGKILL)
+    workplace.train("--auto_resume")
+    assert same_end(workplace, workplace, "stopped", "run")
+
+
 def test_run_goes_on_from_a_chosen_checkpoint_in_its_own_folder_and_in_another(trained, finished):
     trained.options["path"]["resume_state"] = "experiments/run/training_states/8.state"
     trained.options["name"] = "other"

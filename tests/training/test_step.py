@@ -49,6 +49,15 @@ def test_gradient_of_all_parts_is_clipped_without_the_loss_scale(batch, precisio
     assert float((weights(clipped) - start).norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_muon_learns_in_every_precision(batch, precision):
+    trained = model(optim_g={"type": "Muon", "lr": 1e-3, "adam_lr": 5e-4}, precision=precision, grad_clip=1.0)
+    batch["gt"] = batch["lq"].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    losses = [step(trained, batch, iteration).log_dict["l_pix"] for iteration in range(1, 31)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert weights(trained).dtype == torch.float32
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_keeps_weights_in_fp32_and_follows_fp32(batch, precision):
     low, full = step(model(precision=precision), batch), step(model(), batch)
@@ -71,8 +80,9 @@ def test_compiled_step_computes_the_same(batch):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_bad_step_is_skipped_and_counted(batch, precision):
-    trained = step(model(precision=precision, optim_g={"type": "AdamW", "lr": 1e-3}, max_bad_steps=2), batch)
+@pytest.mark.parametrize("optimizer", ["AdamW", "Muon"])
+def test_bad_step_is_skipped_and_counted(batch, precision, optimizer):
+    trained = step(model(precision=precision, optim_g={"type": optimizer, "lr": 1e-3}, max_bad_steps=2), batch)
     before = deepcopy([trained.net_g.state_dict(), trained.net_g_ema.state_dict(), trained.optimizer_g.state_dict()])
     bad = batch | {"lq": torch.full_like(batch["lq"], math.nan)}
     step(trained, bad, 2)
@@ -104,6 +114,26 @@ def test_cosine_with_warm_up():
 def test_published_schedule_halves_after_its_milestones():
     found = rates(model(scheduler={"type": "MultiStepLR", "milestones": [3, 5], "gamma": 0.5}, warmup_iter=2), 7)
     assert found == pytest.approx([0.05, 0.1, 0.1, 0.05, 0.05, 0.025, 0.025])
+
+
+def test_constant_rates_decay_over_the_last_iterations():
+    muon = {"type": "Muon", "lr": 0.1, "adam_lr": 0.01}
+    wsd = {"type": "WSD", "decay_iter": 4}
+    found = rates(model(optim_g=muon, scheduler=wsd, total_iter=10, warmup_iter=2), 10)
+    expected = [0.5, 1, 1, 1, 1, 1, *(1 - math.sqrt(share) for share in (0, 0.25, 0.5, 0.75))]
+    assert found[::2] == pytest.approx([0.1 * factor for factor in expected])
+    assert found[1::2] == pytest.approx([0.01 * factor for factor in expected])
+
+
+def test_averages_warm_up_and_skipped_steps_do_not_count(batch):
+    trained, decay = model(ema_decay=0.3, ema_warmup=True), [0.1, 2 / 11, 3 / 12, 0.3, 0.3]
+    average = weights(trained)
+    for iteration, bad in enumerate([False, False, True, False, False, False], 1):
+        step(trained, batch | {"lq": batch["lq"] * math.nan} if bad else batch, iteration)
+        if not bad:
+            average = torch.lerp(average, weights(trained), 1 - decay.pop(0))
+    found = torch.cat([p.flatten() for p in trained.net_g_ema.parameters()])
+    torch.testing.assert_close(found, average)
 
 
 def test_frequency_loss_beside_the_pixel_loss(batch):
