@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dlgsanet.options.parse import load_yaml
 from tests.conftest import REPOSITORY
 
 SCRIPTS = sorted((REPOSITORY / "demo_sbatch_file").glob("*/*.sh"))
@@ -21,15 +22,17 @@ TEST = next(path for path in SCRIPTS if path.stem.startswith("test_SISR_ClassicD
 # Stands for dlgsanet/train.py and dlgsanet/test.py: writes down how it was called, ends with the code it is told.
 COMMAND = """
 import json, os, sys
-json.dump({"argv": sys.argv, "cwd": os.getcwd()}, open("called.json", "w"))
+slurm = {key: value for key, value in os.environ.items() if key.startswith("SRUN_")}
+json.dump({"argv": sys.argv, "cwd": os.getcwd(), "slurm": slurm}, open("called.json", "w"))
 sys.exit(int(os.environ.get("STAND_IN_CODE", "0")))
 """
 SBATCH = """#!/bin/sh
 # A stand-in for sbatch: copies the script to a spool folder and runs the copy, from the folder of submission.
 cp "$1" spool/slurm_script
 export SLURM_JOB_ID=17 SLURM_JOB_NAME=job SLURM_NTASKS=${STAND_IN_TASKS:-1} SUBMITTED="$(realpath "$1")"
+export SLURM_SUBMIT_DIR="$PWD" SLURM_CPUS_PER_TASK=8
 shift
-exec sh spool/slurm_script "$@"
+exec sh spool/slurm_script "$@" >job-17.out
 """
 SCONTROL = """#!/bin/sh
 echo "$@" >>scontrol.log
@@ -66,26 +69,44 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 
 def run(*command, cwd, **environment) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")} | environment
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def called(repository: Path) -> dict:
     return json.loads((repository / "called.json").read_text())
 
 
+def directives(script: Path) -> dict[str, str]:
+    return dict(re.findall(r"^#SBATCH (--[\w-]+)(?:=(\S+))?$", script.read_text(), re.MULTILINE))
+
+
 def test_every_option_file_has_its_script():
     assert {path.stem for path in SCRIPTS} == {path.stem for path in OPTIONS}
+
+
+def test_every_network_of_the_paper_is_trained_and_tested_under_one_name():
+    names = {path.stem for path in SCRIPTS if "ClassicDIV2K" in path.stem and "_LMDB_" not in path.stem}
+    assert {name.removeprefix("test_") for name in names if name.startswith("test_")} == {
+        name.removeprefix("train_") for name in names if name.startswith("train_")
+    }
+    assert len(names) == 24
+
+
+def test_job_names_differ_in_the_eight_letters_that_squeue_shows():
+    names = [directives(path)["--job-name"] for path in SCRIPTS]
+    assert len(set(names)) == len(SCRIPTS)
+    assert max(map(len, names)) <= 8
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_have_real_sbatch_lines_and_name_their_option_file(script):
     text = script.read_text()
     assert text.startswith("#!/bin/sh\n#SBATCH ")
-    directives = re.findall(r"^#SBATCH (--[\w-]+)(?:=(\S+))?$", text, re.MULTILINE)
-    assert len(directives) == text.count("#SBATCH")
-    assert ("--job-name", script.stem) in directives
-    options = re.search(r"^options=(\S+)$", text, re.MULTILINE)[1]
-    assert (REPOSITORY / options).stem == script.stem
+    assert len(directives(script)) == text.count("#SBATCH")
+    options = REPOSITORY / re.search(r"^options=(\S+)$", text, re.MULTILINE)[1]
+    assert options.stem == script.stem
+    assert ("--gres" in directives(script)) == (load_yaml(options)["num_gpu"] != 0)
+    assert ("--signal" in directives(script)) == (options.parent.name == "train")
     assert script.stat().st_mode & stat.S_IXUSR
 
 
@@ -99,7 +120,7 @@ def test_under_a_shell_from_any_folder(repository, elsewhere, shell, script):
     call = called(repository)
     assert call["cwd"] == str(repository)
     assert call["argv"][:4] == [f"dlgsanet/{command}.py", "-opt", f"options/{command}/{script.stem}.yml", "--debug"]
-    assert ("--auto_resume" in call["argv"]) == (command == "train")
+    assert ("--auto-resume" in call["argv"]) == (command == "train")
 
 
 @pytest.mark.parametrize("tasks", ["1", "8"])
@@ -109,7 +130,14 @@ def test_under_slurm_which_runs_a_copy(repository, elsewhere, tasks):
     assert done.returncode == 0, done.stderr
     assert called(repository)["cwd"] == str(repository)
     assert ("slurm" in called(repository)["argv"]) == (tasks == "8")
-    assert f"log: {repository}/slurm_logs/job-17.log" in done.stdout
+    assert called(repository)["slurm"] == {"SRUN_CPUS_PER_TASK": "8"}
+
+
+def test_nothing_is_left_where_the_job_was_submitted(repository, elsewhere):
+    """Logs go to the repository's slurm_logs, which git ignores; what slurm itself reports too."""
+    assert run("sbatch", str(repository / TRAIN.relative_to(REPOSITORY)), cwd=elsewhere).returncode == 0
+    assert not [*elsewhere.glob("*.out")]
+    assert f"log: {repository}/slurm_logs/job-17.log" in (repository / "slurm_logs/job-17.0.out").read_text()
     assert (repository / "slurm_logs/job-17.log").is_file()
 
 
