@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from dlgsanet.commands.arguments import ArgumentParser
 from dlgsanet.errors import UserError
 
 EXAMPLES = """examples:
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="dlgsanet benchmark",
         description="Score networks on test sets beside bicubic and the paper: tables (CSV, JSON, Markdown, LaTeX), "
         "the pictures, and a results page a scale. An interrupted run goes on where it stopped.",

@@ -2,6 +2,8 @@
 
 import argparse
 
+from dlgsanet.commands.arguments import ArgumentParser
+
 EXAMPLES = """examples:
   dlgsanet complexity                                       the nine published networks
   dlgsanet complexity Tiny --scales 4 --device cuda
@@ -10,7 +12,7 @@ EXAMPLES = """examples:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="dlgsanet complexity",
         description="Count and measure networks at an output size: parameters, true multiply-accumulates (every "
         "convolution and matrix product), latency (median of runs at batch 1) and peak memory beyond the weights.",

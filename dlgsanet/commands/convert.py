@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from dlgsanet.commands.arguments import ArgumentParser
 from dlgsanet.errors import UserError
 
 EXAMPLES = """\
@@ -18,7 +19,7 @@ tlc_kernel, sparseedge or edge, img_range) take the published values, unless an 
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "dlgsanet convert",
         description="Convert weights between .pth and .safetensors, names and values kept.",
         epilog=EXAMPLES,

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlgsanet.commands.arguments import ArgumentParser
 from dlgsanet.data.known_sets import KNOWN_SETS, KnownSet
 from dlgsanet.errors import UserError
 
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="dlgsanet data",
         description="Prepare, check and store data sets.",
         epilog=EXAMPLES,

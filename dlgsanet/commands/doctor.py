@@ -1,19 +1,19 @@
 """``dlgsanet doctor``: what is installed here, and which backend computes each layer and why."""
 
-import argparse
 import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 from dlgsanet import __version__
+from dlgsanet.commands.arguments import ArgumentParser
 from dlgsanet.packages import versions
 
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
 def main(argv: list[str]) -> int:
-    argparse.ArgumentParser(
+    ArgumentParser(
         prog="dlgsanet doctor",
         description="Print the versions of packages, the processors, the memory allocator, and for every layer the "
         "backend that computes it here and why those before it do not. DLGSANET_BACKEND forces one.",

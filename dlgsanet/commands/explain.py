@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from dlgsanet.commands.arguments import ArgumentParser
+
 EXAMPLES = """examples:
   dlgsanet explain lam weights/*_x4.safetensors edsr_x4.yml --image butterflyx4.png --at 120 88
   dlgsanet explain kept weights/DLGSANet_Tiny_x4.safetensors --image butterflyx4.png
@@ -18,7 +20,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="dlgsanet explain",
         description="Look into networks: each command draws a picture.",
         epilog=EXAMPLES,

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from dlgsanet.commands.arguments import ArgumentParser
+
 EXAMPLES = """\
 examples:
   dlgsanet export --weights Tiny --scale 4 -o tiny_x4.onnx
@@ -12,7 +14,7 @@ examples:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "dlgsanet export",
         description="Write a network as ONNX or torch.export, for images of every size, and run what was written.",
         epilog=EXAMPLES,

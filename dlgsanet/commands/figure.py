@@ -3,14 +3,16 @@
 import argparse
 from pathlib import Path
 
+from dlgsanet.commands.arguments import ArgumentParser
+
 EXAMPLES = """examples:
-  dlgsanet figure Set5/butterfly Urban100/img004 --scale 4 --data_root datasets -o comparison
+  dlgsanet figure Set5/butterfly Urban100/img004 --scale 4 --data-root datasets -o comparison
   dlgsanet figure Set14/comic --scale 4 --methods bicubic EDSR DLGSANet_Tiny_x4 --crop 40 120 64
 """
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="dlgsanet figure",
         description="Draw pictures of a finished benchmark: the whole with a rectangle, and the crop of every method "
         "with its name and the whole picture's PSNR and SSIM on Y. Writes PDF and PNG.",
@@ -20,7 +22,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("images", nargs="+", metavar="SET/IMAGE", help="which pictures, one below the other")
     parser.add_argument("--scale", type=int, required=True)
     parser.add_argument("--results", type=Path, default=Path("results/benchmark"), help="default: %(default)s")
-    parser.add_argument("--data_root", type=Path, default=Path("datasets"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--data-root", type=Path, default=Path("datasets"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="which, in this order; default: all")
     parser.add_argument(
         "--crop", type=int, nargs=3, metavar=("X", "Y", "SIDE"), help="default: where the networks differ most"

@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from dlgsanet.commands.arguments import ArgumentParser
 from dlgsanet.errors import UserError
 from dlgsanet.pictures.find_files import STREAM, Found, find_files
 from dlgsanet.pictures.formats import WRITTEN
@@ -25,7 +26,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         "dlgsanet upscale",
         usage="dlgsanet upscale INPUT [INPUT ...] [-o OUT] [option ...]",
         description=DESCRIPTION,

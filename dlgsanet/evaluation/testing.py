@@ -32,7 +32,7 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
     if not options["path"].get("pretrain_network_g") and not allow_random_weights:
         raise UserError(
             "path.pretrain_network_g is empty: a network of random weights would be tested; "
-            "name its weights, or allow this with --random_weights"
+            "name its weights, or allow this with --random-weights"
         )
     scale, method, validation = options["scale"], options["name"], options["val"]
     datasets = {dataset["name"]: pairs_to_test(dataset) for _, dataset in sorted(options["datasets"].items())}

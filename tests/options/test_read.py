@@ -115,6 +115,15 @@ def test_data_roots_change_without_editing(options, tmp_path):
     assert read_back["datasets"]["train"]["dataroot_gt"] == str(tmp_path / "elsewhere/DIV2K/HR")
 
 
+@pytest.mark.parametrize("spelling", ["--data-root", "--data_root", "--data-root=", "--data_root="])
+def test_flags_may_have_hyphens_or_underscores(options, tmp_path, spelling):
+    (tmp_path / "datasets").rename(tmp_path / "else_where")
+    given = [f"{spelling}else_where"] if spelling.endswith("=") else [spelling, "else_where"]
+    read_back = read(options, *given, "--force_yml", "name=a_b", "--debug")
+    assert read_back["datasets"]["train"]["dataroot_gt"] == "else_where/DIV2K/HR"
+    assert read_back["name"] == "debug_a_b"
+
+
 def test_force_yml_sets_values_as_yaml_reads_them(options):
     read_back = read(
         options, "--force_yml", "train:ema_decay=0.9", "datasets:train:use_rot=false", "path:resume_state=~"
