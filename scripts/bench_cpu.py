@@ -47,6 +47,7 @@ from dlgsanet.archs.dlgsanet import DLGSANet  # noqa: E402
 from dlgsanet.archs.sizes import size_options  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
 from dlgsanet.ops import dispatch, operators  # noqa: E402
+from dlgsanet.ops.records import FusedDynamicConv  # noqa: E402
 
 ALLOCATORS = ("stock", "tuned")
 OTHERS = ("SwinIR-light", "EDSR-baseline")
@@ -249,9 +250,8 @@ def peak_memory(row: str, width: int, height: int) -> float:
 
 def available_backends() -> list[str]:
     """Names of the backends that take the convolution on this CPU, fastest first."""
-    z, weight = torch.rand(1, 1, 8, 8), torch.rand(49, 1)
-    found = dispatch.explain("fused_dynamic_depthwise_conv", torch.rand(1, 6, 8, 8), z, weight, None, 7)
-    return [name for name, why_not in found if why_not is None]
+    call = FusedDynamicConv(torch.rand(1, 1, 8, 8), torch.rand(49, 1), None, 7), torch.rand(1, 6, 8, 8)
+    return [name for name in dispatch.candidates() if dispatch.load(name).refuses(*call) is None]
 
 
 def missing_packages(row: str) -> list[str]:
@@ -273,7 +273,7 @@ def backend_of(row: str) -> Iterator[None]:
     if row in OTHERS or row in EXPORTED:
         yield
         return
-    name = "reference" if row == "naive" else row
+    name = "composed" if row == "naive" else row  # whose layers call the operator
     unfold = mock.patch.object(operators, "fused_dynamic_depthwise_conv", unfolded) if row == "naive" else nullcontext()
     with mock.patch.dict(os.environ, DLGSANET_BACKEND=name), unfold:
         yield

@@ -38,6 +38,7 @@ from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.ops import operators
 from dlgsanet.ops.backends import cuda, reference
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 
 T = TypeVar("T")
 
@@ -88,7 +89,7 @@ def why_not() -> str | None:
     if not torch.cuda.is_available():
         return "no NVIDIA GPU is present"
     image, filters = torch.empty(1, 1, 1, 1, device=DEVICE), torch.empty(1, 1, WINDOW, WINDOW, 1, 1, device=DEVICE)
-    reason = cuda.why_not("dynamic_depthwise_conv", image, filters)
+    reason = cuda.BACKEND.refuses(DynamicConv(filters), image)
     return reason and f"the CUDA kernels cannot be used: {reason}"
 
 
@@ -267,7 +268,7 @@ def fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @functools.partial(torch.compile, dynamic=False)  # two sizes, each for itself
 def compiled(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return reference.fused_dynamic_depthwise_conv(x, z, weight, bias, WINDOW)
+    return reference.fused_dynamic_depthwise_conv(FusedDynamicConv(z, weight, bias, WINDOW), x)
 
 
 WAYS = {

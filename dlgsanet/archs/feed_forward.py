@@ -17,6 +17,8 @@ class GDFN(nn.Module):
     Shape: [B, C, H, W] -> [B, C, H, W].
     """
 
+    halo = 1  # rows above and below a row of the result that it depends on
+
     def __init__(self, dim: int, expansion: float = 2.0):
         super().__init__()
         hidden = int(dim * expansion)
@@ -25,19 +27,23 @@ class GDFN(nn.Module):
         self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
         self.proj_out = nn.Conv2d(hidden, dim, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.gated_feed_forward(
-            x,
-            self.norm.weight,
-            self.norm.bias,
-            self.proj_in.weight,
-            self.depthwise.weight,
-            self.proj_out.weight,
+    def record(self) -> ops.GatedFeedForward:
+        return ops.GatedFeedForward(
+            norm_weight=self.norm.weight,
+            norm_bias=self.norm.bias,
+            proj_in=self.proj_in.weight,
+            depthwise=self.depthwise.weight,
+            proj_out=self.proj_out.weight,
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.apply(self.record(), x)
 
 
 class BaseFFN(nn.Module):
     """Two 1x1 convolutions with a GELU between them; pre-norm, residual. Arguments and shape as `GDFN`."""
+
+    halo = 0
 
     def __init__(self, dim: int, expansion: float = 2.0):
         super().__init__()

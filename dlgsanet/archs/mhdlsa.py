@@ -20,6 +20,7 @@ class MHDLSA(nn.Module):
     def __init__(self, dim: int, window_size: int = 7, channels_per_filter: int = 6):
         super().__init__()
         self.window_size = window_size
+        self.halo = window_size // 2  # rows above and below a row of the result that it depends on
         squeezed = dim // 4
         filters = dim // channels_per_filter * window_size**2
         self.norm = LayerNorm(dim)
@@ -29,21 +30,27 @@ class MHDLSA(nn.Module):
         self.filters = nn.Conv2d(squeezed, filters, 1)
         self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.dynamic_local_attention(
-            x,
-            self.norm.weight,
-            self.norm.bias,
-            self.proj_in.weight,
-            self.squeeze.weight,
-            self.squeeze.bias,  # type: ignore[arg-type]  # nn.Conv2d's may be None, these are not
-            self.spatial.weight,
-            self.spatial.bias,  # type: ignore[arg-type]  # nn.Conv2d's may be None, these are not
-            self.filters.weight,
-            self.filters.bias,  # type: ignore[arg-type]  # nn.Conv2d's may be None, these are not
-            self.proj_out.weight,
-            self.window_size,
+    def record(self) -> ops.LocalAttention:
+        squeeze_bias, spatial_bias, filter_bias = self.squeeze.bias, self.spatial.bias, self.filters.bias
+        assert squeeze_bias is not None
+        assert spatial_bias is not None
+        assert filter_bias is not None
+        return ops.LocalAttention(
+            norm_weight=self.norm.weight,
+            norm_bias=self.norm.bias,
+            proj_in=self.proj_in.weight,
+            squeeze_weight=self.squeeze.weight,
+            squeeze_bias=squeeze_bias,
+            spatial_weight=self.spatial.weight,
+            spatial_bias=spatial_bias,
+            filter_weight=self.filters.weight,
+            filter_bias=filter_bias,
+            proj_out=self.proj_out.weight,
+            window_size=self.window_size,
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.apply(self.record(), x)
 
 
 class StaticLocalLayer(nn.Module):
@@ -55,6 +62,7 @@ class StaticLocalLayer(nn.Module):
         self.proj_in = nn.Conv2d(dim, dim, 1, bias=False)
         self.depthwise = nn.Conv2d(dim, dim, window_size, padding=window_size // 2, groups=dim)
         self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
+        self.halo = window_size // 2  # rows above and below a row of the result that it depends on
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj_out(self.depthwise(self.proj_in(self.norm(x))))

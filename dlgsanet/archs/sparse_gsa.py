@@ -24,6 +24,8 @@ class SparseGSA(nn.Module):
     Shape: [B, C, H, W] -> [B, C, H, W].
     """
 
+    halo = None  # a row of the result depends on rows far away
+
     def __init__(
         self,
         dim: int,
@@ -42,19 +44,21 @@ class SparseGSA(nn.Module):
         self.depthwise = nn.Conv2d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim, bias=False)
         self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.channel_attention(
-            x,
-            self.norm.weight,
-            self.norm.bias,
-            self.qkv.weight,
-            self.depthwise.weight,
-            self.temperature,
-            self.proj_out.weight,
-            self.activation,
-            self.topk_ratio,
-            None if self.training else self.tlc_kernel,
+    def record(self) -> ops.ChannelAttention:
+        return ops.ChannelAttention(
+            norm_weight=self.norm.weight,
+            norm_bias=self.norm.bias,
+            qkv_weight=self.qkv.weight,
+            depthwise=self.depthwise.weight,
+            temperature=self.temperature,
+            proj_out=self.proj_out.weight,
+            activation=self.activation,
+            topk_ratio=self.topk_ratio,
+            window=None if self.training else self.tlc_kernel,
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.apply(self.record(), x)
 
 
 def tlc_window(network: nn.Module) -> int | None:

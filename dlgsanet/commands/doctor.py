@@ -4,10 +4,14 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlgsanet import __version__
 from dlgsanet.commands.arguments import ArgumentParser
 from dlgsanet.packages import versions
+
+if TYPE_CHECKING:
+    from dlgsanet.ops.records import Record
 
 ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
@@ -74,37 +78,31 @@ def _layers() -> Iterator[str]:
     import torch
 
     from dlgsanet.ops import dispatch
+    from dlgsanet.ops.records import OPERATIONS
 
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for operation, args in _calls(device).items():
-            answers = dispatch.explain(operation, *args)
-            taken = next(name for name, reason in answers if reason is None)
-            refused = answers[: [n for n, _ in answers].index(taken)]
+        x = torch.zeros(1, 12, 8, 8, device=device)
+        for record, training in _calls(device):
+            *refused, (taken, _) = dispatch.explain(record, x, training)
+            operation = f"{OPERATIONS[type(record)]}, {'training' if training else 'inference'}"
             yield f"{operation} on {device}, float32: {taken}{dispatch.because(refused)}"
 
 
-def _calls(device: str) -> dict[str, tuple]:
-    """Small calls of every layer, as inference and training make them."""
+def _calls(device: str) -> "Iterator[tuple[Record, bool]]":
+    """Every layer at 12 channels, for inference and for training."""
     import torch
 
-    C, D, G, K, heads = 12, 3, 2, 7, 2
+    from dlgsanet.archs.feed_forward import GDFN
+    from dlgsanet.archs.mhdlsa import MHDLSA
+    from dlgsanet.archs.sparse_gsa import SparseGSA
+    from dlgsanet.ops.records import FusedDynamicConv
 
-    def tensor(*shape: int) -> torch.Tensor:
-        return torch.zeros(shape, device=device)
-
-    x, norm = tensor(1, C, 8, 8), (tensor(C), tensor(C))
-    filters = tensor(G * K * K, D, 1, 1), tensor(G * K * K)
-    squeeze = tensor(D, C, 1, 1), tensor(D), tensor(D, 1, K, K), tensor(D)
-    attention = tensor(3 * C, C, 1, 1), tensor(3 * C, 1, 3, 3), tensor(heads, 1, 1), tensor(C, C, 1, 1), "relu", 0.5
-    layers: dict[str, tuple] = {
-        "dynamic_local_attention": (x, *norm, tensor(C, C, 1, 1), *squeeze, *filters, tensor(C, C, 1, 1), K),
-        "channel_attention": (x, *norm, *attention),
-        "gated_feed_forward": (x, *norm, tensor(4 * C, C, 1, 1), tensor(4 * C, 1, 3, 3), tensor(C, 2 * C, 1, 1)),
-    }
-    convolution = x, tensor(1, D, 8, 8), filters[0].flatten(1), filters[1], K
-    calls = {}
-    for prefix, window in (("", (8,)), ("differentiable_", (None,))):
-        for name, args in layers.items():
-            calls[prefix + name] = (*args, *window) if name == "channel_attention" else args
-    calls["fused_dynamic_depthwise_conv"] = calls["fused_dynamic_depthwise_conv_backward"] = convolution
-    return calls
+    attention = SparseGSA(12, tlc_kernel=8).to(device)
+    local, network = MHDLSA(12).to(device).record(), GDFN(12).to(device).record()
+    z = torch.zeros(1, len(local.squeeze_weight), 8, 8, device=device)
+    convolution = FusedDynamicConv(z, local.filter_weight.flatten(1), local.filter_bias, local.window_size)
+    for training in (False, True):
+        yield local, training
+        yield attention.train(training).record(), training
+        yield network, training
+        yield convolution, training

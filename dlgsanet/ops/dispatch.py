@@ -1,13 +1,7 @@
-"""Which backend computes an operation here, and why.
+"""Backends, and which of them computes a call.
 
-A backend is a module with
-
-- functions of the names and signatures of `dlgsanet.ops.backends.reference`, as many as it has (autograd follows those
-  named ``differentiable_...``), and
-- ``why_not(operation, *args) -> str | None``: why it cannot take this call, in a few plain words, or None.
-
-The environment variable ``DLGSANET_BACKEND`` names the one to use instead of the fastest; what that one cannot take
-goes to those after it.
+The environment variable ``DLGSANET_BACKEND`` names the backend to begin with instead of the fastest. Calls that it
+refuses go to those after it. The argument ``backend=`` of a public function names the only backend that may serve.
 """
 
 import functools
@@ -15,19 +9,21 @@ import importlib
 import logging
 import os
 from collections.abc import Iterable
-from types import ModuleType
+
+from torch import Tensor
 
 from dlgsanet.errors import UserError
+from dlgsanet.ops.backends import NO_LAYER, Backend
+from dlgsanet.ops.records import OPERATIONS, Record
 
-# Fastest first.
+# Modules with an object `BACKEND`, fastest first. The last one takes every call.
 BACKENDS = {
     "cuda": "dlgsanet.ops.backends.cuda",
     "native": "dlgsanet.ops.backends.native",
     "torch": "dlgsanet.ops.backends.torch",
+    "composed": "dlgsanet.ops.backends.composed",
     "reference": "dlgsanet.ops.backends.reference",
 }
-
-NO_LAYER = "it has no such layer"
 
 logger = logging.getLogger("dlgsanet")
 
@@ -39,32 +35,37 @@ def candidates() -> list[str]:
         UserError: ``DLGSANET_BACKEND`` names none of them.
     """
     names = list(BACKENDS)
-    forced = os.environ.get("DLGSANET_BACKEND")
-    if not forced:
+    first = os.environ.get("DLGSANET_BACKEND")
+    if not first:
         return names
-    if forced not in names:
-        raise UserError(f"DLGSANET_BACKEND is {forced!r}; it must be one of {', '.join(names)}")
-    return names[names.index(forced) :]
+    if first not in names:
+        raise UserError(f"DLGSANET_BACKEND: {_unknown(first)}")
+    return names[names.index(first) :]
 
 
-def explain(operation: str, *args) -> list[tuple[str, str | None]]:
-    """Why each candidate cannot take a call (None where it can): what `select` decides by."""
-    return [(name, _why_not(name, operation, *args)) for name in candidates()]
-
-
-def select(operation: str, *args) -> ModuleType:
-    """The first candidate that can take ``operation(*args)``; args as the operation takes them, x first.
-
-    Says once which one it is and why: in the log, or as a warning where a GPU's own kernels do not serve.
-    """
-    refused: list[tuple[str, str]] = []
+def explain(record: Record, x: Tensor, training: bool = False) -> list[tuple[str, str | None]]:
+    """The candidates up to the one that takes a call, each with why it refuses (the last: None)."""
+    answers: list[tuple[str, str | None]] = []
     for name in candidates():
-        reason = _why_not(name, operation, *args)
-        if reason is None:
-            _say_once(operation, args[0].device.type, name, tuple(refused))
-            return _load(name)
-        refused.append((name, reason))
-    raise RuntimeError(f"no backend takes {operation}{because(refused)}")
+        answers.append((name, load(name).refuses(record, x, training)))
+        if answers[-1][1] is None:
+            return answers
+    raise RuntimeError(f"no backend takes {OPERATIONS[type(record)]}{because(answers)}")
+
+
+def select(record: Record, x: Tensor, training: bool = False, backend: str | None = None) -> Backend:
+    """The backend that computes a call: the first candidate that takes it, or `backend`.
+
+    Reports once which one it is and why: in the log, or as a warning where a GPU's own kernels do not serve.
+
+    Raises:
+        ValueError: `backend` is unknown, or does not take the call.
+    """
+    if backend is not None:
+        return _named(backend, record, x, training)
+    *refused, (name, _) = explain(record, x, training)
+    _report_once(OPERATIONS[type(record)], x.device.type, name, tuple(refused))
+    return load(name)
 
 
 def because(refused: Iterable[tuple[str, str | None]]) -> str:
@@ -73,22 +74,26 @@ def because(refused: Iterable[tuple[str, str | None]]) -> str:
     return f" ({reasons})" if reasons else ""
 
 
-def _why_not(name: str, operation: str, *args) -> str | None:
-    if name == "reference":
-        return None
-    backend = _load(name)
-    if not hasattr(backend, operation):
-        return NO_LAYER
-    return backend.why_not(operation, *args)
+@functools.cache
+def load(name: str) -> Backend:
+    """The backend of a name of `BACKENDS`."""
+    return importlib.import_module(BACKENDS[name]).BACKEND
+
+
+def _named(name: str, record: Record, x: Tensor, training: bool) -> Backend:
+    if name not in BACKENDS:
+        raise ValueError(_unknown(name))
+    if reason := load(name).refuses(record, x, training):
+        raise ValueError(f"the {name} backend does not take this call of {OPERATIONS[type(record)]}: {reason}")
+    return load(name)
+
+
+def _unknown(name: str) -> str:
+    return f"unknown backend {name!r}; choose from {', '.join(BACKENDS)}"
 
 
 @functools.cache
-def _load(name: str) -> ModuleType:
-    return importlib.import_module(BACKENDS[name])
-
-
-@functools.cache
-def _say_once(operation: str, device: str, name: str, refused: tuple[tuple[str, str], ...]) -> None:
+def _report_once(operation: str, device: str, name: str, refused: tuple[tuple[str, str | None], ...]) -> None:
     slow = device == "cuda" and dict(refused).get("cuda", NO_LAYER) != NO_LAYER
     level = logging.WARNING if slow else logging.INFO
     logger.log(level, "%s on %s: %s backend%s", operation, device, name, because(refused))

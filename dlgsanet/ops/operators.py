@@ -1,7 +1,7 @@
-"""The dynamic depth-wise convolution as PyTorch operators, one for every backend.
+"""The dynamic depth-wise convolution as PyTorch operators for every backend.
 
-`torch.library` operators, so that autograd, autocast, torch.compile and export see one opaque node whatever backend
-computes it; the backends (`reference`, and the faster ones beside it) are chosen inside by `dispatch.select`.
+They are `torch.library` operators: autograd, autocast, torch.compile and export see one opaque node. The backend is
+chosen inside by `dispatch.select`.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends.gradients import convolve
+from dlgsanet.ops.records import Convolution, DynamicConv, FusedDynamicConv
 
 
-def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
+def dynamic_depthwise_conv(x: Tensor, filters: Tensor, *, backend: str | None = None) -> Tensor:
     """Filter every pixel with its own K x K filter; the C // G channels of a group share it.
 
     ``out[b, c, y, x] = sum_ij filters[b, c // (C // G), i, j, y, x] * x[b, c, y + i - K // 2, x + j - K // 2]``,
@@ -21,19 +23,30 @@ def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
     Args:
         x: [B, C, H, W], any float dtype.
         filters: [B, G, K, K, H, W] of the same dtype; K odd, C divisible by G.
+        backend: the name of the backend to use; None: the fastest that takes the call. Without effect while a graph
+            is traced (torch.compile, export): the operator in the graph chooses when it runs.
 
     Returns:
         [B, C, H, W] in the dtype of x; sums are formed in float32 (float64 for float64).
 
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: shapes or dtypes that do not fit, or a backend that is unknown or does not take the call.
 
     Source: Han et al., "On the Connection between Local Attention and Dynamic Depth-wise Convolution", ICLR 2022.
     """
-    return _autocast(torch.ops.dlgsanet.dynamic_depthwise_conv, x, filters)
+    if backend is None or torch.compiler.is_compiling():
+        return _autocast(torch.ops.dlgsanet.dynamic_depthwise_conv, x, filters)
+
+    def on_backend(x: Tensor, filters: Tensor) -> Tensor:
+        _check(x, filters)
+        return _convolve_on(backend, DynamicConv(filters), x)
+
+    return _autocast(on_backend, x, filters)
 
 
-def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+def fused_dynamic_depthwise_conv(
+    x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int, *, backend: str | None = None
+) -> Tensor:
     """`dynamic_depthwise_conv` with filters formed from z by a 1x1 convolution: ``filters = weight @ z + bias``.
 
     Args:
@@ -42,21 +55,35 @@ def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Ten
         weight: [G * K * K, D], where C is divisible by G; it may keep a wider dtype than x.
         bias: [G * K * K] or None.
         window_size: K, odd.
+        backend: as of `dynamic_depthwise_conv`.
 
     Returns:
         [B, C, H, W] in the dtype of x.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: shapes or dtypes that do not fit, or a backend that is unknown or does not take the call.
 
     Source: DLGSANet, section 3.2 (MHDLSA).
     """
-    return _autocast(torch.ops.dlgsanet.fused_dynamic_depthwise_conv, x, z, weight, bias, window_size)
+    if backend is None or torch.compiler.is_compiling():
+        return _autocast(torch.ops.dlgsanet.fused_dynamic_depthwise_conv, x, z, weight, bias, window_size)
+
+    def on_backend(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+        _check_fused(x, z, weight, bias, window_size)
+        return _convolve_on(backend, FusedDynamicConv(z, weight, bias, window_size), x)
+
+    return _autocast(on_backend, x, z, weight, bias, window_size)
+
+
+def _convolve_on(backend: str, convolution: Convolution, x: Tensor) -> Tensor:
+    return convolve(dispatch.select(convolution, x, backend=backend).functions(type(convolution)), convolution, x)
 
 
 def _autocast(operator: Callable[..., Tensor], x: Tensor, feature: Tensor, *rest) -> Tensor:
-    """Call an operator as autocast would: its two images in the lower dtype, all inside in the dtypes it chooses."""
-    # Done here rather than by torch.library.register_autocast, which fixes one dtype for a device.
+    """Call an operator under autocast: its two images in the lower dtype, the rest as given.
+
+    It is done here because torch.library.register_autocast fixes one dtype for each device.
+    """
     device = x.device.type
     if not torch.is_autocast_enabled(device):
         return operator(x, feature, *rest)
@@ -80,7 +107,7 @@ def _check(x: Tensor, filters: Tensor) -> None:
         f"filters {list(filters.shape)} do not fit x {list(x.shape)}: they must be [B, G, K, K, H, W]",
     )
     _require(window_size % 2 == 1, f"the window size must be odd, got {window_size}")
-    _require(x.shape[1] % groups == 0, f"{x.shape[1]} channels cannot be shared out to {groups} groups")
+    _require(x.shape[1] % groups == 0, f"{x.shape[1]} channels cannot be divided into {groups} groups")
     _require(x.is_floating_point() and x.dtype == filters.dtype, "x and filters must have one float dtype")
 
 
@@ -97,19 +124,20 @@ def _check_fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, wind
         f"weight must be [G * {window_size**2}, {z.shape[1]}], got {list(weight.shape)}",
     )
     groups = outputs // window_size**2
-    _require(x.shape[1] % groups == 0, f"{x.shape[1]} channels cannot be shared out to {groups} groups")
+    _require(x.shape[1] % groups == 0, f"{x.shape[1]} channels cannot be divided into {groups} groups")
     _require(bias is None or list(bias.shape) == [outputs], f"bias must be [{outputs}]")
     _require(x.is_floating_point() and x.dtype == z.dtype, "x and z must have one float dtype")
 
 
-# Backends lay their results out as suits them (as views of padded tensors, say), but what is compiled around the
-# operators relies on the layout that the fake ones promise: contiguous.
+# Backends may return any layout, such as views of padded tensors. The fake operators promise contiguous tensors, and
+# compiled code relies on it.
 
 
 @torch.library.custom_op("dlgsanet::dynamic_depthwise_conv", mutates_args=())
 def _plain(x: Tensor, filters: Tensor) -> Tensor:
     _check(x, filters)
-    return dispatch.select("dynamic_depthwise_conv", x, filters).dynamic_depthwise_conv(x, filters).contiguous()
+    convolution = DynamicConv(filters)
+    return dispatch.select(convolution, x).convolve(convolution, x).contiguous()
 
 
 @_plain.register_fake
@@ -120,8 +148,8 @@ def _(x, filters):
 
 @torch.library.custom_op("dlgsanet::dynamic_depthwise_conv_backward", mutates_args=())
 def _plain_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    backend = dispatch.select("dynamic_depthwise_conv_backward", x, filters)
-    grad_x, grad_filters = backend.dynamic_depthwise_conv_backward(grad, x, filters)
+    convolution = DynamicConv(filters)
+    grad_x, grad_filters = dispatch.select(convolution, x, training=True).convolve_backward(convolution, x, grad)
     return grad_x.contiguous(), grad_filters.contiguous()
 
 
@@ -133,8 +161,8 @@ def _(grad, x, filters):
 @torch.library.custom_op("dlgsanet::fused_dynamic_depthwise_conv", mutates_args=())
 def _fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
     _check_fused(x, z, weight, bias, window_size)
-    backend = dispatch.select("fused_dynamic_depthwise_conv", x, z, weight, bias, window_size)
-    return backend.fused_dynamic_depthwise_conv(x, z, weight, bias, window_size).contiguous()
+    convolution = FusedDynamicConv(z, weight, bias, window_size)
+    return dispatch.select(convolution, x).convolve(convolution, x).contiguous()
 
 
 @_fused.register_fake
@@ -147,8 +175,8 @@ def _(x, z, weight, bias, window_size):
 def _fused_backward(
     grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    backend = dispatch.select("fused_dynamic_depthwise_conv_backward", x, z, weight, bias, window_size)
-    grads = backend.fused_dynamic_depthwise_conv_backward(grad, x, z, weight, bias, window_size)
+    convolution = FusedDynamicConv(z, weight, bias, window_size)
+    grads = dispatch.select(convolution, x, training=True).convolve_backward(convolution, x, grad)
     grad_x, grad_z, grad_weight, grad_bias = (g.contiguous() for g in grads)
     return grad_x, grad_z, grad_weight, grad_bias
 

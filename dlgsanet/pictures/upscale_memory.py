@@ -11,9 +11,8 @@ from dlgsanet.pictures.upscale_tiles import tiles_of
 
 TILE_SIDES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96)  # pixels kept per side, largest first
 
-# Feature maps of the tile's size that are alive at once: those of a group's start and of the layer at work, and what
-# the backend of the global layers keeps in addition to its result. Measured (4.1, 5.6, 17.1) and rounded up.
-FEATURE_MAPS = {"native": 5, "torch": 7, "reference": 18}
+# Feature maps of the tile's size that are alive at once, of networks of local layers; see `Backend.feature_maps`.
+FEATURE_MAPS_OF_LOCAL_LAYERS = 5
 STRIPS = 2**29  # bytes for the hidden features of strips
 SHARE_OF_FREE = 0.8  # of free memory that is planned with: others use it too
 
@@ -54,17 +53,13 @@ def needed_memory(network: DLGSANet, height: int, width: int, side: int | None) 
     weight = network.shallow.weight
     down, across = tiles_of(network, height, width, side)
     pixels = max(s.last - s.first for s in down) * max(s.last - s.first for s in across)
-    return pixels * len(weight) * weight.element_size() * FEATURE_MAPS[_global_backend(network)] + STRIPS
+    return pixels * len(weight) * weight.element_size() * _feature_maps(network) + STRIPS
 
 
-def _global_backend(network: DLGSANet) -> str:
-    """Which backend computes the network's global layers here."""
+def _feature_maps(network: DLGSANet) -> int:
+    """Feature maps of the tile's size that are alive at once."""
     layer = next((module for module in network.modules() if isinstance(module, SparseGSA)), None)
     if layer is None:
-        return "native"  # local layers need no more, whatever computes them
-    parts = (layer.norm.weight, layer.norm.bias, layer.qkv.weight, layer.depthwise.weight, layer.temperature)
+        return FEATURE_MAPS_OF_LOCAL_LAYERS
     x = layer.norm.weight.new_zeros(1, len(layer.norm.weight), 1, 1)
-    options = (layer.proj_out.weight, layer.activation, layer.topk_ratio, layer.tlc_kernel)
-    offered = dispatch.explain("channel_attention", x, *parts, *options)
-    name = next(name for name, reason in offered if reason is None)
-    return name if name in FEATURE_MAPS else "reference"
+    return dispatch.select(layer.record(), x).feature_maps

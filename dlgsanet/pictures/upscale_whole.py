@@ -5,12 +5,11 @@ layers run over the whole image, on backends that bound their own memory. The re
 """
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from torch import Tensor, nn
 
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.archs.feed_forward import GDFN, BaseFFN
-from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
 
 STRIP_PIXELS = 2**17  # per strip: the halo adds little, and hidden features stay below 100 MB for published sizes
 MIN_ROWS = 16
@@ -30,7 +29,7 @@ def upscale_whole(
     for group in network.groups:
         y = x
         for layer in _layers(group):
-            halo = _halo(layer)
+            halo = cast("int | None", layer.halo)
             y = layer(y) if halo is None else _gather(layer, y, halo, into=None if y is x else y)
             tick()
         for rows, part in _strips(group.get_submodule("conv"), (y,), 1):
@@ -56,15 +55,6 @@ def steps(network: DLGSANet) -> int:
 
 def _layers(group: nn.Module) -> list[nn.Module]:
     return [layer for block in group.get_submodule("blocks").children() for layer in block.children()]
-
-
-def _halo(layer: nn.Module) -> int | None:
-    """Rows around a strip that a local layer looks at; None for a global layer."""
-    if isinstance(layer, MHDLSA):
-        return layer.window_size // 2
-    if isinstance(layer, StaticLocalLayer):
-        return layer.depthwise.kernel_size[0] // 2
-    return {GDFN: 1, BaseFFN: 0}.get(type(layer))
 
 
 def _gather(function: Callable, x: Tensor, halo: int, into: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from dlgsanet.ops.backends import cuda
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 
 cupy = pytest.importorskip("cupy", reason="compiling kernels needs CuPy")
 
@@ -59,14 +60,14 @@ def instances(
     channels, groups, features = layer
     outputs = groups * window**2
     x, z = torch.empty(1, channels, *size, dtype=dtype), torch.empty(1, features, *size, dtype=dtype)
-    weight, bias = torch.empty(outputs, features), torch.empty(outputs)
+    fused = FusedDynamicConv(z, torch.empty(outputs, features), torch.empty(outputs), window)
     for tf32 in (False, True):
         monkeypatch.setattr(cuda, "tf32_allowed", lambda tf32=tf32: tf32)
-        cuda.fused_dynamic_depthwise_conv(x, z, weight, bias, window)
-    cuda.fused_dynamic_depthwise_conv_backward(x, x, z, weight, bias, window)
-    filters = torch.empty(1, groups, window, window, *size, dtype=dtype)
-    cuda.dynamic_depthwise_conv(x, filters)
-    cuda.dynamic_depthwise_conv_backward(x, x, filters)
+        cuda.BACKEND.convolve(fused, x)
+    cuda.BACKEND.convolve_backward(fused, x, x)
+    plain = DynamicConv(torch.empty(1, groups, window, window, *size, dtype=dtype))
+    cuda.BACKEND.convolve(plain, x)
+    cuda.BACKEND.convolve_backward(plain, x, x)
     return wanted
 
 

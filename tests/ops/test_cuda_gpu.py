@@ -37,6 +37,9 @@ pytestmark = [
 LAYERS = [(48, 8, 12, 7), (90, 15, 22, 7), (11, 1, 30, 3), (12, 3, 5, 5), (18, 3, 4, 9)]
 
 
+WITH_COMPOSED_LAYERS = {name: dispatch.BACKENDS[name] for name in ("cuda", "composed")}
+
+
 def random_shape(seed: int) -> tuple[int, ...]:
     """A shape of `test_cuda_kernels`; every seventh image is a single pixel wide or high."""
     rng = random.Random(seed)
@@ -154,9 +157,7 @@ def test_cuda_graphs_replay_forward_and_backward():
 
 def test_a_training_step_as_a_cuda_graph(monkeypatch):
     """A network trained by replays has the weights of one trained step by step."""
-    monkeypatch.setattr(
-        dispatch, "BACKENDS", {"cuda": "dlgsanet.ops.backends.cuda", "reference": "dlgsanet.ops.backends.reference"}
-    )
+    monkeypatch.setattr(dispatch, "BACKENDS", WITH_COMPOSED_LAYERS)
     torch.manual_seed(0)
     network = DLGSANet(dim=48, groups=1, blocks=1, upscale=2).cuda().train()
     stepwise = copy.deepcopy(network)
@@ -210,9 +211,7 @@ def test_autocast_takes_the_lower_dtype():
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_golden_networks(path, monkeypatch):
-    monkeypatch.setattr(
-        dispatch, "BACKENDS", {"cuda": "dlgsanet.ops.backends.cuda", "reference": "dlgsanet.ops.backends.reference"}
-    )
+    monkeypatch.setattr(dispatch, "BACKENDS", WITH_COMPOSED_LAYERS)
     case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     network = golden_network(case).cuda()
     image = torch.from_numpy(golden["input"]).cuda().requires_grad_()

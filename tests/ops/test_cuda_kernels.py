@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import faulthandler
 import functools
 import itertools
@@ -21,9 +22,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import cuda, reference
+from dlgsanet.ops.backends import Backend, composed, cuda, reference
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.conftest import REPOSITORY
@@ -95,16 +98,21 @@ def fused_arguments(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor,
     )
 
 
-def results(backend, operation: str, arguments, layout: Callable[[Tensor], Tensor] = lambda t: t) -> tuple[Tensor, ...]:
+RECORDS = {"dynamic_depthwise_conv": DynamicConv, "fused_dynamic_depthwise_conv": FusedDynamicConv}
+
+
+def results(
+    backend: Backend, operation: str, arguments, layout: Callable[[Tensor], Tensor] = lambda t: t
+) -> tuple[Tensor, ...]:
     """The output and all gradients, for a gradient of the output that is not the same everywhere."""
     arguments = [layout(a) if isinstance(a, Tensor) else a for a in arguments]
-    grad = layout(arguments[0].roll(1, dims=1))
-    out = getattr(backend, operation)(*arguments)
-    return out, *getattr(backend, f"{operation}_backward")(grad, *arguments)
+    x, grad = arguments[0], layout(arguments[0].roll(1, dims=1))
+    convolution = RECORDS[operation](*arguments[1:])
+    return backend.convolve(convolution, x), *backend.convolve_backward(convolution, x, grad)
 
 
 def expected_results(operation: str, arguments) -> tuple[Tensor, ...]:
-    return results(reference, operation, arguments, Tensor.double)
+    return results(reference.BACKEND, operation, arguments, Tensor.double)
 
 
 def relative_error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
@@ -121,7 +129,7 @@ def check_definition(emulate, operation, shape, dtype, **how):
     expected = expected_results(operation, arguments)
     for order in ORDERS:
         emulate(order, **how)
-        assert relative_error(results(cuda, operation, arguments), expected) <= TOLERANCE[dtype], order
+        assert relative_error(results(cuda.BACKEND, operation, arguments), expected) <= TOLERANCE[dtype], order
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -151,8 +159,8 @@ def test_any_memory_layout(emulate, operation, layout):
     """The emulator takes contiguous memory alone."""
     emulate()
     arguments = OPERATIONS[operation]((2, 6, 2, 4, 3, 9, 8), torch.float32)
-    actual = results(cuda, operation, arguments, layout)
-    for a, expected in zip(actual, results(cuda, operation, arguments), strict=True):
+    actual = results(cuda.BACKEND, operation, arguments, layout)
+    for a, expected in zip(actual, results(cuda.BACKEND, operation, arguments), strict=True):
         assert torch.equal(a, expected)
 
 
@@ -162,7 +170,7 @@ def test_without_a_bias(emulate, tf32):
     arguments = x, z, weight, None, window
     emulate(tf32=tf32)
     operation = "fused_dynamic_depthwise_conv"
-    error = relative_error(results(cuda, operation, arguments), expected_results(operation, arguments))
+    error = relative_error(results(cuda.BACKEND, operation, arguments), expected_results(operation, arguments))
     assert error <= (TF32_TOLERANCE if tf32 else TOLERANCE[torch.float32])
 
 
@@ -184,14 +192,14 @@ def test_tensor_cores(emulate, shape, dtype):
 def check_tensor_cores(emulate, shape, dtype, without_barrier=""):
     arguments = fused_arguments(shape, dtype)
     exact = [a.double() if isinstance(a, Tensor) else a for a in arguments]
-    expected = reference.fused_dynamic_depthwise_conv(*exact)
+    expected = reference.BACKEND.convolve(FusedDynamicConv(*exact[1:]), exact[0])
     for order in ORDERS:
         emulate(order, without_barrier, tf32=True)
-        out = cuda.fused_dynamic_depthwise_conv(*arguments)
+        out = cuda.BACKEND.convolve(FusedDynamicConv(*arguments[1:]), arguments[0])
         assert relative_error((out,), (expected,)) <= max(TOLERANCE[dtype], TF32_TOLERANCE), order
         if dtype == torch.float32:
             emulate(order, tf32=False)
-            assert not torch.equal(out, cuda.fused_dynamic_depthwise_conv(*arguments))
+            assert not torch.equal(out, cuda.BACKEND.convolve(FusedDynamicConv(*arguments[1:]), arguments[0]))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +214,7 @@ def check_tensor_cores(emulate, shape, dtype, without_barrier=""):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_the_kernels_do_not_take_is_refused_with_a_word(changed, word):
+def test_what_the_kernels_do_not_take_is_refused_with_the_reason(changed, word):
     call = {"batch": 1, "features": 2, "window": 3, "dtype": torch.float32, "device": "cuda"} | changed
     device, dtype, window = call["device"], call["dtype"], call["window"]
     with FakeTensorMode():  # tensors that no GPU has to hold
@@ -214,18 +222,18 @@ def test_what_the_kernels_do_not_take_is_refused_with_a_word(changed, word):
         z = torch.empty(call["batch"], call["features"], 5, 6, dtype=dtype, device=call.get("other_device", device))
         weight = torch.empty(2 * window**2, call["features"], device=device)
         filters = torch.empty(call["batch"], 2, window, window, 5, 6, dtype=dtype, device=z.device)
-        for end in ("", "_backward"):
-            assert cuda.why_not(f"fused_dynamic_depthwise_conv{end}", x, z, weight, None, window) == word
+        for training in (False, True):
+            assert cuda.BACKEND.refuses(FusedDynamicConv(z, weight, None, window), x, training) == word
             if call["features"]:
-                assert cuda.why_not(f"dynamic_depthwise_conv{end}", x, filters) == word
+                assert cuda.BACKEND.refuses(DynamicConv(filters), x, training) == word
 
 
-def test_a_gpu_without_its_kernels_is_told_once(caplog):
+def test_a_gpu_without_its_kernels_is_reported_once(caplog):
     """As a warning, which Python prints whether or not logging was set up."""
     with FakeTensorMode():
         x, filters = torch.empty(1, 4, 9, 9, device="cuda"), torch.empty(1, 2, 11, 11, 9, 9, device="cuda")
-        assert [dispatch.select("dynamic_depthwise_conv", x, filters) for _ in range(2)] == [reference] * 2
-        dispatch.select("channel_attention", x, *[None] * 12)  # which has no kernels of its own
+        assert [dispatch.select(DynamicConv(filters), x) for _ in range(2)] == [reference.BACKEND] * 2
+        dispatch.select(GDFN(4).record(), x)  # which has no kernels of its own
     (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
     assert "conv on cuda: reference backend (cuda: its windows are 3, 5, 7, 9 wide, not 11" in warning
 
@@ -282,7 +290,7 @@ def test_a_missing_barrier_is_caught(emulate, place):
         expected = expected_results(operation, arguments)
         for order, enough_blocks in itertools.product(ORDERS, (ENOUGH_BLOCKS, 1)):  # a slice of one group, and of both
             emulate(order, without_barrier=place, enough_blocks=enough_blocks)
-            if relative_error(results(cuda, operation, arguments), expected) > TOLERANCE[torch.float32]:
+            if relative_error(results(cuda.BACKEND, operation, arguments), expected) > TOLERANCE[torch.float32]:
                 return
     pytest.fail("no result changed")
 
@@ -297,7 +305,7 @@ def test_a_misaligned_access_is_caught(monkeypatch, emulate):
     if not child:
         faulthandler.disable()
         with contextlib.suppress(BaseException):
-            cuda.fused_dynamic_depthwise_conv(*arguments)
+            cuda.BACKEND.convolve(FusedDynamicConv(*arguments[1:]), arguments[0])
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGILL
 
@@ -358,13 +366,13 @@ def test_modules_launch_what_the_driver_takes(monkeypatch, emulate, operation):
     emulate()
     driver = Driver(monkeypatch)
     arguments = OPERATIONS[operation]((1, 6, 1, 22, 7, 9, 35), torch.float32)
-    error = relative_error(results(cuda, operation, arguments), expected_results(operation, arguments))
+    error = relative_error(results(cuda.BACKEND, operation, arguments), expected_results(operation, arguments))
     assert error <= TOLERANCE[torch.float32]
     assert bool(driver.allowed) == operation.startswith("fused")
     driver.capturing = True  # whatever is loaded can be captured, and nothing is loaded then
-    results(cuda, operation, arguments)
+    results(cuda.BACKEND, operation, arguments)
     with pytest.raises(RuntimeError, match="once before capturing"):
-        results(cuda, operation, OPERATIONS[operation]((1, 6, 1, 22, 3, 9, 35), torch.float32))
+        results(cuda.BACKEND, operation, OPERATIONS[operation]((1, 6, 1, 22, 3, 9, 35), torch.float32))
 
 
 def sparse(*size: int, dtype: torch.dtype) -> Tensor:
@@ -402,19 +410,18 @@ def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation, capability)
         rest = (weight, bias, 3)
         arguments = (sparse_image(2, height, width, corner), sparse_image(1, height, width, corner), *rest)
         inside = tuple(t[..., -corner:, -corner:].double() for t in arguments[:2])
-        expected = results(reference, operation, (*inside, weight.double(), bias.double(), 3))[:3]
+        expected = results(reference.BACKEND, operation, (*inside, weight.double(), bias.double(), 3))[:3]
     else:
         height, width = 48 * 300 + tile, 16 * 1080 + tile - 1
         filters = sparse_image(9, height, width, corner).unflatten(1, (1, 3, 3))
         arguments = (sparse_image(2, height, width, corner), filters)
-        expected = results(reference, operation, tuple(t[..., -corner:, -corner:].double() for t in arguments))
+        expected = results(reference.BACKEND, operation, tuple(t[..., -corner:, -corner:].double() for t in arguments))
     assert max(t.numel() for t in arguments[:2]) > 2**31
     grad = sparse_image(2, height, width, corner)
     grad[..., -corner:, -corner:] = arguments[0][..., -corner:, -corner:].roll(1, dims=1)
-    actual = (
-        getattr(cuda, operation)(*arguments),
-        *getattr(cuda, f"{operation}_backward")(grad, *arguments)[: len(expected) - 1],
-    )
+    convolution, x = RECORDS[operation](*arguments[1:]), arguments[0]
+    gradients = cuda.BACKEND.convolve_backward(convolution, x, grad)
+    actual = (cuda.BACKEND.convolve(convolution, x), *gradients[: len(expected) - 1])
     last = (..., slice(-tile + 1, None), slice(-tile + 1, None))
     error = relative_error(tuple(t[last] for t in actual), tuple(t[last] for t in expected))
     assert error <= TOLERANCE[torch.float16]
@@ -425,9 +432,9 @@ def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation, capability)
 def test_golden_networks(monkeypatch, emulate, path):
     """Whole networks on the kernels: gradients at the image are the published definition's."""
     emulate("ascending")
-    monkeypatch.setattr(cuda, "why_not", lambda operation, *args: None)
-    kernels_alone = {"cuda": "dlgsanet.ops.backends.cuda", "reference": "dlgsanet.ops.backends.reference"}
-    monkeypatch.setattr(dispatch, "BACKENDS", kernels_alone)
+    kernels = dataclasses.replace(cuda.BACKEND, unsuited=lambda *call: None)
+    monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "composed")})
+    monkeypatch.setattr(dispatch, "load", lambda name: kernels if name == "cuda" else composed.BACKEND)
     case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     network = golden_network(case).train()
     image = torch.from_numpy(golden["input"]).requires_grad_()

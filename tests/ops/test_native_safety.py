@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import native
-from dlgsanet.ops.backends.native import build, differentiable, dynamic_conv, layers, library
-from tests.ops import native_calls as calls
+from dlgsanet.ops.backends.native import BACKEND as native  # noqa: N811
+from dlgsanet.ops.backends.native import build, library
+from tests.ops import calls
 
 REPOSITORY = Path(__file__).parents[2]
 CALLS = calls.one_of_each()
@@ -25,46 +25,49 @@ def _built():
         pytest.skip(problem)
 
 
-@pytest.mark.parametrize("operation", CALLS)
-def test_nothing_outside_of_a_tensor_is_read_or_written(operation, monkeypatch):
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_outside_of_a_tensor_is_read_or_written(name, monkeypatch):
     """Every tensor lies between bands of NaN, which must stay as they are and must not show in the result."""
     band = 64
+    call = library.call
 
-    def call_between_bands(function, tensors, sizes):
-        buffers = []
-        for t in tensors:
+    def call_between_bands(function, **arguments):
+        tensors = {name: a for name, a in arguments.items() if isinstance(a, torch.Tensor)}
+        buffers = {}
+        for name, t in tensors.items():
             nothing = float("nan") if t.is_floating_point() else -(2**62)
-            buffers.append(torch.full((t.numel() + 2 * band,), nothing, dtype=t.dtype))
-            buffers[-1][band:-band] = t.flatten()
-        bands = [torch.cat([b[:band], b[-band:]]) for b in buffers]
-        library.call(function, tuple(b[band:-band] for b in buffers), sizes)
-        for t, buffer, before in zip(tensors, buffers, bands, strict=True):
+            buffers[name] = torch.full((t.numel() + 2 * band,), nothing, dtype=t.dtype)
+            buffers[name][band:-band] = t.flatten()
+        before = {name: torch.cat([b[:band], b[-band:]]) for name, b in buffers.items()}
+        call(function, **arguments | {name: b[band:-band] for name, b in buffers.items()})
+        for name, buffer in buffers.items():
             after = torch.cat([buffer[:band], buffer[-band:]])
-            assert after.view(torch.uint8).equal(before.view(torch.uint8))  # bit by bit, as NaN differs from NaN
-            t.view(-1).copy_(buffer[band:-band])
+            assert after.view(torch.uint8).equal(before[name].view(torch.uint8))  # bit by bit, as NaN differs from NaN
+            tensors[name].view(-1).copy_(buffer[band:-band])
 
-    want = calls.results(native, operation, CALLS[operation])
-    for module in (differentiable, dynamic_conv, layers):
-        monkeypatch.setattr(module, "call", call_between_bands)
-    for g, w in zip(calls.results(native, operation, CALLS[operation]), want, strict=True):
+    want = calls.results(native, CALLS[name])
+    monkeypatch.setattr(library, "call", call_between_bands)
+    for g, w in zip(calls.results(native, CALLS[name]), want, strict=True):
         assert g.equal(w)
 
 
-@pytest.mark.parametrize("operation", CALLS)
-def test_results_do_not_depend_on_the_threads(operation):
+@pytest.mark.parametrize("name", CALLS)
+def test_results_do_not_depend_on_the_threads(name):
     threads = torch.get_num_threads()
-    args = calls.one_of_each((1, 100, 37))[
-        operation
-    ]  # high enough to fall into more tiles where there are more threads
+    call = calls.one_of_each((1, 100, 37))[name]  # high enough to fall into more tiles where there are more threads
     try:
         torch.set_num_threads(1)
-        want = calls.results(native, operation, args)
+        want = calls.results(native, call)
         for count in (2, 3, 7):
             torch.set_num_threads(count)
-            for g, w in zip(calls.results(native, operation, args), want, strict=True):
+            for g, w in zip(calls.results(native, call), want, strict=True):
                 assert g.equal(w)
     finally:
         torch.set_num_threads(threads)
+
+
+def _compute_one() -> torch.Tensor:
+    return calls.results(native, CALLS["gated_feed_forward"])[0]
 
 
 class _Layer(Dataset):
@@ -74,23 +77,23 @@ class _Layer(Dataset):
         return 4
 
     def __getitem__(self, index):
-        return native.gated_feed_forward(*CALLS["gated_feed_forward"])
+        return _compute_one()
 
 
 def test_data_loader_workers_compute_layers():
-    want = native.gated_feed_forward(*CALLS["gated_feed_forward"])
+    want = _compute_one()
     loader = DataLoader(_Layer(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
     assert all(got.equal(want) for got in loader)
 
 
 def _compute_with_two_threads(queue):
-    # As a child has it that torch has not told to work alone.
+    # A child that torch itself has not set to one thread.
     torch.set_num_threads(2)
-    queue.put(native.gated_feed_forward(*CALLS["gated_feed_forward"]).numpy())
+    queue.put(_compute_one().numpy())
 
 
 def test_a_fork_computes_layers_without_the_threads_it_lost():
-    want = native.gated_feed_forward(*CALLS["gated_feed_forward"])
+    want = _compute_one()
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
     child = fork.Process(target=_compute_with_two_threads, args=(queue,))
@@ -103,23 +106,23 @@ def test_a_fork_computes_layers_without_the_threads_it_lost():
 
 
 def test_calls_that_it_cannot_take():
-    args = CALLS["gated_feed_forward"]
-    assert "float32" in native.why_not("gated_feed_forward", *(a.double() for a in args))
-    assert "meta" in native.why_not("gated_feed_forward", *(a.to("meta") for a in args))
-    assert "empty" in native.why_not("gated_feed_forward", args[0][:0], *args[1:])
+    call = CALLS["gated_feed_forward"]
+    assert "float32" in native.refuses(*call.map(torch.Tensor.double))
+    assert "meta" in native.refuses(*call.map(lambda t: t.to("meta")))
+    assert "empty" in native.refuses(*call._replace(x=call.x[:0]))
     with torch.autocast("cpu", torch.bfloat16):
-        assert "autocast" in native.why_not("gated_feed_forward", *args)
-    assert "windows" in native.why_not("differentiable_channel_attention", *CALLS["channel_attention"])
+        assert "autocast" in native.refuses(*call)
+    assert "windows" in native.refuses(*CALLS["channel_attention"]._replace(training=True))
 
 
 def test_without_its_library_the_next_backend_serves(monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "library_path", lambda: tmp_path / "_avx2.so")
-    args = CALLS["gated_feed_forward"]
-    assert "not built" in native.why_not("gated_feed_forward", *args)
-    assert dispatch.select("gated_feed_forward", *args) is not native
+    monkeypatch.setattr(library, "library_path", lambda: tmp_path / "_avx2.so")
+    call = CALLS["gated_feed_forward"]
+    assert "not built" in native.refuses(*call)
+    assert dispatch.select(*call) is not native
 
 
-def test_building_without_a_compiler_is_told_in_one_line(monkeypatch, tmp_path):
+def test_building_without_a_compiler_is_reported_in_one_line(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     problem = build.build(tmp_path)
@@ -143,7 +146,7 @@ def test_random_calls_under_sanitizers(tmp_path):
         "import sys; from pathlib import Path\n"
         "from dlgsanet.ops.backends.native import library; from tests.ops import test_native\n"
         "library.library_path = lambda: Path(sys.argv[1], library.library_name(library.instruction_set()))\n"
-        "for operation in test_native.RANDOM_CALLS: test_native.check_random_calls(operation, 50)\n"
+        "for name in test_native.calls.RANDOM: test_native.check_random_calls(name, 50)\n"
         "print('clean')\n"
     )
     environment = {**os.environ, "LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(REPOSITORY)}

@@ -15,7 +15,7 @@ from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.archs.sparse_gsa import ACTIVATIONS, SparseGSA
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import reference
+from dlgsanet.ops.backends import composed
 from dlgsanet.ops.backends.torch import dynamic_conv, inference
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
@@ -141,4 +141,4 @@ def test_golden_values_in_float32(path):
 
 def test_autocast_falls_back():
     with backend("torch"), torch.autocast("cpu", torch.bfloat16):
-        assert dispatch.select("gated_feed_forward", torch.empty(1, 6, 8, 8)) is reference
+        assert dispatch.select(GDFN(6).record(), torch.empty(1, 6, 8, 8)) is composed.BACKEND

@@ -10,24 +10,29 @@ from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.torch import dynamic_conv
-from tests.ops import native_calls as calls
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, tensors_of
+from tests.ops import calls
 
 # Of the largest sum of magnitudes, as terms may cancel: in the wide dtypes the order of sums alone differs; the narrow
 # ones round the same sum once.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-def assert_equal_to_reference(operation: str, *arguments: Tensor | int | None) -> None:
-    got, want = (calls.results(implementation, operation, arguments) for implementation in (strips, reference))
-    for g, w, summed in zip(got, want, calls.results(reference, operation, calls.magnitudes(arguments)), strict=True):
-        assert g.shape == w.shape
-        assert g.dtype == w.dtype
-        assert (g.double() - w.double()).abs().max() <= TOLERANCE[arguments[0].dtype] * summed.max()
+def assert_equal_to_reference(convolution: DynamicConv | FusedDynamicConv, x: Tensor) -> None:
+    for training in (False, True):
+        call = calls.Call(convolution, x, training)
+        got, want = calls.results(strips.BACKEND, call), calls.results(reference.BACKEND, call.map(Tensor.double))
+        summed = calls.results(reference.BACKEND, call.map(lambda t: t.double().abs()))
+        of = [x, *tensors_of(convolution)] if training else [x]
+        for g, w, s, t in zip(got, want, summed, of, strict=False):  # without a bias there is one gradient more
+            assert g.shape == w.shape
+            assert g.dtype == t.dtype
+            assert (g.double() - w).abs().max() <= TOLERANCE[x.dtype] * s.max()
 
 
 @st.composite
-def convolutions(draw) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int, Tensor]:
-    """Arguments of the fused convolution and a gradient of its output, some of them not contiguous."""
+def convolutions(draw) -> tuple[FusedDynamicConv, Tensor]:
+    """The fused convolution and an x, in any layout."""
     dtype = draw(st.sampled_from(list(TOLERANCE)))
     groups, shared, features = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
     batch, height, width = draw(st.integers(1, 3)), draw(st.integers(1, 19)), draw(st.integers(1, 33))
@@ -46,7 +51,8 @@ def convolutions(draw) -> tuple[Tensor, Tensor, Tensor, Tensor | None, int, Tens
     weight = torch.randn(groups * window**2, features, generator=generator, dtype=wide)
     bias = torch.randn(groups * window**2, generator=generator, dtype=wide) if draw(st.booleans()) else None
     channels = groups * shared
-    return image(channels), image(features), weight, bias, window, image(channels)
+    x = image(channels)
+    return FusedDynamicConv(image(features), weight, bias, window), x
 
 
 @pytest.fixture(params=["one strip", "many strips"])
@@ -60,22 +66,18 @@ def _strip_sizes(request, monkeypatch):
 class TestDynamicConvolution:
     @settings(deadline=None, max_examples=40)
     @given(convolutions())
-    def test_fused(self, arguments):
-        *arguments, grad = arguments
-        assert_equal_to_reference("fused_dynamic_depthwise_conv", *arguments)
-        assert_equal_to_reference("fused_dynamic_depthwise_conv_backward", grad, *arguments)
+    def test_fused(self, call):
+        assert_equal_to_reference(*call)
 
     @settings(deadline=None, max_examples=40)
     @given(convolutions())
-    def test_with_given_filters(self, arguments):
-        x, z, weight, bias, window, grad = arguments
-        filters = reference.form_filters(z, weight, bias, window).to(x.dtype)
-        assert_equal_to_reference("dynamic_depthwise_conv", x, filters)
-        assert_equal_to_reference("dynamic_depthwise_conv_backward", grad, x, filters)
+    def test_with_given_filters(self, call):
+        convolution, x = call
+        assert_equal_to_reference(DynamicConv(reference.form_filters(convolution).to(x.dtype)), x)
 
 
 def test_other_devices_fall_back(monkeypatch):
     monkeypatch.setenv("DLGSANET_BACKEND", "torch")
     x = torch.empty(1, 6, 8, 8, device="meta")
-    chosen = dispatch.select("dynamic_depthwise_conv", x, torch.empty(1, 1, 7, 7, 8, 8, device="meta"))
-    assert chosen is reference
+    chosen = dispatch.select(DynamicConv(torch.empty(1, 1, 7, 7, 8, 8, device="meta")), x)
+    assert chosen is reference.BACKEND

@@ -1,17 +1,21 @@
-"""Plain PyTorch definitions of every operation: any device, any float dtype, differentiable where autograd can follow.
+"""Plain PyTorch definitions of every layer: any device, any float dtype, under autocast, differentiable.
 
-The other backends must give what these give. Nothing here is tuned; what is written is what the paper says.
+The other backends must compute what these compute. Nothing here is tuned and no other backend is called: the code says
+what the paper says.
 
 Axes: B batch, C channels, H height, W width, G groups of channels that share a filter, K window size, D channels
 of the feature that filters are formed from, c channels of one attention head.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions
+from dlgsanet.ops.backends.gradients import convolve
+from dlgsanet.ops.records import ChannelAttention, DynamicConv, FusedDynamicConv, GatedFeedForward, LocalAttention
 from dlgsanet.ops.windows import covering_windows
 
 LAYER_NORM_EPS = 1e-5
@@ -35,7 +39,8 @@ def _taps(x: Tensor, groups: int, window_size: int) -> Iterator[Tensor]:
             yield padded[..., i : i + height, j : j + width]
 
 
-def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
+def dynamic_depthwise_conv(convolution: DynamicConv, x: Tensor) -> Tensor:
+    filters = convolution.filters
     groups, window_size = filters.shape[1:3]
     dtype = accumulation_dtype(x.dtype)
     taps = filters.to(dtype).flatten(2, 3).unsqueeze(3)  # [B, G, K * K, 1, H, W]
@@ -45,8 +50,9 @@ def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
     return out.flatten(1, 2).to(x.dtype)
 
 
-def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `dynamic_depthwise_conv` with respect to x and filters."""
+def dynamic_depthwise_conv_backward(convolution: DynamicConv, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to x and filters."""
+    filters = convolution.filters
     groups, window_size = filters.shape[1:3]
     height, width = x.shape[2:]
     r = window_size // 2
@@ -64,27 +70,28 @@ def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) ->
     return grad_x.to(x.dtype), grad_filters.to(filters.dtype)
 
 
-def form_filters(z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
-    dtype = accumulation_dtype(z.dtype)
-    filters = torch.einsum("od,bdhw->bohw", weight.to(dtype), z.to(dtype))
-    if bias is not None:
-        filters = filters + bias.to(dtype)[:, None, None]
-    return filters.unflatten(1, (-1, window_size, window_size))
+def form_filters(convolution: FusedDynamicConv) -> Tensor:
+    """Filters [B, G, K, K, H, W] from z, in the dtype in which sums are formed."""
+    dtype = accumulation_dtype(convolution.z.dtype)
+    filters = torch.einsum("od,bdhw->bohw", convolution.weight.to(dtype), convolution.z.to(dtype))
+    if convolution.bias is not None:
+        filters = filters + convolution.bias.to(dtype)[:, None, None]
+    return filters.unflatten(1, (-1, convolution.window_size, convolution.window_size))
 
 
-def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
-    dtype = accumulation_dtype(x.dtype)
-    filters = form_filters(z.to(dtype), weight, bias, window_size)
-    return dynamic_depthwise_conv(x.to(dtype), filters).to(x.dtype)
+def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
+    filters = form_filters(convolution)
+    return dynamic_depthwise_conv(DynamicConv(filters), x.to(filters.dtype)).to(x.dtype)
 
 
 def fused_dynamic_depthwise_conv_backward(
-    grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
+    convolution: FusedDynamicConv, x: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to x, z, weight and bias (without a bias: of the bias that was not added)."""
-    dtype = accumulation_dtype(x.dtype)
-    filters = form_filters(z.to(dtype), weight, bias, window_size)
-    grad_x, grad_filters = dynamic_depthwise_conv_backward(grad.to(dtype), x.to(dtype), filters)
+    z, weight, bias, _ = convolution
+    filters = form_filters(convolution)
+    dtype = filters.dtype
+    grad_x, grad_filters = dynamic_depthwise_conv_backward(DynamicConv(filters), x.to(dtype), grad.to(dtype))
     grad_filters = grad_filters.flatten(1, 3)  # [B, G * K * K, H, W]
     grad_z = torch.einsum("od,bohw->bdhw", weight.to(dtype), grad_filters)
     grad_weight = torch.einsum("bohw,bdhw->od", grad_filters, z.to(dtype))
@@ -93,7 +100,15 @@ def fused_dynamic_depthwise_conv_backward(
     return grad_x.to(x.dtype), grad_z.to(z.dtype), grad_weight.to(weight.dtype), grad_bias.to(bias_dtype)
 
 
-# Whole layers, each with its norm before and its residual connection around.
+FUSED_CONVOLUTION = ConvolutionFunctions(fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward)
+
+
+def _convolve(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
+    """Differentiable by the gradient above: autograd would keep a tensor for each of the K * K taps."""
+    return convolve(FUSED_CONVOLUTION, convolution, x)
+
+
+# Whole layers, with the normalisation before and the residual connection around each.
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -102,34 +117,19 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def dynamic_local_attention(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    proj_in: Tensor,
-    squeeze_weight: Tensor,
-    squeeze_bias: Tensor,
-    spatial_weight: Tensor,
-    spatial_bias: Tensor,
-    filter_weight: Tensor,
-    filter_bias: Tensor,
-    proj_out: Tensor,
-    window_size: int,
+    layer: LocalAttention, x: Tensor, convolve: Callable[[FusedDynamicConv, Tensor], Tensor] = _convolve
 ) -> Tensor:
-    from dlgsanet.ops import operators  # the operator, so that its own backends serve this composition too
-
-    y = F.conv2d(layer_norm(x, norm_weight, norm_bias), proj_in)
-    z = F.conv2d(y, squeeze_weight, squeeze_bias)
-    z = F.conv2d(z, spatial_weight, spatial_bias, padding=window_size // 2, groups=z.shape[1])
-    y = operators.fused_dynamic_depthwise_conv(y, z, filter_weight.flatten(1), filter_bias, window_size)
-    return x + F.conv2d(y, proj_out)
+    y = F.conv2d(layer_norm(x, layer.norm_weight, layer.norm_bias), layer.proj_in)
+    z = F.conv2d(y, layer.squeeze_weight, layer.squeeze_bias)
+    z = F.conv2d(z, layer.spatial_weight, layer.spatial_bias, padding=layer.window_size // 2, groups=z.shape[1])
+    filtered = convolve(FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size), y)
+    return x + F.conv2d(filtered, layer.proj_out)
 
 
-def gated_feed_forward(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, proj_in: Tensor, depthwise: Tensor, proj_out: Tensor
-) -> Tensor:
-    hidden = F.conv2d(layer_norm(x, norm_weight, norm_bias), proj_in)
-    a, b = F.conv2d(hidden, depthwise, padding=1, groups=hidden.shape[1]).chunk(2, 1)
-    return x + F.conv2d(F.gelu(a) * b, proj_out)
+def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
+    hidden = F.conv2d(layer_norm(x, layer.norm_weight, layer.norm_bias), layer.proj_in)
+    a, b = F.conv2d(hidden, layer.depthwise, padding=1, groups=hidden.shape[1]).chunk(2, 1)
+    return x + F.conv2d(F.gelu(a) * b, layer.proj_out)
 
 
 def select_similarities(similarities: Tensor, activation: str, topk_ratio: float = 0.5) -> Tensor:
@@ -151,43 +151,33 @@ def select_similarities(similarities: Tensor, activation: str, topk_ratio: float
     raise ValueError(f"activation is {activation!r}; it must be one of relu, gelu, sigmoid, softmax, topk")
 
 
-def _attend(qkv: Tensor, temperature: Tensor, activation: str, topk_ratio: float) -> Tensor:
+def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
+    qkv = F.conv2d(layer_norm(x, layer.norm_weight, layer.norm_bias), layer.qkv_weight)
+    qkv = F.conv2d(qkv, layer.depthwise, padding=1, groups=qkv.shape[1])
+    if layer.window is None:
+        out = _attend(layer, qkv.flatten(2)).unflatten(-1, qkv.shape[-2:])
+    else:
+        out = _attend_in_windows(layer, qkv, layer.window)
+    return x + F.conv2d(out, layer.proj_out)
+
+
+def _attend(layer: ChannelAttention, qkv: Tensor) -> Tensor:
     """Attention between channels: qkv [..., 3 * C, pixels] -> [..., C, pixels]."""
-    q, k, v = qkv.unflatten(-2, (3, temperature.shape[0], -1)).unbind(-4)  # each [..., heads, c, pixels]
+    q, k, v = qkv.unflatten(-2, (3, layer.temperature.shape[0], -1)).unbind(-4)  # each [..., heads, c, pixels]
     q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-    weights = select_similarities(q @ k.transpose(-2, -1) * temperature, activation, topk_ratio)
+    similarities = q @ k.transpose(-2, -1) * layer.temperature
+    weights = select_similarities(similarities, layer.activation, layer.topk_ratio)
     return (weights.to(v.dtype) @ v).flatten(-3, -2)
 
 
-def channel_attention(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    qkv_weight: Tensor,
-    depthwise: Tensor,
-    temperature: Tensor,
-    proj_out: Tensor,
-    activation: str,
-    topk_ratio: float,
-    window: int | None,
-) -> Tensor:
-    qkv = F.conv2d(layer_norm(x, norm_weight, norm_bias), qkv_weight)
-    qkv = F.conv2d(qkv, depthwise, padding=1, groups=qkv.shape[1])
-    if window is None:
-        out = _attend(qkv.flatten(2), temperature, activation, topk_ratio).unflatten(-1, qkv.shape[-2:])
-    else:
-        out = _attend_in_windows(qkv, temperature, activation, topk_ratio, window)
-    return x + F.conv2d(out, proj_out)
-
-
-def _attend_in_windows(qkv: Tensor, temperature: Tensor, activation: str, topk_ratio: float, window: int) -> Tensor:
-    """Test-time local conversion (TLC, ECCV 2022): attend within windows that overlap, average where they do."""
+def _attend_in_windows(layer: ChannelAttention, qkv: Tensor, window: int) -> Tensor:
+    """Test-time local conversion (TLC, ECCV 2022): attend within overlapping windows, average where they overlap."""
     batch, channels, height, width = qkv.shape
     rows = covering_windows(height, window, qkv.device)  # [window rows, pixels down a window]
     cols = covering_windows(width, window, qkv.device)
     windows = qkv[:, :, rows.flatten()][..., cols.flatten()]
     windows = windows.view(batch, channels, *rows.shape, *cols.shape).permute(0, 2, 4, 1, 3, 5)
-    out = _attend(windows.flatten(-2), temperature, activation, topk_ratio)
+    out = _attend(layer, windows.flatten(-2))
     out = out.unflatten(-1, (rows.shape[1], cols.shape[1])).permute(0, 3, 1, 4, 2, 5)
     out = out.reshape(batch, -1, rows.numel(), cols.numel())
     return _average_overlap(_average_overlap(out, 2, rows, height), 3, cols, width)
@@ -202,7 +192,11 @@ def _average_overlap(x: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
     return total / count.view([-1 if d == dim else 1 for d in range(x.dim())])
 
 
-# Autograd follows these layers as they are.
-differentiable_dynamic_local_attention = dynamic_local_attention
-differentiable_channel_attention = channel_attention
-differentiable_gated_feed_forward = gated_feed_forward
+BACKEND = Backend(
+    name="reference",
+    dynamic_local_attention=LayerFunctions(dynamic_local_attention, dynamic_local_attention),
+    channel_attention=LayerFunctions(channel_attention, channel_attention),
+    gated_feed_forward=LayerFunctions(gated_feed_forward, gated_feed_forward),
+    dynamic_depthwise_conv=ConvolutionFunctions(dynamic_depthwise_conv, dynamic_depthwise_conv_backward),
+    fused_dynamic_depthwise_conv=FUSED_CONVOLUTION,
+)

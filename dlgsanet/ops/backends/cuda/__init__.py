@@ -1,6 +1,6 @@
 """The dynamic depth-wise convolution on NVIDIA GPUs, by the CUDA kernels in `kernels/`.
 
-The fused kernels never write the filters: they form them from z in registers. See the sources for the design.
+The fused kernels never write filters to memory: they form them from z in registers. The sources describe the design.
 """
 
 import functools
@@ -10,8 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dlgsanet.ops.backends import Backend, ConvolutionFunctions
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance, Module
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, Record, tensors_of
 
 WINDOW_SIZES = (3, 5, 7, 9)
 SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
@@ -29,18 +31,18 @@ ENOUGH_BLOCKS = 512  # to fill a GPU; more are not worth their scratch memory
 TWO_BLOCKS_FROM = 128 << 10  # bytes of shared memory from which on two blocks of fused_grad_x shall share it
 
 
-def why_not(operation: str, x: Tensor, *args) -> str | None:
-    """Why these kernels cannot take a call, or None; see `backends`."""
+def unsuited(convolution: Record, x: Tensor, training: bool) -> str | None:
     if x.device.type != "cuda" or torch.version.hip:
         return "it needs an NVIDIA GPU"
-    tensors = [x, *(a for a in args if isinstance(a, Tensor))]
+    tensors = [x, *tensors_of(convolution)]
     if any(t.device != x.device for t in tensors):
         return "the tensors are on several devices"
     if not all(t.numel() for t in tensors):
         return "a tensor is empty"
     if x.dtype not in SCALARS:
         return f"it has no kernels for {x.dtype}"
-    window_size = args[0].shape[2] if operation.startswith("dynamic") else args[3]
+    assert isinstance(convolution, DynamicConv | FusedDynamicConv)
+    window_size = convolution.filters.shape[2] if isinstance(convolution, DynamicConv) else convolution.window_size
     if window_size not in WINDOW_SIZES:
         return f"its windows are {', '.join(map(str, WINDOW_SIZES))} wide, not {window_size}"
     return _unusable(x.device)
@@ -64,18 +66,16 @@ def _unusable(device: torch.device) -> str | None:
     return None
 
 
-def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
-    """See `dlgsanet.ops.dynamic_depthwise_conv`."""
-    x, filters = x.contiguous(), filters.contiguous()
+def dynamic_depthwise_conv(convolution: DynamicConv, x: Tensor) -> Tensor:
+    x, filters = x.contiguous(), convolution.filters.contiguous()
     out = torch.empty_like(x)
     kernels = _Kernels(x, filters.shape[1], filters.shape[2])
     kernels.plain("plain_forward", kernels.parts, x, filters, out)
     return out
 
 
-def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to x and filters."""
-    grad, x, filters = grad.contiguous(), x.contiguous(), filters.contiguous()
+def dynamic_depthwise_conv_backward(convolution: DynamicConv, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    grad, x, filters = grad.contiguous(), x.contiguous(), convolution.filters.contiguous()
     grad_x, grad_filters = torch.empty_like(x), torch.empty_like(filters)
     kernels = _Kernels(x, filters.shape[1], filters.shape[2])
     kernels.plain("plain_grad_x", kernels.parts, grad, filters, grad_x)
@@ -83,9 +83,9 @@ def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) ->
     return grad_x, grad_filters
 
 
-def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
-    """See `dlgsanet.ops.fused_dynamic_depthwise_conv`."""
-    x, z, weight, bias = _prepare(x, z, weight, bias)
+def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
+    x = x.contiguous()
+    z, weight, bias, window_size = _prepare(convolution)
     out = torch.empty_like(x)
     kernels = _FusedKernels(x, z, weight, window_size)
     forward = kernels.forward_on_tensor_cores if _tensor_cores_serve(x, kernels) else kernels.forward
@@ -94,25 +94,35 @@ def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Ten
 
 
 def fused_dynamic_depthwise_conv_backward(
-    grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
+    convolution: FusedDynamicConv, x: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients with respect to x, z, weight and bias (without a bias: of the bias that was not added)."""
-    dtypes = weight.dtype, (weight if bias is None else bias).dtype
-    grad = grad.contiguous()
-    x, z, weight, bias = _prepare(x, z, weight, bias)
+    of_bias = convolution.weight if convolution.bias is None else convolution.bias
+    grad, x = grad.contiguous(), x.contiguous()
+    z, weight, bias, window_size = _prepare(convolution)
     grad_x, grad_z = torch.empty_like(x), torch.empty_like(z)
     grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(len(weight))
     kernels = _FusedKernels(x, z, weight, window_size)
     kernels.grad_x(grad, z, weight, bias, grad_x)
     kernels.grad_z_expansion(grad, x, z, weight, grad_z, grad_weight, grad_bias)
-    return grad_x, grad_z, grad_weight.to(dtypes[0]), grad_bias.to(dtypes[1])
+    return grad_x, grad_z, grad_weight.to(convolution.weight.dtype), grad_bias.to(of_bias.dtype)
 
 
-def _prepare(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None):
-    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
-    weight = weight.to(accumulator).contiguous()
+BACKEND = Backend(
+    name="cuda",
+    unsuited=unsuited,
+    dynamic_depthwise_conv=ConvolutionFunctions(dynamic_depthwise_conv, dynamic_depthwise_conv_backward),
+    fused_dynamic_depthwise_conv=ConvolutionFunctions(
+        fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward
+    ),
+)
+
+
+def _prepare(convolution: FusedDynamicConv) -> FusedDynamicConv:
+    """All contiguous, weight and bias in the dtype in which sums are formed."""
+    z, weight, bias, window_size = convolution
+    accumulator = torch.float64 if z.dtype == torch.float64 else torch.float32
     bias = None if bias is None else bias.to(accumulator).contiguous()
-    return x.contiguous(), z.contiguous(), weight, bias
+    return FusedDynamicConv(z.contiguous(), weight.to(accumulator).contiguous(), bias, window_size)
 
 
 def _tensor_cores_serve(x: Tensor, kernels: "_FusedKernels") -> bool:

@@ -1,54 +1,36 @@
-"""Compiled layers for CPUs, float32: the C++ sources beside this file, called by ctypes on tensors' memory.
+"""Compiled layers for CPUs, float32: C++ in this folder, called by ctypes on the memory of tensors.
 
 Each layer runs in tiles whose intermediate features stay in the processor's cache. There is one library for each
-instruction set, so that an AVX-512 machine and an old one get code, and tiles, of their own; which one serves is what
-PyTorch itself uses here (its variable ``ATEN_CPU_CAPABILITY`` holds for both). The threads are PyTorch's, as many as
-`torch.get_num_threads`; results do not depend on how many.
+instruction set, so that an AVX-512 machine and an old one get their own code and tiles. The one that fits what PyTorch
+itself uses here serves (PyTorch's variable ``ATEN_CPU_CAPABILITY`` sets both). The threads are PyTorch's, as many as
+`torch.get_num_threads`; results do not depend on their number.
 """
 
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.backends.native.differentiable import (
-    differentiable_channel_attention,
-    differentiable_dynamic_local_attention,
-    differentiable_gated_feed_forward,
-)
-from dlgsanet.ops.backends.native.dynamic_conv import (
-    fused_dynamic_depthwise_conv,
-    fused_dynamic_depthwise_conv_backward,
-)
-from dlgsanet.ops.backends.native.layers import channel_attention, dynamic_local_attention, gated_feed_forward
-from dlgsanet.ops.backends.native.library import library_path
-
-__all__ = [
-    "channel_attention",
-    "differentiable_channel_attention",
-    "differentiable_dynamic_local_attention",
-    "differentiable_gated_feed_forward",
-    "dynamic_local_attention",
-    "fused_dynamic_depthwise_conv",
-    "fused_dynamic_depthwise_conv_backward",
-    "gated_feed_forward",
-    "why_not",
-]
+from dlgsanet.ops.backends import Backend, LayerFunctions
+from dlgsanet.ops.backends import torch as strips
+from dlgsanet.ops.backends.native import differentiable, dynamic_conv, layers, library
+from dlgsanet.ops.records import Record, tensors_of
 
 
-def why_not(operation: str, *args) -> str | None:
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    devices = {t.device.type for t in tensors}
-    if devices != {"cpu"}:
-        return f"the tensors are on {', '.join(sorted(devices))}"
-    if any(t.dtype != torch.float32 for t in tensors):
+def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
+    if any(t.is_cpu and t.dtype != torch.float32 for t in (x, *tensors_of(record))):
         return "it computes in float32 alone"
-    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
-        return "the tensors are not plain ones"
-    if tensors[0].numel() == 0:
-        return "the tensors are empty"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast chooses the dtypes"
-    if operation == "differentiable_channel_attention" and args[-1] is not None:
-        return "gradients through windows are not what training asks for"
-    if not library_path().exists():
+    if reason := strips.unsuited(record, x, training):
+        return reason
+    if not library.library_path().exists():
         return "its library is not built (python dlgsanet/ops/backends/native/build.py, with a C++ compiler)"
     return None
+
+
+BACKEND = Backend(
+    name="native",
+    unsuited=unsuited,
+    dynamic_local_attention=LayerFunctions(layers.dynamic_local_attention, differentiable.dynamic_local_attention),
+    channel_attention=LayerFunctions(layers.channel_attention, differentiable.channel_attention),
+    gated_feed_forward=LayerFunctions(layers.gated_feed_forward, differentiable.gated_feed_forward),
+    fused_dynamic_depthwise_conv=dynamic_conv.FUSED_CONVOLUTION,
+    feature_maps=5,  # measured 4.1
+)

@@ -1,159 +1,151 @@
-"""Layers for training. Little but a layer's input is kept for the backward pass, which makes the rest again."""
+"""Layers for training: little but a layer's input is kept for the backward pass, which makes the rest again."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dlgsanet.ops.backends.native import library
 from dlgsanet.ops.backends.native.dynamic_conv import (
     fused_dynamic_depthwise_conv,
     fused_dynamic_depthwise_conv_backward,
 )
-from dlgsanet.ops.backends.native.layers import gated_feed_forward
-from dlgsanet.ops.backends.native.library import call, round_up, strips
+from dlgsanet.ops.backends.native.layers import gated_feed_forward as infer_gated_feed_forward
+from dlgsanet.ops.backends.native.layers import sizes_of, weights_of
+from dlgsanet.ops.backends.native.library import round_up, strips
 from dlgsanet.ops.backends.torch.mixing import in_heads, mixing_matrices
+from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, LocalAttention
 
 
-def differentiable_dynamic_local_attention(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    proj_in: Tensor,
-    squeeze_weight: Tensor,
-    squeeze_bias: Tensor,
-    spatial_weight: Tensor,
-    spatial_bias: Tensor,
-    filter_weight: Tensor,
-    filter_bias: Tensor,
-    proj_out: Tensor,
-    window_size: int,
-) -> Tensor:
-    return _DynamicLocalAttention.apply(
-        x, norm_weight, norm_bias, proj_in, squeeze_weight, squeeze_bias,
-        spatial_weight, spatial_bias, filter_weight, filter_bias, proj_out, window_size,
-    )  # fmt: skip
+def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
+    return _DynamicLocalAttention.apply(x, *layer)
 
 
-def differentiable_gated_feed_forward(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, proj_in: Tensor, depthwise: Tensor, proj_out: Tensor
-) -> Tensor:
-    return _GatedFeedForward.apply(x, norm_weight, norm_bias, proj_in, depthwise, proj_out)
+def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
+    return _GatedFeedForward.apply(x, *layer)
 
 
-def differentiable_channel_attention(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    qkv_weight: Tensor,
-    depthwise: Tensor,
-    temperature: Tensor,
-    proj_out: Tensor,
-    activation: str,
-    topk_ratio: float,
-    window: None,
-) -> Tensor:
-    return _ChannelAttention.apply(
-        x, norm_weight, norm_bias, qkv_weight, depthwise, temperature, proj_out, activation, topk_ratio
-    )
+def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
+    return _ChannelAttention.apply(x, *layer)
+
+
+# Each takes x and a record's fields one by one, as autograd wants them, and returns gradients in the same order.
 
 
 class _DynamicLocalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, x, norm_weight, norm_bias, proj_in, squeeze_weight, squeeze_bias,
-        spatial_weight, spatial_bias, filter_weight, filter_bias, proj_out, window_size,
-    ):  # fmt: skip
-        layer = (x, norm_weight, norm_bias, proj_in, squeeze_weight, squeeze_bias, spatial_weight, spatial_bias)
-        x, *weights = (t.contiguous() for t in layer)
-        batch, channels, height, width = x.shape
-        y, z = torch.empty_like(x), x.new_empty(batch, len(squeeze_weight), height, width)
-        sizes = (batch, channels, len(squeeze_weight), window_size, height, width)
-        call("local_features", (x, *weights, y, z), sizes)
-        filtered = fused_dynamic_depthwise_conv(y, z, filter_weight.flatten(1), filter_bias, window_size)
-        ctx.save_for_backward(x, *weights, filter_weight, filter_bias, proj_out, y, z, filtered)
-        ctx.sizes = sizes
+    def forward(ctx, x, *fields):
+        layer, x = LocalAttention(*fields), x.contiguous()
+        weights = weights_of(layer)
+        filter_weight, filter_bias, proj_out = (weights.pop(n) for n in ("filter_weight", "filter_bias", "proj_out"))
+        batch, _, height, width = x.shape
+        y, z = torch.empty_like(x), x.new_empty(batch, len(layer.squeeze_weight), height, width)
+        ctx.sizes = {"squeezed": z.shape[1], "window_size": layer.window_size, **sizes_of(x)}
+        library.call("local_features", x=x, **weights, y=y, z=z, **ctx.sizes)
+        filtered = fused_dynamic_depthwise_conv(
+            FusedDynamicConv(z, filter_weight.flatten(1), filter_bias, layer.window_size), y
+        )
+        ctx.save_for_backward(x, *fields[:-1], y, z, filtered)
         return _project(x, proj_out.flatten(1).expand(batch, -1, -1), filtered)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, *weights, filter_weight, filter_bias, proj_out, y, z, filtered = ctx.saved_tensors
-        norm_weight, norm_bias, proj_in, squeeze_weight, squeeze_bias, spatial_weight, _ = weights
-        batch, channels, squeezed, window_size, height, _ = ctx.sizes
-        grad = grad.contiguous()
-
+        x, *fields, y, z, filtered = ctx.saved_tensors
+        layer, grad = LocalAttention._make([*fields, ctx.sizes["window_size"]]), grad.contiguous()
+        batch = len(x)
         pixels = grad.flatten(2)
-        grad_proj_out = (pixels @ filtered.flatten(2).transpose(1, 2)).sum(0).view_as(proj_out)
-        grad_filtered = torch.bmm(proj_out.flatten(1).t().expand(batch, -1, -1), pixels).view_as(x)
+        grad_proj_out = (pixels @ filtered.flatten(2).transpose(1, 2)).sum(0).view_as(layer.proj_out)
+        grad_filtered = torch.bmm(layer.proj_out.flatten(1).t().expand(batch, -1, -1), pixels).view_as(x)
+        convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
         grad_y, grad_z, grad_filter_weight, grad_filter_bias = fused_dynamic_depthwise_conv_backward(
-            grad_filtered, y, z, filter_weight.flatten(1), filter_bias, window_size
+            convolution, y, grad_filtered
         )
+        grads = _local_features_gradients(layer, ctx.sizes, grad=grad, grad_y=grad_y, grad_z=grad_z, x=x, y=y)
+        return *grads, grad_filter_weight.view_as(layer.filter_weight), grad_filter_bias, grad_proj_out, None
 
-        taps = window_size**2
-        pitch, squeeze_pitch = round_up(channels), round_up(channels + 1)
-        sizes = (channels * pitch, squeezed * squeeze_pitch, squeezed * (taps + 1), channels, channels)
-        parts = x.new_zeros(strips(batch, height), sum(sizes))
-        grad_x = torch.empty_like(x)
-        transposed = (proj_in.flatten(1).t().contiguous(), squeeze_weight.flatten(1).t().contiguous())
-        flipped = spatial_weight.flatten(1).flip(1)
-        tensors = (grad, grad_y, grad_z, x, norm_weight, norm_bias, proj_in, squeeze_weight, squeeze_bias)
-        call("local_features_backward", (*tensors, *transposed, flipped, y, grad_x, parts), ctx.sizes)
-        grad_proj_in, grad_squeeze, grad_spatial, grad_norm_weight, grad_norm_bias = parts[0].split(sizes)
-        grad_squeeze, grad_spatial = grad_squeeze.view(squeezed, -1), grad_spatial.view(squeezed, -1)
-        return (
-            grad_x,
-            grad_norm_weight.clone(),
-            grad_norm_bias.clone(),
-            grad_proj_in.view(channels, pitch)[:, :channels].reshape(proj_in.shape),
-            grad_squeeze[:, :channels].reshape(squeeze_weight.shape),
-            grad_squeeze[:, channels].clone(),
-            grad_spatial[:, :taps].reshape(spatial_weight.shape),
-            grad_spatial[:, taps].clone(),
-            grad_filter_weight.view_as(filter_weight),
-            grad_filter_bias,
-            grad_proj_out,
-            None,
-        )
+
+def _local_features_gradients(layer: LocalAttention, sizes: dict[str, int], **images: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of x and of the layer's tensors up to spatial_bias, from those of the layer's result, y and z."""
+    weights, grad_x = weights_of(layer), torch.empty_like(images["x"])
+    channels, squeezed, taps = sizes["channels"], sizes["squeezed"], layer.window_size**2
+    pitch, squeeze_pitch = round_up(channels), round_up(channels + 1)
+    parts_of = (channels * pitch, squeezed * squeeze_pitch, squeezed * (taps + 1), channels, channels)
+    parts = torch.zeros(strips(sizes["batch"], sizes["height"]), sum(parts_of))
+    names = ("norm_weight", "norm_bias", "proj_in", "squeeze_weight", "squeeze_bias")
+    library.call(
+        "local_features_backward",
+        **images,
+        **{name: weights[name] for name in names},
+        proj_in_transposed=layer.proj_in.flatten(1).t().contiguous(),
+        squeeze_transposed=layer.squeeze_weight.flatten(1).t().contiguous(),
+        spatial_flipped=layer.spatial_weight.flatten(1).flip(1),
+        grad_x=grad_x,
+        parts=parts,
+        **sizes,
+    )
+    grad_proj_in, grad_squeeze, grad_spatial, grad_norm_weight, grad_norm_bias = parts[0].split(parts_of)
+    grad_squeeze, grad_spatial = grad_squeeze.view(squeezed, -1), grad_spatial.view(squeezed, -1)
+    return (
+        grad_x,
+        grad_norm_weight.clone(),
+        grad_norm_bias.clone(),
+        grad_proj_in.view(channels, pitch)[:, :channels].reshape(layer.proj_in.shape),
+        grad_squeeze[:, :channels].reshape(layer.squeeze_weight.shape),
+        grad_squeeze[:, channels].clone(),
+        grad_spatial[:, :taps].reshape(layer.spatial_weight.shape),
+        grad_spatial[:, taps].clone(),
+    )
 
 
 class _GatedFeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, proj_in, depthwise, proj_out):
-        ctx.save_for_backward(x, norm_weight, norm_bias, proj_in, depthwise, proj_out)
-        return gated_feed_forward(x, norm_weight, norm_bias, proj_in, depthwise, proj_out)
+    def forward(ctx, x, *fields):
+        ctx.save_for_backward(x, *fields)
+        return infer_gated_feed_forward(GatedFeedForward(*fields), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        *layer, proj_out = ctx.saved_tensors
-        half = proj_out.shape[1]
-        grad_x, grad_proj_out, parts = _gradients(
-            "gated_feed_forward_backward", grad, layer, (proj_out.flatten(1).t().contiguous(),), half, half
-        )
-        return grad_x, *parts, grad_proj_out.t().reshape(proj_out.shape)
+        x, *fields = ctx.saved_tensors
+        layer = GatedFeedForward(*fields)
+        half = layer.proj_out.shape[1]
+        more: dict[str, Any] = {"half": half, "proj_out_transposed": layer.proj_out.flatten(1).t().contiguous()}
+        normed = (layer.norm_weight, layer.norm_bias, layer.proj_in, layer.depthwise)
+        grad_x, grad_proj_out, parts = _gradients("gated_feed_forward_backward", grad, x, normed, half, **more)
+        return grad_x, *parts, grad_proj_out.t().reshape(layer.proj_out.shape)
 
 
 class _ChannelAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, qkv_weight, depthwise, temperature, proj_out, activation, topk_ratio):
-        x, *weights = (t.contiguous() for t in (x, norm_weight, norm_bias, qkv_weight, depthwise))
+    def forward(ctx, x, *fields):
+        layer, x = ChannelAttention(*fields), x.contiguous()
+        weights = weights_of(layer)
+        normed = {n: weights[n] for n in ("norm_weight", "norm_bias", "depthwise")}
         batch, channels, height, width = x.shape
         qkv = x.new_empty(batch, 3 * channels, height, width)
-        call("projected_depthwise", (x, *weights, qkv), (batch, channels, 3 * channels, height, width))
+        library.call(
+            "projected_depthwise",
+            x=x, **normed, proj=weights["qkv_weight"], out=qkv, hidden=3 * channels, **sizes_of(x),
+        )  # fmt: skip
         q, k, v = qkv.flatten(2).chunk(3, 1)
         # What is small is left to autograd: from sums over all pixels to the matrix that is applied to each.
         gram = torch.bmm(q, k.transpose(1, 2)).requires_grad_()
         q_norms, k_norms = (torch.linalg.vector_norm(t, dim=2).requires_grad_() for t in (q, k))
-        temperature, proj_out = (t.detach().requires_grad_() for t in (temperature, proj_out))
+        temperature, proj_out = (t.detach().requires_grad_() for t in (layer.temperature, layer.proj_out))
         ctx.small = (gram, q_norms, k_norms, temperature, proj_out)
         with torch.enable_grad():
-            ctx.mixing = mixing_matrices(gram, q_norms, k_norms, temperature, proj_out, activation, topk_ratio)
-        ctx.save_for_backward(x, *weights, qkv)
+            layer = layer._replace(temperature=temperature, proj_out=proj_out)
+            ctx.mixing = mixing_matrices(layer, gram, q_norms, k_norms)
+        ctx.save_for_backward(x, layer.norm_weight, layer.norm_bias, layer.qkv_weight, layer.depthwise, qkv)
         return _project(x, ctx.mixing.detach(), v)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        *layer, qkv = ctx.saved_tensors
+        x, *normed, qkv = ctx.saved_tensors
         channels, heads = grad.shape[1], len(ctx.small[3])
         v = qkv.flatten(2)[:, 2 * channels :]
         grad_mixing = torch.bmm(grad.flatten(2), v.transpose(1, 2))
@@ -166,10 +158,14 @@ class _ChannelAttention(torch.autograd.Function):
             for g, n in zip((grad_query_norms, grad_key_norms), ctx.small[1:3], strict=True)
         ]
         gram = in_heads(grad_gram, heads)
-        of_similarities = torch.stack([of_squares[0], gram, gram.transpose(2, 3), of_squares[1]], 2)
-        more = (qkv, of_similarities, ctx.mixing.detach().transpose(1, 2).contiguous())
-        grad_x, _, parts = _gradients("channel_attention_backward", grad, layer, more, heads, 0)
-        return grad_x, *parts, grad_temperature, grad_proj_out, None, None
+        more: dict[str, Any] = {
+            "qkv": qkv,
+            "of_similarities": torch.stack([of_squares[0], gram, gram.transpose(2, 3), of_squares[1]], 2),
+            "mixing_transposed": ctx.mixing.detach().transpose(1, 2).contiguous(),
+            "heads": heads,
+        }
+        grad_x, _, parts = _gradients("channel_attention_backward", grad, x, normed, 0, **more)
+        return grad_x, *parts, grad_temperature, grad_proj_out, None, None, None
 
 
 def _project(x: Tensor, matrices: Tensor, features: Tensor) -> Tensor:
@@ -178,29 +174,40 @@ def _project(x: Tensor, matrices: Tensor, features: Tensor) -> Tensor:
 
 
 def _gradients(
-    function: str, grad: Tensor, layer: list[Tensor], more: tuple[Tensor, ...], size: int, more_rows: int
+    function: str, grad: Tensor, x: Tensor, normed: Sequence[Tensor], more_rows: int, **more: Tensor | int
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Call the backward pass `function` of a layer that begins with ``depthwise(proj(norm(x)))``.
 
     Args:
-        layer: x, norm_weight, norm_bias, proj and depthwise.
-        more: what the function takes beyond these.
-        size: its hidden size, or heads.
-        more_rows: rows of the gradient of `more`, each of C columns.
+        normed: norm_weight, norm_bias, proj and depthwise.
+        more_rows: rows, of C columns each, of the gradient of the function's own matrix.
+        more: the function's arguments next to these.
 
     Returns:
-        The gradients of x, of `more` [more_rows, C], and of the layer's weights.
+        The gradients of x, of the function's own matrix [more_rows, C], and of `normed`.
     """
-    grad, x, norm_weight, norm_bias, proj, depthwise = (t.contiguous() for t in (grad, *layer))
-    batch, channels, height, width = x.shape
+    grad, x, norm_weight, norm_bias, proj, depthwise = (t.contiguous() for t in (grad, x, *normed))
+    batch, channels, height, _ = x.shape
     hidden, pitch = len(proj), round_up(channels)
-    sizes = (more_rows * pitch, hidden * pitch, 9 * hidden, channels, channels)
-    parts = torch.zeros(strips(batch, height), sum(sizes))
+    parts_of = (more_rows * pitch, hidden * pitch, 9 * hidden, channels, channels)
+    parts = torch.zeros(strips(batch, height), sum(parts_of))
     grad_x = torch.empty_like(x)
-    transposed, flipped = proj.flatten(1).t().contiguous(), depthwise.flatten(1).flip(1)
-    tensors = (grad, x, norm_weight, norm_bias, proj, depthwise, transposed, flipped, *more, grad_x, parts)
-    call(function, tensors, (batch, channels, size, height, width))
-    grad_more, grad_proj, grad_depthwise, grad_norm_weight, grad_norm_bias = parts[0].split(sizes)
+    library.call(
+        function,
+        grad=grad,
+        x=x,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+        proj=proj,
+        depthwise=depthwise,
+        proj_transposed=proj.flatten(1).t().contiguous(),
+        depthwise_flipped=depthwise.flatten(1).flip(1),
+        grad_x=grad_x,
+        parts=parts,
+        **sizes_of(x),
+        **more,
+    )
+    grad_more, grad_proj, grad_depthwise, grad_norm_weight, grad_norm_bias = parts[0].split(parts_of)
     grad_proj = grad_proj.view(hidden, pitch)[:, :channels].reshape(proj.shape)
     weights = [grad_norm_weight.clone(), grad_norm_bias.clone(), grad_proj, grad_depthwise.reshape(depthwise.shape)]
     return grad_x, grad_more.view(more_rows, pitch)[:, :channels], weights

@@ -3,36 +3,59 @@
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.backends.native.library import call, round_up, strips
+from dlgsanet.ops.backends import ConvolutionFunctions
+from dlgsanet.ops.backends.native import library
+from dlgsanet.ops.backends.native.library import round_up, strips
+from dlgsanet.ops.records import FusedDynamicConv
 
 
-def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
-    x, z, weight, bias = _prepare(x, z, weight, bias)
+def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
+    x = x.contiguous()
     out = torch.empty_like(x)
-    call("fused_dynamic_depthwise_conv", (x, z, weight, bias, out), _sizes(x, z, weight, window_size))
+    library.call("fused_dynamic_depthwise_conv", x=x, **_tensors(convolution), out=out, **_sizes(convolution, x))
     return out
 
 
 def fused_dynamic_depthwise_conv_backward(
-    grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
+    convolution: FusedDynamicConv, x: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, z, weight, bias = _prepare(x, z, weight, bias)
-    grad = grad.contiguous()
-    sizes = _sizes(x, z, weight, window_size)
-    batch, _, inputs, groups, _, height, _ = sizes
-    transposed = weight.view(groups, -1, inputs).transpose(1, 2).contiguous()
+    x, tensors, sizes = x.contiguous(), _tensors(convolution), _sizes(convolution, x)
+    z, weight = tensors["z"], tensors["weight"]
+    inputs = sizes["inputs"]
     grad_x, grad_z = torch.empty_like(x), torch.empty_like(z)
-    parts = torch.zeros(strips(batch, height), len(weight), round_up(inputs + 1))
-    tensors = (grad, x, z, weight, bias, transposed, grad_x, grad_z, parts)
-    call("fused_dynamic_depthwise_conv_backward", tensors, sizes)
+    parts = torch.zeros(strips(sizes["batch"], sizes["height"]), len(weight), round_up(inputs + 1))
+    library.call(
+        "fused_dynamic_depthwise_conv_backward",
+        grad=grad.contiguous(),
+        x=x,
+        **tensors,
+        weight_transposed=weight.view(sizes["groups"], -1, inputs).transpose(1, 2).contiguous(),
+        grad_x=grad_x,
+        grad_z=grad_z,
+        parts=parts,
+        **sizes,
+    )
     return grad_x, grad_z, parts[0, :, :inputs].clone(), parts[0, :, inputs].clone()
 
 
-def _prepare(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
-    return x.contiguous(), z.contiguous(), weight.contiguous(), bias.contiguous()
+FUSED_CONVOLUTION = ConvolutionFunctions(fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward)
 
 
-def _sizes(x: Tensor, z: Tensor, weight: Tensor, window_size: int) -> tuple[int, ...]:
-    """B, C, D, G, K, H, W."""
-    return (*x.shape[:2], z.shape[1], weight.shape[0] // window_size**2, window_size, *x.shape[2:])
+def _tensors(convolution: FusedDynamicConv) -> dict[str, Tensor]:
+    z, weight, bias, _ = convolution
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return {"z": z.contiguous(), "weight": weight.contiguous(), "bias": bias.contiguous()}
+
+
+def _sizes(convolution: FusedDynamicConv, x: Tensor) -> dict[str, int]:
+    batch, channels, height, width = x.shape
+    window_size = convolution.window_size
+    return {
+        "batch": batch,
+        "channels": channels,
+        "inputs": convolution.z.shape[1],
+        "groups": len(convolution.weight) // window_size**2,
+        "window_size": window_size,
+        "height": height,
+        "width": width,
+    }

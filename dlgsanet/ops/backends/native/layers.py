@@ -2,50 +2,47 @@
 
 import functools
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlgsanet.ops.backends import reference
-from dlgsanet.ops.backends.native.library import call
+from dlgsanet.ops.backends.native import library
+from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Layer, LocalAttention
 from dlgsanet.ops.windows import window_starts
 
 
-def gated_feed_forward(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, proj_in: Tensor, depthwise: Tensor, proj_out: Tensor
-) -> Tensor:
-    weights = (norm_weight, norm_bias, proj_in, depthwise, proj_out)
-    x, *rest = (t.contiguous() for t in (x, *weights))
+def sizes_of(x: Tensor) -> dict[str, int]:
+    """The sizes of an image [B, C, H, W] by the names of `library.SIGNATURES`."""
+    return dict(zip(("batch", "channels", "height", "width"), x.shape, strict=True))
+
+
+def weights_of(layer: Layer) -> dict[str, Tensor]:
+    """A layer's tensors by name, contiguous."""
+    return {name: value.contiguous() for name, value in layer._asdict().items() if isinstance(value, Tensor)}
+
+
+def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
+    x = x.contiguous()
     out = torch.empty_like(x)
-    batch, channels, height, width = x.shape
-    call("gated_feed_forward", (x, *rest, out), (batch, channels, proj_out.shape[1], height, width))
+    library.call("gated_feed_forward", x=x, **weights_of(layer), out=out, half=layer.proj_out.shape[1], **sizes_of(x))
     return out
 
 
-def dynamic_local_attention(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    proj_in: Tensor,
-    squeeze_weight: Tensor,
-    squeeze_bias: Tensor,
-    spatial_weight: Tensor,
-    spatial_bias: Tensor,
-    filter_weight: Tensor,
-    filter_bias: Tensor,
-    proj_out: Tensor,
-    window_size: int,
-) -> Tensor:
-    weights = (
-        norm_weight, norm_bias, proj_in, squeeze_weight, squeeze_bias,
-        spatial_weight, spatial_bias, filter_weight, filter_bias, proj_out,
-    )  # fmt: skip
-    x, *rest = (t.contiguous() for t in (x, *weights))
+def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
+    x = x.contiguous()
     out = torch.empty_like(x)
-    batch, channels, height, width = x.shape
-    groups = filter_weight.shape[0] // window_size**2
-    sizes = (batch, channels, squeeze_weight.shape[0], groups, window_size, height, width)
-    call("dynamic_local_attention", (x, *rest, out), sizes)
+    library.call(
+        "dynamic_local_attention",
+        x=x,
+        **weights_of(layer),
+        out=out,
+        squeezed=len(layer.squeeze_weight),
+        groups=len(layer.filter_weight) // layer.window_size**2,
+        window_size=layer.window_size,
+        **sizes_of(x),
+    )
     return out
 
 
@@ -69,41 +66,52 @@ def _pieces(size: int, window: int, multiple: int) -> Tensor:
     return torch.tensor(pieces, dtype=torch.int64)
 
 
-def channel_attention(
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    qkv_weight: Tensor,
-    depthwise: Tensor,
-    temperature: Tensor,
-    proj_out: Tensor,
-    activation: str,
-    topk_ratio: float,
-    window: int | None,
-) -> Tensor:
-    weights = (norm_weight, norm_bias, qkv_weight, depthwise, proj_out)
-    x, norm_weight, norm_bias, qkv_weight, depthwise, proj_out = (t.contiguous() for t in (x, *weights))
+def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
+    x, weights = x.contiguous(), weights_of(layer)
     batch, channels, height, width = x.shape
-    heads, window = len(temperature), window or max(height, width)
+    heads, window = len(layer.temperature), layer.window or max(height, width)
     tile_width = max(64, TILE_FLOATS // (22 * channels) // 16 * 16)
     bands, columns = _pieces(height, window, BAND), _pieces(width, window, tile_width)
-    sizes = (batch, channels, heads, height, width, len(bands), len(columns))
+    pieces: dict[str, Any] = {
+        "bands": bands,
+        "columns": columns,
+        "band_count": len(bands),
+        "column_count": len(columns),
+    }
+    proj_out, _ = weights.pop("proj_out"), weights.pop("temperature")
 
     c = channels // heads
     sums = channels * c + 2 * channels
     windows = [int(pieces[-1, 3]) + 1 for pieces in (bands, columns)]
     v, piece_sums = torch.empty_like(x), torch.empty(batch, len(bands), len(columns), sums)
     window_sums = torch.empty(batch, *windows, sums)
-    call(
+    library.call(
         "channel_attention_sums",
-        (x, norm_weight, norm_bias, qkv_weight, depthwise, bands, columns, v, piece_sums, window_sums),
-        (*sizes, tile_width),
+        x=x,
+        **weights,
+        **pieces,
+        v=v,
+        piece_sums=piece_sums,
+        window_sums=window_sums,
+        heads=heads,
+        tile_width=tile_width,
+        **sizes_of(x),
     )
-    products, squares = window_sums.split([channels * c, 2 * channels], -1)
+    attention = _attention(layer, window_sums, c)
+    out = torch.empty_like(x)
+    library.call(
+        "channel_attention_apply",
+        x=x, v=v, weights=attention, proj_out=proj_out, **pieces, out=out, heads=heads, **sizes_of(x),
+    )  # fmt: skip
+    return out
+
+
+def _attention(layer: ChannelAttention, sums: Tensor, c: int) -> Tensor:
+    """Weights [..., heads, c, c] from each window's sums: the products of q and k, then their squares."""
+    heads = len(layer.temperature)
+    products, squares = sums.split([heads * c * c, 2 * heads * c], -1)
     norms = squares.sqrt().clamp_min(1e-12).unflatten(-1, (2, heads, c))
     norm_q, norm_k = norms.unbind(-3)
-    similarities = products.unflatten(-1, (heads, c, c)) / (norm_q.unsqueeze(-1) * norm_k.unsqueeze(-2)) * temperature
-    attention = reference.select_similarities(similarities, activation, topk_ratio).contiguous()
-    out = torch.empty_like(x)
-    call("channel_attention_apply", (x, v, attention, proj_out, bands, columns, out), sizes)
-    return out
+    products = products.unflatten(-1, (heads, c, c))
+    similarities = products / (norm_q.unsqueeze(-1) * norm_k.unsqueeze(-2)) * layer.temperature
+    return reference.select_similarities(similarities, layer.activation, layer.topk_ratio).contiguous()

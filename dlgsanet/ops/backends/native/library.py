@@ -1,7 +1,8 @@
-"""The compiled libraries and how they are called: by ctypes, on tensors' memory."""
+"""The compiled libraries and how they are called: by ctypes, with arguments that are checked by name and type."""
 
 import ctypes
 import functools
+import operator
 import os
 from pathlib import Path
 
@@ -10,21 +11,79 @@ from torch import Tensor
 
 from dlgsanet.ops.backends.native.build import instruction_sets, library_name
 
-# OpenMP's threads do not outlive a fork: a child of this process works alone (torch says the same to its DataLoader's).
+# The functions' arguments, as the C++ sources declare them: tensors, then sizes, in their order.
+_NORMED = "x norm_weight norm_bias"
+_IMAGE = "height width"
+_BACKWARD = "grad_x parts"
+SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    name: (tuple(tensors.split()), tuple(sizes.split()))
+    for name, (tensors, sizes) in {
+        "gated_feed_forward": (
+            f"{_NORMED} proj_in depthwise proj_out out",
+            f"batch channels half {_IMAGE}",
+        ),
+        "gated_feed_forward_backward": (
+            f"grad {_NORMED} proj depthwise proj_transposed depthwise_flipped proj_out_transposed {_BACKWARD}",
+            f"batch channels half {_IMAGE}",
+        ),
+        "dynamic_local_attention": (
+            f"{_NORMED} proj_in squeeze_weight squeeze_bias spatial_weight spatial_bias filter_weight filter_bias "
+            "proj_out out",
+            f"batch channels squeezed groups window_size {_IMAGE}",
+        ),
+        "local_features": (
+            f"{_NORMED} proj_in squeeze_weight squeeze_bias spatial_weight spatial_bias y z",
+            f"batch channels squeezed window_size {_IMAGE}",
+        ),
+        "local_features_backward": (
+            f"grad grad_y grad_z {_NORMED} proj_in squeeze_weight squeeze_bias proj_in_transposed squeeze_transposed "
+            f"spatial_flipped y {_BACKWARD}",
+            f"batch channels squeezed window_size {_IMAGE}",
+        ),
+        "fused_dynamic_depthwise_conv": (
+            "x z weight bias out",
+            f"batch channels inputs groups window_size {_IMAGE}",
+        ),
+        "fused_dynamic_depthwise_conv_backward": (
+            "grad x z weight bias weight_transposed grad_x grad_z parts",
+            f"batch channels inputs groups window_size {_IMAGE}",
+        ),
+        "channel_attention_sums": (
+            f"{_NORMED} qkv_weight depthwise bands columns v piece_sums window_sums",
+            f"batch channels heads {_IMAGE} band_count column_count tile_width",
+        ),
+        "channel_attention_apply": (
+            "x v weights proj_out bands columns out",
+            f"batch channels heads {_IMAGE} band_count column_count",
+        ),
+        "projected_depthwise": (
+            f"{_NORMED} proj depthwise out",
+            f"batch channels hidden {_IMAGE}",
+        ),
+        "channel_attention_backward": (
+            f"grad {_NORMED} proj depthwise proj_transposed depthwise_flipped qkv of_similarities mixing_transposed "
+            f"{_BACKWARD}",
+            f"batch channels heads {_IMAGE}",
+        ),
+    }.items()
+}
+_INTEGERS = frozenset({"bands", "columns"})  # int64; all other tensors are float32
+
+# OpenMP's threads do not survive a fork: a forked process computes with one thread, as torch does in its DataLoader's.
 _forked = False
 
 
-def _work_alone() -> None:
+def _compute_alone() -> None:
     global _forked
     _forked = True
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_work_alone)
+    os.register_at_fork(after_in_child=_compute_alone)
 
 
 def instruction_set() -> str:
-    """The instruction set whose library serves this process: what PyTorch's own kernels use."""
+    """The instruction set of the library that serves this process: what PyTorch's own kernels use."""
     here = torch.backends.cpu.get_cpu_capability().lower()
     return here if here in instruction_sets() else "portable"
 
@@ -34,22 +93,51 @@ def library_path() -> Path:
 
 
 @functools.cache
-def _load(path: Path) -> ctypes.CDLL:
-    return ctypes.CDLL(str(path))
+def _entry(path: Path, function: str):
+    entry = getattr(ctypes.CDLL(str(path)), f"dlgsanet_{function}")
+    tensors, sizes = SIGNATURES[function]
+    entry.argtypes = [ctypes.c_void_p] * len(tensors) + [ctypes.c_ssize_t] * len(sizes) + [ctypes.c_int]
+    entry.restype = ctypes.c_bool
+    return entry
 
 
-def call(function: str, tensors: tuple[Tensor, ...], sizes: tuple[int, ...]) -> None:
-    """Call ``dlgsanet_<function>(tensors' memory..., sizes..., threads)``; the tensors must be contiguous.
+def call(function: str, **arguments: Tensor | int) -> None:
+    """Call ``dlgsanet_<function>`` with the arguments of `SIGNATURES`.
+
+    Args:
+        function: a key of `SIGNATURES`.
+        arguments: all of its tensors, contiguous and on the CPU, and all of its sizes, by name.
 
     Raises:
+        TypeError: an argument is missing, unknown or of the wrong type, dtype, device or layout.
         MemoryError: there was not enough for the threads' scratch.
     """
-    entry = getattr(_load(library_path()), f"dlgsanet_{function}")
-    entry.restype = ctypes.c_bool
+    tensors, sizes = SIGNATURES[function]
+    if wrong := arguments.keys() ^ {*tensors, *sizes}:
+        raise TypeError(f"{function}: missing or unknown arguments: {', '.join(sorted(wrong))}")
+    memory = [_address(function, name, arguments[name]) for name in tensors]
+    numbers = [_number(function, name, arguments[name]) for name in sizes]
     threads = 1 if _forked else torch.get_num_threads()
-    memory = [ctypes.c_void_p(t.data_ptr()) for t in tensors]
-    if not entry(*memory, *map(ctypes.c_ssize_t, sizes), ctypes.c_int(threads)):
+    if not _entry(library_path(), function)(*memory, *numbers, threads):
         raise MemoryError(f"not enough memory for {function}")
+
+
+def _address(function: str, name: str, tensor: Tensor | int) -> int:
+    dtype = torch.int64 if name in _INTEGERS else torch.float32
+    if isinstance(tensor, Tensor) and tensor.is_cpu and tensor.dtype == dtype and tensor.is_contiguous():
+        return tensor.data_ptr()
+    found = type(tensor).__name__
+    if isinstance(tensor, Tensor):
+        layout = "contiguous" if tensor.is_contiguous() else "not contiguous"
+        found = f"{tensor.dtype} on {tensor.device}, {layout}"
+    raise TypeError(f"{function}: {name} must be a contiguous tensor of {dtype} on the CPU, not {found}")
+
+
+def _number(function: str, name: str, number: Tensor | int) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{function}: {name} must be a whole number, not {type(number).__name__}") from None
 
 
 def round_up(count: int) -> int:

@@ -1,7 +1,7 @@
 """The dynamic depth-wise convolution and its gradients, in strips of rows.
 
-The filters of a strip are formed by one matrix product and used at once, a multiply-add of the shifted strip for each
-tap; backward forms them again. In the reference each of these is a tensor of G * K * K channels.
+One matrix product forms the filters of a strip; they are used at once, by a multiply-add of the shifted strip for each
+tap. The backward pass forms them again. In the reference each of these is a tensor of G * K * K channels.
 
 Axes as in `dlgsanet.ops.backends.reference`; n pixels of a strip.
 """
@@ -12,15 +12,18 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from dlgsanet.ops.backends import ConvolutionFunctions
 from dlgsanet.ops.backends.reference import accumulation_dtype
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 
 # The filters of a strip: 4 MB in float32, which stay in a processor's last level of cache.
 FILTERS_IN_STRIP = 1 << 20
-# Elements that PyTorch gives a thread at the least: a smaller strip would leave threads without work.
+# The fewest elements that PyTorch gives a thread: smaller strips would leave threads without work.
 ELEMENTS_PER_THREAD = 1 << 15
 
 
-def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
+def dynamic_depthwise_conv(convolution: DynamicConv, x: Tensor) -> Tensor:
+    filters = convolution.filters
     dtype = accumulation_dtype(x.dtype)
     groups, window_size = filters.shape[1:3]
     padded = _pad(x, groups, window_size, dtype)
@@ -31,7 +34,8 @@ def dynamic_depthwise_conv(x: Tensor, filters: Tensor) -> Tensor:
     return out.flatten(1, 2).to(x.dtype)
 
 
-def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+def dynamic_depthwise_conv_backward(convolution: DynamicConv, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    filters = convolution.filters
     dtype = accumulation_dtype(x.dtype)
     groups, window_size = filters.shape[1:3]
     padded, grad_padded = _pad(x, groups, window_size, dtype), _pad(torch.zeros_like(x), groups, window_size, dtype)
@@ -46,23 +50,22 @@ def dynamic_depthwise_conv_backward(grad: Tensor, x: Tensor, filters: Tensor) ->
     return _unpad(grad_padded, window_size).to(x.dtype), grad_filters
 
 
-def fused_dynamic_depthwise_conv(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
+def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype)
-    for images, rows, strip in filtered_strips(x, z, weight, bias, window_size):
+    for images, rows, strip in filtered_strips(convolution, x):
         out[images, :, rows] = strip
     return out
 
 
-def filtered_strips(
-    x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
-) -> Iterator[tuple[slice, slice, Tensor]]:
+def filtered_strips(convolution: FusedDynamicConv, x: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
     """Yield the fused convolution strip by strip: (images, rows, sums [b, C, rows, W] not yet rounded to x's dtype)."""
+    z, weight, bias, window_size = convolution
     dtype = accumulation_dtype(x.dtype)
     groups = weight.shape[0] // window_size**2
-    weight, bias = weight.to(dtype), _column(weight, bias, dtype)
+    matrix, column = weight.to(dtype), _column(weight, bias, dtype)
     padded = _pad(x, groups, window_size, dtype)
     for images, rows in _strips(x, groups, window_size):
-        filters = _form(z[images, :, rows].to(dtype), weight, bias, window_size)
+        filters = _form(z[images, :, rows].to(dtype), matrix, column, window_size)
         with_border = _with_border(padded, images, rows, window_size)
         out = torch.zeros(*with_border.shape[:3], *filters.shape[-2:], dtype=dtype)
         _filter(out, with_border, filters)
@@ -70,8 +73,9 @@ def filtered_strips(
 
 
 def fused_dynamic_depthwise_conv_backward(
-    grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
+    convolution: FusedDynamicConv, x: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    z, weight, bias, window_size = convolution
     dtype = accumulation_dtype(x.dtype)
     groups = weight.shape[0] // window_size**2
     matrix, column = weight.to(dtype), _column(weight, bias, dtype)
@@ -83,7 +87,7 @@ def fused_dynamic_depthwise_conv_backward(
         strip, grad_strip = z[images, :, rows].to(dtype), grad[images, ..., rows, :]
         filters = _form(strip, matrix, column, window_size)
         _scatter(_with_border(grad_padded, images, rows, window_size), grad_strip, filters)
-        grad_filters = filters  # formed again in its place
+        grad_filters = filters  # which are not needed any more: their memory is used again
         _correlate(grad_filters, _with_border(padded, images, rows, window_size), grad_strip)
         grad_filters = grad_filters.flatten(4).flatten(1, 3)  # [b, G * K * K, n]
         transposed = matrix.t().expand(len(strip), -1, -1)
@@ -92,6 +96,9 @@ def fused_dynamic_depthwise_conv_backward(
         grad_column += grad_filters.sum((0, 2)).unsqueeze(1)
     grad_bias = grad_column.squeeze(1).to(weight.dtype if bias is None else bias.dtype)
     return _unpad(grad_padded, window_size).to(x.dtype), grad_z, grad_matrix.to(weight.dtype), grad_bias
+
+
+FUSED_CONVOLUTION = ConvolutionFunctions(fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward)
 
 
 def _strips(x: Tensor, groups: int, window_size: int) -> Iterator[tuple[slice, slice]]:

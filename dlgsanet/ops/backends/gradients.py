@@ -1,0 +1,43 @@
+"""A backend's dynamic convolution as one step of autograd, for the backends' own compositions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dlgsanet.ops.backends import ConvolutionFunctions
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
+
+
+def convolve(functions: ConvolutionFunctions[Any], convolution: DynamicConv | FusedDynamicConv, x: Tensor) -> Tensor:
+    """The convolution by a backend's functions, with the gradient that the backend writes out.
+
+    Like the operators, it computes outside of autocast and returns contiguous tensors.
+    """
+    return _Convolve.apply(functions, type(convolution), x, *convolution)
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, functions, kind, x, *fields):
+        tensors = [f if isinstance(f, Tensor) else None for f in fields]
+        ctx.functions, ctx.kind = functions, kind
+        ctx.settings = [None if isinstance(f, Tensor) else f for f in fields]
+        ctx.save_for_backward(x, *tensors)
+        with torch.autocast(x.device.type, enabled=False):
+            return functions.forward(kind(*fields), x).contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, *tensors = ctx.saved_tensors
+        fields = [s if t is None else t for t, s in zip(tensors, ctx.settings, strict=True)]
+        with torch.autocast(x.device.type, enabled=False):
+            grads = iter(ctx.functions.backward(ctx.kind(*fields), x, grad.contiguous()))
+        # A gradient comes for a bias of None too; it is the last one.
+        of_x, *of_fields = (
+            next(grads).contiguous(),
+            *(None if t is None else next(grads).contiguous() for t in tensors),
+        )
+        return None, None, of_x, *of_fields

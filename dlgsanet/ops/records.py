@@ -1,0 +1,91 @@
+"""The layers that backends compute, as records: a layer's tensors and settings under their names.
+
+Axes: B batch, C channels, H height, W width, K window size, G groups of channels that share a filter, D channels of
+the feature that filters are formed from, h hidden channels of the feed-forward network.
+
+Every layer is pre-norm and residual: it computes ``x + layer(norm(x))`` for x [B, C, H, W], normalised over C.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class LocalAttention(NamedTuple):
+    """Multi-head dynamic local self-attention (DLGSANet, section 3.2).
+
+    ``y = proj_in(norm(x)); z = depthwise_KxK(conv1x1(y)); x + proj_out(fused_dynamic_depthwise_conv(y, z, ...))``
+    """
+
+    norm_weight: Tensor  # [C]
+    norm_bias: Tensor  # [C]
+    proj_in: Tensor  # [C, C, 1, 1]
+    squeeze_weight: Tensor  # [D, C, 1, 1]
+    squeeze_bias: Tensor  # [D]
+    spatial_weight: Tensor  # [D, 1, K, K]
+    spatial_bias: Tensor  # [D]
+    filter_weight: Tensor  # [G * K * K, D, 1, 1]
+    filter_bias: Tensor  # [G * K * K]
+    proj_out: Tensor  # [C, C, 1, 1]
+    window_size: int  # K, odd
+
+
+class ChannelAttention(NamedTuple):
+    """(Sparse) global self-attention between channels (DLGSANet, section 3.3)."""
+
+    norm_weight: Tensor  # [C]
+    norm_bias: Tensor  # [C]
+    qkv_weight: Tensor  # [3 * C, C, 1, 1]
+    depthwise: Tensor  # [3 * C, 1, 3, 3]
+    temperature: Tensor  # [heads, 1, 1]
+    proj_out: Tensor  # [C, C, 1, 1]
+    activation: str  # how similarities become weights: relu, gelu, sigmoid, softmax or topk
+    topk_ratio: float  # for topk: the share of each row's similarities that is kept, in (0, 1]
+    window: int | None  # side in pixels of the windows of test-time local conversion; None: the whole image at once
+
+
+class GatedFeedForward(NamedTuple):
+    """Gated depth-wise feed-forward network (Restormer, section 3.2).
+
+    ``a, b = depthwise_3x3(proj_in(norm(x))); x + proj_out(gelu(a) * b)``
+    """
+
+    norm_weight: Tensor  # [C]
+    norm_bias: Tensor  # [C]
+    proj_in: Tensor  # [2 * h, C, 1, 1]
+    depthwise: Tensor  # [2 * h, 1, 3, 3]
+    proj_out: Tensor  # [C, h, 1, 1]
+
+
+class DynamicConv(NamedTuple):
+    """The arguments of `dlgsanet.ops.dynamic_depthwise_conv` next to x."""
+
+    filters: Tensor  # [B, G, K, K, H, W]
+
+
+class FusedDynamicConv(NamedTuple):
+    """The arguments of `dlgsanet.ops.fused_dynamic_depthwise_conv` next to x."""
+
+    z: Tensor  # [B, D, H, W]
+    weight: Tensor  # [G * K * K, D]
+    bias: Tensor | None  # [G * K * K]
+    window_size: int  # K, odd
+
+
+Layer = LocalAttention | ChannelAttention | GatedFeedForward
+Convolution = DynamicConv | FusedDynamicConv
+Record = Layer | Convolution
+
+# Names of operations: of the fields of `Backend`, and in messages.
+OPERATIONS: dict[type, str] = {
+    LocalAttention: "dynamic_local_attention",
+    ChannelAttention: "channel_attention",
+    GatedFeedForward: "gated_feed_forward",
+    DynamicConv: "dynamic_depthwise_conv",
+    FusedDynamicConv: "fused_dynamic_depthwise_conv",
+}
+
+
+def tensors_of(record: Record) -> list[Tensor]:
+    """The record's tensors, in its order."""
+    return [value for value in record if isinstance(value, Tensor)]
