@@ -81,6 +81,7 @@ setup(
         "cuda13": ["cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "figures": ["matplotlib"],
+        "heic": ["pillow-heif"],
         "perceptual": ["pyiqa"],
         "spandrel": ["spandrel", "einops"],
         "test": (here / "requirements-test.txt").read_text().split(),

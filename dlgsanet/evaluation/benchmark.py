@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from dlgsanet.data.images import UnreadableImageError, png_bytes
 from dlgsanet.data.pairs import Pair, find_pairs_in
+from dlgsanet.device import describe
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.complexity import (
     computed_size,
-    describe,
     input_size,
     measure,
     multiply_accumulates,

@@ -1,18 +1,31 @@
-"""Reading pictures: 8 and 16 bits, gray, palette, transparency, EXIF orientation, colour profile."""
+"""Read pictures: 8 and 16 bits, gray, palette, transparency, EXIF orientation, colour profile.
 
+PNG is decoded by libpng and TIFF by tifffile, which keep 16 bits and every kind of transparency; the rest by Pillow.
+"""
+
+import io
+import logging
+import os
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from dlgsanet.data.images import UnreadableImageError, has_16_bits, opened
+from dlgsanet.errors import UserError
+from dlgsanet.pictures.bounds import MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.picture import Picture
+from dlgsanet.pictures.reading_tiff import TIFF_MAGIC, decode_tiff
 
 NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow whose colour profiles mean nothing for RGB
-READ_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM")  # MPO: what many phones call JPEG
+# MPO is what many phones call JPEG.
+READ_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF", "HEIF")
+_SEVERAL = ("MPO", "HEIF")  # the other frames of these are previews, depth, or the other eye's view
 
 # How to turn [H, W, C] upright, for each value of the EXIF entry.
 _UPRIGHT = {
@@ -25,64 +38,103 @@ _UPRIGHT = {
     8: lambda a: a[:, ::-1].swapaxes(0, 1),
 }
 
+# Formats that Pillow reads with a plug-in: what their files begin with, and what to do where it is missing.
+_BY_PLUGIN = {
+    "AVIF": (rb"avi[fs]", "AVIF, which needs Pillow 11.3 or later with AVIF; pip install --upgrade pillow"),
+    "HEIF": (rb"(hei[cxs]|hevc|heim|mif1|msf1)", "HEIC, which needs the package pillow-heif; pip install pillow-heif"),
+}
 
-def read_picture(path: Path, content: bytes | None = None) -> Picture:
+# Pattern at the beginning of a file -> what it is, and what to do.
+_OTHER_FILES = {
+    rb".{4}ftypcrx ": "a raw photograph (CR3); develop it first",
+    rb".{4}ftyp": "a video; extract its frames first",
+    rb"\xff\x0a|.{4}JXL ": "JPEG XL; convert it to PNG",
+    rb"8BPS": "a Photoshop document; save it as PNG",
+    rb"%PDF": "a PDF; convert its pages to PNG first",
+    rb"(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE)": "SVG or XML, not pixels; convert it to PNG",
+    rb"\x76\x2f\x31\x01": "OpenEXR; convert it to PNG",
+}
+
+# Photographs of 100 megapixels are no attack; for every process, as filters cannot be set for a thread.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)  # libpng warns of harmless damage, such as a bad profile
+
+
+class UnreadableImageError(UserError):
+    """One image that cannot be used; work on the others can go on."""
+
+
+def read_picture(path: Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
     """The picture in a file, turned upright.
 
-    Palettes become RGB; CMYK and the like too, without their profile, which says nothing about RGB.
+    Palettes become RGB. So do CMYK and the like, without their profile, which means nothing for RGB.
 
     Args:
         path: the file.
-        content: its bytes where they are read already; `path` is only its name then.
+        content: its bytes if they are read already; `path` is only its name then.
+        max_pixels: pixels that are accepted.
 
     Raises:
-        UserError: not a picture, damaged, animated, of several pages, a video, or with 32 bits a channel.
+        UserError: not a picture, damaged, animated, of several pages, a video, too large, or with values that are not
+            integers of 1 to 16 bits.
     """
     if path.suffix.lower() in VIDEOS:
         raise UnreadableImageError(
-            f"{path}: a video; take it apart first, for example: ffmpeg -i VIDEO frames/%06d.png, and give that folder"
+            f"{path}: a video; extract its frames first, for example: ffmpeg -i VIDEO frames/%06d.png, and give that "
+            "folder"
         )
-    if content is None:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(f"{path}: {error.strerror}") from None
+    content = _content(path) if content is None else content
     if not content:
         raise UnreadableImageError(f"{path}: the file is empty")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about damage that does not matter, in words that say nothing to users
+        warnings.simplefilter("ignore")  # about harmless damage, in words that mean nothing to users
+        if content[:4] in TIFF_MAGIC:
+            with _named(path):
+                pixels, profile, orientation = decode_tiff(content, max_pixels)
+            return _picture(pixels, profile, None, orientation, "TIFF")
         with opened(path, content) as image:
-            return _decoded(path, image, content)
+            _refuse_what_is_not_one_picture(path, image, content, max_pixels)
+            exif, orientation = _exif(image)
+            pixels = _decoded(image, content)
+            profile = image.info.get("icc_profile") if image.mode not in NOT_RGB else None
+            return _picture(pixels, profile, exif, orientation, image.format)
 
 
-def _decoded(path: Path, image: ImageFile, content: bytes) -> Picture:
-    _refuse_what_is_not_one_picture(path, image)
-    deep = image.format in ("PNG", "TIFF", "PPM") and has_16_bits(image)
-    exif, orientation = _exif(image)
-    pixels = _deep_pixels(path, image, content) if deep else pixels_of(image)
-    if image.format != "TIFF":  # Pillow and OpenCV turn those themselves
-        pixels = _UPRIGHT.get(orientation, lambda a: a)(pixels)
-    profile = image.info.get("icc_profile") if image.mode not in NOT_RGB else None
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UnreadableImageError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise UnreadableImageError(f"{path}: {error.strerror}") from None
+
+
+def _picture(
+    pixels: np.ndarray, profile: object, exif: bytes | None, orientation: int, file_format: str | None
+) -> Picture:
+    pixels = _UPRIGHT.get(orientation, lambda a: a)(pixels)
     colors = 1 if pixels.shape[2] < 3 else 3
     return Picture(
         np.ascontiguousarray(pixels[..., :colors]),
         np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] > colors else None,
         profile if isinstance(profile, bytes) and profile else None,
         exif,
-        image.format,
+        file_format,
     )
 
 
-def _refuse_what_is_not_one_picture(path: Path, image: ImageFile) -> None:
+def _refuse_what_is_not_one_picture(path: Path, image: ImageFile, content: bytes, max_pixels: int) -> None:
     if image.format not in READ_FORMATS:
         raise UnreadableImageError(f"{path}: {image.format} is not read here; convert it to PNG")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format == "TIFF":
-        raise UnreadableImageError(f"{path}: has {frames} pages; split it first, for example: tiffsplit FILE")
-    if frames > 1 and image.format != "MPO":  # an MPO's other frames are previews or the other eye's view
+    if getattr(image, "is_animated", False) and image.format not in _SEVERAL:
         raise UnreadableImageError(
-            f"{path}: animated, {frames} frames; take it apart first, for example: ffmpeg -i FILE frames/%06d.png"
+            f"{path}: animated; extract its frames first, for example: ffmpeg -i FILE frames/%06d.png"
         )
+    bytes_per_pixel = 1 if image.mode in ("1", "L") else 4
+    if problem := excess(image.width, image.height, bytes_per_pixel, len(content), max_pixels):
+        raise UnreadableImageError(f"{path}: {problem}")
+    if image.format in ("JPEG", "MPO") and has_too_many_scans(content):
+        raise UnreadableImageError(f"{path}: over {MAX_SCANS} scans; save it anew")
 
 
 def _exif(image: ImageFile) -> tuple[bytes | None, int]:
@@ -90,43 +142,132 @@ def _exif(image: ImageFile) -> tuple[bytes | None, int]:
     try:
         entries = image.getexif()
         orientation = entries.get(ExifTags.Base.Orientation, 1)
-        if image.format == "TIFF":  # there the entries are the file's own layout: of no use in another file
-            return None, orientation
         entries[ExifTags.Base.Orientation] = 1
         return (entries.tobytes() if "exif" in image.info else None), orientation
-    # A photograph is worth enlarging whatever became of its entries, and Pillow raises almost anything on damage.
+    # A photograph is worth upscaling whatever became of its entries, and Pillow raises almost anything on damage.
     except Exception:
         return None, 1
+
+
+def _decoded(image: ImageFile, content: bytes) -> np.ndarray:
+    """[H, W, C], C in 1 to 4, uint8 or uint16."""
+    if image.format == "PNG":
+        return _png(content)
+    if image.format == "PPM" and (most := _largest_value(image)) > 255:
+        return _deep_pnm(image, content, most)
+    return pixels_of(image)
+
+
+def _png(content: bytes) -> np.ndarray:
+    import imagecodecs
+
+    try:
+        pixels = imagecodecs.png_decode(content)
+    except imagecodecs.PngError as error:
+        truncated = "too small" in str(error)
+        raise ValueError("image file is truncated" if truncated else f"damaged PNG ({error})") from None
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
     """[H, W, C] of a PIL image as it is: uint8, C in 1 to 4, or uint16 gray.
 
     Raises:
-        ValueError: 32 bits a channel.
+        ValueError: 32 bits per channel.
     """
     if image.mode.startswith("I;16"):
         return np.array(image).astype(np.uint16)[..., None]
     if image.mode in ("I", "F"):
-        raise ValueError("32 bits a channel; convert it to 16 or 8")
+        raise ValueError("32 bits per channel; convert it to 16 or 8")
     gray = image.mode in ("1", "L", "LA", "La")
     mode = ("LA" if gray else "RGBA") if image.has_transparency_data else ("L" if gray else "RGB")
     pixels = np.array(image.convert(mode))
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _deep_pixels(path: Path, image: ImageFile, content: bytes) -> np.ndarray:
-    """uint16 [H, W, C], C 1, 3 or 4. Pillow keeps 8 bits of such colours, OpenCV all 16."""
-    import cv2
+def _largest_value(image: ImageFile) -> int:
+    """The maxval of a PGM or PPM file, from what Pillow hands to its decoder."""
+    arguments = image.tile[0][3]
+    return arguments[1] if isinstance(arguments, tuple) else 65535 if arguments == "I;16B" else 255
 
-    image.load()  # Pillow notices damage that OpenCV passes over
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it would say goes to stderr
+
+def _deep_pnm(image: ImageFile, content: bytes, most: int) -> np.ndarray:
+    """uint16 of a PGM or PPM file, of which Pillow keeps 8 bits."""
+    decoder, _, offset, _ = image.tile[0]
+    shape = (image.height, image.width, 1 if image.mode in ("I", "I;16", "L") else 3)
+    count = int(np.prod(shape))
+    if decoder == "ppm_plain":
+        words = re.sub(rb"#[^\r\n]*", b"", content[offset:]).split()
+        values = np.array(words[:count], np.uint32)
+    else:
+        values = np.frombuffer(content[offset : offset + 2 * count], ">u2").astype(np.uint32)
+    if values.size < count:
+        raise ValueError("the file is cut off")
+    if values.max() > most:
+        raise ValueError(f"damaged; it has values above its maxval {most}")
+    return ((values * 65535 + most // 2) // most).astype(np.uint16).reshape(shape)
+
+
+def upright_size(image: ImageFile) -> tuple[int, int]:
+    """(height, width) after the turn that the EXIF entry asks for, from the header alone."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def opened(path: Path, content: bytes | None = None) -> Iterator[ImageFile]:
+    """The PIL image of a file, header read; all that is wrong with it becomes an `UnreadableImageError`."""
+    with _named(path, content):
+        _register_heif(content[:12] if content is not None else _beginning(path))
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
+            yield image
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(256)
+
+
+def _register_heif(beginning: bytes) -> None:
+    """Have Pillow read HEIC, if this is such a file and the package for it is installed."""
+    if b"ftyp" in beginning and "HEIF" not in Image.OPEN:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            return
+        register_heif_opener()
+
+
+@contextmanager
+def _named(path: Path, content: bytes | None = None) -> Iterator[None]:
+    """Turn whatever a decoder raises into an error that names the file and says what is wrong with it."""
     try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        pixels = None
-    if pixels is None or pixels.dtype != np.uint16 or image.mode == "CMYK":
-        raise UnreadableImageError(f"{path}: its kind of pixels is not read here; convert it to 16 or 8 bits a channel")
-    if pixels.ndim == 2:
-        return pixels[..., None]
-    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+        yield
+    except (UserError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise UnreadableImageError(f"{path}: there is no such file") from None
+    except UnidentifiedImageError:
+        with _named(path):
+            beginning = _beginning(path) if content is None else content[:256]
+        raise UnreadableImageError(f"{path}: {_what_it_is(beginning)}") from None
+    # Decoders raise almost anything on damaged files: OSError, SyntaxError, ValueError, struct.error...
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = os.strerror(error.errno)
+        else:
+            reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"{path}: {reason}") from None
+
+
+def _what_it_is(beginning: bytes) -> str:
+    """What a file is that Pillow does not know."""
+    if not beginning:
+        return "the file is empty"
+    for name, (brands, remedy) in _BY_PLUGIN.items():
+        if re.match(rb".{4}ftyp" + brands, beginning, re.DOTALL):
+            return f"damaged {name}" if name in Image.OPEN else remedy
+    for pattern, meaning in _OTHER_FILES.items():
+        if re.match(pattern, beginning, re.DOTALL):
+            return meaning
+    return "not an image"

@@ -72,11 +72,9 @@ def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:
 
 
 def _deep_png(pixels: np.ndarray, picture: Picture) -> bytes:
-    import cv2
+    import imagecodecs
 
-    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
-    _, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels[..., order]))
-    content = encoded.tobytes()
+    content = bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
     after_header = 8 + 25  # the signature, then IHDR, which has a fixed length
     chunks = b""
     if picture.icc_profile:

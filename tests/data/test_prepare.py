@@ -171,12 +171,12 @@ def damaged_images(folder: Path) -> dict[str, str]:
     Image.fromarray(photographs.camera().astype(np.uint16) * 257).save(folder / "deep.png")
     return {
         "truncated.png": "truncated",
-        "bitflip.png": "broken data stream",
+        "bitflip.png": "damaged",
         "empty.png": "the file is empty",
         "text.png": "not an image",
         "pixel.png": "1x1 pixels are too few to shrink by 4",
         "glass.png": "has transparent pixels",
-        "deep.png": "16 bits a channel",
+        "deep.png": "16 bits",
     }
 
 

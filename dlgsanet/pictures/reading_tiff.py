@@ -1,0 +1,161 @@
+"""Decode TIFF: every photometric interpretation, layout and depth is either right or refused by name."""
+
+import io
+import logging
+
+import numpy as np
+import tifffile
+from PIL import Image
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, SAMPLEFORMAT
+
+from dlgsanet.pictures.bounds import MAX_PIXELS, excess
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
+
+_COLORS = {
+    PHOTOMETRIC.MINISWHITE: 1, PHOTOMETRIC.MINISBLACK: 1, PHOTOMETRIC.PALETTE: 1,
+    PHOTOMETRIC.RGB: 3, PHOTOMETRIC.YCBCR: 3, PHOTOMETRIC.SEPARATED: 4,
+}  # fmt: skip
+_KINDS = {
+    SAMPLEFORMAT.INT: "signed integers", SAMPLEFORMAT.IEEEFP: "floating point",
+    SAMPLEFORMAT.COMPLEXINT: "complex numbers", SAMPLEFORMAT.COMPLEXIEEEFP: "complex numbers",
+}  # fmt: skip
+_JPEG = (COMPRESSION.JPEG, COMPRESSION.ALT_JPEG)
+_INK_SET, _DNG_VERSION, _ORIENTATION = 332, 50706, 274
+_PREVIEW, _CMYK = 1, 1  # values of the tags NewSubfileType and InkSet
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is reported by exceptions, once
+
+
+def decode_tiff(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bytes | None, int]:
+    """The only page of a TIFF file.
+
+    Args:
+        content: the file.
+        max_pixels: pixels that are accepted.
+
+    Returns:
+        Pixels [H, W, C], C 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha), alpha not premultiplied: uint8 for up
+        to 8 bits per channel, else uint16; the colour profile; the orientation as EXIF counts it.
+
+    Raises:
+        ValueError: what the file has and this function does not decode.
+        Exception: whatever tifffile raises on damaged files.
+    """
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        assert isinstance(page, tifffile.TiffPage)
+        extra = _refuse(file, page, len(content), max_pixels)
+        orientation = page.tags.valueof(_ORIENTATION, 1)
+        profile = page.iccprofile if page.photometric != PHOTOMETRIC.SEPARATED else None
+        if page.photometric == PHOTOMETRIC.YCBCR and page.compression not in _JPEG:
+            return _by_libtiff(content, page), profile, 1  # Pillow turns it upright itself
+        values = page.asarray(squeeze=False)[:, 0]  # [planes, H, W, samples of a plane]
+        values = np.moveaxis(values[..., 0], 0, -1) if len(values) > 1 else values[0]
+        return _pixels(page, values, extra), profile, orientation
+
+
+def _refuse(file: tifffile.TiffFile, page: tifffile.TiffPage, file_bytes: int, max_pixels: int) -> int | None:
+    """Raise ValueError for what is not decoded; return the kind of the extra sample, None: there is none."""
+    if _has_second_page(file):
+        raise ValueError("has several pages; split it first, for example: tiffsplit FILE")
+    if _DNG_VERSION in page.tags or page.subfiletype & _PREVIEW:
+        raise ValueError("a raw photograph, of which a preview could be read at most; develop it first")
+    if 0 in page.shaped:
+        raise ValueError("damaged; it has no pixels")
+    samples, bits = page.samplesperpixel, page.bitspersample
+    if problem := excess(page.imagewidth, page.imagelength, samples * (1 if bits <= 8 else 2), file_bytes, max_pixels):
+        raise ValueError(problem)
+    if page.sampleformat in _KINDS or not 1 <= bits <= 16:
+        kind = _KINDS.get(page.sampleformat, "integers")  # type: ignore[call-overload]  # an int where it is unknown
+        raise ValueError(f"{bits}-bit {kind} per channel; convert it to unsigned integers of 8 or 16 bits")
+    colors = _COLORS.get(page.photometric)  # type: ignore[call-overload]
+    if colors is None:
+        raise ValueError(f"its colours are {_name(page.photometric)}; convert it to RGB")
+    if page.photometric == PHOTOMETRIC.SEPARATED and page.tags.valueof(_INK_SET, _CMYK) != _CMYK:
+        raise ValueError("its inks are not CMYK; convert it to RGB")
+    if page.imagedepth > 1:
+        raise ValueError(f"a volume of {page.imagedepth} slices; split it first")
+    extra = samples - colors
+    if extra < 0 or extra > 1 or (extra and page.photometric == PHOTOMETRIC.PALETTE):
+        raise ValueError(f"{samples} channels of colours {_name(page.photometric)}; convert it to gray or RGB")
+    if not extra:
+        return None
+    kind = page.extrasamples[0] if page.extrasamples else EXTRASAMPLE.UNASSALPHA  # missing: what every reader assumes
+    if kind == EXTRASAMPLE.UNSPECIFIED:
+        raise ValueError("has a channel that is neither colour nor transparency; remove it")
+    return kind
+
+
+def _has_second_page(file: tifffile.TiffFile) -> bool:
+    try:
+        return file.pages[1] is not None
+    except IndexError:
+        return False
+
+
+def _name(photometric: int) -> str:
+    return photometric.name if isinstance(photometric, PHOTOMETRIC) else f"of unknown kind {photometric}"
+
+
+def _by_libtiff(content: bytes, page: tifffile.TiffPage) -> np.ndarray:
+    """Luma and chroma that are not compressed as JPEG: libtiff knows its subsampling."""
+    if page.bitspersample != 8 or page.samplesperpixel != 3:
+        raise ValueError("its colours are YCBCR with other than 8 bits or 3 channels; convert it to RGB")
+    with Image.open(io.BytesIO(content)) as image:
+        return np.array(image.convert("RGB"))
+
+
+def _pixels(page: tifffile.TiffPage, values: np.ndarray, extra: int | None) -> np.ndarray:
+    """Samples [H, W, S] as gray or RGB with straight alpha, of the full range of uint8 or uint16."""
+    bits = page.bitspersample
+    if page.photometric == PHOTOMETRIC.PALETTE:
+        return _palette(page)[values[..., 0]]
+    values = _full_range(values, bits)
+    most = np.iinfo(values.dtype).max
+    alpha = values[..., -1:] if extra is not None else None
+    color = values if alpha is None else values[..., :-1]
+    if extra == EXTRASAMPLE.ASSOCALPHA:
+        assert alpha is not None
+        color = _straight(color, alpha, page.photometric)
+    if page.photometric == PHOTOMETRIC.MINISWHITE:
+        color = most - color
+    elif page.photometric == PHOTOMETRIC.SEPARATED:
+        color = _cmyk_to_rgb(color)
+    return color if alpha is None else np.concatenate([color, alpha], 2)
+
+
+def _full_range(values: np.ndarray, bits: int) -> np.ndarray:
+    if bits in (8, 16):
+        return values
+    most, target = 2**bits - 1, (np.uint8 if bits < 8 else np.uint16)
+    scaled = values.astype(np.uint32) * np.iinfo(target).max
+    return ((scaled + most // 2) // most).astype(target)
+
+
+def _palette(page: tifffile.TiffPage) -> np.ndarray:
+    """[colours, 3]: uint8 if the file's 16 bits hold no more, as almost always."""
+    colors = np.asarray(page.colormap, np.uint16).T
+    high = colors >> 8
+    if not high.any() and colors.any():  # some programs write 8 bits where 16 belong
+        high = colors
+    elif (colors & 255 != 0).any() and (colors != high * 257).any():
+        return colors
+    return high.astype(np.uint8)
+
+
+def _straight(color: np.ndarray, alpha: np.ndarray, photometric: int) -> np.ndarray:
+    """Premultiplied colours divided by alpha; what is transparent becomes black."""
+    if photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB):
+        raise ValueError(f"premultiplied transparency with colours {_name(photometric)}; convert it to RGB")
+    most = np.iinfo(color.dtype).max
+    over = np.maximum(alpha, 1).astype(np.uint32)
+    divided = (color.astype(np.uint32) * most + over // 2) // over
+    return np.where(alpha > 0, np.minimum(divided, most), 0).astype(color.dtype)
+
+
+def _cmyk_to_rgb(inks: np.ndarray) -> np.ndarray:
+    """As Pillow converts without a profile: each of RGB is (1 - ink) * (1 - black)."""
+    most = int(np.iinfo(inks.dtype).max)
+    light = most - inks.astype(np.uint32)
+    return ((light[..., :3] * light[..., 3:] + most // 2) // most).astype(inks.dtype)

@@ -1,0 +1,143 @@
+"""Every kind of TIFF is read right or refused by name."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from dlgsanet.errors import UserError
+from dlgsanet.pictures.reading import read_picture
+
+from .test_read_and_write import NAME, saved
+
+
+def tiff(pixels, **options) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, pixels, **options)
+    return buffer.getvalue()
+
+
+def samples(photo, bits: int) -> np.ndarray:
+    """uint8 or uint16 [H, W, 4] within 0 to 2**bits - 1, varied in every bit."""
+    deep = photo[:40, :56].astype(np.uint32) * 256 + photo[20:60, :56][::-1]
+    values = np.dstack([deep, deep[..., :1][:, ::-1]]) >> (16 - bits)
+    return values.astype(np.uint8 if bits <= 8 else np.uint16)
+
+
+def full_range(values: np.ndarray, bits: int) -> np.ndarray:
+    target = np.uint8 if bits <= 8 else np.uint16
+    return np.round(values / (2**bits - 1) * np.iinfo(target).max).astype(target)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_every_layout_of_gray_and_rgb(photo, bits, channels):
+    values = samples(photo, bits)[..., [0, 3] if channels == 2 else range(channels)]
+    gray, extra = channels < 3, ["unassalpha"] if channels in (2, 4) else None
+    layouts = itertools.product(
+        "<>",
+        ("contig", "separate"),
+        (None, "adobe_deflate", "lzw", "packbits", "zstd"),
+        (False, True),
+        (None, (16, 16)),
+    )
+    for byteorder, planar, compression, predictor, tile in layouts:
+        if (predictor and compression in (None, "packbits")) or (channels == 1 and planar == "separate"):
+            continue
+        content = tiff(
+            np.moveaxis(values, 2, 0).copy() if planar == "separate" else values if channels > 1 else values[..., 0],
+            photometric="minisblack" if gray else "rgb", planarconfig=planar if channels > 1 else None,
+            byteorder=byteorder, compression=compression, predictor=predictor, tile=tile, extrasamples=extra,
+        )  # fmt: skip
+        picture = read_picture(NAME, content)
+        assert np.array_equal(picture.pixels, values), (byteorder, planar, compression, predictor, tile)
+        assert (picture.alpha is not None) == (extra is not None)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 6, 8, 10, 12, 14, 16])
+@pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+def test_every_depth_of_gray(photo, bits, photometric):
+    values = samples(photo, bits)[..., 0]
+    content = tiff(values if bits > 1 else values.astype(bool), photometric=photometric, bitspersample=bits)
+    wanted = full_range(values, bits)
+    picture = read_picture(NAME, content)
+    assert picture.color.dtype == wanted.dtype
+    assert np.array_equal(picture.color[..., 0], wanted if photometric == "minisblack" else ~wanted)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_premultiplied_transparency_is_divided_out(photo, bits, channels):
+    values = samples(photo, bits)[..., [0, 3] if channels == 2 else range(4)]
+    most = 2**bits - 1
+    alpha = values[..., -1:].astype(np.uint64)
+    stored = values.copy()
+    stored[..., :-1] = (values[..., :-1] * alpha + most // 2) // most
+    kind = "minisblack" if channels == 2 else "rgb"
+    content = tiff(stored, photometric=kind, planarconfig="contig", extrasamples=["assocalpha"])
+    picture = read_picture(NAME, content)
+    assert np.array_equal(picture.alpha, values[..., -1])
+    clear = picture.alpha > most // 2
+    error = np.abs(picture.color.astype(int) - values[..., :-1])[clear]
+    assert error.max() <= 1
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_cmyk_is_converted(photo, bits):
+    values = samples(photo, bits)
+    picture = read_picture(NAME, tiff(values, photometric="separated", planarconfig="contig"))
+    most = 2**bits - 1
+    wanted = (1 - values[..., :3] / most) * (1 - values[..., 3:] / most) * most
+    assert np.abs(picture.color - wanted).max() <= 1
+
+
+def test_palettes_of_8_and_16_bits(photo):
+    image = Image.fromarray(photo).quantize(32)
+    assert np.array_equal(read_picture(NAME, saved(image, "TIFF")).color, np.array(image.convert("RGB")))
+    colors = np.random.default_rng(0).integers(0, 65536, (3, 256), dtype=np.uint16)
+    index = photo[..., 0]
+    picture = read_picture(NAME, tiff(index, photometric="palette", colormap=colors))
+    assert np.array_equal(picture.color, colors.T[index])
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "group3", "group4", "tiff_ccitt", "raw YCbCr"])
+def test_what_scanners_and_cameras_write(photo, compression):
+    image = Image.fromarray(photo)
+    if compression == "raw YCbCr":
+        content = saved(image.convert("YCbCr"), "TIFF")
+    elif compression == "jpeg":
+        content = saved(image.convert("YCbCr"), "TIFF", compression="jpeg")
+    else:
+        content = saved(image.convert("1"), "TIFF", compression=compression)
+    wanted = Image.open(io.BytesIO(content))
+    wanted = np.array(wanted.convert("L" if wanted.mode == "1" else "RGB"))
+    color = read_picture(NAME, content).color
+    assert np.abs(color.squeeze().astype(int) - wanted).max() <= (2 if "jpeg" in compression else 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda v: tiff(v[..., 0].astype(np.float32)), "32-bit floating point"),
+        (lambda v: tiff(v[..., 0].astype(np.float16)), "16-bit floating point"),
+        (lambda v: tiff(v[..., 0].astype(np.int16)), "16-bit signed integers"),
+        (lambda v: tiff(v[..., 0].astype(np.uint32)), "32-bit integers"),
+        (lambda v: tiff(v[..., 0].astype(np.complex64)), "complex"),
+        (lambda v: tiff(np.dstack([v, v[..., :1]]), photometric="minisblack", planarconfig="contig"), "5 channels"),
+        (lambda v: tiff(v[..., :3], photometric="cielab"), "CIELAB"),
+        (lambda v: tiff(v, photometric="rgb", extrasamples=["unspecified"]), "neither colour nor transparency"),
+        (lambda v: tiff(v, photometric="separated", extratags=[(332, "H", 1, 2, True)]), "not CMYK"),
+        (lambda v: tiff(v[..., 0], photometric="cfa"), "CFA"),
+        (lambda v: tiff(v[..., 0], subfiletype=1), "raw photograph"),
+        (lambda v: tiff(v[..., :2], photometric="minisblack", planarconfig="contig",
+                        extrasamples=["unassalpha"])[:-900], None),
+        (lambda v: tiff(np.stack([v[..., 0]] * 3), photometric="minisblack"), "pages"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("bits", [16])
+def test_what_is_not_read_is_named(photo, make, named, bits):
+    with pytest.raises(UserError, match=named):
+        read_picture(NAME, make(samples(photo, bits)))
