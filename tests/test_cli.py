@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 def command(*arguments: str, cwd=REPOSITORY) -> subprocess.CompletedProcess:
     environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(cwd)}
     call = [sys.executable, "-m", "dlgsanet", *arguments]
-    return subprocess.run(call, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    return subprocess.run(call, capture_output=True, text=True, cwd=cwd, env=environment)
 
 
 def test_help_answers_at_once_and_names_every_command():
@@ -47,7 +47,7 @@ def test_an_unknown_command_is_one_line():
 @pytest.mark.parametrize("script", ["train", "test"])
 def test_the_entry_points_run_as_files(script, tmp_path):
     call = [sys.executable, str(REPOSITORY / "dlgsanet" / f"{script}.py"), "-opt", "none.yml"]
-    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert "none.yml: cannot be read" in done.stderr.splitlines()[-1]
     assert not any(tmp_path.iterdir())

@@ -245,7 +245,7 @@ def test_compute_sanitizer_finds_nothing(tool):
         # What PyTorch asks in vain of the driver is no error of the kernels.
         [sanitizer, "--tool", tool, "--report-api-errors=no", "--error-exitcode=9", sys.executable, "-c", program],
         env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # each tensor an allocation with ends of its own
-        capture_output=True, text=True, timeout=400,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     if done.returncode not in (0, 9) and "ran to its end" not in done.stdout:
         pytest.skip(f"compute-sanitizer does not run here: {(done.stdout + done.stderr).strip()[-300:]}")

@@ -82,7 +82,7 @@ class _Layer(Dataset):
 
 def test_data_loader_workers_compute_layers():
     want = _compute_one()
-    loader = DataLoader(_Layer(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    loader = DataLoader(_Layer(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=600)
     assert all(got.equal(want) for got in loader)
 
 
@@ -99,7 +99,7 @@ def test_a_fork_computes_layers_without_the_threads_it_lost():
     child = fork.Process(target=_compute_with_two_threads, args=(queue,))
     child.start()
     try:
-        assert torch.from_numpy(queue.get(timeout=60)).equal(want)
+        assert torch.from_numpy(queue.get(timeout=600)).equal(want)
     finally:
         child.kill()
         child.join()

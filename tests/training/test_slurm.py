@@ -91,7 +91,7 @@ def submit(cluster, tasks: int, *overrides: str) -> subprocess.Popen:
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_job_is_warned_queued_again_and_ends_as_if_it_had_not_been(cluster, workplace, tasks):
     whole = submit(cluster, tasks, f"datasets:train:batch_size_per_gpu={4 // tasks}", "name=whole")
-    assert whole.wait(timeout=120) == 0
+    assert whole.wait(timeout=600) == 0
     job = submit(cluster, tasks, f"datasets:train:batch_size_per_gpu={4 // tasks}")
     log = cluster / "slurm_logs/job-17.log"
     before = log.read_text()
@@ -99,7 +99,7 @@ def test_job_is_warned_queued_again_and_ends_as_if_it_had_not_been(cluster, work
         assert job.poll() is None, log.read_text()
         time.sleep(0.01)
     os.kill(int((cluster / "batch.pid").read_text()), signal.SIGUSR1)
-    assert job.wait(timeout=120) == 0, log.read_text()
+    assert job.wait(timeout=600) == 0, log.read_text()
     assert (cluster / "codes").read_text().split() == ["0", "75", "0"], log.read_text()
     workplace.folder = cluster
     assert identical(workplace.checkpoint(12, NAME), workplace.checkpoint(12, "whole"))

@@ -1,0 +1,64 @@
+"""What holds for the repository as a whole: how BasicSR is installed, the time limits of tests, versions, dates."""
+
+import ast
+import os
+import re
+import runpy
+import subprocess
+import sys
+
+from tests.conftest import REPOSITORY
+
+INSTALL = REPOSITORY / "scripts/install_basicsr.py"
+
+
+def test_exec_writes_to_a_functions_variables_while_basicsr_is_built(tmp_path):
+    """As BasicSR's setup.py expects. Python 3.13 and later fail this without sitecustomize."""
+    (tmp_path / "sitecustomize.py").write_text(runpy.run_path(str(INSTALL))["SITECUSTOMIZE"])
+    code = """
+def version():
+    exec(compile("__version__ = '1.4.2'", "version.py", "exec"))
+    return locals()["__version__"]
+assert version() == "1.4.2"
+exec("at_module_level = 1")
+assert at_module_level == 1
+names = {}
+exec("kept_apart = 1", names)
+assert names["kept_apart"] == 1 and "kept_apart" not in globals()
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_version_of_basicsr_is_the_same_everywhere():
+    pinned = runpy.run_path(str(INSTALL))["BASICSR"]
+    assert f'"{pinned}"' in (REPOSITORY / "pyproject.toml").read_text()
+
+
+def test_no_test_has_a_short_time_limit():
+    """A busy machine must not fail a test: limits are there to end what hangs, from 600 s up."""
+    short = [
+        f"{path.name}:{node.value.lineno}: {node.value.value}"
+        for path in REPOSITORY.glob("tests/**/*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.keyword)
+        and node.arg in ("timeout", "deadline")
+        and isinstance(node.value, ast.Constant)
+        if node.value.value is not None and node.value.value < 600
+    ]
+    assert not short
+
+
+def test_every_version_of_the_changelog_has_a_date():
+    headings = re.findall(r"^## .*$", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings
+    assert all(re.fullmatch(r"## \d+\.\d+\.\d+ \((unreleased|\d{4}-\d\d-\d\d).*\)", heading) for heading in headings)
+
+
+def test_the_checks_of_pull_requests_are_those_of_ci():
+    assert "bash .ci/run" in (REPOSITORY / ".github/workflows/ci.yml").read_text()
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    hooks = (REPOSITORY / ".pre-commit-config.yaml").read_text()
+    for command in re.findall(r"\$\(bin\)/(ruff \w+|mypy)", lint[1]):
+        assert f".venv/bin/{command}" in hooks
