@@ -1,5 +1,7 @@
 """Validation, its images shared out to the ranks; the figures are those of a single process to the last digit."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,9 @@ from basicsr.utils import imwrite, tensor2img
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
+from dlgsanet.data.pairs import Pair
 from dlgsanet.distributed import gather
+from dlgsanet.errors import UserError
 from dlgsanet.training.samples import read_sample
 
 
@@ -48,7 +52,7 @@ class ValidationSet:
             stopped: asked between images.
 
         Returns:
-            The mean of every metric; and the first image, uint8 [H, W, 3] in BGR, on the rank that computed it.
+            The mean of every metric; and the first image, uint8 [H, W, 3] in BGR or [H, W, 1], on its rank.
 
         Raises:
             StoppedError: on every rank, when `stopped` was true on any.
@@ -61,7 +65,7 @@ class ValidationSet:
                 if stopped():
                     break
                 image, scores[index] = _upscale_and_score(model, data, metrics)
-                first = image if index == 0 else first
+                first = np.atleast_3d(image) if index == 0 else first
                 if save_to:
                     imwrite(image, str(save_to / f"{Path(data['lq_path'][0]).stem}.png"))
         everyones = gather(scores)
@@ -70,6 +74,31 @@ class ValidationSet:
         by_index = sorted((index, score) for part in everyones for index, score in part.items())
         means = {name: sum(score[name] for _, score in by_index) / len(by_index) for name in metrics}
         return means, first
+
+
+def check_metrics(metrics: dict[str, Any], smallest: Pair, scale: int) -> None:
+    """Try the metrics of `val.metrics` on the smallest pair of a data set, before work begins.
+
+    Raises:
+        UserError: a metric needs larger images.
+    """
+    gt = smallest.read(scale)[1][..., ::-1]
+    for name, options in metrics.items():
+        options = {key: value for key, value in options.items() if key != "better"}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                value = float(calculate_metric({"img": gt, "img2": gt}, options))
+        except Exception as error:  # whatever a metric does with an image that is too small for it
+            value, reason = math.nan, f" ({' '.join(str(error).split())[:100] or type(error).__name__})"
+        else:
+            reason = ""
+        if math.isnan(value):
+            size = f"{gt.shape[1]}x{gt.shape[0]}"
+            raise UserError(
+                f"{smallest.gt.name}: val.metrics.{name} cannot be computed on its {size} pixels{reason}; "
+                "remove the metric or the small images"
+            )
 
 
 @contextmanager
