@@ -5,7 +5,9 @@ exit code. Nothing here imports torch, so that `dlgsanet --help` answers at once
 """
 
 import importlib
+import os
 import sys
+from contextlib import suppress
 
 from dlgsanet import __version__
 from dlgsanet.allocator import keep_freed_memory
@@ -46,6 +48,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``dlgsanet ARGV``: exit code 0, or 2 with one line on stderr for what the user can mend."""
+    _open_standard_streams()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -60,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(entry: str, argv: list[str]) -> int:
     """Call ``module:function`` with argv, as every entry point does: errors that the user can fix become one line."""
+    _open_standard_streams()
     module, function = entry.split(":")
     try:
         keep_freed_memory()
@@ -74,6 +78,18 @@ def run(entry: str, argv: list[str]) -> int:
         return 1
 
 
+def _open_standard_streams() -> None:
+    """Open those that the caller has closed. The next file to be opened would take their place, and get messages."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # open until the process ends
+
+
 def _fail(message: str) -> int:
-    print(f"dlgsanet: error: {message}", file=sys.stderr)
+    with suppress(OSError):  # stderr may be a file on a full disk; the exit code counts then
+        print(f"dlgsanet: error: {message}", file=sys.stderr, flush=True)
     return 2

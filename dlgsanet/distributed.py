@@ -1,4 +1,4 @@
-"""The processes ("ranks") of a run: starting them, and the few words that they exchange.
+"""The processes ("ranks") of a run: how they start, and the few values that they exchange.
 
 One process trains on one GPU (NCCL), or on CPU cores (gloo). Every function works in a single process too.
 """
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -25,13 +25,13 @@ def ranks(launcher: str, options: dict[str, Any]) -> Iterator[None]:
     """Within the block this process is a rank of the run, and `options` says which.
 
     Sets `dist`, `rank`, `world_size` and the `manual_seed` that all share. `dist_params` in the options may set
-    `backend`, `port`, and `timeout`: seconds after which a rank that does not answer is given up.
+    `backend`, `port`, and `timeout`: seconds after which a rank that does not answer counts as lost.
 
     Args:
         launcher: `none`, `pytorch` (torchrun has set the environment) or `slurm` (srun has).
 
     Raises:
-        UserError: the launcher's environment is not there, or the ranks do not find each other.
+        UserError: the launcher has not set its environment variables, or the ranks do not find each other.
     """
     if launcher == "none":
         yield
@@ -60,23 +60,22 @@ def ranks(launcher: str, options: dict[str, Any]) -> Iterator[None]:
 
 
 def _leave_at_once(error: BaseException) -> NoReturn:
-    """End this process with a word, but without the clean end of a process group, which waits for ranks for ever."""
-    if isinstance(error, UserError):
-        print(f"dlgsanet: error: {error}", file=sys.stderr)
-        code = 2
-    elif isinstance(error, KeyboardInterrupt):
-        print("dlgsanet: stopped", file=sys.stderr)
-        code = INTERRUPTED
-    else:
-        traceback.print_exception(error)
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Report an error and end this process without leaving the process group, which would wait for ranks forever."""
+    code = 2 if isinstance(error, UserError) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    with suppress(OSError):  # stderr may be a file on a full disk
+        if isinstance(error, UserError):
+            print(f"dlgsanet: error: {error}", file=sys.stderr)
+        elif isinstance(error, KeyboardInterrupt):
+            print("dlgsanet: stopped", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 
 def _environment_from_slurm(port: int | None) -> None:
-    """What torchrun would have set, from what srun sets for each task."""
+    """Set what torchrun sets, from what srun sets for each task."""
     try:
         os.environ["RANK"] = os.environ["SLURM_PROCID"]
         os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
@@ -93,7 +92,7 @@ def _environment_from_slurm(port: int | None) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """The value of every rank, in their order."""
+    """The values of all ranks, in their order."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -119,7 +118,7 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def largest(*numbers: int) -> list[int]:
-    """The largest value of each number over all ranks: how they agree on what to do next."""
+    """The largest value of each number over all ranks, by which they agree on what to do next."""
     if not dist.is_initialized():
         return list(numbers)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"

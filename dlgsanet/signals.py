@@ -3,14 +3,15 @@
 import signal
 from types import FrameType
 
-REQUEUE = 75  # EX_TEMPFAIL: saved, start me again with --auto_resume
+REQUEUE = 75  # EX_TEMPFAIL: the run has saved; start it again with --auto-resume
 INTERRUPTED = 130  # what shells report after Ctrl-C
 
 
 class StopSignals:
-    """Within the block, notes the first signal that asks to stop; a second Ctrl-C stops at once.
+    """Within the block, records the first signal that asks to stop; a second Ctrl-C stops at once.
 
-    `received` is the signal's number, or 0. Until `patient` is set there is nothing to save: the first Ctrl-C stops.
+    `received` is the number of the signal, or 0. As long as `patient` is false there is nothing to save, and the first
+    Ctrl-C stops at once.
     """
 
     _asking = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -31,6 +32,12 @@ class StopSignals:
         if number == signal.SIGINT and (self.received or not self.patient):
             raise KeyboardInterrupt
         self.received = self.received or number
+
+
+def signal_name(number: int) -> str:
+    """A signal as messages name it: `SIGTERM`, `SIGUSR1 (time limit)`."""
+    meaning = {signal.SIGUSR1: " (time limit)", signal.SIGINT: " (Ctrl-C)"}
+    return signal.Signals(number).name + meaning.get(signal.Signals(number), "")
 
 
 def exit_code(number: int) -> int:

@@ -136,9 +136,8 @@ def options_of(name: str, folder: str, arguments: argparse.Namespace) -> dict[st
 
 def measure(name: str, folder: str, arguments: argparse.Namespace) -> str:
     """One row of the table."""
-    from dlgsanet.models.build import build_model
     from dlgsanet.training.loop import peak_memory
-    from dlgsanet.training.run import batches_of, data_sets
+    from dlgsanet.training.run import batches_of, build_model, data_sets
     from dlgsanet.training.state import Position
 
     options = options_of(name, folder, arguments)

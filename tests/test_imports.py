@@ -23,7 +23,7 @@ LAYERS = [
     "ops",
     "basicsr_compat device distributed allocator",
     "pictures.bounds pictures.formats pictures.picture pictures.reading pictures.writing",
-    "files progress packages signals options.table",
+    "files ownership progress packages signals options.table",
     "errors",
 ]
 # Still to be moved; nothing is added here.

@@ -1,7 +1,10 @@
 """`dlgsanet test -opt FILE`: a table of PSNR and SSIM of a network on the data sets of an option file."""
 
+from pathlib import Path
+
 from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file
 from dlgsanet.errors import UserError
+from dlgsanet.ownership import owned
 
 
 def main(argv: list[str]) -> int:
@@ -22,5 +25,6 @@ def main(argv: list[str]) -> int:
     from dlgsanet.options.read import read_options
 
     options = read_options(**option_file(arguments), is_train=False)
-    print(run_test(options, arguments.random_weights))
+    with owned(Path(options["path"]["results_root"])):  # two tests of one name would mix their results
+        print(run_test(options, arguments.random_weights))
     return 0

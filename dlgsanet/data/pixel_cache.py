@@ -5,7 +5,9 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.reduction import DupFd
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -22,7 +24,7 @@ class PixelCache:
 
     shapes: list[tuple[int, int]]
     pixels: np.ndarray
-    file: Path | None
+    file: Path | BinaryIO  # in a folder; or in memory, where it has no name
 
     def __post_init__(self) -> None:
         sizes = [3 * height * width for height, width in self.shapes]
@@ -34,13 +36,15 @@ class PixelCache:
         return self.pixels[start:end].reshape(3, *self.shapes[index])
 
     def __getstate__(self) -> dict:
-        """Spawned workers open the file again: the pixels must not travel through a pipe."""
-        return {**self.__dict__, "pixels": None if self.file else self.pixels}
+        """Other processes map the same file: the pixels must not travel through a pipe."""
+        file = self.file if isinstance(self.file, Path) else DupFd(self.file.fileno())
+        return {**self.__dict__, "pixels": None, "file": file}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        if self.file:
-            self.pixels = np.memmap(self.file, np.uint8, "r")
+        if not isinstance(self.file, Path):
+            self.file = open(state["file"].detach(), "rb")  # noqa: SIM115  # open for the object's life
+        self.pixels = np.memmap(self.file, np.uint8, "r")
 
 
 def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_dir: Path | None) -> PixelCache:
@@ -54,7 +58,7 @@ def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_d
     """
     total = sum(3 * height * width for height, width in shapes)
     if cache_dir is None:
-        cache = PixelCache(shapes, _memory(total), None)
+        cache = PixelCache(shapes, *_memory(total))
         _fill(cache, sources)
         return cache
     file = cache_dir / f"{_fingerprint(sources, shapes)}.rgb"
@@ -70,10 +74,12 @@ def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_d
         raise _no_room(total, cache_dir, error) from None
 
 
-def _memory(total: int) -> np.ndarray:
+def _memory(total: int) -> tuple[np.ndarray, BinaryIO]:
     try:
-        return np.empty(total, np.uint8)
-    except MemoryError:
+        file = open(os.memfd_create("dlgsanet"), "r+b")  # noqa: SIM115  # open as long as the cache
+        file.truncate(total)
+        return np.memmap(file, np.uint8, "r+"), file
+    except (MemoryError, OSError):
         raise UserError(f"no memory for {total / 2**30:.1f} GiB of decoded images; set cache_dir") from None
 
 
@@ -93,7 +99,7 @@ def _write(file: Path, total: int, sources: Sequence[Source], shapes: list[tuple
         except OSError as error:
             raise _no_room(total, file.parent, error) from None
         pixels = np.memmap(aside, np.uint8, "r+")
-        _fill(PixelCache(shapes, pixels, None), sources)
+        _fill(PixelCache(shapes, pixels, file), sources)
         pixels.flush()
 
 

@@ -46,8 +46,8 @@ def model_of(options: dict[str, Any]) -> Any:
         UserError: the weights cannot be read or are of another network.
     """
     import dlgsanet.plugin  # noqa: F401, I001  # before BasicSR
+    from basicsr.models import build_model
     from basicsr.utils import get_root_logger
-    from dlgsanet.models.build import build_model
 
     get_root_logger(log_level=logging.WARNING)  # BasicSR's models print themselves
     try:

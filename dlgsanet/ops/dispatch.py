@@ -56,7 +56,8 @@ def explain(record: Record, x: Tensor, training: bool = False) -> list[tuple[str
 def select(record: Record, x: Tensor, training: bool = False, backend: str | None = None) -> Backend:
     """The backend that computes a call: the first candidate that takes it, or `backend`.
 
-    Reports once which one it is and why: in the log, or as a warning where a GPU's own kernels do not serve.
+    Reports once per device which one it is, and why others refused: in the log, or as a warning where a GPU's own
+    kernels do not serve a call.
 
     Raises:
         ValueError: `backend` is unknown, or does not take the call.
@@ -64,7 +65,12 @@ def select(record: Record, x: Tensor, training: bool = False, backend: str | Non
     if backend is not None:
         return _named(backend, record, x, training)
     *refused, (name, _) = explain(record, x, training)
-    _report_once(OPERATIONS[type(record)], x.device.type, name, tuple(refused))
+    device = x.device.type
+    reported = [
+        (other, reason) for other, reason in refused if reason != NO_LAYER and (other != "cuda" or device == "cuda")
+    ]
+    slow = device == "cuda" and any(other == "cuda" for other, _ in reported)
+    _report_once(f"{OPERATIONS[type(record)]} on {device}" if slow else device, name, tuple(reported), slow)
     return load(name)
 
 
@@ -93,7 +99,5 @@ def _unknown(name: str) -> str:
 
 
 @functools.cache
-def _report_once(operation: str, device: str, name: str, refused: tuple[tuple[str, str | None], ...]) -> None:
-    slow = device == "cuda" and dict(refused).get("cuda", NO_LAYER) != NO_LAYER
-    level = logging.WARNING if slow else logging.INFO
-    logger.log(level, "%s on %s: %s backend%s", operation, device, name, because(refused))
+def _report_once(what: str, name: str, refused: tuple[tuple[str, str | None], ...], slow: bool) -> None:
+    logger.log(logging.WARNING if slow else logging.INFO, "%s: %s backend%s", what, name, because(refused))

@@ -129,6 +129,7 @@ def _complete(options: dict[str, Any], is_train: bool, debug: bool, auto_resume:
     options |= {"is_train": is_train, "auto_resume": auto_resume}
     options["rank"], options["world_size"] = get_dist_info()
     options["dist"] = torch.distributed.is_available() and torch.distributed.is_initialized()
+    options["seed_is_drawn"] = "manual_seed" not in options
     options.setdefault("manual_seed", random.SystemRandom().randint(1, 10000))
     gpus = torch.cuda.device_count()
     options["num_gpu"] = gpus if options["num_gpu"] == "auto" else min(int(options["num_gpu"]), gpus)

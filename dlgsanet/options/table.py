@@ -174,6 +174,12 @@ LOGGER = Section(
         Option("save_checkpoint_freq", Whole(1), REQUIRED, "Iterations between checkpoints."),
         Option("save_checkpoint_minutes", Number(0), 10, "Save also after this many minutes without a checkpoint."),
         Option("keep_last", Whole(2), 3, "Checkpoints that are kept."),
+        Option(
+            "save_safetensors",
+            Flag(),
+            False,
+            "Write the weights also as .safetensors files, which `dlgsanet upscale --weights` takes as they are.",
+        ),
         Option("use_tb_logger", Flag(), REQUIRED, "Write TensorBoard files to `tb_logger/NAME`."),
         Option("wandb", Maybe(_WANDB), None, "Send what TensorBoard gets to wandb as well."),
     )

@@ -1,3 +1,3 @@
-"""Training from an option file: exact resume, whole checkpoints, many ranks, and a word for every fault."""
+"""Training from an option file: exact resume, checkpoints that are never torn, several ranks, clear errors."""
 
 import dlgsanet.basicsr_compat  # noqa: F401  # before any module here imports BasicSR

@@ -1,11 +1,17 @@
-"""TensorBoard (and wandb, which follows it): scalars and pictures over iterations, none of them twice."""
+"""TensorBoard (and wandb, which follows it): scalars and pictures over iterations, each iteration once."""
 
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
+from dlgsanet.training.state import Position
+
+OF_VALIDATION = ("metrics/", "pictures/")
 
 
 class Board:
@@ -13,22 +19,25 @@ class Board:
 
     Args:
         options: of the run.
-        start: the iteration that the run goes on from. What an earlier start wrote after it is taken back.
+        position: where the run continues. What earlier starts wrote after it is deleted from their files.
     """
 
-    def __init__(self, options: dict[str, Any], start: int):
+    def __init__(self, options: dict[str, Any], position: Position):
         logger = options["logger"]
         self.writer = None
         if not logger.get("use_tb_logger") or options["rank"] != 0:
             return
-        if (logger.get("wandb") or {}).get("project"):
-            _start_wandb(options)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError(f"logger.use_tb_logger: tensorboard is not installed ({error})") from None
         folder = Path(options["root_path"], "tb_logger", options["name"])
-        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        for path in folder.glob("events.out.tfevents.*"):
+            _take_back(path, position)
+        if (logger.get("wandb") or {}).get("project"):
+            _start_wandb(options)
+        self._former_hook, threading.excepthook = threading.excepthook, self._in_thread
+        self.writer = SummaryWriter(str(folder))
 
     def scalars(self, values: dict[str, float], iteration: int) -> None:
         """Write values under their names."""
@@ -41,9 +50,56 @@ class Board:
         if self.writer:
             self.writer.add_image(name, image[..., ::-1].copy(), iteration, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Have everything written so far on disk.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.writer:
+            self.writer.flush()
+
     def close(self) -> None:
         if self.writer:
-            self.writer.close()
+            with suppress(OSError):  # `flush` has reported it, or another error is being reported
+                self.writer.close()
+            threading.excepthook = self._former_hook
+
+    def _in_thread(self, arguments: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread keeps its error and raises it in the next call; the traceback says nothing more.
+        if type(arguments.thread).__name__ != "_AsyncWriterThread":
+            self._former_hook(arguments)
+
+
+def _take_back(path: Path, position: Position) -> None:
+    """Delete from an event file what a run that continues at `position` is going to write again."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    records = list(RawEventFileLoader(str(path)).Load())
+    kept = [record for record in records if _stays(Event.FromString(record), position)]
+    if len(kept) == len(records):
+        return
+    if len(kept) <= 1:  # the first one only names the format
+        path.unlink()
+        return
+    pieces = _Pieces()
+    writer = RecordWriter(pieces)
+    for record in kept:
+        writer.write(record)
+    write_whole(path, pieces)
+
+
+class _Pieces(list):
+    """A list that a `RecordWriter` can write to."""
+
+    write = list.append
+
+
+def _stays(event: Any, position: Position) -> bool:
+    of_validation = any(value.tag.startswith(OF_VALIDATION) for value in event.summary.value)
+    return event.step <= (position.validated if of_validation else position.iteration)
 
 
 def _start_wandb(options: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 from dlgsanet.options.read import check_options, load_options, read_options
 from dlgsanet.training.checkpoints import Checkpoints
+from dlgsanet.training.conditions import with_schedule
 from dlgsanet.training.state import with_constant_rate
 
 
@@ -68,6 +69,8 @@ class Branch:
             raise UserError(f"{file}: made before with other options; continue it with -opt {file} --auto-resume")
         if not checkpoints.iterations():
             state = with_constant_rate(newest.state)
+            if "conditions" in state:
+                state["conditions"] = with_schedule(state["conditions"], branch["train"]["scheduler"])
             state["position"] = state["position"] | {"best": {}}  # the branch keeps a best of its own
             checkpoints.save(newest.iteration, newest.weights, state)
         write_whole(file, text.encode())

@@ -1,30 +1,37 @@
-"""Checkpoints on disk: written aside and renamed, with checksums; the last few are kept, and the best.
+"""Checkpoints on disk, with checksums. The last few are kept, and the best.
 
-A checkpoint of iteration N is made of files named as BasicSR names them, and of their checksums:
+A checkpoint of iteration N consists of files that are named as BasicSR names them, and of their checksums:
 
+- ``training_states/N.sha256``: for ``sha256sum -c``, run in the experiment's folder. Written first and deleted last: it
+  lists what is left when a process is killed in between, and the next one deletes that.
 - ``models/net_g_N.pth``: the weights, ``{"params": ..., "params_ema": ...}``;
-- ``training_states/N.sha256``: for ``sha256sum -c``, run in the experiment's folder;
-- ``training_states/N.state``: all else that training needs to go on. Written last and deleted first: it is what makes
-  a checkpoint count.
+- ``training_states/N.state``: everything else that training needs to continue. Written last and deleted first: without
+  it there is no checkpoint.
 """
 
 import hashlib
 import io
 import logging
+import re
 from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dlgsanet.archs.checkpoint import write_checkpoint
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 
 logger = logging.getLogger("dlgsanet")
 
-# BasicSR keeps milestones in one. What newer PyTorch reads with weights_only, older must be told.
+# BasicSR keeps milestones in one. Older PyTorch does not read it with weights_only unless it is declared.
 torch.serialization.add_safe_globals([Counter])
+
+Weights = dict[str, dict[str, Any]]  # label (`net_g`) -> key (`params`, `params_ema`) -> state dict
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,13 @@ class Checkpoint:
     """A checkpoint as read: `weights` by network label (`net_g`), each by key (`params`, `params_ema`)."""
 
     iteration: int
-    weights: dict[str, dict[str, Any]]
+    weights: Weights
     state: dict[str, Any]
+
+
+def iteration_of(path: Path) -> int | None:
+    """The iteration of a state file, or None where it is not named ``ITERATION.state``."""
+    return int(path.stem) if re.fullmatch(r"(0|[1-9][0-9]{0,17})\.state", path.name) else None
 
 
 class Checkpoints:
@@ -41,43 +53,52 @@ class Checkpoints:
 
     Args:
         root: the experiment's folder.
-        keep_last: how many to keep; 2 at least, so that a damaged one has another before it.
+        keep_last: how many to keep; 2 at least, so that there is another before one that is damaged.
+        network_options: the `network_g` options, if the generator's weights are also to be written as .safetensors,
+            with these options as metadata. None: they are not.
     """
 
-    def __init__(self, root: Path, keep_last: int = 3):
+    def __init__(self, root: Path, keep_last: int = 3, network_options: Mapping[str, Any] | None = None):
         self.root = root
         self.keep_last = keep_last
+        self.network_options = network_options
 
     def iterations(self) -> list[int]:
         """Iterations of the checkpoints that were written in full, oldest first."""
-        return sorted(int(path.stem) for path in self.root.glob("training_states/*.state") if path.stem.isdigit())
+        found = map(iteration_of, self.root.glob("training_states/*.state"))
+        return sorted(iteration for iteration in found if iteration is not None)
 
-    def save(self, iteration: int, weights: dict[str, dict[str, Any]], state: dict[str, Any]) -> None:
-        """Write a checkpoint, then delete those that are no longer to be kept.
+    def save(self, iteration: int, weights: Weights, state: dict[str, Any]) -> None:
+        """Write a checkpoint, then delete those that are no longer to be kept, and what interrupted ones left.
 
         Raises:
-            UserError: it cannot be written (a full disk, say); the message names the last good one.
+            UserError: it cannot be written (a full disk, for example); the message names the last good one.
         """
         files = {f"models/{label}_{iteration}.pth": _serialised(content) for label, content in weights.items()}
-        files[f"training_states/{iteration}.state"] = _serialised(state)
+        last = f"training_states/{iteration}.state"
+        files[last] = _serialised(state | {"networks": sorted(weights)})
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
-        *rest, last = files.items()
         try:
-            for name, content in (*rest, (f"training_states/{iteration}.sha256", sums.encode()), last):
+            self._write(f"training_states/{iteration}.sha256", sums.encode())
+            self._write_safetensors(weights, str(iteration))
+            for name, content in files.items():
                 self._write(name, content)
         except UserError:
             self._delete(iteration)
             raise
         for old in self.iterations()[: -self.keep_last]:
             self._delete(old)
+        self._delete_orphans()
 
-    def save_weights(self, label: str, name: str, content: dict[str, Any]) -> None:
-        """Write weights that stand beside the checkpoints: ``models/LABEL_NAME.pth``, the best or the latest.
+    def save_weights(self, weights: Weights, name: str) -> None:
+        """Write weights that do not belong to a checkpoint: ``models/LABEL_NAME.pth``, the best or the latest.
 
         Raises:
             UserError: as `save`.
         """
-        self._write(f"models/{label}_{name}.pth", _serialised(content))
+        for label, content in weights.items():
+            self._write(f"models/{label}_{name}.pth", _serialised(content))
+        self._write_safetensors(weights, name)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; what is wrong with newer ones is logged. None: there is none at all.
@@ -93,7 +114,7 @@ class Checkpoints:
                 logger.warning("%s; using the checkpoint before it", error)
                 damaged.append(str(error))
         if damaged:
-            raise UserError(f"no checkpoint is whole: {'; '.join(damaged)}. To begin anew, leave --auto_resume out")
+            raise UserError(f"no checkpoint is whole: {'; '.join(damaged)}. To start over, omit --auto-resume")
         return None
 
     def read(self, iteration: int) -> Checkpoint:
@@ -105,10 +126,13 @@ class Checkpoints:
         contents = {name: read_checked(self.root / name, checksum) for name, checksum in self._files(iteration).items()}
         state = contents.pop(f"training_states/{iteration}.state")
         weights = {Path(name).stem.removesuffix(f"_{iteration}"): content for name, content in contents.items()}
+        for label in state.get("networks", ["net_g"]):
+            if label not in weights:
+                raise UserError(f"{self.root}/models/{label}_{iteration}.pth: missing")
         return Checkpoint(iteration, weights, state)
 
     def set_aside(self, after: int) -> None:
-        """Rename the states of later iterations to `.state.aside`: nothing goes on from them any more."""
+        """Rename the states of later iterations to `.state.aside`: no run continues from them any more."""
         for iteration in self.iterations():
             if iteration > after:
                 path = self.root / "training_states" / f"{iteration}.state"
@@ -116,12 +140,10 @@ class Checkpoints:
                 logger.warning("%s: set aside, no longer part of this run", path)
 
     def last_good(self) -> str:
-        """A phrase that says where the newest checkpoint is and how to go on from it."""
+        """A phrase that says where the newest checkpoint is and how to continue from it."""
         if iterations := self.iterations():
-            return (
-                f"the last good checkpoint is {self.root}/training_states/{iterations[-1]}.state; "
-                "--auto_resume goes on from it"
-            )
+            path = self.root / "training_states" / f"{iterations[-1]}.state"
+            return f"the last good checkpoint is {path}; --auto-resume continues from it"
         return "there is no checkpoint yet"
 
     def _write(self, name: str, content: bytes) -> None:
@@ -130,19 +152,57 @@ class Checkpoints:
         except UserError as error:
             raise UserError(f"{error}; {self.last_good()}") from None
 
+    def _write_safetensors(self, weights: Weights, name: str) -> None:
+        """The generator's averages, or its weights where there are none, as `dlgsanet upscale --weights` takes them."""
+        if self.network_options is None or "net_g" not in weights:
+            return
+        content = weights["net_g"]
+        path = self.root / "models" / f"net_g_{name}.safetensors"
+        metadata = {"training_run": self.root.name, "checkpoint": name}
+        try:
+            write_checkpoint(path, content.get("params_ema") or content["params"], self.network_options, metadata)
+        except UserError as error:
+            raise UserError(f"{error}; {self.last_good()}") from None
+
     def _files(self, iteration: int) -> dict[str, str | None]:
         """The files of a checkpoint with their checksums, which BasicSR's own checkpoints lack."""
-        sums = self.root / "training_states" / f"{iteration}.sha256"
+        sums, state = (self.root / "training_states" / f"{iteration}.{kind}" for kind in ("sha256", "state"))
         if sums.exists():
-            return {name: checksum for checksum, name in map(str.split, sums.read_text().splitlines())}
-        logger.warning("%s is not there: the checkpoint is used unchecked", sums)
+            listed = _read_sums(sums, iteration)
+            if f"training_states/{state.name}" not in listed:
+                raise UserError(f"{sums}: damaged (it does not list {state.name})")
+            return dict(listed)
+        logger.warning("%s is missing: the checkpoint is used unchecked", sums)
         names = [f"models/{path.name}" for path in self.root.glob(f"models/net_*_{iteration}.pth")]
-        return dict.fromkeys([*names, f"training_states/{iteration}.state"])
+        return dict.fromkeys([*names, f"training_states/{state.name}"])
 
     def _delete(self, iteration: int) -> None:
-        for pattern in (f"training_states/{iteration}.*", f"models/net_*_{iteration}.pth"):
-            for path in sorted(self.root.glob(pattern), reverse=True):  # the .state first
-                path.unlink()
+        states = self.root / "training_states"
+        models = self.root.glob(f"models/net_*_{iteration}.*")
+        aside = states / f"{iteration}.state.aside"
+        for path in (states / f"{iteration}.state", aside, *models, states / f"{iteration}.sha256"):
+            path.unlink(missing_ok=True)
+
+    def _delete_orphans(self) -> None:
+        """Delete what is left of checkpoints whose writing or deletion was interrupted."""
+        for path in self.root.glob("training_states/*.sha256"):
+            iteration = iteration_of(path.with_suffix(".state"))
+            if iteration is not None and not list(path.parent.glob(f"{iteration}.state*")):
+                self._delete(iteration)
+
+
+def _read_sums(path: Path, iteration: int) -> dict[str, str]:
+    """The checksums by file name.
+
+    Raises:
+        UserError: it is not such a file, or it lists what is not of this checkpoint.
+    """
+    line = re.compile(rf"([0-9a-f]{{64}})  (models/net_\w+_{iteration}\.pth|training_states/{iteration}\.state)", re.A)
+    with suppress(OSError, UnicodeDecodeError):
+        matches = [line.fullmatch(text) for text in path.read_text(encoding="ascii").split("\n")[:-1]]
+        if matches and all(matches):
+            return {match[2]: match[1] for match in matches if match}
+    raise UserError(f"{path}: damaged (not a list of checksums)")
 
 
 def _serialised(content: dict[str, Any]) -> bytes:
@@ -167,8 +227,11 @@ def read_checked(path: Path, checksum: str | None) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     if checksum and hashlib.sha256(content).hexdigest() != checksum:
-        raise UserError(f"{path}: damaged (its checksum is not the one written down)")
+        raise UserError(f"{path}: damaged (its checksum differs from the recorded one)")
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file makes the reader stumble over
         raise UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__})") from None
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: not a checkpoint: it holds a {type(loaded).__name__}")
+    return loaded

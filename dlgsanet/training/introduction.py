@@ -1,4 +1,4 @@
-"""The first lines of a run: what it is about to do, and with what."""
+"""The first lines of the log: what the run is going to do, and with what."""
 
 import logging
 import math
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dlgsanet.training.conditions import differences
 from dlgsanet.training.state import Position
 from dlgsanet.training.validation import ValidationSet
 
@@ -22,22 +23,28 @@ def introduce(
     batch_size: int,
     epoch_length: int,
     position: Position,
+    before: dict[str, Any],
+    now: dict[str, Any],
 ) -> None:
-    """Log a few lines. The backend of the dynamic convolution and the time that the run will take are known, and
-    told, after its first iterations.
+    """Log a few lines. The backend of the layers and the time that the run will take are only known, and logged,
+    after its first iterations.
 
     Args:
         options: of the run.
-        train_set, validation_sets: as built, so found and checked.
+        train_set, validation_sets: as built; their files were found and checked.
         batch_size: samples of an iteration, of all ranks.
         epoch_length: samples of an epoch.
         position: where the run starts.
+        before, now: the conditions of the checkpoint, if any, and of this run (`dlgsanet.training.conditions`).
     """
+    if options["rank"] != 0:
+        return
     train = options["train"]
     name = options["datasets"]["train"]["name"]
     validation = ", ".join(f"{data.name} ({len(data)})" for data in validation_sets) or "none"
     total = int(train["total_iter"])
     epochs = math.ceil(total * batch_size / epoch_length)
+    counted = "1 epoch" if epochs == 1 else f"{epochs:,} epochs"
     ranks = f"{options['world_size']} ranks, " if options["dist"] else ""
     idle = " (one of several GPUs: torchrun uses all)" if options["num_gpu"] > 1 and not options["dist"] else ""
     lines = {
@@ -45,13 +52,14 @@ def introduce(
         "Folder": os.path.relpath(options["path"]["experiments_root"]),
         "Training": f"{name}: {epoch_length:,} samples an epoch; all pairs found and checked",
         "Validation": f"{validation}, every {options['val']['val_freq']:,} iterations" if validation_sets else "none",
-        "Iterations": f"{position.iteration + 1:,} to {total:,} of {batch_size} samples, {epochs} epochs",
+        "Iterations": f"{position.iteration + 1:,} to {total:,} of {batch_size} samples, {counted}",
         "Hardware": ranks + hardware(options["num_gpu"]) + idle,
         "Precision": ", ".join([train["precision"], *(k for k in SWITCHES if train[k])]),
-        "Resume": _resume(options, position),
+        "Weights": _weights(options, position),
     }
     for what, text in lines.items():
         logger.info("%-11s%s", what, text)
+    _introduce_resume(options, position, before, now)
 
 
 def hardware(num_gpu: int) -> str:
@@ -61,10 +69,26 @@ def hardware(num_gpu: int) -> str:
     return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
 
 
-def _resume(options: dict[str, Any], position: Position) -> str:
+def _weights(options: dict[str, Any], position: Position) -> str:
+    if position.iteration:
+        return f"of the checkpoint of iteration {position.iteration:,}"
+    given = {key: path for key, path in options["path"].items() if key.startswith("pretrain_network") and path}
+    return ", ".join(f"{path} (path.{key})" for key, path in given.items()) or "random"
+
+
+def _introduce_resume(options: dict[str, Any], position: Position, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed, kept = differences(before, now) if before else ([], [])
     start = f"from iteration {position.iteration:,}, " if position.iteration else ""
     if position.by_epoch:
-        return f"{start}which BasicSR saved: by epoch, from the beginning of the one it was in"
-    if options["model_type"] in ("DLGSANetModel", "SRModel"):
-        return f"{start}exact, inside an epoch too"
-    return f"{start}weights, optimisers and schedules; what else {options['model_type']} keeps is not saved"
+        how = "which BasicSR saved: by epoch, from the beginning of the one it was in"
+    elif options["model_type"] not in ("DLGSANetModel", "SRModel"):
+        how = f"weights, optimizers and schedules; what else {options['model_type']} keeps is not saved"
+    elif changed:
+        how = f"not exact: {'; '.join(changed)}"
+    elif position.iteration and not before:
+        how = "exact if seed, data, batch and options are unchanged: this checkpoint does not record them"
+    else:
+        how = "exact, inside an epoch too"
+    logger.log(logging.WARNING if changed else logging.INFO, "%-11s%s%s", "Resume", start, how)
+    if kept:
+        logger.warning("%-11s%s: optimizers and schedules keep what the checkpoint has", "Unused", "; ".join(kept))

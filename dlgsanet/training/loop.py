@@ -3,7 +3,6 @@
 import logging
 import math
 import resource
-import signal
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from basicsr.models.base_model import BaseModel
 from dlgsanet.distributed import from_first, largest
 from dlgsanet.errors import UserError
 from dlgsanet.models.dlgsanet_model import DivergedError
-from dlgsanet.signals import StopSignals, exit_code
+from dlgsanet.signals import StopSignals, exit_code, signal_name
 from dlgsanet.training.board import Board
 from dlgsanet.training.checkpoints import Checkpoints
 from dlgsanet.training.messages import Pace, ProgressLine, duration, progress_text
@@ -40,6 +39,7 @@ class Loop:
         epoch_length: samples of an epoch.
         validation_sets: scored every `val.val_freq` iterations.
         position: where the run is.
+        conditions: what its exactness depends on, of `dlgsanet.training.conditions`.
     """
 
     options: dict[str, Any]
@@ -52,6 +52,7 @@ class Loop:
     board: Board
     line: ProgressLine
     position: Position
+    conditions: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.total = int(self.options["train"]["total_iter"])
@@ -80,8 +81,8 @@ class Loop:
             if self.saved != self.position.iteration:
                 self._save()
             if self.options["rank"] == 0:
-                for label, content in weights_of(self.model).items():
-                    self.checkpoints.save_weights(label, "latest", content)
+                self.checkpoints.save_weights(weights_of(self.model), "latest")
+            self.board.flush()
             logger.info("End of training after %s", duration(self.position.seconds))
             return 0
         except StoppedError:
@@ -92,9 +93,7 @@ class Loop:
                 self.checkpoints.set_aside(after=self.position.iteration - self._bad_steps_in_row() - 1)
             raise UserError(f"{error}; {self.checkpoints.last_good()}") from None
         finally:
-            # PyTorch's handler would tell again, as a traceback, of a worker that died while the others are ended.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self.batches.close()  # and with it its workers, which an error's traceback would keep alive for ever
+            self.batches.close()  # and with it its workers
             self.line.clear()
             self.board.close()
 
@@ -150,7 +149,9 @@ class Loop:
         return getattr(self.model, "bad_steps_in_row", 0)
 
     def _save(self) -> None:
-        state = state_of(self.model, self.position, self.position.samples // self.epoch_length)
+        epoch = self.position.samples // self.epoch_length
+        state = state_of(self.model, self.position, epoch, self.conditions)
+        self.board.flush()  # what is on disk of TensorBoard's is never behind a checkpoint
         if self.options["rank"] == 0:
             self.checkpoints.save(self.position.iteration, weights_of(self.model), state)
         self.saved_at, self.saved = time.monotonic(), self.position.iteration
@@ -159,7 +160,8 @@ class Loop:
         if self.saved != self.position.iteration and not self._bad_steps_in_row():
             self._save()
         code = exit_code(signal_number)
-        logger.info("Stopped by signal %d; %s (exit code %d)", signal_number, self.checkpoints.last_good(), code)
+        what = signal_name(signal_number)
+        logger.info("Stopped by %s; %s (exit code %d)", what, self.checkpoints.last_good(), code)
         return code
 
     def _validation_is_due(self) -> bool:
@@ -175,8 +177,8 @@ class Loop:
             save_to = root / data.name / str(iteration) if self.val.get("save_img") else None
             metrics = self.val.get("metrics") or {}
             scores[data.name], first = data.run(self.model, metrics, save_to, lambda: bool(signals.received))
-            told = "  ".join(f"{name} {value:.4f}" for name, value in scores[data.name].items())
-            logger.info("Validation at %s on %s: %s", f"{iteration:,}", data.name, told)
+            text = "  ".join(f"{name} {value:.4f}" for name, value in scores[data.name].items())
+            logger.info("Validation at %s on %s: %s", f"{iteration:,}", data.name, text)
             self.board.scalars({f"metrics/{data.name}/{k}": v for k, v in scores[data.name].items()}, iteration)
             if first is not None:
                 self.board.picture(f"pictures/{data.name}", first, iteration)
@@ -195,10 +197,9 @@ class Loop:
         if former is None or (value < former if lower else value > former):
             self.position.best = {"value": value, "iteration": self.position.iteration}
             if self.options["rank"] == 0:
-                for label, content in weights_of(self.model).items():
-                    self.checkpoints.save_weights(label, "best", content)
+                self.checkpoints.save_weights(weights_of(self.model), "best")
         logger.info("Best %s on %s: %.4f at %s", metric, name, *_best(self.position))
-        from_first(None)  # nobody goes on before the best is on disk
+        from_first(None)  # no rank continues before the best is on disk
 
 
 def _best(position: Position) -> tuple[float, str]:

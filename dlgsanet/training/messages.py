@@ -1,4 +1,4 @@
-"""What a run says: log lines in a file and on the terminal, and in a terminal a line that shows its progress."""
+"""The log of a run, in a file and on the terminal, and the line in a terminal that shows its progress."""
 
 import logging
 import shutil
@@ -11,9 +11,9 @@ from basicsr.utils import logger as basicsr_logging
 
 
 class ProgressLine:
-    """The last line of a terminal, rewritten in place; of anything that is no terminal it does nothing.
+    """The last line of a terminal, rewritten in place. It does nothing where the stream is not a terminal.
 
-    A text wider than the terminal is cut: what has wrapped would stay when the line is rewritten.
+    A text wider than the terminal is cut: a wrapped line would stay when it is rewritten.
     """
 
     def __init__(self, stream: TextIO, enabled: bool | None = None):
@@ -22,14 +22,14 @@ class ProgressLine:
         self.last = 0.0
 
     def show(self, text: str) -> None:
-        """Show text in the place of the former, at most five times a second."""
+        """Replace the text, at most five times per second."""
         if self.enabled and time.monotonic() - self.last > 0.2:
             self.last = time.monotonic()
             self.stream.write(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}")
             self.stream.flush()
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self.enabled:
             self.stream.write("\r\033[K")
             self.stream.flush()
@@ -51,9 +51,9 @@ def start_logging(folder: Path | None) -> ProgressLine:
     """Send the messages of this project and of BasicSR to stderr and to a new file in the folder.
 
     Args:
-        folder: where the file is made. None: this rank has nothing to say but warnings.
+        folder: of the file. None: this rank logs only warnings.
     """
-    logging.raiseExceptions = False  # of a full disk the checkpoint tells that does not fit, not every line
+    logging.raiseExceptions = False  # a full disk is reported once, by what must be saved
     line = ProgressLine(sys.stderr, enabled=None if folder else False)
     handlers: list[logging.Handler] = [_AboveProgress(line)]
     if folder:
@@ -74,7 +74,7 @@ def start_logging(folder: Path | None) -> ProgressLine:
 
 
 class Pace:
-    """How fast a run goes, and how long it will take, averaged over the last iterations (validation left out)."""
+    """The time of an iteration, averaged over the last ones without validation, and the time that is left."""
 
     def __init__(self, total: int):
         self.total = total
@@ -91,7 +91,7 @@ class Pace:
         self.waiting += weight * (waiting - self.waiting)
 
     def left(self, iteration: int) -> str:
-        """The time that the iterations after this one will take."""
+        """The expected time of the iterations after this one."""
         return duration(self.seconds_per_iteration * (self.total - iteration))
 
 
@@ -103,7 +103,7 @@ def duration(seconds: float) -> str:
 
 
 def progress_text(iteration: int, pace: Pace, log: dict[str, float], rate: float, scores: dict[str, Any]) -> str:
-    """One line, what matters most first: a narrow terminal cuts its end."""
+    """One line, the most important first: a narrow terminal cuts its end."""
     losses = "  ".join(f"{name} {value:.4g}" for name, value in log.items())
     measured = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
     return (

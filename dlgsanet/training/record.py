@@ -1,4 +1,4 @@
-"""The record of a run: all that is needed to do it again, in ``record_ITERATION.yml`` of its folder, one a start."""
+"""The record of a run: everything that is needed to repeat it. ``record_ITERATION.yml``, one file per start."""
 
 import platform
 import subprocess
@@ -43,7 +43,7 @@ def _plain(value: Any) -> Any:
 
 
 def _git() -> dict[str, str] | None:
-    """The revision of the source and what it was changed by, or None where it is no checkout."""
+    """The revision of the source and its uncommitted changes; None: it is not a checkout."""
 
     def ask(*command: str) -> str:
         folder = Path(dlgsanet.__file__).parent

@@ -1,53 +1,68 @@
 """A training run from its option file to its exit code."""
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from basicsr.data import build_dataset
+from basicsr.models import build_model
 from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 
 import dlgsanet.plugin  # noqa: F401  # registers what is ours
 from dlgsanet.data.pairs import check_sizes, find_pairs
 from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError, faults_of
-from dlgsanet.models.build import build_model
+from dlgsanet.ownership import owned
 from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
 from dlgsanet.training.branch import Branch
-from dlgsanet.training.checkpoints import Checkpoint, Checkpoints
+from dlgsanet.training.checkpoints import Checkpoint, Checkpoints, iteration_of
+from dlgsanet.training.conditions import conditions
 from dlgsanet.training.introduction import introduce
+from dlgsanet.training.loader import LoadingError, endless_loader, start_server
 from dlgsanet.training.loop import Loop
 from dlgsanet.training.messages import start_logging
 from dlgsanet.training.record import write_record
-from dlgsanet.training.samples import SampleStream, SeededSamples, WorkerLostError, endless_loader
+from dlgsanet.training.samples import SampleStream, SeededSamples
 from dlgsanet.training.state import Position, restore
-from dlgsanet.training.validation import ValidationSet, check_metrics
+from dlgsanet.training.validation import ValidationSet
 
 
-def train(options: dict[str, Any], launcher: str, signals: StopSignals, branch: Branch | None = None) -> int:
+def train(
+    options: dict[str, Any],
+    launcher: str = "none",
+    signals: StopSignals | None = None,
+    branch: Branch | None = None,
+) -> int:
     """Train as the options say.
 
     Args:
         options: of `dlgsanet.options.read.read_options`.
         launcher: how the ranks were started: `none`, `pytorch` or `slurm`.
-        signals: that may stop the run.
+        signals: that may stop the run. None: only an exception does.
         branch: train this decay branch of the run instead.
 
     Returns:
         0 at the end, 75 or 130 when a signal stopped the run (`dlgsanet.signals`).
 
     Raises:
-        UserError: something that the user can mend; where there is a checkpoint, the message names the last good one.
+        UserError: something that the user can fix, or another run owns the experiment's folder. Where there is a
+            checkpoint, the message names the last good one.
     """
-    with ranks(launcher, options):
+    with ranks(launcher, options), ExitStack() as stack:
         if branch:
             options = branch.options(options)
-        checkpoints = Checkpoints(Path(options["path"]["experiments_root"]), options["logger"]["keep_last"])
+        stack.enter_context(_folder_of(options))
+        network = options["network_g"] if options["logger"]["save_safetensors"] else None
+        root = Path(options["path"]["experiments_root"])
+        checkpoints = Checkpoints(root, options["logger"]["keep_last"], network)
         try:
-            return _build(options, checkpoints).run(signals)
-        except WorkerLostError as error:
+            return _build(options, checkpoints).run(signals or StopSignals())
+        except LoadingError as error:
             raise UserError(f"{error}; {checkpoints.last_good()}") from None
         except OSError as error:  # a full disk may show first where TensorBoard writes
             where = error.filename or f"a file in {options['root_path']}"
@@ -58,11 +73,24 @@ def train(options: dict[str, Any], launcher: str, signals: StopSignals, branch: 
             raise
 
 
+@contextmanager
+def _folder_of(options: dict[str, Any]) -> Iterator[None]:
+    """Own the experiment's folder, before anything in it is touched. Rank 0 does so for all."""
+    with ExitStack() as stack:
+        refusal = None
+        if options["rank"] == 0:
+            try:
+                stack.enter_context(owned(Path(options["path"]["experiments_root"])))
+            except UserError as error:
+                refusal = str(error)
+        if refusal := gather(refusal)[0]:
+            raise UserError(refusal)
+        yield
+
+
 def _not_of_this_process(error: RuntimeError, options: dict[str, Any]) -> str | None:
-    """What has happened to another process on which this one waits, or None: that is not what the error is about."""
+    """What happened to another rank that this one waits for. None: the error is about something else."""
     message = str(error).splitlines()[0][:200]
-    if "DataLoader worker" in message:  # PyTorch's handler of SIGCHLD raises it wherever the process is
-        return f"a process that loads data has died, perhaps for want of memory ({message})"
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
     if options["dist"] and any(sign in str(error) for sign in signs):
         return f"rank {options['rank']}: another rank has died or does not answer ({message})"
@@ -70,9 +98,14 @@ def _not_of_this_process(error: RuntimeError, options: dict[str, Any]) -> str | 
 
 
 def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
+    if options["datasets"]["train"]["num_worker_per_gpu"]:
+        start_server()  # it imports while the data are checked
+    checkpoint = _checkpoint_to_resume(options, checkpoints)
+    before = checkpoint.state.get("conditions", {}) if checkpoint else {}
+    if options["seed_is_drawn"]:
+        options["manual_seed"] = before.get("manual_seed", options["manual_seed"])
     set_random_seed(options["manual_seed"] + options["rank"])
     _choose_kernels(options["train"]["deterministic"])
-    checkpoint = _checkpoint_to_resume(options, checkpoints)
     if checkpoint is None:
         _make_folders(options)
     elif options["rank"] == 0:
@@ -82,13 +115,14 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
 
     train_set, validation_sets = data_sets(options)
     with faults_of(options["model_type"]):
-        model = build_model(options)
+        model = build_model(deepcopy(options))
     epoch_length = len(train_set) * options["datasets"]["train"].get("dataset_enlarge_ratio", 1)
     position = Position()
     if checkpoint:
         position = restore(model, checkpoint, options["rank"], epoch_length)
     batch_size = _batch_of_a_rank(options) * options["world_size"]
-    introduce(options, train_set, validation_sets, batch_size, epoch_length, position)
+    now = conditions(options, train_set, batch_size)
+    introduce(options, train_set, validation_sets, batch_size, epoch_length, position, before, now)
     write_record(options, position.iteration)
     return Loop(
         options,
@@ -98,9 +132,10 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
         epoch_length,
         validation_sets,
         checkpoints,
-        Board(options, position.iteration),
+        Board(options, position),
         line,
         position,
+        now,
     )
 
 
@@ -117,9 +152,10 @@ def _checkpoint_to_resume(options: dict[str, Any], checkpoints: Checkpoints) -> 
         return newest
     if path := options["path"].get("resume_state"):
         state = Path(path)
-        if not state.stem.isdigit():
+        iteration = iteration_of(state)
+        if iteration is None:
             raise UserError(f"path.resume_state: {path} is not named ITERATION.state")
-        return Checkpoints(state.parent.parent).read(int(state.stem))
+        return Checkpoints(state.parent.parent).read(iteration)
     return None
 
 
@@ -128,7 +164,7 @@ def _make_folders(options: dict[str, Any]) -> None:
     board = Path(options["root_path"], "tb_logger", options["name"])
     if options["rank"] == 0 and board.exists():
         mkdir_and_rename(str(board))
-    gather(None)  # nobody goes on before the folders are there
+    gather(None)  # no rank continues before the folders exist
 
 
 def _batch_of_a_rank(options: dict[str, Any]) -> int:
@@ -139,22 +175,20 @@ def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
     train_set, validation_sets = None, []
     for key, opt in options["datasets"].items():
         opt["manual_seed"] = options["manual_seed"]
-        if opt["type"] in ("PairedImageDataset", "CachedPairedImageDataset"):
-            _check_pairs(f"datasets.{key}", opt, {} if opt["phase"] == "train" else options["val"]["metrics"] or {})
-        with faults_of(f"datasets.{key}"):
-            data_set = build_dataset(opt)
+        if opt["type"] == "PairedImageDataset":  # ours checks its own pairs
+            _check_pairs(f"datasets.{key}", opt)
         if opt["phase"] == "train":
-            train_set = data_set
+            train_set = build_dataset(opt)
         else:
-            validation_sets.append(ValidationSet(data_set, opt["name"], options["rank"], options["world_size"]))
+            validation_sets.append(
+                ValidationSet(build_dataset(opt), opt["name"], options["rank"], options["world_size"])
+            )
     return train_set, validation_sets
 
 
-def _check_pairs(where: str, opt: dict[str, Any], metrics: dict[str, Any]) -> None:
+def _check_pairs(where: str, opt: dict[str, Any]) -> None:
     try:
-        pairs = find_pairs(opt)
-        sizes = check_sizes(pairs, opt["scale"], opt.get("gt_size", 1) // opt["scale"])
-        check_metrics(metrics, min(zip(sizes[::2], pairs, strict=True), key=lambda pair: min(pair[0]))[1], opt["scale"])
+        check_sizes(find_pairs(opt), opt["scale"], opt.get("gt_size", 1) // opt["scale"])
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

@@ -1,31 +1,26 @@
-"""The endless stream of training samples, a function of the seed and of how many were consumed: nothing to save.
+"""The endless stream of training samples. It is a function of the seed and of the number of samples consumed so far.
 
-Epoch after epoch is a new permutation of the data set; a batch may take the last samples of one epoch and the first of
-the next, so that an iteration always means the same number of samples. The stream does not depend on the number of
-workers, nor, seen over all ranks, on the number of ranks.
+Each epoch is a new permutation of the data set. A batch may contain the last samples of one epoch and the first of the
+next, so that all iterations have the same number of samples. The stream does not depend on the number of workers. Over
+all ranks together it does not depend on their number either.
 """
 
 import functools
 import random
-import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from dlgsanet.errors import UserError
 
 Key = tuple[int, int]  # epoch, position within the epoch's (enlarged) data set
 
 
-class WorkerLostError(Exception):
-    """A process that loads data has died."""
-
-
 class SampleStream(Sampler):
-    """Batches of this rank, each a list of keys (epoch, position), for ever.
+    """Batches of this rank without end, each a list of keys (epoch, position).
 
     Args:
         length: samples in an epoch.
@@ -58,7 +53,7 @@ class SampleStream(Sampler):
             first += self.step
 
     def key(self, number: int) -> Key:
-        """What the `number`-th sample of the stream is."""
+        """The key of the `number`-th sample of the stream."""
         epoch, place = divmod(number, self.length)
         return epoch, self._permutation(epoch)[place] if self.shuffle else place
 
@@ -71,8 +66,8 @@ class SeededSamples(Dataset):
     """Any data set whose randomness is Python's, NumPy's or PyTorch's, made a function of (seed, epoch, position).
 
     Args:
-        dataset: takes an index; a position beyond its length starts over (BasicSR's `dataset_enlarge_ratio`). One
-            that has a method ``sample(epoch, index)`` sees to its randomness itself.
+        dataset: takes an index; a position beyond its length wraps around (BasicSR's `dataset_enlarge_ratio`). A
+            data set with a method ``sample(epoch, index)`` is responsible for its own randomness.
         seed: the run's.
     """
 
@@ -101,40 +96,8 @@ def read_sample(dataset: Any, index: int) -> Any:
         return dataset[index]
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged image makes the reader stumble over
+    except Exception as error:  # readers of damaged images raise many kinds
         files = dataset.paths[index] if hasattr(dataset, "paths") else f"sample {index}"
         names = " and ".join(map(str, files.values())) if isinstance(files, dict) else files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{names}: cannot be read ({reason})") from error
-
-
-def endless_loader(
-    dataset: Any, opt: dict[str, Any], stream: SampleStream, workers: int
-) -> Generator[dict[str, Any], None, None]:
-    """Iterate over the batches of a stream, read ahead by worker processes, which end when the iterator is closed.
-
-    Raises:
-        UserError: a sample cannot be read.
-        WorkerLostError: a worker process has died.
-    """
-    loader = DataLoader(
-        dataset,
-        batch_sampler=stream,
-        num_workers=workers,
-        pin_memory=opt.get("pin_memory", False) and torch.cuda.is_available(),
-        prefetch_factor=max(2, opt.get("num_prefetch_queue", 2)) if workers else None,
-        worker_init_fn=_leave_signals_to_the_main_process,
-        generator=torch.Generator(),  # else the loader draws from the run's own, once more after each resume
-    )
-    try:
-        yield from loader
-    except UserError as error:  # from a worker, whose traceback PyTorch has put into the message
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix("dlgsanet.errors.UserError: ")) from None
-    except (RuntimeError, OSError, EOFError) as error:
-        raise WorkerLostError(f"a process that loads data has died, perhaps for want of memory ({error})") from error
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    # Ctrl-C and slurm's signals reach every process: the workers go on until the main process has saved.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

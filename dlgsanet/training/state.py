@@ -1,4 +1,4 @@
-"""What a run must remember beside its weights, and how it is taken from a model and given back.
+"""The state of a run besides its weights: how it is taken from a model and restored.
 
 Works with any BasicSR model: its networks are the attributes `net_*` (`net_g_ema` holds the averages of `net_g`).
 """
@@ -23,14 +23,14 @@ BAD_STEPS = ("bad_steps", "bad_steps_in_row")
 
 @dataclass
 class Position:
-    """Where a run is."""
+    """How far a run has come."""
 
     iteration: int = 0
     samples: int = 0  # consumed by all ranks together
-    validated: int = 0  # the last iteration whose validation was completed
+    validated: int = 0  # the last iteration with a completed validation
     best: dict[str, Any] = field(default_factory=dict)  # value and iteration of the best validation
     seconds: float = 0.0  # spent so far, over all starts
-    by_epoch: bool = False  # BasicSR saved it: this start began the epoch anew
+    by_epoch: bool = False  # BasicSR saved it: this start began at the start of the epoch
 
 
 def weights_of(model: BaseModel) -> dict[str, dict[str, Any]]:
@@ -44,7 +44,7 @@ def weights_of(model: BaseModel) -> dict[str, dict[str, Any]]:
     return files
 
 
-def state_of(model: BaseModel, position: Position, epoch: int) -> dict[str, Any]:
+def state_of(model: BaseModel, position: Position, epoch: int, conditions: dict[str, Any]) -> dict[str, Any]:
     """The content of the training state file. All ranks call this; each one's random state is in it."""
     return {
         "epoch": epoch,
@@ -60,33 +60,34 @@ def state_of(model: BaseModel, position: Position, epoch: int) -> dict[str, Any]
         "bad_steps": [getattr(model, name, 0) for name in BAD_STEPS],
         "position": asdict(position) | {"by_epoch": False},
         "random": gather(_random_state()),
+        "conditions": conditions,
     }
 
 
 def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: int) -> Position:
-    """Give a model, and this rank's random generators, what `weights_of` and `state_of` took.
+    """Restore what `weights_of` and `state_of` took, in a model and in the random generators of this rank.
 
     Returns:
-        Where to go on. A checkpoint that BasicSR wrote does not say where within an epoch it was taken: its epoch of
-        `epoch_length` samples begins anew.
+        Where to continue. A checkpoint that BasicSR wrote does not record where within an epoch it was taken: its epoch
+        of `epoch_length` samples starts again.
 
     Raises:
-        UserError: the options name another network, optimiser or schedule than the checkpoint has.
+        UserError: the options name another network, optimizer or schedule than the checkpoint has.
     """
     unfit = f"the checkpoint of iteration {checkpoint.iteration} does not fit the options"
-    begin_anew = "to begin anew from its weights, set another name, and path.pretrain_network_g to them"
+    start_over = "to start over from its weights, set another name, and path.pretrain_network_g to them"
     state = checkpoint.state
     before, now = state.get("classes", _classes(model)), _classes(model)
     if before != now and now == [*before[:-1], "WSD"]:  # the one schedule that can follow any other
         state, before = with_constant_rate(state), now
     if before != now:
-        raise UserError(f"{unfit}: it has {', '.join(before)}, they name {', '.join(now)}; {begin_anew}")
+        raise UserError(f"{unfit}: it has {', '.join(before)}, they name {', '.join(now)}; {start_over}")
     try:
         _load_networks(model, checkpoint.weights)
         model.resume_training(state)
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except (RuntimeError, ValueError, AssertionError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{unfit}: {reason}; {begin_anew}") from error
+        raise UserError(f"{unfit}: {reason}; {start_over}") from error
     if checkpoint.state.get("scaler"):
         model.scaler.load_state_dict(checkpoint.state["scaler"])
     for name, count in zip(BAD_STEPS, checkpoint.state.get("bad_steps", []), strict=False):
@@ -109,8 +110,9 @@ def with_constant_rate(state: dict[str, Any]) -> dict[str, Any]:
 
 def _load_networks(model: BaseModel, files: dict[str, dict[str, Any]]) -> None:
     for label, network in vars(model).items():
-        content = files.get(label.removesuffix(AVERAGES), {})
-        if label.startswith("net_") and isinstance(network, nn.Module) and content:
+        if label.startswith("net_") and isinstance(network, nn.Module):
+            if not (content := files.get(label.removesuffix(AVERAGES))):
+                raise ValueError(f"it has no weights of {label}")
             # Averages that the run did not keep so far begin as the weights.
             key = "params_ema" if label.endswith(AVERAGES) and "params_ema" in content else "params"
             model.get_bare_model(network).load_state_dict(content[key])

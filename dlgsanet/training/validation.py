@@ -1,7 +1,5 @@
-"""Validation, its images shared out to the ranks; the figures are those of a single process to the last digit."""
+"""Validation. Each rank takes a share of the images; the scores are those of a single process to the last digit."""
 
-import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,18 +8,18 @@ from typing import Any
 import numpy as np
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
-from basicsr.utils import imwrite, tensor2img
+from basicsr.utils import tensor2img
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
-from dlgsanet.data.pairs import Pair
+from dlgsanet.data.images import png_bytes
 from dlgsanet.distributed import gather
-from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
 from dlgsanet.training.samples import read_sample
 
 
 class StoppedError(Exception):
-    """A signal came while validation ran: nothing of it counts."""
+    """A signal came during validation, of which nothing counts."""
 
 
 class ValidationSet:
@@ -29,7 +27,7 @@ class ValidationSet:
 
     Args:
         dataset: gives `lq`, `lq_path` and, for metrics, `gt`.
-        name: what tables call it.
+        name: its name in the log.
         rank, world_size: this rank takes every `world_size`-th image.
     """
 
@@ -43,16 +41,16 @@ class ValidationSet:
     def run(
         self, model: BaseModel, metrics: dict[str, Any], save_to: Path | None, stopped: Callable[[], bool]
     ) -> tuple[dict[str, float], np.ndarray | None]:
-        """Upscale and score every image. All ranks call this.
+        """Upscale and score all images. All ranks call this.
 
         Args:
             model: scores its averaged weights where it has them.
             metrics: the `val.metrics` section.
             save_to: prefix of the pictures' paths, or None.
-            stopped: asked between images.
+            stopped: called between images.
 
         Returns:
-            The mean of every metric; and the first image, uint8 [H, W, 3] in BGR or [H, W, 1], on its rank.
+            The mean of every metric; and the first image, uint8 [H, W, 3] in BGR, on the rank that computed it.
 
         Raises:
             StoppedError: on every rank, when `stopped` was true on any.
@@ -65,9 +63,9 @@ class ValidationSet:
                 if stopped():
                     break
                 image, scores[index] = _upscale_and_score(model, data, metrics)
-                first = np.atleast_3d(image) if index == 0 else first
+                first = image if index == 0 else first
                 if save_to:
-                    imwrite(image, str(save_to / f"{Path(data['lq_path'][0]).stem}.png"))
+                    write_whole(save_to / f"{Path(data['lq_path'][0]).stem}.png", _png(image))
         everyones = gather(scores)
         if sum(map(len, everyones)) < len(self.dataset):
             raise StoppedError
@@ -76,34 +74,13 @@ class ValidationSet:
         return means, first
 
 
-def check_metrics(metrics: dict[str, Any], smallest: Pair, scale: int) -> None:
-    """Try the metrics of `val.metrics` on the smallest pair of a data set, before work begins.
-
-    Raises:
-        UserError: a metric needs larger images.
-    """
-    gt = smallest.read(scale)[1][..., ::-1]
-    for name, options in metrics.items():
-        options = {key: value for key, value in options.items() if key != "better"}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                value = float(calculate_metric({"img": gt, "img2": gt}, options))
-        except Exception as error:  # whatever a metric does with an image that is too small for it
-            value, reason = math.nan, f" ({' '.join(str(error).split())[:100] or type(error).__name__})"
-        else:
-            reason = ""
-        if math.isnan(value):
-            size = f"{gt.shape[1]}x{gt.shape[0]}"
-            raise UserError(
-                f"{smallest.gt.name}: val.metrics.{name} cannot be computed on its {size} pixels{reason}; "
-                "remove the metric or the small images"
-            )
+def _png(image: np.ndarray) -> bytes:
+    return png_bytes(image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1]))
 
 
 @contextmanager
 def _each_rank_for_itself(model: BaseModel) -> Iterator[None]:
-    """Take the wrapping off: it broadcasts buffers in every pass, and not all ranks make as many passes."""
+    """Unwrap the networks: the wrapper broadcasts buffers in each pass, and ranks differ in their number of passes."""
     wrapped = {name: net for name, net in vars(model).items() if isinstance(net, DistributedDataParallel)}
     vars(model).update({name: net.module for name, net in wrapped.items()})
     try:

@@ -15,10 +15,13 @@ import pytest
 import skimage.data
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
 
 import dlgsanet.plugin  # noqa: F401  # here, before any test imports BasicSR
 from dlgsanet.cli import run
 from dlgsanet.data.resize import downscale
+from dlgsanet.training.loop import Loop
 
 
 def _data_set(name: str, folder: str) -> dict[str, Any]:
@@ -45,7 +48,7 @@ OPTIONS: dict[str, Any] = {
     "datasets": {
         "train": _data_set("Photos", "train")
         | {"type": "CachedPairedImageDataset", "gt_size": 24, "use_hflip": True, "use_rot": True}
-        | {"num_worker_per_gpu": 1, "batch_size_per_gpu": 4},
+        | {"num_worker_per_gpu": 0, "batch_size_per_gpu": 4},
         "val": _data_set("Crops", "val"),
     },
     "network_g": {
@@ -99,20 +102,31 @@ class Start:
 
     def end(self, code: int = 0) -> str:
         """Wait for the end, whose exit code must be `code`; what the run said."""
-        self.process.join(120)
+        self.process.join(600)
         said = self.said.read_text()
         assert self.process.exitcode == code, said
         return said
 
 
-def _train(said: Path, folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
-    multiprocessing.set_start_method("fork", force=True)  # of data workers: a child has inherited ours
+def _train(
+    said: Path, folder: Path, arguments: list[str], environment: dict[str, str], stop: tuple[int, int] | None
+) -> None:
     os.setsid()
     os.chdir(folder)
     os.environ.update(environment)
     torch.set_num_threads(1)
     with open(said, "w") as file:
         os.dup2(file.fileno(), 2)
+    if stop:
+        report = Loop._report
+
+        def report_and_stop(loop: Loop) -> None:
+            report(loop)
+            if loop.position.iteration == stop[0]:
+                loop.board.flush()  # otherwise only its thread knows when it writes
+                os.kill(os.getpid(), stop[1])
+
+        Loop._report = report_and_stop
     sys.exit(run("dlgsanet.commands.train:main", arguments))
 
 
@@ -128,13 +142,13 @@ class Workplace:
         self.folder, self.options = folder, deepcopy(OPTIONS)
         self.starts = 0
 
-    def start(self, *arguments: str, **environment: str) -> Start:
-        """Start training with the options as they are now."""
+    def start(self, *arguments: str, stop: tuple[int, int] | None = None, **environment: str) -> Start:
+        """Start training with the options as they are now; `stop`: an iteration after which it gets a signal."""
         self.starts += 1
         file = self.folder / f"options_{self.starts}.yml"
         file.write_text(yaml.safe_dump(self.options))
         said = self.folder / f"said_{self.starts}.txt"
-        return Start(said, self.folder, ["-opt", file.name, *arguments], environment)
+        return Start(said, self.folder, ["-opt", file.name, *arguments], environment, stop)
 
     def train(self, *arguments: str, code: int = 0) -> str:
         """Train to the end, which must come with an exit code; what was said."""
@@ -158,9 +172,9 @@ class Workplace:
         return torch.load(self.experiment(name) / f"models/net_g_{which}.pth", weights_only=True)
 
     def checkpoint(self, iteration: int, name: str = "run") -> dict[str, Any]:
-        """All that a checkpoint holds, but for the seconds that the run took."""
+        """All that a checkpoint holds, except for the seconds and the conditions of the run."""
         state = torch.load(self.experiment(name) / f"training_states/{iteration}.state", weights_only=True)
-        del state["position"]["seconds"]
+        del state["position"]["seconds"], state["conditions"]
         return state | {"weights": self.weights(iteration, name)}
 
 
@@ -173,6 +187,17 @@ def identical(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(identical, a, b))
     return a == b
+
+
+def tensorboard_steps(folder: Path) -> dict[str, list[int]]:
+    """The steps of every tag, in their order, as they are in the files."""
+    steps: dict[str, list[int]] = {}
+    for path in sorted(folder.glob("events.*")):
+        for record in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                steps.setdefault(value.tag, []).append(event.step)
+    return steps
 
 
 @pytest.fixture(scope="session")

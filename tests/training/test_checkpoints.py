@@ -1,8 +1,15 @@
 """Checkpoints are whole or do not count; a damaged one is named and the one before it used; a full disk loses none."""
 
+import re
+import resource
+import shutil
 import subprocess
 
 import pytest
+
+from dlgsanet import load_model
+from dlgsanet.training.checkpoints import Checkpoints
+from tests.training.conftest import identical
 
 
 def damage(path, how: str) -> None:
@@ -26,7 +33,7 @@ def test_without_a_whole_checkpoint_nothing_begins_anew_in_silence(trained):
     said = trained.train("--auto_resume", code=2)
     last = said.splitlines()[-1]
     assert last.startswith("dlgsanet: error: no checkpoint is whole")
-    assert "leave --auto_resume out" in last
+    assert "omit --auto-resume" in last
 
 
 def test_last_few_the_best_and_the_latest_are_kept_and_their_checksums_hold(workplace):
@@ -39,20 +46,88 @@ def test_last_few_the_best_and_the_latest_are_kept_and_their_checksums_hold(work
     subprocess.run(["sha256sum", "-c", "training_states/12.sha256"], cwd=workplace.experiment(), check=True)
 
 
-def test_full_disk_stops_with_a_word_and_leaves_the_last_good_checkpoint(workplace):
+def test_checkpoint_that_cannot_be_written_leaves_the_last_good_one(workplace):
+    """Here it is larger than a file may be; a full disk is the same error to a program."""
     workplace.options["train"]["total_iter"] = 4
     workplace.train()
     before = {path: path.read_bytes() for path in workplace.experiment().rglob("*_4.pth")}
-    workplace.options["train"]["total_iter"] = 12
-    (workplace.experiment() / "models/.net_g_6.pth.part").symlink_to("/dev/full")  # what is written aside goes there
-    said = workplace.train("--auto_resume", code=2)
-    last = said.splitlines()[-1]
-    assert "net_g_6.pth: No space left on device" in last
-    assert "4.state; --auto_resume goes on from it" in last
+    workplace.options["train"]["total_iter"] = 100_000
+    run = workplace.start("--auto_resume")
+    run.wait_for(" 5/")
+    size = (workplace.experiment() / "models/net_g_4.pth").stat().st_size
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (size - 1, size - 1))
+    last = run.end(2).splitlines()[-1]
+    failed = re.search(r"net_g_(\d+).pth: File too large", last)[1]
+    good = int(failed) - 2
+    assert f"{good}.state; --auto-resume" in last
     assert not list(workplace.experiment().rglob("*.part"))
-    assert not list(workplace.experiment().rglob("*_6.pth"))
-    assert all(path.read_bytes() == content for path, content in before.items())
-    assert "from iteration 4, exact" in workplace.train("--auto_resume")
+    assert not list(workplace.experiment().rglob(f"*{failed}.*"))
+    assert all(path.read_bytes() == content for path, content in before.items() if good == 4)
+    workplace.options["train"]["total_iter"] = good + 1
+    assert f"from iteration {good}, exact" in workplace.train("--auto_resume")
+
+
+DAMAGED_SUMS = {
+    "truncated": lambda content: content[:-30],
+    "cut after a line": lambda content: content.splitlines(keepends=True)[0],
+    "empty": lambda content: b"",
+    "high bit": lambda content: bytes([content[0] | 128]) + content[1:],
+    "of another file": lambda content: content.replace(b"_12.pth", b"_10.pth"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED_SUMS)
+def test_damaged_checksums_are_a_damaged_checkpoint(trained, how):
+    path = trained.experiment() / "training_states/12.sha256"
+    path.write_bytes(DAMAGED_SUMS[how](path.read_bytes()))
+    assert Checkpoints(trained.experiment()).newest().iteration == 10
+
+
+@pytest.mark.parametrize("gone", [["net_g_12.pth"], ["net_g_12.pth", "12.sha256"]], ids=["weights", "and checksums"])
+def test_missing_weights_are_named_and_the_checkpoint_before_used(trained, gone):
+    for name in gone:
+        next(trained.experiment().rglob(name)).unlink()
+    said = trained.train("--auto_resume")
+    assert "net_g_12.pth" in said
+    assert "from iteration 10, exact" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["\N{SUPERSCRIPT TWO}.state", "\N{ARABIC-INDIC DIGIT TWO}.state", "02.state", "x.state"]
+)
+def test_other_names_are_no_checkpoints(trained, name):
+    path = trained.experiment() / "training_states" / name
+    path.write_bytes(b"")
+    checkpoints = Checkpoints(trained.experiment())
+    assert checkpoints.iterations() == [8, 10, 12]
+    trained.options["path"]["resume_state"] = str(path.relative_to(trained.folder))
+    assert "path.resume_state" in trained.train(code=2).splitlines()[-1]
+
+
+def test_orphans_of_interrupted_writing_and_deletion_go_and_what_the_user_keeps_stays(trained):
+    states, models = trained.experiment() / "training_states", trained.experiment() / "models"
+    for iteration in (7, 9, 11):
+        shutil.copy(models / "net_g_12.pth", models / f"net_g_{iteration}.pth")
+    for iteration in (7, 9):
+        (states / f"{iteration}.sha256").touch()  # was begun, or was not deleted to the end
+    (states / "9.state.aside").touch()
+    checkpoints = Checkpoints(trained.experiment(), keep_last=2)
+    newest = checkpoints.newest()
+    checkpoints.save(13, newest.weights, newest.state)
+    assert {path.name for path in models.glob("net_g_*[0-9].pth")} == {f"net_g_{i}.pth" for i in (9, 11, 12, 13)}
+    kept = {f"{i}.{kind}" for i in (12, 13) for kind in ("state", "sha256")} | {"9.sha256", "9.state.aside"}
+    assert {path.name for path in states.iterdir()} == kept
+
+
+def test_safetensors_of_a_run_are_loaded_at_once(workplace):
+    workplace.options["logger"] |= {"save_safetensors": True, "keep_last": 2}
+    workplace.train()
+    models = workplace.experiment() / "models"
+    names = {path.stem for path in models.glob("*.safetensors")}
+    assert names == {"net_g_10", "net_g_12", "net_g_best", "net_g_latest"}
+    network = load_model(models / "net_g_latest.safetensors")
+    weights = workplace.weights("latest")["params_ema"]
+    assert identical(dict(network.state_dict()), weights)
 
 
 def test_fine_tuning_starts_from_a_checkpoint_of_another_run(trained):

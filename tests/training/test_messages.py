@@ -4,17 +4,17 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dlgsanet.training.messages import ProgressLine
 from tests.conftest import REPOSITORY
-from tests.training.conftest import identical
+from tests.training.conftest import identical, tensorboard_steps
 
 
 def test_first_lines_and_plain_lines_in_the_file(workplace):
@@ -24,10 +24,11 @@ def test_first_lines_and_plain_lines_in_the_file(workplace):
         "Validation Crops (3), every 6 iterations",
         "Iterations 1 to 12 of 4 samples",
         "Precision  fp32",
-        "differentiable_dynamic_local_attention on cpu: ",
         "Estimated  00:00:0",
     ):
         assert line in said
+    assert len(re.findall(r" cpu: \w+ backend", said)) == 1
+    assert "no such layer" not in said
     (log,) = workplace.experiment().glob("train_*.log")
     written = log.read_text()
     assert "\r" not in written
@@ -50,21 +51,29 @@ def test_progress_line_stays_one_line_of_a_narrow_terminal(monkeypatch):
     assert len(terminal.getvalue().removeprefix("\r\033[K")) == 39
 
 
-def test_tensorboard_has_no_step_twice_after_a_resume(workplace):
-    workplace.options["logger"] |= {"use_tb_logger": True, "save_checkpoint_freq": 4}
-    run = workplace.start()
-    run.wait_for(" 7/")
-    run.signal(signal.SIGKILL)
-    run.end(-signal.SIGKILL)
+def test_tensorboard_has_every_step_once_after_kills(workplace):
+    """Also as other programs read it, which know nothing of steps that count as taken back."""
+    workplace.options["logger"] |= {"use_tb_logger": True, "save_checkpoint_freq": 6}
+    for iteration, arguments in ((7, []), (8, ["--auto_resume"]), (7, ["--auto_resume"])):
+        workplace.start(*arguments, stop=(iteration, signal.SIGKILL)).end(-signal.SIGKILL)
     workplace.train("--auto_resume")
-    events = EventAccumulator(str(workplace.folder / "tb_logger/run"))
-    events.Reload()
-    tags = events.Tags()
-    wanted = {"losses/l_pix", "learning_rate", "grad_norm", "images_per_second", "memory_gb", "metrics/Crops/psnr"}
-    assert wanted <= set(tags["scalars"])
-    assert tags["images"] == ["pictures/Crops"]
-    for tag, steps in (("losses/l_pix", list(range(1, 13))), ("metrics/Crops/psnr", [6, 12])):
-        assert [event.step for event in events.Scalars(tag)] == steps
+    steps = tensorboard_steps(workplace.folder / "tb_logger/run")
+    scalars = {"losses/l_pix", "learning_rate", "grad_norm", "images_per_second", "memory_gb"}
+    validation = {"metrics/Crops/psnr", "metrics/Crops/ssim", "pictures/Crops"}
+    assert steps == {tag: list(range(1, 13)) for tag in scalars} | {tag: [6, 12] for tag in validation}
+
+
+def test_tensorboard_on_a_full_disk_ends_the_run_with_one_line(workplace):
+    """Here with files that may not grow."""
+    workplace.options["logger"] |= {"use_tb_logger": True, "save_checkpoint_freq": 24}  # it is flushed before
+    workplace.options["train"]["total_iter"] = 100_000
+    run = workplace.start()
+    run.wait_for(" 1/")
+    size = run.said.stat().st_size + 8000  # enough for what is logged until then
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (size, size))
+    said = run.end(2)
+    assert "Traceback" not in said
+    assert "there is no checkpoint yet" in said.splitlines()[-1]
 
 
 def test_best_weights_are_chosen_by_the_set_and_the_metric_that_options_name(workplace):
@@ -124,9 +133,6 @@ def test_published_files_run_and_resume(workplace, model_type):
     workplace.options["datasets"]["train"] |= {"type": "PairedImageDataset", "use_shuffle": True}
     workplace.train()
     workplace.options["name"] = "stopped"
-    run = workplace.start()
-    run.wait_for(" 5/")
-    run.signal(signal.SIGTERM)
-    run.end(75)
+    workplace.start(stop=(5, signal.SIGTERM)).end(75)
     workplace.train("--auto_resume")
     assert identical(workplace.checkpoint(12, "stopped"), workplace.checkpoint(12))

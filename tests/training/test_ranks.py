@@ -121,5 +121,5 @@ def test_signal_to_one_rank_stops_all_at_the_same_iteration(workplace):
     first, second = workplace.start_ranks(2)
     first.wait_for(" 3/")
     second.signal(signal.SIGUSR1)
-    assert "Stopped by signal 10" in first.end(75)
+    assert "SIGUSR1 (time limit)" in first.end(75)
     second.end(75)

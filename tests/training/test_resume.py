@@ -1,15 +1,18 @@
 """A run that was stopped, in whatever way, gives the weights of one that was not, bit by bit."""
 
 import random
+import re
+import shutil
 import signal
 import time
 from copy import deepcopy
 
+import cv2
 import pytest
 import torch
 from basicsr.models import build_model
 
-from tests.training.conftest import Workplace, identical
+from tests.training.conftest import Workplace, identical, tensorboard_steps
 
 
 def same_end(a: Workplace, b: Workplace, name_a: str = "run", name_b: str = "run") -> bool:
@@ -21,10 +24,7 @@ def same_end(a: Workplace, b: Workplace, name_a: str = "run", name_b: str = "run
 
 def test_killed_run_resumes_bit_by_bit(workplace, finished):
     for iteration, arguments in ((3, []), (7, ["--auto_resume"])):
-        run = workplace.start(*arguments)
-        run.wait_for(f" {iteration}/")
-        run.signal(signal.SIGKILL)
-        run.end(-signal.SIGKILL)
+        workplace.start(*arguments, stop=(iteration, signal.SIGKILL)).end(-signal.SIGKILL)
     assert "exact" in workplace.train("--auto_resume")
     assert same_end(workplace, finished)
 
@@ -44,10 +44,7 @@ def test_same_seed_gives_the_same_weights_whatever_the_workers(workplace, finish
 )
 def test_signal_saves_and_says_how_to_go_on(workplace, finished, number, code):
     workplace.options["logger"]["save_checkpoint_freq"] = 12
-    run = workplace.start()
-    run.wait_for(" 4/")
-    run.signal(number)
-    said = run.end(code)
+    said = workplace.start(stop=(4, number)).end(code)
     assert "the last good checkpoint is" in said
     assert "training_states" in said
     assert "Traceback" not in said
@@ -60,10 +57,7 @@ def test_loss_scale_is_resumed_too(workplace):
     workplace.options["train"] |= half | {"scheduler": {"type": "CosineAnnealingLR", "T_max": 12}, "warmup_iter": 4}
     workplace.train()
     workplace.options["name"] = "stopped"
-    run = workplace.start()
-    run.wait_for(" 5/")
-    run.signal(signal.SIGKILL)
-    run.end(-signal.SIGKILL)
+    workplace.start(stop=(5, signal.SIGKILL)).end(-signal.SIGKILL)
     workplace.train("--auto_resume")
     assert workplace.checkpoint(12)["scaler"]["_growth_tracker"] > 0
     assert same_end(workplace, workplace, "stopped", "run")
@@ -83,10 +77,7 @@ def test_muon_its_schedule_and_warm_averages_are_resumed_too(workplace):
     workplace.train()
     workplace.options["name"] = "stopped"
     for iteration, arguments in ((4, []), (9, ["--auto_resume"])):
-        run = workplace.start(*arguments)
-        run.wait_for(f" {iteration}/")
-        run.signal(signal.SIGKILL)
-        run.end(-signal.SIGKILL)
+        workplace.start(*arguments, stop=(iteration, signal.SIGKILL)).end(-signal.SIGKILL)
     workplace.train("--auto_resume")
     assert same_end(workplace, workplace, "stopped", "run")
 
@@ -152,10 +143,58 @@ def test_averages_that_begin_in_the_middle_begin_as_the_weights(workplace):
     assert all(begun[name].allclose(weights[name], atol=1e-6) for name in weights)
 
 
+def test_what_makes_a_resumed_run_another_one_is_named(trained):
+    trained.options |= {"manual_seed": 11}
+    trained.options["datasets"]["train"] |= {"gt_size": 32, "batch_size_per_gpu": 3, "patches_per_image": 2}
+    trained.options["train"] |= {"grad_clip": 0.5, "total_iter": 13}
+    trained.options["train"]["optim_g"]["lr"] = 0.5
+    said = trained.train("--auto_resume")
+    (resume,) = (line for line in said.splitlines() if " Resume " in line)
+    assert "not exact" in resume
+    for what in (
+        "manual_seed was 10, is 11",
+        "datasets.train.gt_size was 24, is 32",
+        "samples of an iteration was 4, is 3",
+        "images was 3, is 6",
+        "train.grad_clip was None, is 0.5",
+    ):
+        assert what in resume
+    assert "train.optim_g.lr was 0.001, is 0.5: optimizers and schedules keep" in said
+    assert "lr 0.0005 " in said
+
+
+def test_image_that_was_replaced_is_named(trained):
+    for part in ("train", "val"):
+        source = (trained.folder / part).resolve()
+        (trained.folder / part).unlink()
+        shutil.copytree(source, trained.folder / part)
+    assert "from iteration 12, exact" in trained.train("--auto_resume")
+    image = trained.folder / "train/HR/coffee.png"
+    assert cv2.imwrite(str(image), 255 - cv2.imread(str(image))[::-1])
+    trained.options["train"]["total_iter"] = 13
+    assert "not exact: image files was " in trained.train("--auto_resume")
+
+
+def test_seed_that_was_drawn_is_drawn_once(workplace):
+    del workplace.options["manual_seed"]
+    workplace.options["train"]["total_iter"] = 4
+    first = workplace.train()
+    (seed,) = re.findall(r"seed (\d+)", first)
+    workplace.options["train"]["total_iter"] = 8
+    said = workplace.train("--auto_resume")
+    assert f"seed {seed}" in said
+    assert "from iteration 4, exact" in said
+    workplace.options |= {"name": "whole", "manual_seed": int(seed)}
+    workplace.train()
+    assert identical(workplace.checkpoint(8), workplace.checkpoint(8, "whole"))
+
+
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_fifty_kills_at_random_moments(workplace):
     """At random moments, so also while data are loaded, files are written, or images are validated."""
+    workplace.options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    workplace.options["logger"]["use_tb_logger"] = True
     total, kills = 600, 50
     workplace.options["train"] |= {"total_iter": total, "scheduler": {"type": "CosineAnnealingLR", "T_max": total}}
     workplace.options["val"]["val_freq"] = 10
@@ -174,3 +213,6 @@ def test_fifty_kills_at_random_moments(workplace):
         run.end(-signal.SIGKILL)
     assert "exact" in workplace.train("--auto_resume")
     assert same_end(workplace, workplace, "stopped", "whole")
+    found, expected = (tensorboard_steps(workplace.folder / "tb_logger" / name) for name in ("stopped", "whole"))
+    assert found == expected
+    assert found["losses/l_pix"] == list(range(1, total + 1))

@@ -1,0 +1,89 @@
+"""What an exact resume depends on, besides the state: recorded in each checkpoint, compared when a run resumes."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dlgsanet
+
+# Options of the training data that do not change the samples: where they are read from, and how fast.
+_HOW_READ = {"name", "phase", "scale", "manual_seed", "num_worker_per_gpu", "num_prefetch_queue", "prefetch_mode"}
+_HOW_READ |= {"pin_memory", "cache_dir", "io_backend", "dataroot_gt", "dataroot_lq", "meta_info_file", "filename_tmpl"}
+_HOW_READ |= {"batch_size_per_gpu"}
+# Options of schedules that their saved state does not contain.
+_NOT_SAVED = (".milestones", ".decay_iter")
+
+
+def conditions(options: dict[str, Any], train_set: Any, samples_of_iteration: int) -> dict[str, Any]:
+    """Plain values by name; the names of options are those of the option file, joined by dots.
+
+    Args:
+        options: of the run.
+        train_set: the data set as built.
+        samples_of_iteration: of all ranks.
+    """
+    data = {key: value for key, value in options["datasets"]["train"].items() if key not in _HOW_READ}
+    train = {key: value for key, value in options["train"].items() if key != "total_iter"}
+    values = {
+        "manual_seed": options["manual_seed"],
+        "model_type": options["model_type"],
+        "scale": options["scale"],
+        "images": len(train_set),
+        "image files": _fingerprint(train_set),
+        "samples of an iteration": samples_of_iteration,
+        "ranks": options["world_size"],
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if options["num_gpu"] else "CPU",
+        "torch": str(torch.__version__),
+        "dlgsanet": dlgsanet.__version__,
+        "DLGSANET_BACKEND": os.environ.get("DLGSANET_BACKEND"),
+    }
+    sections = {"datasets.train": data, "train": train, "network_g": options["network_g"]}
+    return values | {name: value for key, section in sections.items() for name, value in _flat(key, section)}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Compare the conditions of a checkpoint with those of the run that resumes it.
+
+    Returns:
+        What makes the resumed run another one than the first would have been, as phrases `NAME was A, is B`; and
+        what the option file changes without effect, because optimisers and schedules continue as they were saved.
+    """
+    changed: list[str] = []
+    kept: list[str] = []
+    same_schedule = before.get("train.scheduler.type") == now.get("train.scheduler.type")
+    saved = ("train.optim_", "train.scheduler.") if same_schedule else ("train.optim_",)
+    for name in sorted(before.keys() | now.keys()):
+        a, b = before.get(name), now.get(name)
+        if a != b and (a or b):  # an option that is not set is one that is off
+            (kept if name.startswith(saved) and not name.endswith(_NOT_SAVED) else changed).append(
+                f"{name} was {a}, is {b}"
+            )
+    return changed, kept
+
+
+def with_schedule(values: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
+    """Conditions with another `train.scheduler` section, for a run that is meant to change it."""
+    others = {name: value for name, value in values.items() if not name.startswith("train.scheduler.")}
+    return others | dict(_flat("train.scheduler", scheduler))
+
+
+def _flat(where: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [pair for key, item in value.items() for pair in _flat(f"{where}.{key}", item)]
+    return [(where, list(value) if isinstance(value, tuple) else value)]
+
+
+def _fingerprint(train_set: Any) -> str | None:
+    """Of the names and sizes of the image files, in their order, wherever their folder is; None: it has no `paths`."""
+    if not hasattr(train_set, "paths"):
+        return None
+    digest = hashlib.sha256()
+    for entry in train_set.paths:
+        for path in map(Path, entry.values() if isinstance(entry, dict) else [entry]):
+            size = path.stat().st_size if path.is_file() else ""
+            digest.update(f"{path.name}|{size}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,156 @@
+"""Batches from worker processes that cannot hang: neither when they start, nor when one fails, nor at the end.
+
+Workers are forked from a server process (multiprocessing's `forkserver`) that has imported the packages and computed
+nothing. A worker forked from the training process itself would inherit thread pools without their threads, and would
+wait for them forever in the first operation that uses them (OpenMP's in a convolution of PyTorch, OpenCV's).
+"""
+
+import errno
+import multiprocessing
+import multiprocessing.queues
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from multiprocessing import forkserver, resource_tracker
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from dlgsanet.errors import UserError
+from dlgsanet.training.samples import Key, SampleStream, SeededSamples
+
+PRELOADED = ["dlgsanet.plugin", "dlgsanet.training.loader"]
+# Slurm and terminals send these to every process of a run. The main process decides when the others end.
+FOR_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SHARED_MEMORY = (
+    "/dev/shm, through which data workers pass batches, is full; make it larger (docker run --shm-size=2g; "
+    "mount -o remount,size=2g /dev/shm) or set datasets.train.num_worker_per_gpu: 0"
+)
+
+
+class LoadingError(UserError):
+    """A sample cannot be read, or a process that loads data has died."""
+
+
+class _Batches(Dataset):
+    """Batches by their samples' keys. What is wrong with one is its value, so that its text comes through unchanged."""
+
+    def __init__(self, samples: SeededSamples):
+        self.samples = samples
+
+    def __getitem__(self, keys: list[Key]) -> Any:
+        try:
+            return default_collate([self.samples[key] for key in keys])
+        except UserError as error:
+            return LoadingError(str(error))
+        except Exception as error:  # whatever a data set's samples make the collating stumble over
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if "shared memory" in reason:
+                return LoadingError(SHARED_MEMORY)
+            return LoadingError(f"datasets.train: the samples of a batch do not fit together: {reason}")
+
+
+def start_server() -> None:
+    """Start the process that workers are forked from; it imports the packages while this one continues.
+
+    It never sees signals of `FOR_THE_MAIN_PROCESS`, nor do the workers: those are blocked from its first instant.
+    """
+    forkserver.set_forkserver_preload(PRELOADED)
+    resource_tracker.ensure_running()  # unblocks signals at its end
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_MAIN_PROCESS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def endless_loader(
+    samples: SeededSamples, opt: dict[str, Any], stream: SampleStream, workers: int
+) -> Generator[dict[str, Any], None, None]:
+    """Iterate over the batches of a stream, read ahead by worker processes, which end when the iterator is closed.
+
+    Args:
+        samples: where samples come from; sent to the workers.
+        opt: the data set's options: `pin_memory`, `num_prefetch_queue`.
+        stream: the batches' keys.
+        workers: how many processes. 0: the batches are read in this one, when they are asked for.
+
+    Raises:
+        LoadingError: a sample cannot be read, or a worker has died or cannot be started.
+    """
+    iterator = None
+    try:
+        if workers:
+            start_server()
+        loader = DataLoader(
+            _Batches(samples),
+            batch_size=None,  # the keys of a whole batch are one index
+            sampler=stream,
+            num_workers=workers,
+            multiprocessing_context="forkserver" if workers else None,
+            pin_memory=opt.get("pin_memory", False) and torch.cuda.is_available(),
+            prefetch_factor=max(2, opt.get("num_prefetch_queue", 2)) if workers else None,
+            worker_init_fn=_begin_worker,
+            generator=torch.Generator(),  # else the loader draws from the run's own, once more after each resume
+        )
+        iterator = _started(loader, samples)
+        for batch in iterator:
+            if isinstance(batch, LoadingError):
+                raise batch
+            yield batch
+    except (RuntimeError, OSError, EOFError) as error:
+        raise LoadingError(_what_happened(error, iterator)) from None
+    finally:
+        if workers and iterator is not None:
+            _end_workers(iterator)
+
+
+def _started(loader: DataLoader, samples: SeededSamples) -> Any:
+    try:
+        return iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        reason = f"its {type(samples.dataset).__name__} cannot be sent to data workers ({error})"
+        raise LoadingError(f"datasets.train: {reason}; set num_worker_per_gpu: 0") from None
+
+
+def _what_happened(error: Exception, iterator: Any) -> str:
+    for worker in getattr(iterator, "_workers", ()):
+        if worker.exitcode == -signal.SIGBUS:
+            return SHARED_MEMORY
+        if worker.exitcode == -signal.SIGKILL:
+            return "a process that loads data was killed, perhaps because memory ran out"
+    if getattr(error, "errno", None) == errno.EMFILE:
+        return "too many open files for data workers; raise ulimit -n, or set datasets.train.num_worker_per_gpu: 0"
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"a process that loads data has failed ({reason})"
+
+
+def _end_workers(iterator: Any) -> None:
+    iterator._shutdown_workers()  # which waits a while for each
+    for worker in iterator._workers:  # those that are stuck ignore SIGTERM too, and Python waits for them at its end
+        worker.kill()
+        worker.join()
+
+
+def _begin_worker(number: int) -> None:
+    for ignored in FOR_THE_MAIN_PROCESS:
+        signal.signal(ignored, signal.SIG_IGN)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
+    # The server outlives a main process that was killed, as long as workers live; PyTorch's watchdog sees the server.
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _cannot_send(error: Exception, batch: Any) -> None:
+    # Python would print a traceback and continue without the batch, for which the main process waits forever.
+    print(f"dlgsanet: a data worker cannot send a batch: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _end_with_the_main_process() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,120 @@
+"""One process at a time owns a folder, and a dead one owns nothing."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from dlgsanet import ownership
+from dlgsanet.errors import UserError
+from dlgsanet.ownership import owned
+from tests.conftest import REPOSITORY
+
+HOLD = """
+import sys
+from pathlib import Path
+from dlgsanet.ownership import owned
+with owned(Path(sys.argv[1])):
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "experiments/run"
+
+
+@pytest.fixture
+def holder(folder):
+    """Another process that owns the folder until it is ended."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "SLURM_JOB_ID": "17"}
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.read(1)
+        yield process
+        process.kill()
+
+
+def refused(folder) -> str:
+    with pytest.raises(UserError) as error, owned(folder):
+        pass
+    return str(error.value)
+
+
+def test_owner_is_named_and_a_killed_one_owns_nothing(folder, holder):
+    message = refused(folder)
+    for text in (str(folder), socket.gethostname(), str(holder.pid), time.strftime("%Y-%m-%d")):
+        assert text in message
+    assert not folder.exists()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with owned(folder):
+        pass
+
+
+def test_second_owner_within_a_process(folder):
+    with owned(folder):
+        assert str(os.getpid()) in refused(folder)
+        assert str(os.getpid()) in refused(folder)  # the first refusal has not released the lock
+        with owned(folder.with_name("other")):
+            pass
+    with owned(folder):
+        pass
+
+
+def test_forked_process_does_not_keep_the_folder(folder):
+    context = multiprocessing.get_context("fork")
+    with owned(folder):
+        child = context.Process(target=time.sleep, args=(600,))
+        child.start()
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    subprocess.run(command, stdin=subprocess.DEVNULL, cwd=REPOSITORY, check=True)
+    child.kill()
+
+
+def test_queued_again_job_waits_for_its_former_start(folder, holder, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    threading.Timer(2, holder.kill).start()
+    with owned(folder):
+        pass
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+
+
+@pytest.mark.parametrize(
+    ("owner", "is_refused"),
+    [
+        (None, False),
+        ({"host": "elsewhere", "pid": 1}, True),
+        ({"host": socket.gethostname(), "pid": os.getpid(), "ticks": ownership._started(os.getpid())}, True),
+        ({"host": socket.gethostname(), "pid": os.getpid(), "ticks": 1}, False),
+    ],
+    ids=["nobody", "another host", "a process", "its id used again"],
+)
+def test_file_system_without_locks(folder, monkeypatch, owner, is_refused):
+    def refuse(*_):
+        raise OSError(38, os.strerror(38))
+
+    monkeypatch.setattr(ownership.fcntl, "lockf", refuse)
+    folder.parent.mkdir()
+    lock = folder.parent / ".run.lock"
+    lock.write_text(json.dumps(owner) if owner else "")
+    if is_refused:
+        assert f"delete {lock}" in refused(folder)
+        assert json.loads(lock.read_text()) == owner
+    else:
+        with owned(folder):
+            pass
+        assert lock.read_text() == ""
+
+
+def test_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in refused(tmp_path / "file/run")

@@ -1,0 +1,152 @@
+"""Data workers: whatever happens to one, the run ends within seconds, with its exit code and one line."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dlgsanet.cli import run
+from dlgsanet.training.loader import LoadingError, endless_loader
+from dlgsanet.training.samples import SampleStream, SeededSamples
+from tests.conftest import REPOSITORY
+from tests.training.conftest import FORKSERVER
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+TRAIN = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
+
+
+@pytest.fixture
+def endless(workplace):
+    """A workplace whose run has workers and does not end by itself; its images may be changed."""
+    for part in ("train", "val"):
+        source = (workplace.folder / part).resolve()
+        (workplace.folder / part).unlink()
+        shutil.copytree(source, workplace.folder / part)
+    workplace.options["datasets"]["train"] |= {"num_worker_per_gpu": 2, "type": "PairedImageDataset"}
+    workplace.options["train"]["total_iter"] = 100_000
+    return workplace
+
+
+def last_line(said: str) -> str:
+    assert "Traceback" not in said
+    line = said.splitlines()[-1]
+    assert line.startswith("dlgsanet: error: ")
+    return line
+
+
+def workers_of(process: int) -> list[int]:
+    """Processes that have the given one's group and were started by its fork server."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            group = int(path.read_text().rpartition(")")[2].split()[2])
+            command = (path.parent / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if group == process != int(path.parent.name) and b"forkserver" in command:
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def test_image_that_is_removed_while_training_runs(endless):
+    started = endless.start()
+    started.wait_for(" 2/")
+    (endless.folder / "train/HR/coffee.png").unlink()
+    line = last_line(started.end(2))
+    assert "coffee.png" in line
+    assert "the last good checkpoint is" in line or "no checkpoint yet" in line
+    assert not workers_of(started.process.pid)[1:]  # but the server, for a moment
+
+
+def test_image_that_is_removed_from_ranks(endless):
+    endless.options["datasets"]["train"] |= {"num_worker_per_gpu": 1, "batch_size_per_gpu": 2}
+    runs = endless.start_ranks(2)
+    runs[0].wait_for(" 2/")
+    (endless.folder / "train/HR/coffee.png").unlink()
+    lines = [last_line(run.end(2)) for run in runs]
+    assert any("coffee.png" in line for line in lines)
+
+
+def test_worker_that_is_killed_and_workers_of_a_killed_run(endless):
+    started = endless.start()
+    started.wait_for(" 2/")
+    _, *workers = workers_of(started.process.pid)
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    line = last_line(started.end(2))
+    assert "was killed" in line
+    started = endless.start("--auto_resume")
+    started.wait_for(" 4/")
+    assert workers_of(started.process.pid)
+    os.kill(started.process.pid, signal.SIGKILL)  # and nobody else
+    started.end(-signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while workers_of(started.process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    endless.options["train"]["total_iter"] = 6
+    endless.train("--auto_resume")  # nobody holds the folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_signal_to_all_processes_lets_the_workers_go_on_until_the_run_has_saved(endless, number):
+    started = endless.start()
+    started.wait_for(" 3/")
+    started.signal(number)
+    said = started.end(130 if number == signal.SIGINT else 75)
+    assert signal.Signals(number).name in said
+    assert "the last good checkpoint is" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_samples_that_do_not_fit_together():
+    samples = SeededSamples([{"lq": torch.rand(3, 4, 4)}, {"lq": torch.rand(3, 5, 4)}], seed=0)
+    batches = endless_loader(samples, {}, SampleStream(2, 2, seed=0), workers=0)
+    with pytest.raises(LoadingError, match=r"datasets\.train"):
+        next(batches)
+
+
+def test_data_set_that_cannot_be_sent_to_workers():
+    samples = SeededSamples([lambda: None], seed=0)
+    with pytest.raises(LoadingError, match="num_worker_per_gpu"):
+        next(endless_loader(samples, {}, SampleStream(1, 1, seed=0), workers=1))
+
+
+def _shared_memory_can_be_replaced() -> bool:
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not _shared_memory_can_be_replaced(), reason="needs the right to mount")
+def test_shared_memory_that_is_too_small(endless):
+    endless.options["datasets"]["train"] |= {"gt_size": 72, "batch_size_per_gpu": 16}
+    (endless.folder / "options.yml").write_text(yaml.safe_dump(endless.options))
+    mount = 'mount -t tmpfs -o size=200k tmpfs /dev/shm; exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", mount, "sh", *TRAIN]
+    ended = subprocess.run(command, cwd=endless.folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 2
+    assert "/dev/shm" in last_line(ended.stderr)
+    assert "num_worker_per_gpu" in last_line(ended.stderr)
+
+
+def _train_after_use(folder: Path) -> None:
+    torch.set_num_threads(2)
+    torch.nn.Conv2d(16, 16, 3)(torch.rand(4, 16, 64, 64))  # its threads are there, and would not be after a fork
+    os.chdir(folder)
+    raise SystemExit(run("dlgsanet.commands.train:main", ["-opt", "options.yml"]))
+
+
+def test_training_in_a_process_that_has_computed_with_several_threads(endless):
+    endless.options["train"]["total_iter"] = 2
+    (endless.folder / "options.yml").write_text(yaml.safe_dump(endless.options))
+    process = FORKSERVER.Process(target=_train_after_use, args=(endless.folder,))
+    process.start()
+    process.join(600)
+    assert process.exitcode == 0
