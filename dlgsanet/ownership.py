@@ -36,20 +36,33 @@ def owned(folder: Path) -> Iterator[None]:
     path = folder.parent.resolve() / f".{folder.name}.lock"
     if path in _held:  # and to open the file again would release the lock
         raise _refusal(folder, path, _this_process())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")  # noqa: SIM115  # closed below
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    with file:
-        _acquire(file, folder, path)
+    with _acquired(folder, path):
         _held.add(path)
         try:
             yield
         finally:
             _held.discard(path)
             with suppress(OSError):
-                file.truncate(0)
+                path.unlink()  # as long as the lock is held
+                path.parent.rmdir()  # if nothing else was written
+
+
+def _acquired(folder: Path, path: Path) -> TextIO:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+")  # noqa: SIM115  # closed by the caller
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            _acquire(file, folder, path)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # its former owner has deleted it meanwhile
 
 
 def _acquire(file: TextIO, folder: Path, path: Path) -> None:

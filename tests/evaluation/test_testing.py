@@ -9,6 +9,7 @@ from PIL import Image
 from skimage import data
 
 from dlgsanet.cli import main
+from dlgsanet.ownership import owned
 from tests.evaluation.conftest import save, small_weights
 
 
@@ -49,6 +50,14 @@ def test_scores_are_basicsrs_and_pictures_are_saved(run, option_file, photograph
     assert found["mean", "small"] == pytest.approx(np.mean(values), abs=1e-6)
     assert f"{np.mean(values):.2f}" in out
     assert f"| Photos | small | {np.mean(values):.2f} |" in (option_file.parent / "results/small/scores.md").read_text()
+
+
+def test_second_test_of_a_name_stops_before_it_writes(run, option_file):
+    with owned(option_file.parent / "results/small"):
+        code, _, lines = run()
+    assert code == 2
+    assert "results/small" in lines[-1]
+    assert not (option_file.parent / "results/small").exists()
 
 
 def test_the_network_in_the_file_is_the_one_that_is_tested(run, option_file):
