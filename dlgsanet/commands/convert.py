@@ -9,12 +9,13 @@ from dlgsanet.errors import UserError
 
 EXAMPLES = """\
 examples:
-  dlgsanet convert net_g_latest.pth mine.safetensors --metadata training_data=DIV2K
-  dlgsanet convert published.pth published.safetensors -opt options/test/FILE.yml
+  dlgsanet convert net_g_latest.pth mine.safetensors --metadata data=DIV2K
+  dlgsanet convert published.pth mine.safetensors -opt options/test/FILE.yml
   dlgsanet convert mine.safetensors mine.pth
 
-A .pth of the published code tells nothing of its options. The weights prove most of them; the rest (activation,
-tlc_kernel, sparseedge or edge, img_range) take the published values, unless an option file says otherwise.
+A .pth of the published code does not hold its options. Most of them follow from
+the shapes of the weights. The rest (activation, tlc_kernel, sparseedge or edge,
+img_range) take the published values, unless an option file is given.
 """
 
 
@@ -30,19 +31,19 @@ def main(argv: list[str]) -> int:
     add("target", type=Path, metavar="TO", help="a .pth or .safetensors file")
     add("-opt", type=Path, metavar="FILE", help="the option file whose network_g the weights belong to")
     add("--key", choices=("params", "params_ema"), help="which weights of a .pth (default: params_ema if it has them)")
-    add("--metadata", action="append", default=[], metavar="KEY=VALUE", help="what else to tell in the new file")
+    add("--metadata", action="append", default=[], metavar="KEY=VALUE", help="an entry to add to the new file")
     args = parser.parse_args(argv)
 
     from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint, write_checkpoint
 
     checkpoint = read_checkpoint(args.source, args.key)
-    told = dict(_key_and_value(text) for text in args.metadata)
+    entries = dict(_key_and_value(text) for text in args.metadata)
     if args.opt:
         checkpoint = replace(checkpoint, metadata=checkpoint.metadata | {"network_g": _network_options_of(args.opt)})
     options = network_options(checkpoint)
     build_network(checkpoint)  # or the new file could not be used
-    told = {"scale": str(options["upscale"]), **checkpoint.metadata, **told}
-    write_checkpoint(args.target, checkpoint.state, options, told)
+    entries = {"scale": str(options["upscale"]), **checkpoint.metadata, **entries}
+    write_checkpoint(args.target, checkpoint.state, options, entries)
     print(f"{args.target}: {len(checkpoint.state)} tensors, x{options['upscale']}")
     return 0
 

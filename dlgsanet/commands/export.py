@@ -1,4 +1,4 @@
-"""`dlgsanet export`: the network for onnxruntime, and for PyTorch without this project."""
+"""`dlgsanet export`: write the network for onnxruntime, or for PyTorch without this project."""
 
 import argparse
 from pathlib import Path
@@ -9,29 +9,33 @@ EXAMPLES = """\
 examples:
   dlgsanet export --weights Tiny --scale 4 -o tiny_x4.onnx
   dlgsanet export --weights mine.safetensors --precision fp16 -o mine_fp16.onnx
-  dlgsanet export --weights Tiny -o tiny_x2.pt2        (torch.export.load reads it)
+  dlgsanet export --weights Tiny -o tiny_x2.pt2   (for torch.export.load)
 """
 
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(
         "dlgsanet export",
-        description="Write a network as ONNX or torch.export, for images of every size, and run what was written.",
+        description="Write a network as ONNX or torch.export, for images of every size,\nand check what was written.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help="ends in .onnx or .pt2")
-    add("--weights", default="Tiny", metavar="FILE|NAME", help="a .safetensors or .pth file, or Tiny, Light, Large")
-    add("--scale", type=int, choices=(2, 3, 4), help="the network's enlargement (default: what the weights have)")
-    add("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16: half the size; norms stay in fp32")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="a name that ends in .onnx or .pt2")
+    add("-n", "--weights", default="Tiny", metavar="WEIGHTS", help="a .safetensors or .pth file, or the name of "
+        "shipped weights: Tiny, Light, Large (default: Tiny)")  # fmt: skip
+    add("--scale", type=int, choices=(2, 3, 4), help="scale factor of the network (default: that of the weights)")
+    add("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16: half the size; norms stay in fp32 "
+        "(default: fp32)")  # fmt: skip
     args = parser.parse_args(argv)
 
     from dlgsanet.archs.checkpoint import build_network
     from dlgsanet.inference.export import TOLERANCE, export
     from dlgsanet.inference.loading import load_checkpoint
+    from dlgsanet.progress import stage
 
     checkpoint = load_checkpoint(args.weights, args.scale)
-    difference = export(build_network(checkpoint), args.output, args.precision, checkpoint.metadata)
-    print(f"{args.output}: within {difference:.1e} of PyTorch (at most {TOLERANCE[args.precision]:.0e} is allowed)")
+    network = build_network(checkpoint)
+    difference = export(network, args.output, args.precision, checkpoint.metadata, stage)
+    print(f"{args.output}: within {difference:.1e} of PyTorch (allowed: {TOLERANCE[args.precision]:.0e})")
     return 0

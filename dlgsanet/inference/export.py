@@ -1,9 +1,10 @@
-"""Export for other programs: ONNX and `torch.export`, for images of every size, checked by running what was written."""
+"""Export to ONNX and `torch.export`, for images of every size, checked by running what was written."""
 
 import importlib.util
 import io
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.portable import PortableDLGSANet
 from dlgsanet.archs.sparse_gsa import tlc_window
-from dlgsanet.errors import UserError
+from dlgsanet.errors import ArgumentError, UserError
 from dlgsanet.files import write_whole
 
 OPSET = 18
@@ -23,10 +24,17 @@ LARGEST_SIDE = 65536
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3}  # of an output value, against PyTorch in float32
 
 Run = Callable[[np.ndarray], np.ndarray]
+Stage = Callable[[str], AbstractContextManager[None]]
 
 
-def export(network: DLGSANet, path: Path, precision: str = "fp32", metadata: dict[str, str] | None = None) -> float:
-    """Write a network for programs that do not have this project, and run what was written.
+def export(
+    network: DLGSANet,
+    path: Path,
+    precision: str = "fp32",
+    metadata: dict[str, str] | None = None,
+    stage: Stage = lambda name: nullcontext(),
+) -> float:
+    """Write a network for programs that do not have this project, and check what was written by running it.
 
     The graph takes ``image``, float32 [1, in_chans, H, W] in [0, 1], H and W from 1 up, and gives ``enlarged``, float32
     [1, in_chans, upscale * H, upscale * W], not clipped.
@@ -36,29 +44,32 @@ def export(network: DLGSANet, path: Path, precision: str = "fp32", metadata: dic
         path: ends in .onnx (opset 18, no custom operators) or .pt2 (`torch.export`).
         precision: ``fp32``, or ``fp16``: weights and features in float16, norms and similarities in float32.
         metadata: kept in an ONNX file as its properties.
+        stage: called with the name of each stage of the work; the context manager that it returns surrounds the stage.
 
     Returns:
         The largest difference from PyTorch over `checked_sizes`.
 
     Raises:
-        UserError: another extension, a package is missing, or the result differs by more than 1e-4 (fp16: 5e-3) from
-            PyTorch's; nothing is written then.
+        UserError: another extension, a missing package, or a result that differs from PyTorch's by more than 1e-4
+            (fp16: 5e-3). Nothing is written then.
     """
     if path.suffix not in (".onnx", ".pt2"):
-        raise UserError(f"-o: {path}: the name must end in .onnx or .pt2")
+        raise ArgumentError("output", f"{path}: the name must end in .onnx or .pt2")
+    if precision not in TOLERANCE:
+        raise ArgumentError("precision", f"unknown precision {precision!r}; choose from {', '.join(TOLERANCE)}")
     if path.suffix == ".onnx":
         _require_packages()
     portable = PortableDLGSANet(deepcopy(network).half() if precision == "fp16" else network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's own, about its own
-        program = _trace(portable, network.shallow.weight.shape[1], tlc_window(network) or 96)
-        if path.suffix == ".onnx":
-            content = _onnx(program, metadata or {})
-            run = _run_onnx(content)
-        else:
-            content = _pt2(program)
-            run = _run_pt2(content)
-    difference = check(network, run)
+        with stage("tracing the network"):
+            program = _trace(portable, network.shallow.weight.shape[1], tlc_window(network) or 96)
+        with stage(f"writing {path.suffix[1:]}"):
+            content = _onnx(program, metadata or {}) if path.suffix == ".onnx" else _pt2(program)
+        with stage("loading what was written"):
+            run = (_run_onnx if path.suffix == ".onnx" else _run_pt2)(content)
+    with stage("comparing it with PyTorch"):
+        difference = check(network, run)
     if not difference <= TOLERANCE[precision]:
         raise UserError(f"{path}: not written, its output differs from PyTorch's by {difference:.1e}")
     write_whole(path, content)

@@ -50,8 +50,8 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
         inputs: what the user gave.
         output: a file for a single picture, else a folder; ``-`` is standard output.
         extension: of the results, such as ``.png``; None: as the source's.
-        suffix: put between a result's name and its extension. A source in the place of its result, with that suffix in
-            its name, is taken for a result of an earlier run and left out.
+        suffix: put between a result's name and its extension. A source below the output folder with that
+            suffix in its name is taken for a result of an earlier run and left out.
 
     Raises:
         UserError: several pictures for one file.
@@ -81,7 +81,7 @@ def _add_for_folder(
     jobs: dict[Path, Job] = {}
     for source, below in sources:
         job = Job(source, output / below.with_name(_result_name(below, extension, suffix)))
-        if suffix and source.stem.endswith(suffix) and _same_folder(source, job.target):
+        if suffix and source.stem.endswith(suffix) and _is_below(source, output):
             found.results.append(source)
         elif job.target in jobs:
             other = jobs[job.target].name
@@ -103,8 +103,8 @@ def _same_file(one: Path, other: Path) -> bool:
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 
-def _same_folder(one: Path, other: Path) -> bool:
-    return os.path.realpath(one.parent) == os.path.realpath(other.parent)
+def _is_below(file: Path, folder: Path) -> bool:
+    return os.path.realpath(file).startswith(os.path.join(os.path.realpath(folder), ""))
 
 
 def _is_one_file(inputs: list[str], output: Path) -> bool:

@@ -197,3 +197,11 @@ def test_spandrel_detects_and_loads_ours_and_published_files(weights, network, t
         assert (model.architecture.id, model.scale, model.input_channels) == ("DLGSANet", 2, 3)
         image = torch.rand(1, 3, 100, 30)
         torch.testing.assert_close(model(image), wanted(image).clamp(0, 1), rtol=0, atol=1e-6)
+
+
+def test_export_shows_its_stages_and_that_it_goes_on(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dlgsanet.progress.EVERY", 0.05)
+    assert main(["export", "--weights", str(weights), "-o", str(tmp_path / "a.pt2")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len({line.split(" ...")[0] for line in lines}) >= 4
+    assert len(lines) > 4

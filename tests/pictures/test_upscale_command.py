@@ -192,3 +192,131 @@ def test_ctrl_c_leaves_nothing_half_written(folder, weights):
         assert "interrupted" in process.stderr.read().splitlines()[-1]
         assert process.wait(60) == 130
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("extension", [".png", ".jpg"])
+def test_a_second_run_in_place_finds_its_results(folder, weights, extension, capsys):
+    arguments = (weights, folder / "in", "-o", folder / "in", "--suffix", "_x2", "--ext", extension[1:])
+    assert run(*arguments) == 0
+    first = files(folder)
+    assert f"in/sub/b_x2{extension}" in first
+    capsys.readouterr()
+    for inputs in (
+        [folder / "in"],
+        [folder / "in/**/*.*"],
+        [*(folder / "in").glob("[!.]*.*")],
+    ):
+        run(weights, *inputs, "-o", folder / "in", "--suffix", "_x2", "--ext", extension[1:], "--dry-run")
+        assert not [f for f in files(folder) if "_x2_x2" in f]
+        assert "_x2_x2" not in capsys.readouterr().err
+    assert run(*arguments) == 0
+    assert files(folder) == first
+    error = capsys.readouterr().err
+    assert "3 with _x2" in error
+    assert "3 there already" in error
+
+
+def test_what_a_folder_has_besides_is_counted_by_type(folder, weights, capsys):
+    for name in ("b.txt", "sub/c.TXT", "d.psd", "README"):
+        (folder / "in" / name).write_text("")
+    assert run(weights, folder / "in", "-o", folder / "out") == 0
+    assert "1 .psd, 3 .txt, 1 no extension" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["out.heic", "out.avif", "out.gif", "out.psd", "out.HEIC", "out.mp4"])
+def test_a_file_name_that_cannot_be_written_is_no_folder(folder, weights, name, capsys):
+    assert run(weights, folder / "in/a.png", "-o", folder / name) == 2
+    assert name[3:] in capsys.readouterr().err.splitlines()[-1]
+    assert not (folder / name).exists()
+
+
+def test_arguments_of_real_esrgan(folder, weights, network, photo, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main(["upscale", "-n", str(weights), "-i", "in/a.png", "in/sub/b.jpg", "--fp32", "-t", "0", "-s", "2"]) == 0
+    assert files(folder / "results") == ["a.png", "b.jpg"]
+    assert np.array_equal(np.array(Image.open("results/a.png")), upscale(photo, network))
+    assert main(["upscale", "-n", str(weights), "-i", "in/a.png", "--precision", "bf16", "--fp32", "--overwrite"]) == 0
+    assert np.array_equal(np.array(Image.open("results/a.png")), upscale(photo, network))
+    assert main(["upscale", "-n", str(weights), "-i", "in/a.png", "-o", "b.png", "-g", "77"]) == 2
+    assert "cuda:77" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["upscale", "-n", str(weights)]) == 2
+    assert "no input" in capsys.readouterr().err
+
+
+def test_help_fits_80_columns_and_breaks_at_words(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ("upscale", "export", "convert"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 80, command
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [f"{LONG}.png"],
+        ["in/a.png", "-o", f"{LONG}.png"],
+        ["in/a.png", "-o", LONG],
+        ["in/a.png", "-o", f"{LONG}/x/a.png"],
+        ["in/a.png", "--suffix", LONG],
+        ["in", "-o", "in", "--suffix", LONG],
+        [f"in/{LONG}*.png"],
+        ["in/a\0b.png"],
+    ],
+)
+def test_names_that_are_too_long(folder, weights, arguments, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert run(weights, *arguments) == 2
+    assert LONG[:9] in (last := capsys.readouterr().err.splitlines()[-1]) or "null" in last
+    assert last.startswith("dlgsanet: error: ")
+    assert "Error:" not in last
+
+
+def in_shell(folder, weights, line, before="true"):
+    """`dlgsanet upscale` as a shell runs it."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = f"{before}; exec {sys.executable} -m dlgsanet upscale --weights {weights} {line}"
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, check=False)
+
+
+def test_closed_streams(folder, weights):
+    for number, closed in enumerate(("<&-", ">&-", "2>&-", "<&- >&- 2>&-")):
+        assert in_shell(folder, weights, f"in/a.png -o {number}.png {closed}").returncode == 0
+        assert Image.open(folder / f"{number}.png").size == (168, 120)
+    for line in ("- -o 5.png <&-", "in/a.png -o - >&-"):
+        done = in_shell(folder, weights, line)
+        assert done.returncode == 2
+        assert b"closed" in done.stderr.splitlines()[-1]
+
+
+def test_few_open_files(folder, weights):
+    done = in_shell(folder, weights, "in/a.png -o a.png", "ulimit -n 10")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes to another user")
+def test_folders_without_access(folder, weights):
+    from dlgsanet.pictures.find_files import find_files
+
+    (folder / "closed").mkdir(mode=0o700)
+    (folder / "closed/a.png").write_bytes((folder / "in/a.png").read_bytes())
+    for parent in (folder, *folder.parents):
+        with contextlib.suppress(OSError):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    (folder / "closed").chmod(0o700)
+    child = os.fork()
+    if not child:
+        code = 1
+        with contextlib.suppress(BaseException):
+            os.setuid(65534)
+            found = find_files([str(folder / "closed/a.png")], folder / "out")
+            assert "Permission denied" in found.faults[0]
+            found = find_files([str(folder / "in/a.png")], folder / "closed/out")
+            assert len(found.jobs) == 1
+            code = 0
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
