@@ -61,9 +61,8 @@ class FileUpscaler:
 
     def _do(self, job: Job, counted: str) -> None:
         # Where the caller has closed a stream, the command has opened /dev/null by its number.
-        if (job.source == STREAM and getattr(sys.stdin, "name", None) == 0) or (
-            job.target == STREAM and getattr(sys.stdout, "name", None) == 1
-        ):
+        used = [(sys.stdin, 0)] * (job.source == STREAM) + [(sys.stdout, 1)] * (job.target == STREAM)
+        if any(getattr(stream, "name", None) == number for stream, number in used):
             raise UserError("standard input or output is closed")
         content = sys.stdin.buffer.read() if job.source == STREAM else None
         picture = read_picture(Path(job.name), content)
