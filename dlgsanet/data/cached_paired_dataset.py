@@ -1,6 +1,7 @@
 """The training data set: pairs decoded once, random crops that are a function of (seed, epoch, index) alone."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dlgsanet.data.pairs import check_sizes, find_pairs
+from dlgsanet.data.pairs import Pair, check_sizes, find_pairs
 from dlgsanet.data.pixel_cache import decode_all
 from dlgsanet.errors import UserError
 from dlgsanet.options.table import CACHED_SET, CACHED_TRAINING_SET
@@ -33,6 +34,9 @@ class CachedPairedImageDataset(Dataset):
         scale, phase: filled in by BasicSR. With a phase other than `train` samples are whole images.
 
     Options of its own:
+        dataroot_gt, dataroot_lq: may be lists of as many roots.
+        shares: of the samples of an epoch that come from each root, with a sum of 1. An epoch is as long as without
+            shares: its images are seen more or less often. Default: all images alike.
         manual_seed: the seed of all crops, needed for `phase: train`; the training command fills in the option file's
             top-level `manual_seed`.
         patches_per_image: how many crops of each image make an epoch, each its own. Default 1. Takes the place of
@@ -64,7 +68,9 @@ class CachedPairedImageDataset(Dataset):
         if opt.get("dataset_enlarge_ratio", 1) != 1:
             raise UserError("dataset_enlarge_ratio: it repeats the crops of an epoch; use patches_per_image")
 
-        pairs = find_pairs(opt)
+        parts = _find_parts(opt)
+        pairs = [pair for part in parts for pair in part]
+        self.parts = _parts_of_an_epoch([len(part) for part in parts], self.patches_per_image, opt.get("shares"))
         self.paths = [{"gt_path": pair.gt.name, "lq_path": pair.lq.name} for pair in pairs]
         sources = [source for pair in pairs for source in (pair.gt, pair.lq)]
         sizes = check_sizes(pairs, self.scale, self.lq_size if self.training else 1)
@@ -77,7 +83,7 @@ class CachedPairedImageDataset(Dataset):
         self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self.paths) * self.patches_per_image
+        return self.parts[-1].stop
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.sample(int(self.epoch), index)
@@ -86,7 +92,8 @@ class CachedPairedImageDataset(Dataset):
         """A sample of any epoch, whatever `set_epoch` said: for samplers that run from one epoch into the next."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        pair = index % len(self.paths)
+        part = next(part for part in self.parts if index < part.stop)
+        pair = part.first_pair + (index - part.start) % part.pairs
         gt, lq = self.cache[2 * pair], self.cache[2 * pair + 1]
         if self.training:
             gt, lq = self._augmented_crop(gt, lq, epoch, index)
@@ -133,6 +140,34 @@ class CachedPairedImageDataset(Dataset):
             mean, std = self.normalisation
             values = (values - mean) / std
         return torch.from_numpy(values)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Samples `start` to `stop` of an epoch, which come from the images `first_pair`, `first_pair + 1`, ..."""
+
+    start: int
+    stop: int
+    first_pair: int
+    pairs: int
+
+
+def _find_parts(opt: Mapping[str, Any]) -> list[list[Pair]]:
+    """The pairs of every data root."""
+    gt, lq = opt.get("dataroot_gt"), opt.get("dataroot_lq")
+    if not isinstance(gt, list) or not isinstance(lq, list):
+        return [find_pairs(opt)]
+    return [find_pairs({**opt, "dataroot_gt": a, "dataroot_lq": b}) for a, b in zip(gt, lq, strict=True)]
+
+
+def _parts_of_an_epoch(counts: list[int], patches_per_image: int, shares: list[float] | None) -> list[_Part]:
+    """Divide an epoch between data roots of so many images. Without shares the roots are as one."""
+    total = sum(counts)
+    if shares is None:
+        return [_Part(0, total * patches_per_image, 0, total)]
+    stops = [round(total * patches_per_image * share) for share in np.cumsum(shares)]
+    first_pairs = [0, *np.cumsum(counts).tolist()]
+    return [_Part(*part) for part in zip([0, *stops], stops, first_pairs, counts, strict=False)]
 
 
 def _at_least_one(opt: Mapping[str, Any], option: str) -> int:

@@ -3,6 +3,7 @@
 import logging
 import math
 import warnings
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
@@ -13,9 +14,11 @@ from basicsr.models.sr_model import SRModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dlgsanet.distributed import mean_over_ranks
+from dlgsanet.distributed import from_first, mean_over_ranks
 from dlgsanet.errors import faults_of
+from dlgsanet.models.linear_start import fit_filter, start_linear
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
+from dlgsanet.models.teacher import build_teacher
 from dlgsanet.models.weights import load_weights
 from dlgsanet.options.table import LOSSES, TRAIN
 
@@ -42,6 +45,8 @@ class DLGSANetModel(SRModel):
             Each is skipped: neither weights nor averages see it.
         optim_g, scheduler: any of `dlgsanet.models.optimization`; `warmup_iter` holds for all of them.
     """
+
+    teacher: Callable[[Tensor], Tensor] | None = None
 
     @property
     def train_options(self) -> dict[str, Any]:
@@ -81,6 +86,9 @@ class DLGSANetModel(SRModel):
             if train[name]:
                 with faults_of(f"train.{name}"):
                     self.losses[name] = build_loss(train[name]).to(self.device)
+        if train["teacher_opt"]:
+            self.teacher_share = train["teacher_opt"]["share"]
+            self.teacher = build_teacher(train["teacher_opt"], self.opt["scale"], self.device)
         self.accumulate = train["accumulate"]
         self.grad_clip = train["grad_clip"] or math.inf
         self.max_bad_steps = train["max_bad_steps"]
@@ -96,6 +104,22 @@ class DLGSANetModel(SRModel):
         copy = deepcopy(bare).eval().requires_grad_(False)
         bare._compiled_call_impl = compiled
         return copy
+
+    def start_linear(self, samples: Iterable[dict[str, Any]]) -> None:
+        """Give the network the weights of `dlgsanet.models.linear_start`. All ranks call this before they train.
+
+        Args:
+            samples: of the training set; only those of the first rank count.
+        """
+        network = self.get_bare_model(self.net_g)
+        if self.opt["rank"] == 0:
+            mean = torch.tensor(network.mean)
+            pairs = ((sample["lq"], sample["gt"]) for sample in samples)
+            start_linear(network, fit_filter(pairs, self.opt["scale"], mean))
+        weights = {name: weight.cpu() for name, weight in network.state_dict().items()}
+        network.load_state_dict(from_first(weights))
+        if self.ema_decay > 0:
+            self.net_g_ema.load_state_dict(network.state_dict())
 
     def setup_optimizers(self) -> None:
         self.parameters = [p for p in self.net_g.parameters() if p.requires_grad]
@@ -142,14 +166,15 @@ class DLGSANetModel(SRModel):
         with nullcontext() if wait_for_ranks else self.net_g.no_sync():
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 output = self.net_g(lq)
-            terms = self._loss_terms(output.float(), gt)
+                taught = self.teacher(lq) if self.teacher else None
+            terms = self._loss_terms(output.float(), gt, taught)
             total = torch.stack([*terms.values()]).sum() / parts
             self.mark("forward")
             self.scaler.scale(total).backward()
             self.mark("backward")
         return {name: term.detach() / parts for name, term in terms.items()}
 
-    def _loss_terms(self, output: Tensor, gt: Tensor) -> dict[str, Tensor]:
+    def _loss_terms(self, output: Tensor, gt: Tensor, taught: Tensor | None) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for option, loss in self.losses.items():
             if option == "perceptual_opt":
@@ -157,6 +182,9 @@ class DLGSANetModel(SRModel):
                 terms |= {"l_percep": perceptual, "l_style": style}
             else:
                 terms[f"l_{option.removesuffix('_opt').replace('pixel', 'pix')}"] = loss(output, gt)
+        if taught is not None:
+            terms["l_pix"] = (1 - self.teacher_share) * terms["l_pix"]
+            terms["l_teacher"] = self.teacher_share * self.losses["pixel_opt"](output, taught)
         return {name: term for name, term in terms.items() if term is not None}
 
     def _step(self, terms: dict[str, Tensor], iteration: int) -> None:

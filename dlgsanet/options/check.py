@@ -97,11 +97,23 @@ def _network(options: dict[str, Any]) -> Iterator[str]:
 def _data_sets(options: dict[str, Any]) -> Iterator[str]:
     scale = options["scale"]
     for name, data_set in options["datasets"].items():
+        yield from _roots(f"datasets.{name}", data_set)
         if isinstance(data_set.get("gt_size"), int) and data_set["gt_size"] % scale:
             yield f"datasets.{name}.gt_size: {data_set['gt_size']} is not a multiple of scale, {scale}"
     validation = [data_set.get("name", "") for name, data_set in options["datasets"].items() if phase_of(name) == "val"]
     for name in sorted({name for name in validation if validation.count(name) > 1}):
         yield f"datasets: two validation sets are called {name}; give each a name of its own"
+
+
+def _roots(where: str, data_set: Mapping[str, Any]) -> Iterator[str]:
+    gt, lq, shares = (data_set.get(key) for key in ("dataroot_gt", "dataroot_lq", "shares"))
+    counts = [len(value) if isinstance(value, list) else None for value in (gt, lq)]
+    if counts[0] != counts[1] or 0 in counts:
+        yield f"{where}.dataroot_lq: give as many roots as dataroot_gt has, in the same order"
+    if shares is not None and len(shares) != counts[0]:
+        yield f"{where}.shares: give one share for each root in the list dataroot_gt"
+    elif shares is not None and abs(sum(shares) - 1) > 1e-6:
+        yield f"{where}.shares: their sum is {sum(shares):g}; it must be 1"
 
 
 def _training(options: dict[str, Any]) -> Iterator[str]:
@@ -112,6 +124,10 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
     for option in TRAIN.options:
         if option.only and option.name in train and options["model_type"] != option.only:
             yield f"train.{option.name}: {options['model_type']} would ignore it; set model_type: {OURS}"
+    if train.get("network_init") == "linear":
+        yield from _linear_start(options)
+    if train.get("teacher_opt") and not train.get("pixel_opt"):
+        yield "train.teacher_opt: pixel_opt compares with the teacher; set it"
     # Schedules that have an end must not reach it before the run: they fail there.
     schedule = train["scheduler"]
     ends = {"CosineAnnealingRestartLR": sum(schedule.get("periods", [])), "OneCycleLR": schedule.get("total_steps")}
@@ -126,6 +142,17 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
         given = train[section]["type"]
         if options["model_type"] in _FROM_BASICSR["MODEL"] and given not in types:
             yield f"train.{section}: {options['model_type']} has no {given}; set model_type: {OURS}"
+
+
+def _linear_start(options: dict[str, Any]) -> Iterator[str]:
+    where, network = "train.network_init: linear", options["network_g"]
+    for key in ("pretrain_network_g", "resume_state"):
+        if options["path"].get(key):
+            yield f"{where} starts from random weights; remove it or path.{key}"
+    if network["type"] != "DLGSANet" or network.get("upsampler") != "pixelshuffledirect":
+        yield f"{where} needs network_g: {{type: DLGSANet, upsampler: pixelshuffledirect}}"
+    elif 9 * network.get("dim", 60) < 25 * network.get("in_chans", 3):
+        yield f"{where} needs a network_g.dim of at least {math.ceil(25 * network.get('in_chans', 3) / 9)}"
 
 
 def _best(options: dict[str, Any]) -> Iterator[str]:

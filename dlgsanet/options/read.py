@@ -89,17 +89,24 @@ def _expand_paths(options: dict[str, Any], data_root: str | None, source: str | 
     faults = []
     for name, data_set in options["datasets"].items():
         for key in ("dataroot_gt", "dataroot_lq", "meta_info_file"):
-            if isinstance(path := data_set.get(key), str):
-                data_set[key] = _in_data_root(_expand(path), data_root)
-                if not _exists(data_set[key]):
-                    hint = "" if key == "meta_info_file" else "; make it with `dlgsanet data`, or set --data-root"
-                    faults.append(f"datasets.{name}.{key}: there is no {data_set[key]}{hint}")
+            given = data_set.get(key)
+            several = given if isinstance(given, list) else [given]
+            if not all(isinstance(path, str) for path in several):
+                continue
+            found = [_in_data_root(_expand(path), data_root) for path in several]
+            data_set[key] = found if isinstance(given, list) else found[0]
+            hint = "" if key == "meta_info_file" else "; make it with `dlgsanet data`, or set --data-root"
+            faults += [f"datasets.{name}.{key}: there is no {path}{hint}" for path in found if not _exists(path)]
     paths = options["path"]
     for key in ("pretrain_network_g", "resume_state"):
         if paths.get(key):
             paths[key] = _expand(paths[key])
             if not _exists(paths[key], file=True):
                 faults.append(f"path.{key}: there is no file {paths[key]}")
+    if teacher := options.get("train", {}).get("teacher_opt"):
+        teacher["path"] = _expand(teacher["path"])
+        if not _exists(teacher["path"], file=True):
+            faults.append(f"train.teacher_opt.path: there is no file {teacher['path']}")
     _raise(source, faults)
 
 

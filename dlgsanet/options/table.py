@@ -7,6 +7,8 @@ What a registered class takes (networks, losses, metrics, optimisers, schedulers
 signature, so a class needs no entry.
 """
 
+from dataclasses import replace
+
 from dlgsanet.options.kinds import (
     REQUIRED,
     Anything,
@@ -70,14 +72,19 @@ _TRAINING = (
 _CACHED = (
     Option("cache_dir", Maybe(PathName()), None, "Folder for a file of decoded images, shared by workers and runs."),
 )
+_ROOTS = Either((ListOf(PathName()), PathName()))
 _CACHED_TRAINING = (
+    Option("shares", Maybe(ListOf(Number(0, 1))), None, "With lists of data roots: the share of each in an epoch."),
     Option("patches_per_image", Whole(1), 1, "Crops of each image in an epoch."),
     Option("crop_candidates", Whole(1, 64), 1, "Positions drawn for each crop; the one with the most detail is taken."),
 )
 
 # Options by type of data set; of other types, which other plugins register, we cannot know them.
 CACHED_SET = Section(_LQ + _PAIRS + _CACHED)
-CACHED_TRAINING_SET = Section(_LQ + _PAIRS + _CACHED + _TRAINING + _CACHED_TRAINING)
+CACHED_TRAINING_SET = Section(
+    tuple(replace(o, kind=_ROOTS) if o.name.startswith("dataroot") else o for o in _LQ + _PAIRS)
+    + (_CACHED + _TRAINING + _CACHED_TRAINING)
+)
 _WHOLE_IMAGES = ByType(
     "DATASET",
     (
@@ -105,6 +112,16 @@ _SCHEDULER = Registered(
     examples=("MultiStepLR", "CosineAnnealingLR", "CosineAnnealingRestartLR", "WSD"),
 )
 
+NETWORK = Registered("ARCH", examples=("DLGSANet",))
+_TEACHER = Section(
+    (
+        Option("path", PathName(), REQUIRED, "Weights of the teacher."),
+        Option("network", Maybe(NETWORK), Unset("found from the weights"), "Its class and arguments."),
+        Option(
+            "share", Number(0, 1), 0.5, "Share of the teacher's output in the pixel loss; the rest is the original."
+        ),
+    )
+)
 LOSSES = (
     Option("pixel_opt", _LOSS, None, "Loss on pixels."),
     Option("fft_opt", _LOSS, None, "Loss on spectra, e.g. `{type: FFTLoss, loss_weight: 0.1}`.", only=OURS),
@@ -122,7 +139,15 @@ TRAIN = Section(
         Option("warmup_iter", Whole(-1), -1, "Iterations over which the learning rate rises from 0; -1 for none."),
         Option("ema_decay", Number(0, 1), 0, "Decay of the average of the weights; 0 keeps no average."),
         Option("ema_warmup", Flag(), False, "Limit that decay to (1 + n) / (10 + n) after n steps.", only=OURS),
+        Option(
+            "network_init",
+            OneOf(("random", "linear")),
+            "random",
+            "`linear`: start as the best 5x5 filter for the training set, computed from it.",
+            only=OURS,
+        ),
         *LOSSES,
+        Option("teacher_opt", Maybe(_TEACHER), None, "A trained network as a second target.", only=OURS),
         Option("precision", OneOf(("fp32", "bf16", "fp16")), "fp32", "Autocast; fp16 with loss scaling.", only=OURS),
         Option("compile", _COMPILE, False, "Compile the training step; true or a mode of `torch.compile`.", only=OURS),
         Option("channels_last", Flag(), False, "Store features channels-last.", only=OURS),
@@ -209,7 +234,6 @@ DIST = Section(
     )
 )
 _GPUS = Either((OneOf(("auto",)), Whole(0)))
-NETWORK = Registered("ARCH", examples=("DLGSANet",))
 
 _COMMON = (
     Option("name", FileName(), REQUIRED, "Name of the run and of its folder in `experiments/` or `results/`."),

@@ -20,7 +20,7 @@ from dlgsanet.training.board import Board
 from dlgsanet.training.checkpoints import Checkpoints
 from dlgsanet.training.messages import Pace, ProgressLine, duration, progress_text
 from dlgsanet.training.state import Position, state_of, weights_of
-from dlgsanet.training.validation import StoppedError, ValidationSet
+from dlgsanet.training.validation import BELOW_BICUBIC, StoppedError, ValidationSet
 
 logger = logging.getLogger("dlgsanet")
 
@@ -176,8 +176,12 @@ class Loop:
         for data in self.validation_sets:
             save_to = root / data.name / str(iteration) if self.val.get("save_img") else None
             metrics = self.val.get("metrics") or {}
-            scores[data.name], first = data.run(self.model, metrics, save_to, lambda: bool(signals.received))
-            text = "  ".join(f"{name} {value:.4f}" for name, value in scores[data.name].items())
+            scores[data.name], first = data.run(
+                self.model, metrics, self._best_metric(), save_to, lambda: bool(signals.received)
+            )
+            text = "  ".join(f"{name} {value:.4f}" for name, value in scores[data.name].items() if name in metrics)
+            if BELOW_BICUBIC in scores[data.name]:
+                text += f"  below bicubic {scores[data.name][BELOW_BICUBIC]} of {len(data)}"
             logger.info("Validation at %s on %s: %s", f"{iteration:,}", data.name, text)
             self.board.scalars({f"metrics/{data.name}/{k}": v for k, v in scores[data.name].items()}, iteration)
             if first is not None:
@@ -185,12 +189,15 @@ class Loop:
         self._keep_if_best(scores)
         self.position.validated = iteration
 
+    def _best_metric(self) -> str | None:
+        """Name of the metric that chooses the best weights, if there is one."""
+        return (self.val.get("best") or {}).get("metric") or next(iter(self.val.get("metrics") or {}), None)
+
     def _keep_if_best(self, scores: dict[str, dict[str, float]]) -> None:
-        best = self.val.get("best") or {}
-        if not self.val.get("metrics"):
+        metric = self._best_metric()
+        if metric is None:
             return
-        name = best.get("dataset", self.validation_sets[0].name)
-        metric = best.get("metric", next(iter(self.val["metrics"])))
+        name = (self.val.get("best") or {}).get("dataset", self.validation_sets[0].name)
         value, former = scores[name][metric], self.position.best.get("value")
         self.scores = scores[name]
         lower = self.val["metrics"][metric].get("better") == "lower"

@@ -118,6 +118,8 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
         model = build_model(deepcopy(options))
     epoch_length = len(train_set) * options["datasets"]["train"].get("dataset_enlarge_ratio", 1)
     position = Position()
+    if options["train"]["network_init"] == "linear" and not checkpoint:
+        model.start_linear(first_samples(options, train_set, epoch_length))
     if checkpoint:
         position = restore(model, checkpoint, options["rank"], epoch_length)
     batch_size = _batch_of_a_rank(options) * options["world_size"]
@@ -184,6 +186,13 @@ def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
                 ValidationSet(build_dataset(opt), opt["name"], options["rank"], options["world_size"])
             )
     return train_set, validation_sets
+
+
+def first_samples(options: dict[str, Any], train_set: Any, epoch_length: int, count: int = 400) -> Iterator[Any]:
+    """The samples that a run begins with."""
+    seed = options["manual_seed"]
+    stream, samples = SampleStream(epoch_length, 1, seed), SeededSamples(train_set, seed)
+    return (samples[stream.key(number)] for number in range(count))
 
 
 def _check_pairs(where: str, opt: dict[str, Any]) -> None:

@@ -13,9 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
 from dlgsanet.data.images import png_bytes
+from dlgsanet.data.resize import imresize
 from dlgsanet.distributed import gather
 from dlgsanet.files import write_whole
 from dlgsanet.training.samples import read_sample
+
+BELOW_BICUBIC = "below_bicubic"
 
 
 class StoppedError(Exception):
@@ -34,28 +37,39 @@ class ValidationSet:
     def __init__(self, dataset: Any, name: str, rank: int, world_size: int):
         self.dataset, self.name = dataset, name
         self.indices = range(rank, len(dataset), world_size)
+        self._bicubic: dict[int, float] = {}  # scores of bicubic interpolation by index, computed once
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def run(
-        self, model: BaseModel, metrics: dict[str, Any], save_to: Path | None, stopped: Callable[[], bool]
+        self,
+        model: BaseModel,
+        metrics: dict[str, Any],
+        compared: str | None,
+        save_to: Path | None,
+        stopped: Callable[[], bool],
     ) -> tuple[dict[str, float], np.ndarray | None]:
-        """Upscale and score all images. All ranks call this.
+        """Upscale and score every image, and count those that bicubic interpolation enlarges better.
+
+        All ranks call this.
 
         Args:
             model: scores its averaged weights where it has them.
             metrics: the `val.metrics` section.
+            compared: name of the metric by which images are compared with bicubic interpolation. None: they are not.
             save_to: prefix of the pictures' paths, or None.
             stopped: called between images.
 
         Returns:
-            The mean of every metric; and the first image, uint8 [H, W, 3] in BGR, on the rank that computed it.
+            The mean of every metric, and under `BELOW_BICUBIC` that count; and the first image, uint8 [H, W, 3] in
+            BGR, on the rank that computed it.
 
         Raises:
             StoppedError: on every rank, when `stopped` was true on any.
         """
         scores: dict[int, dict[str, float]] = {}
+        below: list[int] = []
         first = None
         with _each_rank_for_itself(model):
             for index in self.indices:
@@ -63,6 +77,8 @@ class ValidationSet:
                 if stopped():
                     break
                 image, scores[index] = _upscale_and_score(model, data, metrics)
+                if compared and self._is_below_bicubic(index, data, metrics[compared], scores[index][compared]):
+                    below.append(index)
                 first = image if index == 0 else first
                 if save_to:
                     write_whole(save_to / f"{Path(data['lq_path'][0]).stem}.png", _png(image))
@@ -71,7 +87,14 @@ class ValidationSet:
             raise StoppedError
         by_index = sorted((index, score) for part in everyones for index, score in part.items())
         means = {name: sum(score[name] for _, score in by_index) / len(by_index) for name in metrics}
-        return means, first
+        return means | ({BELOW_BICUBIC: sum(map(len, gather(below)))} if compared else {}), first
+
+    def _is_below_bicubic(self, index: int, data: dict[str, Any], metric: dict[str, Any], value: float) -> bool:
+        if index not in self._bicubic:
+            lq, gt = tensor2img([data["lq"]]), tensor2img([data["gt"]])
+            self._bicubic[index] = _score(imresize(lq, len(gt) // len(lq)), gt, metric)
+        bicubic = self._bicubic[index]
+        return value > bicubic if metric.get("better") == "lower" else value < bicubic
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -96,8 +119,10 @@ def _upscale_and_score(
     model.test()
     visuals = model.get_current_visuals()
     image = tensor2img([visuals["result"]])
-    scores = {}
-    for name, options in metrics.items():
-        options = {key: value for key, value in options.items() if key != "better"}
-        scores[name] = float(calculate_metric({"img": image, "img2": tensor2img([visuals["gt"]])}, options))
-    return image, scores
+    gt = tensor2img([visuals["gt"]]) if metrics else None
+    return image, {name: _score(image, gt, options) for name, options in metrics.items()}
+
+
+def _score(image: np.ndarray, gt: np.ndarray | None, metric: dict[str, Any]) -> float:
+    options = {key: value for key, value in metric.items() if key != "better"}
+    return float(calculate_metric({"img": image, "img2": gt}, options))

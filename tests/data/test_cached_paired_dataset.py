@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader
 from dlgsanet.data import pixel_cache
 from dlgsanet.data.cached_paired_dataset import CachedPairedImageDataset
 from dlgsanet.data.images import png_bytes, read_image
+from dlgsanet.data.layout import lay_out
+from dlgsanet.data.sources import images_of
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 
@@ -149,6 +152,27 @@ def test_draws_stay_what_they_were(dataset):
     """Else no earlier run could be resumed or made again."""
     samples = [dataset.sample(epoch, index)["gt"] for epoch, index in ((0, 0), (0, 7), (1, 0), (5, 59))]
     assert [int((gt * 255).round().long().sum()) for gt in samples] == [479780, 401955, 569994, 45564]
+
+
+def test_several_roots_are_as_one_without_shares_and_mixed_by_them(photo_root, originals, tmp_path):
+    other = lay_out({"brick": images_of(originals)["chelsea"]}, tmp_path / "Bricks", [4]).root
+    roots = {
+        "dataroot_gt": [str(root / "HR") for root in (photo_root, other)],
+        "dataroot_lq": [str(root / "LR_bicubic/X4") for root in (photo_root, other)],
+    }
+    alike = CachedPairedImageDataset(options(photo_root, **roots))
+    assert len(alike) == 4 * 20
+    assert Counter(Path(alike[i]["gt_path"]).stem for i in range(80)) == dict.fromkeys(
+        ("astronaut", "chelsea", "coffee", "brick"), 20
+    )
+    mixed = CachedPairedImageDataset(options(photo_root, **roots, shares=[0.9, 0.1]))
+    assert len(mixed) == 80
+    counts = Counter(Path(mixed[i]["gt_path"]).stem for i in range(80))
+    assert counts == {"astronaut": 24, "chelsea": 24, "coffee": 24, "brick": 8}
+    assert len({mixed[i]["gt"].numpy().tobytes() for i in range(80)}) == 80
+    one = {key: value[:1] for key, value in roots.items()}
+    single, alone = CachedPairedImageDataset(options(photo_root, **one)), CachedPairedImageDataset(options(photo_root))
+    assert all(single[i]["gt"].equal(alone[i]["gt"]) for i in (0, 17, 59))
 
 
 def test_the_seed_matters(photo_root, dataset):

@@ -96,6 +96,68 @@ def test_impossible_values(options, section, key, value, expected):
     assert expected in faults(options)
 
 
+@pytest.mark.parametrize(
+    ("train", "others", "expected"),
+    [
+        ({"network_init": "linear"}, {"path": {"pretrain_network_g": "file.yml"}}, "path.pretrain_network_g"),
+        ({"network_init": "linear"}, {"path": {"resume_state": "file.yml"}}, "path.resume_state"),
+        ({"network_init": "linear"}, {"network_g": {"upsampler": "pixelshuffle"}}, "pixelshuffledirect"),
+        (
+            {"network_init": "linear"},
+            {"network_g": {"dim": 6, "restormer_num_heads": 1}},
+            "network_g.dim of at least 9",
+        ),
+        ({"network_init": "zero"}, {}, "train.network_init: unknown network_init 'zero'"),
+        ({"teacher_opt": {"path": "none.pth"}}, {}, "train.teacher_opt.path: there is no file none.pth"),
+        ({"teacher_opt": {"share": 0.5}}, {}, "train.teacher_opt.path: is missing"),
+        (
+            {"teacher_opt": {"path": "a", "network": {"type": "SMFANett"}}},
+            {},
+            "train.teacher_opt.network.type: unknown",
+        ),
+        ({"teacher_opt": {"path": "a"}, "pixel_opt": None, "fft_opt": {"type": "FFTLoss"}}, {}, "train.teacher_opt: "),
+        ({"optim_g": {"type": "Muon"}}, {"model_type": "SRModel"}, "train.optim_g: SRModel has no Muon"),
+        ({"scheduler": {"type": "WSD"}}, {"model_type": "SRModel"}, "train.scheduler: SRModel has no WSD"),
+    ],
+)
+def test_options_of_training_that_do_not_fit(options, train, others, expected):
+    options["train"] |= train
+    for section, values in others.items():
+        options[section] = options[section] | values if isinstance(values, dict) else values
+    assert expected in faults(options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"dataroot_gt": ["a", "b"]}, "datasets.train.dataroot_lq: give as many roots"),
+        ({"dataroot_gt": ["a"], "dataroot_lq": ["a", "b"]}, "datasets.train.dataroot_lq: give as many roots"),
+        ({"dataroot_gt": [], "dataroot_lq": []}, "datasets.train.dataroot_lq: give as many roots"),
+        ({"dataroot_gt": ["a"], "dataroot_lq": ["b"], "shares": [0.5, 0.5]}, "datasets.train.shares: give one share"),
+        ({"dataroot_gt": ["a", "a"], "dataroot_lq": ["b", "b"], "shares": [0.5, 0.6]}, "their sum is 1.1"),
+        ({"shares": [1]}, "datasets.train.shares: give one share"),
+        ({"dataroot_gt": ["a", "none"], "dataroot_lq": ["a", "b"]}, "datasets.train.dataroot_gt: there is no none"),
+    ],
+)
+def test_lists_of_data_roots_that_do_not_fit(options, tmp_path, changes, expected):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    options["datasets"]["train"] |= {"type": "CachedPairedImageDataset"} | changes
+    assert expected in faults(options)
+
+
+def test_lists_of_data_roots_are_relocated(options, tmp_path):
+    for name in ("HR", "LQ"):
+        (tmp_path / "elsewhere/More" / name).mkdir(parents=True)
+    changes = {"dataroot_gt": ["datasets/More/HR"] * 2, "dataroot_lq": ["datasets/More/LQ"] * 2, "shares": [0.9, 0.1]}
+    options["datasets"] = {
+        "train": options["datasets"]["train"] | {"type": "CachedPairedImageDataset"} | changes,
+    }
+    del options["val"]
+    read_back = read(options, "--data-root", str(tmp_path / "elsewhere"))
+    assert read_back["datasets"]["train"]["dataroot_gt"] == [str(tmp_path / "elsewhere/More/HR")] * 2
+
+
 def test_a_missing_data_root_is_named(options):
     options["datasets"]["train"]["dataroot_gt"] = "datasets/DIV2X/HR"
     message = faults(options)

@@ -1,0 +1,75 @@
+"""A teacher: a trained network whose output is a second target of training (distillation)."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlgsanet.archs.checkpoint import build_network, read_checkpoint
+from dlgsanet.archs.detect import is_dlgsanet
+from dlgsanet.errors import UserError, faults_of
+from dlgsanet.models.weights import load_weights
+
+logger = logging.getLogger("dlgsanet")
+
+
+def build_teacher(options: Mapping[str, Any], scale: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The teacher of a `train.teacher_opt` section, in evaluation mode and without gradients.
+
+    Args:
+        options: `path` names its weights. `network`, a registered class and its arguments, may be left out for weights
+            of a DLGSANet and of any network that spandrel recognizes.
+        scale: the factor of enlargement that it must have.
+        device: where it computes.
+
+    Returns:
+        A function from LQ images `[B, C, H, W]` in [0, 1] to `[B, C, scale * H, scale * W]`.
+
+    Raises:
+        UserError: the weights cannot be read or do not fit, or the teacher enlarges by another factor.
+    """
+    path = options["path"]
+    if options.get("network"):
+        from basicsr.archs import build_network as build_registered
+
+        with faults_of("train.teacher_opt.network"):
+            network = build_registered(dict(options["network"]))
+        load_weights(network, path)
+    else:
+        checkpoint = read_checkpoint(path)
+        network = build_network(checkpoint) if is_dlgsanet(checkpoint.state) else None
+    if network is None:
+        teach, name = _of_spandrel(path, checkpoint.state, device)
+    else:
+        network = network.to(device).eval().requires_grad_(False)
+        teach, name = network, type(network).__name__
+
+    @torch.no_grad()
+    def target(lq: Tensor) -> Tensor:
+        return teach(lq).float()
+
+    probe = target(torch.zeros(1, 3, 16, 16, device=device))
+    if probe.shape[2:] != (16 * scale, 16 * scale):
+        raise UserError(f"{path}: train.teacher_opt: it enlarges by {probe.shape[3] / 16:g}, but scale is {scale}")
+    logger.info("Teacher: %s, %s", name, path)
+    return target
+
+
+def _of_spandrel(path: str, state: dict[str, Tensor], device: torch.device) -> tuple[Callable[[Tensor], Tensor], str]:
+    hint = "name its class and arguments in train.teacher_opt.network"
+    try:
+        import spandrel
+    except ImportError as error:
+        raise UserError(f"{path}: not weights of a DLGSANet, and spandrel does not load ({error}); {hint}") from None
+    try:
+        # From our own reader's tensors: spandrel's would unpickle.
+        model = spandrel.ModelLoader(device=device).load_from_state_dict(spandrel.canonicalize_state_dict(state))
+    except Exception as error:  # spandrel raises what its architectures raise
+        raise UserError(f"{path}: spandrel does not recognize it ({' '.join(str(error).split())}); {hint}") from None
+    if not isinstance(model, spandrel.ImageModelDescriptor):
+        raise UserError(f"{path}: a {model.architecture.name} does not enlarge single images; choose another teacher")
+    model.model.requires_grad_(False)
+    model.eval()
+    return model, model.architecture.name
