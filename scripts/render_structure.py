@@ -232,13 +232,13 @@ def scene(rng: np.random.Generator) -> tuple[list[Plane], Array]:
     if kind == "facade":
         planes = [plane(far * z, x, y, far)]
     elif kind == "corner":
-        angle = rng.uniform(np.pi / 6, np.pi / 3)
-        one, two = (np.array([np.sin(a), 0, np.cos(a)]) for a in (angle, angle - np.pi / 2))
-        planes = [plane(far * z, axis, y, far, limits=(0, np.inf)) for axis in (one, two)]
+        angle = np.radians(rng.uniform(-10, 10) + 45)
+        one, two = np.array([np.sin(angle), 0, np.cos(angle)]), np.array([np.cos(angle), 0, -np.sin(angle)])
+        planes = [plane(far * z, one, y, far, limits=(0, np.inf)), plane(far * z, two, y, far, limits=(-np.inf, 0))]
         turn[0] *= 0.3
     elif kind == "street":
         width = rng.uniform(3, 8)
-        planes = [plane(side * width * x, z, y, 1.5 * width) for side in (-1, 1)]
+        planes = [plane(side * width * x, -side * z, y, 1.5 * width) for side in (-1, 1)]
         planes += [plane(-1.7 * y, x, z, 4, GROUNDS), plane(60 * z, x, y, 60)]
         turn[0] *= 0.6
     else:
