@@ -70,7 +70,7 @@ def test_what_is_left_out_of_the_table_is_refused_by_the_check_and_by_the_schema
         options = load_yaml(path)
         inner = options
         for key in filter(None, where.split(".")):
-            inner = inner[key]
+            inner = inner.setdefault(key, {})
         inner["no_such_option"] = 1
         assert any("no_such_option" in fault for fault in table.TRAINING_FILE.faults("", options, registry)), where
         assert not schema.is_valid(options), where
@@ -79,7 +79,7 @@ def test_what_is_left_out_of_the_table_is_refused_by_the_check_and_by_the_schema
             options = load_yaml(path)
             inner = options
             for key in filter(None, where.split(".")):
-                inner = inner[key]
-            del inner[name]
+                inner = inner.setdefault(key, {})
+            inner.pop(name, None)
             assert any(f"{name}: is missing" in f for f in table.TRAINING_FILE.faults("", options, registry)), name
             assert not schema.is_valid(options), name
