@@ -39,6 +39,11 @@ class GDFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.apply(self.record(), x)
 
+    def portable(self, x: Tensor) -> Tensor:
+        """`forward` in plain operations, for export."""
+        a, b = self.depthwise(self.proj_in(self.norm.portable(x))).chunk(2, 1)
+        return x + self.proj_out(F.gelu(a) * b)
+
 
 class BaseFFN(nn.Module):
     """Two 1x1 convolutions with a GELU between them; pre-norm, residual. Arguments and shape as `GDFN`."""
@@ -54,6 +59,10 @@ class BaseFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.reduce(F.gelu(self.expand(self.norm(x))))
+
+    def portable(self, x: Tensor) -> Tensor:
+        """`forward` in plain operations, for export."""
+        return x + self.reduce(F.gelu(self.expand(self.norm.portable(x))))
 
 
 FEED_FORWARDS = {"GDFN": GDFN, "BaseFFN": BaseFFN}

@@ -1,5 +1,7 @@
 """Multi-head dynamic local self-attention (DLGSANet, section 3.2)."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlgsanet import ops
@@ -52,9 +54,15 @@ class MHDLSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.apply(self.record(), x)
 
+    def portable(self, x: Tensor) -> Tensor:
+        """`forward` in plain operations, for export."""
+        y = self.proj_in(self.norm.portable(x))
+        z = self.spatial(self.squeeze(y))
+        return x + self.proj_out(_portable_dynamic_conv(y, z, self.filters, self.window_size))
+
 
 class StaticLocalLayer(nn.Module):
-    """MHDLSA with one learned depth-wise filter a channel in place of the dynamic ones (`idynamic: false`)."""
+    """MHDLSA with one learned depth-wise filter per channel in place of the dynamic ones (`idynamic: false`)."""
 
     def __init__(self, dim: int, window_size: int = 7):
         super().__init__()
@@ -66,3 +74,35 @@ class StaticLocalLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj_out(self.depthwise(self.proj_in(self.norm(x))))
+
+    def portable(self, x: Tensor) -> Tensor:
+        """`forward` in plain operations, for export."""
+        return x + self.proj_out(self.depthwise(self.proj_in(self.norm.portable(x))))
+
+
+def _portable_dynamic_conv(x: Tensor, z: Tensor, filters: nn.Conv2d, window_size: int) -> Tensor:
+    """The dynamic depth-wise convolution of x [B, C, H, W] by filters [B, G * K * K, H, W] made from z [B, D, H, W].
+
+    One row of the window after the other: its K filter values per pixel, times K copies of x shifted along the width.
+    The copies have K - 1 more rows. The filter values are shifted down to the copies, and the sums are shifted back:
+    filters and sums are C / G times and K times smaller than the copies.
+    """
+    k, height, channels = window_size, x.shape[2], x.shape[1]
+    groups = filters.out_channels // k**2
+    # The copies, by a convolution with filters that have a single 1: [B, C * K, H + K - 1, W].
+    one_hot = torch.eye(k, dtype=x.dtype, device=x.device)[:, None, None].repeat(channels, 1, 1, 1)
+    copies = F.conv2d(x, one_hot, padding=k // 2, groups=channels).unflatten(1, (-1, channels // groups, k))
+    z = F.pad(z, (0, 0, k - 1, k - 1))
+    rows = []
+    for i, (weight, bias) in enumerate(zip(*(_by_rows(p, k) for p in filters.parameters()), strict=True)):
+        taps = F.conv2d(z[:, :, k - 1 - i : height + 2 * (k - 1) - i], weight, bias).unflatten(1, (groups, 1, k))
+        rows.append((taps * copies).sum(3)[..., i : i + height, :])
+    out = rows[0]
+    for row in rows[1:]:
+        out = out + row
+    return out.flatten(1, 2)
+
+
+def _by_rows(parameter: Tensor, k: int) -> tuple[Tensor, ...]:
+    """K parts of a weight or bias [G * K * K, ...], one for each row of the window, [G * K, ...]."""
+    return parameter.unflatten(0, (-1, k, k)).transpose(0, 1).flatten(1, 2).unbind(0)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dlgsanet import ops
-from dlgsanet.archs.norm import LayerNorm
+from dlgsanet.archs.norm import LayerNorm, as_dtype
+from dlgsanet.ops.windows import TracedWindows
 
 ACTIVATIONS = ("relu", "gelu", "sigmoid", "softmax", "topk")
 
@@ -59,6 +60,43 @@ class SparseGSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.apply(self.record(), x)
+
+    def portable(self, x: Tensor, windows: tuple[TracedWindows, TracedWindows] | None) -> Tensor:
+        """`forward` in plain operations, for export; windows: down and across, None: the whole image at once."""
+        qkv = self.depthwise(self.qkv(self.norm.portable(x))).permute(0, 2, 3, 1)
+        qkv = qkv.unflatten(3, (3, self.temperature.shape[0], -1))  # [B, H, W, 3, heads, c]
+        if windows is None:
+            heads = _laid_out(qkv.permute(3, 0, 4, 1, 2, 5))
+            out = self._attend(heads.flatten(3, 4).flatten(1, 2)).unflatten(0, heads.shape[1:3])
+            out = out.unflatten(2, heads.shape[3:5]).permute(0, 2, 3, 1, 4)
+        else:
+            rows, columns = windows
+            cut = columns.cut(rows.cut(qkv, 1), 3)  # [B, windows down, rows, windows across, columns, 3, heads, c]
+            cut = _laid_out(cut.permute(5, 0, 1, 3, 6, 2, 4, 7))
+            out = self._attend(cut.flatten(5, 6).flatten(1, 4)).unflatten(0, cut.shape[1:5])
+            out = _laid_out(out.unflatten(4, cut.shape[5:7]).permute(0, 1, 4, 2, 5, 3, 6))
+            out = columns.join(rows.join(out, 1), 2)
+        return x + self.proj_out(out.flatten(3).permute(0, 3, 1, 2))
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """q, k, v [3, windows * heads, pixels, c] -> [windows * heads, pixels, c]."""
+        q, k, v = qkv.unbind(0)
+        q, k = as_dtype(q, torch.float32), as_dtype(k, torch.float32)
+        # torch.bmm and not @, which asks whether there is but one window.
+        similarities = torch.bmm(q.transpose(1, 2), k) / (_length(q).transpose(1, 2) * _length(k))
+        temperature = as_dtype(self.temperature, torch.float32)
+        similarities = similarities.unflatten(0, (-1, len(temperature))) * temperature
+        weights = ops.select_similarities(similarities, self.activation, self.topk_ratio)
+        return torch.bmm(v, as_dtype(weights, v.dtype).flatten(0, 1).transpose(1, 2))
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """A copy: merging its axes asks nothing about their sizes. Export would take the answer for all sizes."""
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _length(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def tlc_window(network: nn.Module) -> int | None:

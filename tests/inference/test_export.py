@@ -14,18 +14,18 @@ import torch
 from dlgsanet import load_model
 from dlgsanet.archs.checkpoint import network_options, read_checkpoint, write_checkpoint
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.archs.portable import PortableDLGSANet, _Windows
+from dlgsanet.archs.portable import PortableDLGSANet
 from dlgsanet.cli import main
 from dlgsanet.errors import UserError
 from dlgsanet.inference import export as export_module
-from dlgsanet.ops.windows import window_starts
+from dlgsanet.ops.windows import TracedWindows, window_starts
 from tests.small_network import SMALL, small_network
 
 
 @pytest.mark.parametrize("window", [5, 24])
 def test_windows_in_symbols_are_those_of_the_network(window):
     for size in [*range(1, 160), *(window * n + r for n in (51, 96, 98) for r in (0, 1, window - 1))]:
-        windows, starts = _Windows(size, window), window_starts(size, window)
+        windows, starts = TracedWindows(size, window), window_starts(size, window)
         assert windows.starts.tolist() == starts
         values = torch.rand(windows.count, windows.side, dtype=torch.float64)
         total, count = torch.zeros(2, size, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,10 +52,8 @@ def test_nothing_outside_of_a_tensor_is_read_or_written(name, monkeypatch):
         assert g.equal(w)
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_results_do_not_depend_on_the_threads(name):
+def check_threads(call: calls.Call) -> None:
     threads = torch.get_num_threads()
-    call = calls.one_of_each((1, 100, 37))[name]  # high enough to fall into more tiles where there are more threads
     try:
         torch.set_num_threads(1)
         want = calls.results(native, call)
@@ -64,6 +63,78 @@ def test_results_do_not_depend_on_the_threads(name):
                 assert g.equal(w)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_results_do_not_depend_on_the_threads(name):
+    check_threads(calls.one_of_each((1, 100, 37))[name])  # high: more threads, more tiles
+
+
+# A BLAS divides long sums over pixels among its threads: few channels, many pixels.
+@pytest.mark.parametrize("size", [(1, 21, 60), (2, 48, 48), (1, 100, 200), (1, 31, 1000)])
+@pytest.mark.parametrize("share", [4, 8, 15])
+@pytest.mark.parametrize("kind", ["local", "global"])
+def test_sums_over_pixels_do_not_depend_on_the_threads(kind, share, size):
+    if kind == "local":
+        call = calls.local_attention(size, 2, share, squeezed=4, window_size=3, seed=0, training=True)
+    else:
+        call = calls.channel_attention(size, 3, share, "relu", None, seed=0, training=True)
+    check_threads(call)
+
+
+def arguments(function: str) -> dict:
+    """Arguments of the right kinds, of sizes 1."""
+    tensors, sizes = library.SIGNATURES[function]
+    dtypes = {"band_pieces": torch.int64, "column_pieces": torch.int64}
+    return {name: torch.zeros(4, dtype=dtypes.get(name)) for name in tensors} | dict.fromkeys(sizes, 1)
+
+
+@pytest.mark.parametrize("function", library.SIGNATURES)
+def test_wrong_arguments_of_compiled_functions_are_errors(function, monkeypatch):
+    monkeypatch.setattr(library, "_entry", lambda path, name: pytest.fail("the compiled function was called"))
+    right = arguments(function)
+    tensors, sizes = library.SIGNATURES[function]
+    wrong = {
+        tensors[0]: [
+            right[tensors[0]].double(),
+            right[tensors[0]].to("meta"),
+            torch.zeros(4, 2)[:, 0],
+            3,
+            None,
+        ],
+        sizes[0]: [1.5, "1", torch.zeros(2)],
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(TypeError, match=name):
+                library.call(function, **right | {name: value})
+        with pytest.raises(TypeError, match=name):
+            library.call(function, **{n: a for n, a in right.items() if n != name})
+    with pytest.raises(TypeError, match="surplus"):
+        library.call(function, **right, surplus=1)
+
+
+def test_signatures_are_those_of_the_sources():
+    """Every exported C++ function has the arguments of the table, by name, kind and order."""
+    declared = {}
+    for path in build.HERE.glob("*.cpp"):
+        for name, arguments in re.findall(r"DLGSANET_API bool dlgsanet_(\w+)\(([^)]*)\)", path.read_text()):
+            declared[name] = [" ".join(a.split()).replace("const ", "") for a in arguments.split(",")]
+    assert declared.keys() == library.SIGNATURES.keys()
+    for name, (tensors, sizes) in library.SIGNATURES.items():
+        pointers = [f"{'Piece' if t in library._INTEGERS else 'float'}* {t}" for t in tensors]
+        assert declared[name] == [*pointers, *(f"Index {s}" for s in sizes), "int threads"]
+
+
+def test_shared_constants_have_one_source(monkeypatch):
+    """The sources know them as macros alone, and a library is never taken for one of other constants."""
+    sources = "".join(p.read_text() for p in [*build.HERE.glob("*.cpp"), *build.HERE.glob("*.h")])
+    assert {f"DLGSANET_{name}" for name in build.CONSTANTS} <= set(re.findall(r"DLGSANET_\w+", sources))
+    name = build.library_name("avx2")
+    build._fingerprint.cache_clear()
+    monkeypatch.setitem(build.CONSTANTS, "STRIP_ROWS", 32)
+    assert build.library_name("avx2") != name
+    build._fingerprint.cache_clear()
 
 
 def _compute_one() -> torch.Tensor:

@@ -18,12 +18,14 @@ from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, Record, tensors_
 WINDOW_SIZES = (3, 5, 7, 9)
 SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
 
-# Pixels of a tile: 48 x 48 patches are cut without a rest. A thread computes four pixels of a row; in fused_grad_x, of
-# two rows (in float64, of tiles of half that height, which fit into any GPU's shared memory). On tensor cores a thread
+# Pixels of a tile: 48 x 48 patches divide evenly. A thread computes four pixels of a row; in fused_grad_x, of two rows
+# (in float64 of tiles of half that height, which fit into the shared memory of every GPU). On tensor cores a thread
 # needs so many registers that low tiles use them better.
 TILE_WIDTH, TILE_HEIGHT, GRAD_X_HEIGHT, MMA_HEIGHT = 16, 24, 48, 16
-MARGIN = 4  # kMargin of tile.h
-THREADS = TILE_WIDTH // 4 * TILE_HEIGHT
+QUAD = 4  # adjacent pixels that a thread computes, and that are moved at once
+MARGIN = 4  # columns kept left and right of a tile: the widest radius, and whole quads
+MOST_CHANNELS = 8  # of a group at once, so that their sums fit into registers; larger groups are taken in parts
+THREADS = TILE_WIDTH // QUAD * TILE_HEIGHT
 SUM_THREADS = 512
 
 FEATURES_IN_REGISTERS = 24  # of four pixels, as 32-bit numbers
@@ -159,8 +161,9 @@ class _Kernels:
         self.dtype, self.device = x.dtype, x.device
         self.groups, self.window = groups, window_size
         self.channels_in_group = channels // groups
-        self.parts = math.ceil(self.channels_in_group / 8)  # kParts and kChannels of tile.h
+        self.parts = math.ceil(self.channels_in_group / MOST_CHANNELS)
         self.channels = math.ceil(self.channels_in_group / self.parts)
+        self.taps = math.ceil(window_size / QUAD) * QUAD  # of a filter's row in shared memory, in whole quads
         self.item = 8 if x.dtype == torch.float64 else 4
 
     def module(self, source: str, height: int, blocks: int, **more: int) -> Module:
@@ -171,6 +174,11 @@ class _Kernels:
             "CHANNELS": self.channels_in_group,
             "TILE_WIDTH": TILE_WIDTH,
             "TILE_HEIGHT": height,
+            "QUAD": QUAD,
+            "MARGIN": MARGIN,
+            "TAPS": self.taps,
+            "PARTS": self.parts,
+            "CHANNELS_IN_PART": self.channels,
             "BLOCKS": 1 if self.item == 8 else blocks,
             **more,
         }
@@ -194,7 +202,6 @@ class _FusedKernels(_Kernels):
     def __init__(self, x: Tensor, z: Tensor, weight: Tensor, window_size: int):
         super().__init__(x, len(weight) // window_size**2, window_size)
         self.features = z.shape[1]
-        self.taps = math.ceil(window_size / 4) * 4  # kTaps of tile.h
         self.in_registers = FEATURES_IN_REGISTERS * 4 // self.item
         self.grad_x_height = GRAD_X_HEIGHT * 4 // self.item
         self.shared_limit = cuda_modules.shared_memory_limit(x.device)
@@ -215,7 +222,7 @@ class _FusedKernels(_Kernels):
         )  # fmt: skip
 
     def forward_on_tensor_cores(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        threads = TILE_WIDTH // 4 * MMA_HEIGHT
+        threads = TILE_WIDTH // QUAD * MMA_HEIGHT
         tile = self.channels * (MMA_HEIGHT + self.window - 1) * (TILE_WIDTH + 2 * MARGIN + 1)
         shared = (TILE_WIDTH // 2 * math.ceil(self.features / 8) * threads * 4 + tile) * self.item
         self.module("fused_forward_mma.cu", MMA_HEIGHT, 4, FEATURES=self.features).launch(
@@ -233,7 +240,7 @@ class _FusedKernels(_Kernels):
         features = self._largest_pass(self._grad_x_shared, limit, self.features)
         height = self.grad_x_height
         self.module("fused_grad_x.cu", height, 2, FEATURES=self.features, PASS=features).launch(
-            "fused_grad_x", self.tiles(height) * self.groups * self.parts, TILE_WIDTH // 4 * height // 2,
+            "fused_grad_x", self.tiles(height) * self.groups * self.parts, TILE_WIDTH // QUAD * height // 2,
             self._grad_x_shared(features),
             grad, z, weight, bias, grad_x, self.groups, self.height, self.width, _vectorized(grad, z, grad_x),
         )  # fmt: skip

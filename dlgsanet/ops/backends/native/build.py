@@ -1,7 +1,7 @@
-"""Build the native backend's libraries, one for each instruction set, beside their sources.
+"""Build the native backend's libraries, one for each instruction set, next to their sources.
 
 Run ``python dlgsanet/ops/backends/native/build.py`` in a source checkout; setup.py calls `build`. Only Python's own
-library is imported, so neither torch nor this package needs to be installed.
+library is imported: neither torch nor this package has to be installed.
 """
 
 import functools
@@ -20,6 +20,13 @@ _FLAGS = (
     "-std=c++17 -O3 -fPIC -shared -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math "
     "-ffp-contract=fast -Wall -Wextra -Wno-psabi -Wl,--as-needed"
 )
+# What Python and the C++ sources must agree on; the sources get them as DLGSANET_<name>.
+CONSTANTS = {
+    "COLUMN_STEP": 16,  # columns of matrices that are added up in: whole registers of the widest kind
+    "STRIP_ROWS": 64,  # most rows of an image whose share of a weight's gradient is summed up by itself
+    "CACHE_FLOATS": 100 * 1024,  # scratch memory of a thread, so that it stays in the second-level cache
+}
+_DEFINITIONS = [f"-DDLGSANET_{name}={value}" for name, value in CONSTANTS.items()]
 # Registers of 16, 8 and 4 floats; fastest first.
 _PORTABLE = {"portable": "-DDLGSANET_LANES=4"}
 _X86_64 = {
@@ -37,11 +44,11 @@ def instruction_sets() -> dict[str, str]:
 @functools.cache
 def _fingerprint() -> str:
     sources = b"".join(path.read_bytes() for path in sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h")]))
-    return f"{zlib.crc32(sources):08x}"
+    return f"{zlib.crc32(sources + repr((_FLAGS, CONSTANTS, _X86_64)).encode()):08x}"
 
 
 def library_name(instruction_set: str) -> str:
-    """The library's file: named after its sources too, so that one of other sources is never taken for it."""
+    """The library's file: named after its sources and flags, so that one of other sources is never loaded."""
     return f"_{instruction_set}.{_fingerprint()}.so"
 
 
@@ -56,7 +63,7 @@ def build(folder: Path, extra_flags: str = "") -> str | None:
     """Compile the libraries into `folder`, unless they are there, and delete those of other sources.
 
     Returns:
-        None, or in one line why there are none. Nothing half-written is left.
+        None, or one line that says why there are none. Nothing half-written is left.
     """
     if sys.platform == "win32":
         return "native CPU layers are not built: Windows' compiler lacks the vector extensions of GCC and Clang"
@@ -69,7 +76,8 @@ def build(folder: Path, extra_flags: str = "") -> str | None:
         if library.exists():
             continue
         aside = library.with_suffix(f".{os.getpid()}.tmp")
-        call = [*command, *_FLAGS.split(), *flags.split(), *extra_flags.split(), *map(str, sources), "-o", str(aside)]
+        options = [*_FLAGS.split(), *_DEFINITIONS, *flags.split(), *extra_flags.split()]
+        call = [*command, *options, *map(str, sources), "-o", str(aside)]
         try:
             subprocess.run(call, check=True, capture_output=True, text=True)
             os.replace(aside, library)

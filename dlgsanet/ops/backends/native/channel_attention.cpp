@@ -1,15 +1,16 @@
 // (Sparse) global self-attention between channels over windows (DLGSANet, section 3.3; TLC, ECCV 2022), in two passes.
 //
-// Windows overlap, so the image falls into cells of constant coverage, and these into pieces. The first pass makes q, k
-// and v row by row; it keeps v, and of q and k only their products summed over each piece: a window's are the sum over
-// its pieces. Between the passes similarities become weights, on matrices too small to matter here. Attention being
-// linear in its weights, the second pass averages those of all windows over a cell, folds the projection in, and
-// multiplies every pixel of v once.
+// Windows overlap. Their borders divide the image into pieces; all pixels of a piece lie in the same windows. The first
+// pass computes q, k and v row by row. It keeps v, and the products of q and k summed over each piece: the sum over a
+// window is the sum over its pieces. Between the passes the caller turns similarities into weights. Attention is linear
+// in its weights, so the second pass averages the weights of all windows that hold a piece, multiplies the output
+// projection in, and multiplies every pixel of v once.
 
 #include "depthwise.h"
 #include "gemm.h"
 #include "normed_projection.h"
 #include "parallel.h"
+#include "products.h"
 
 using namespace dlgsanet;
 
@@ -62,53 +63,11 @@ struct Scratch {
     }
 };
 
-// A piece's columns in `qk`.
-struct Columns {
-    Index start, size;
-};
-
-// sums[i][j] += sum over `rows` rows of q[i] * k[j], for `Q` by `K` channels from q and k on.
-template <int Q, int K>
-inline void multiply_block(const Scratch& s, Index rows, Index q, Index k, Columns columns, float* sums, Index pitch) {
-    vec sum[Q][K];
-    for (int i = 0; i < Q; i++)
-        for (int j = 0; j < K; j++) sum[i][j] = load(sums + (i * pitch + j) * lanes);
-    for (Index y = 0; y < rows; y++)
-        for (Index x = columns.start; x < columns.start + columns.size; x += lanes) {
-            vec keys[K];
-            for (int j = 0; j < K; j++) keys[j] = load(s.qk[y].row(k + j) + x);
-            for (int i = 0; i < Q; i++) {
-                const vec query = load(s.qk[y].row(q + i) + x);
-                for (int j = 0; j < K; j++) sum[i][j] += query * keys[j];
-            }
-        }
-    for (int i = 0; i < Q; i++)
-        for (int j = 0; j < K; j++) store(sums + (i * pitch + j) * lanes, sum[i][j]);
-}
-
-template <int Q, int K>
-inline void multiply_across(const Scratch& s, Index rows, Index q, Index k, Index k_end, Columns columns, float* sums,
-                            Index pitch) {
-    for (; k + K <= k_end; k += K, sums += K * lanes) multiply_block<Q, K>(s, rows, q, k, columns, sums, pitch);
-    if constexpr (K > 1)
-        if (k < k_end) multiply_across<Q, K - 1>(s, rows, q, k, k_end, columns, sums, pitch);
-}
-
-template <int Q>
-inline void multiply_down(const Scratch& s, Index rows, Index q, Index q_end, Index k, Index k_end, Columns columns,
-                          float* sums) {
-    const Index pitch = k_end - k;
-    for (; q + Q <= q_end; q += Q, sums += Q * pitch * lanes)
-        multiply_across<Q, many_registers ? 4 : 2>(s, rows, q, k, k_end, columns, sums, pitch);
-    if constexpr (Q > 1)
-        if (q < q_end) multiply_down<Q - 1>(s, rows, q, q_end, k, k_end, columns, sums);
-}
-
 // Add the rows of q and k in scratch to the sums of one piece.
 void add_products(const Scratch& s, const Heads& heads, Index rows, Columns columns, float* sums) {
     const Index c = heads.channels, all = heads.all_channels();
     for (Index h = 0; h < heads.count; h++)
-        multiply_down<4>(s, rows, h * c, (h + 1) * c, all + h * c, all + (h + 1) * c, columns,
+        multiply_rows(s.qk, rows, h * c, (h + 1) * c, all + h * c, all + (h + 1) * c, columns,
                          sums + h * c * c * lanes);
     for (Index channel = 0; channel < 2 * all; channel++) {
         float* at = sums + (heads.products() + channel) * lanes;
@@ -186,7 +145,7 @@ struct FirstPass {
         Strip{shape, image, y, tile.left, tile.right}.write(s.v, v);
     }
 
-    // Reduce a band's sums to single floats, and start anew.
+    // Reduce a band's sums to single floats and reset them.
     void hand_in(Index band, const Scratch& s) const {
         const Index count = heads.sums() * (stop_column - first_column);
         float* out = piece_sums + ((image * bands.count + band) * columns.count + first_column) * heads.sums();
@@ -198,7 +157,7 @@ struct FirstPass {
     }
 };
 
-// Add up the pieces of every window, in their order; window_sums [B, windows down, windows across, sums].
+// Add up the pieces of every window in order; window_sums [B, windows down, windows across, sums].
 void sum_windows(Index batch, Pieces bands, Pieces columns, Index sums, const float* piece_sums, float* window_sums) {
     for (Index image = 0; image < batch; image++)
         for (Index down = 0; down < bands.windows(); down++)

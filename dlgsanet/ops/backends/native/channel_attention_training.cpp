@@ -1,5 +1,5 @@
 // Channel attention (DLGSANet, section 3.3) over whole images, for training: q, k and v = depthwise_3x3(proj(norm(x))),
-// and the layer's gradients. The matrices between channels are formed and differentiated by the caller.
+// and the layer's gradients. The caller forms and differentiates the matrices between channels.
 
 #include "projected_depthwise_backward.h"
 

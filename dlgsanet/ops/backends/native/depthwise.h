@@ -20,7 +20,7 @@ inline vec depthwise_3x3(const float* above, const float* here, const float* bel
 }
 
 // A K x K convolution, row by row: row y of the source is added to the K rows of sums around it, so that each of its
-// values is loaded once for all of them. Row y - K / 2 of the sums is then whole.
+// values is loaded once for all of them. Row y - K / 2 of the sums is then complete.
 class RunningDepthwise {
 public:
     template <class Arena>
@@ -36,7 +36,7 @@ public:
             add_rows<7>(y, 0, c, source.row(c) - window_size_ / 2, weight + c * window_size_ * window_size_, columns);
     }
 
-    // The sums that row y, which may lie outside of the image, is the first to reach; from 0 where bias is null.
+    // Start row `first` of the sums with the bias, or with 0 where bias is null; the row may lie outside the image.
     void begin(Index first, const float* bias, Index columns) const {
         for (Index c = 0; c < sums_.channels; c++)
             std::fill(sums_[first].row(c), sums_[first].row(c) + round_up(columns, lanes), bias ? bias[c] : 0.f);

@@ -15,7 +15,7 @@ from dlgsanet.ops.backends.native.dynamic_conv import (
 from dlgsanet.ops.backends.native.layers import gated_feed_forward as infer_gated_feed_forward
 from dlgsanet.ops.backends.native.layers import sizes_of, weights_of
 from dlgsanet.ops.backends.native.library import round_up, strips
-from dlgsanet.ops.backends.torch.mixing import in_heads, mixing_matrices
+from dlgsanet.ops.backends.torch.mixing import mixing_matrices
 from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, LocalAttention
 
 
@@ -57,7 +57,7 @@ class _DynamicLocalAttention(torch.autograd.Function):
         layer, grad = LocalAttention._make([*fields, ctx.sizes["window_size"]]), grad.contiguous()
         batch = len(x)
         pixels = grad.flatten(2)
-        grad_proj_out = (pixels @ filtered.flatten(2).transpose(1, 2)).sum(0).view_as(layer.proj_out)
+        grad_proj_out = _products(grad, filtered).sum(0).view_as(layer.proj_out)
         grad_filtered = torch.bmm(layer.proj_out.flatten(1).t().expand(batch, -1, -1), pixels).view_as(x)
         convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
         grad_y, grad_z, grad_filter_weight, grad_filter_bias = fused_dynamic_depthwise_conv_backward(
@@ -132,7 +132,8 @@ class _ChannelAttention(torch.autograd.Function):
         )  # fmt: skip
         q, k, v = qkv.flatten(2).chunk(3, 1)
         # What is small is left to autograd: from sums over all pixels to the matrix that is applied to each.
-        gram = torch.bmm(q, k.transpose(1, 2)).requires_grad_()
+        heads = len(layer.temperature)
+        gram = _products(qkv, qkv, heads, channels // heads, b_first=channels).requires_grad_()
         q_norms, k_norms = (torch.linalg.vector_norm(t, dim=2).requires_grad_() for t in (q, k))
         temperature, proj_out = (t.detach().requires_grad_() for t in (layer.temperature, layer.proj_out))
         ctx.small = (gram, q_norms, k_norms, temperature, proj_out)
@@ -147,8 +148,7 @@ class _ChannelAttention(torch.autograd.Function):
     def backward(ctx, grad):
         x, *normed, qkv = ctx.saved_tensors
         channels, heads = grad.shape[1], len(ctx.small[3])
-        v = qkv.flatten(2)[:, 2 * channels :]
-        grad_mixing = torch.bmm(grad.flatten(2), v.transpose(1, 2))
+        grad_mixing = _products(grad.contiguous(), qkv, b_first=2 * channels).squeeze(1)
         grads = torch.autograd.grad(ctx.mixing, ctx.small, grad_mixing, retain_graph=True)
         grad_gram, grad_query_norms, grad_key_norms, grad_temperature, grad_proj_out = grads
 
@@ -157,10 +157,9 @@ class _ChannelAttention(torch.autograd.Function):
             torch.diag_embed(torch.where(n > 0, g / n, 0.0).unflatten(1, (heads, -1)))
             for g, n in zip((grad_query_norms, grad_key_norms), ctx.small[1:3], strict=True)
         ]
-        gram = in_heads(grad_gram, heads)
         more: dict[str, Any] = {
             "qkv": qkv,
-            "of_similarities": torch.stack([of_squares[0], gram, gram.transpose(2, 3), of_squares[1]], 2),
+            "of_similarities": torch.stack([of_squares[0], grad_gram, grad_gram.mT, of_squares[1]], 2),
             "mixing_transposed": ctx.mixing.detach().transpose(1, 2).contiguous(),
             "heads": heads,
         }
@@ -171,6 +170,38 @@ class _ChannelAttention(torch.autograd.Function):
 def _project(x: Tensor, matrices: Tensor, features: Tensor) -> Tensor:
     """x + matrices [B, C, C] @ features, both [B, C, H, W]."""
     return torch.baddbmm(x.flatten(2), matrices, features.flatten(2)).view_as(x)
+
+
+def _products(a: Tensor, b: Tensor, blocks: int = 1, channels: int | None = None, b_first: int = 0) -> Tensor:
+    """Products of channels, summed over pixels: [B, blocks, channels, channels].
+
+    A BLAS would divide these sums among its threads, and give other bits with other numbers of them.
+
+    Args:
+        a, b: [B, channels of a, H, W] and [B, channels of b, H, W], contiguous.
+        blocks: of channels of a, from the first one on, and as many of b, from `b_first` on; block with block.
+        channels: of a block; None: all of a.
+    """
+    batch, a_channels, height, width = a.shape
+    channels = channels or a_channels
+    parts = torch.empty(strips(batch, height), blocks, channels, channels)
+    library.call(
+        "products",
+        a=a,
+        b=b,
+        parts=parts,
+        batch=batch,
+        a_channels=a_channels,
+        a_first=0,
+        b_channels=b.shape[1],
+        b_first=b_first,
+        blocks=blocks,
+        rows=channels,
+        columns=channels,
+        height=height,
+        width=width,
+    )
+    return parts.unflatten(0, (batch, -1))[:, 0]
 
 
 def _gradients(

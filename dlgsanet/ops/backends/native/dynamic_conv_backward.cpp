@@ -1,5 +1,5 @@
-// Gradients of the fused dynamic depth-wise convolution. Filters are formed again row by row, so that neither they nor
-// their gradients ever exist but for one row of one group.
+// Gradients of the fused dynamic depth-wise convolution. Filters are formed again row by row: filters and their
+// gradients exist for one row of one group at a time.
 
 #include "dynamic_conv.h"
 #include "gemm.h"
@@ -133,7 +133,7 @@ struct Task {
 
 }  // namespace
 
-// grad_x, grad_z, and `parts`, zero on entry: for each strip [G * K * K, D + 1 rounded up to 16], the gradients of
+// grad_x, grad_z, and `parts`, zero on entry: for each strip [G * K * K, D + 1 rounded up to column_step], the gradients of
 // weight and, as one more column, of bias. The first strip's place gets the sums over all of them.
 DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv_backward(
     const float* grad, const float* x, const float* z, const float* weight, const float* bias,
@@ -142,7 +142,7 @@ DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv_backward(
     const Shape shape{batch, channels, height, width}, z_shape{batch, inputs, height, width};
     const FilterMaker maker{weight, bias, groups, window_size, inputs};
     const Strips strips{batch, height};
-    const Index pitch = round_up(inputs + 1, 16), floats = groups * maker.taps() * pitch;
+    const Index pitch = round_up(inputs + 1, column_step), floats = groups * maker.taps() * pitch;
     auto make = [&](Arena& arena) { return Scratch(arena, maker, channels, width); };
 
     const bool done = parallel(threads, strips.count(), make, [&](Index task, const Scratch& s) {

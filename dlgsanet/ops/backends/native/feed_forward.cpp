@@ -1,5 +1,5 @@
 // The gated depth-wise feed-forward network (Restormer, section 3.2): x + proj_out(gelu(a) * b) with
-// a, b = depthwise_3x3(proj_in(norm(x))). Of the hidden feature only three rows of a tile exist at a time.
+// a, b = depthwise_3x3(proj_in(norm(x))). Only three rows of a tile of the hidden feature exist at a time.
 
 #include "depthwise.h"
 #include "gelu.h"

@@ -42,13 +42,13 @@ void differentiate_gate(const Scratch& s, Index y, const float* depthwise, Index
 // grad_x, and `parts`, zero on entry: for each strip the gradients of proj_out transposed [half, C], its rows padded as
 // proj_in's, then what ProjectedDepthwise hands in. The first strip's place gets the sums over all of them.
 DLGSANET_API bool dlgsanet_gated_feed_forward_backward(
-    const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* proj_in,
-    const float* depthwise, const float* proj_in_transposed, const float* depthwise_flipped,
+    const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* proj,
+    const float* depthwise, const float* proj_transposed, const float* depthwise_flipped,
     const float* proj_out_transposed, float* grad_x, float* parts, Index batch, Index channels, Index half,
     Index height, Index width, int threads) {
     const Shape shape{batch, channels, height, width};
-    const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, 2 * half, channels}};
-    const ProjectedDepthwise layer{enter, depthwise, depthwise_flipped, proj_in_transposed};
+    const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj, 2 * half, channels}};
+    const ProjectedDepthwise layer{enter, depthwise, depthwise_flipped, proj_transposed};
     const Strips strips{batch, height};
     const Index pitch = layer.projection_pitch(), floats = half * pitch + layer.floats();
     auto make = [&](Arena& arena) { return Scratch(arena, layer); };

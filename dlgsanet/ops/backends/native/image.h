@@ -1,5 +1,5 @@
-// Images [B, C, H, W] in memory, worked on in tiles whose rows are copied to padded buffers and back: only these copies
-// touch a tensor's memory, so that kernels may work on whole registers.
+// Images [B, C, H, W] in memory. They are processed in tiles, whose rows are copied to padded buffers and back: only
+// these copies touch a tensor's memory, so that kernels may work on whole registers.
 #pragma once
 
 #include "vector.h"
@@ -18,8 +18,8 @@ struct Tile {
     Index columns() const { return right - left; }
 };
 
-// The tiles of images: as wide as `floats_per_column` floats a column fit in the second-level cache, as high as gives
-// every thread several. How an image is tiled must not show in any pixel's value.
+// The tiles of images. They are as wide as the second-level cache allows with `floats_per_column` floats per column, and
+// as tall as possible while each thread still gets several. The tiling must not change any pixel's value.
 class Tiling {
 public:
     Tiling(const Shape& shape, Index floats_per_column, int threads) : shape_(shape) {
@@ -45,14 +45,14 @@ public:
     }
 
 private:
-    static constexpr Index cache_floats = 100 * 1024;
+    static constexpr Index cache_floats = DLGSANET_CACHE_FLOATS;
     static constexpr Index least_rows = 16, most_rows = 64;
 
     Shape shape_;
     Index tile_width_, tile_height_, columns_, rows_;
 };
 
-// A part of one image's row: columns [left, right) of row y in every channel.
+// A part of a row of one image: columns [left, right) of row y in every channel.
 struct Strip {
     const Shape& shape;
     Index image, y, left, right;
@@ -61,10 +61,10 @@ struct Strip {
         return (image * shape.channels + channel) * shape.pixels() + y * shape.width + left;
     }
 
-    // Fetches the next row as well: what a row takes to compute hides the way from memory.
+    // Prefetches the next row too: it arrives from memory while this one is processed.
     void read(const float* tensor, Rows to) const { read(tensor, to, shape.channels); }
 
-    // The first `channels` channels alone.
+    // Only the first `channels` channels.
     void read(const float* tensor, Rows to, Index channels) const {
         const Index next = y + 1 < shape.height ? shape.width : 0;
         for (Index c = 0; c < channels; c++) {
@@ -86,8 +86,8 @@ struct Strip {
     }
 };
 
-// The last `count` rows of a feature that is made row by row, for a convolution that follows. Around a tile's columns
-// there are `margin` more at both sides.
+// The last `count` rows of a feature that is computed row by row, for the convolution after it. There are `margin` more
+// columns on both sides of a tile's columns.
 class RowRing {
 public:
     template <class Arena>
@@ -102,7 +102,7 @@ public:
 
     void clear(Index y) const { clear_around(y, 0, 0); }
 
-    // Zero all columns but [from, to).
+    // Set all columns but [from, to) to zero.
     void clear_around(Index y, Index from, Index to) const {
         const Rows rows = (*this)[y];
         for (Index c = 0; c < channels; c++) {

@@ -8,7 +8,7 @@
 namespace dlgsanet {
 
 // Mean 0 and variance 1 over the channels of one register of pixels, in place; scaled by weight and shifted by bias
-// where they are given. Returns what the centred values were multiplied by.
+// where they are given. Returns the factor of the centred values.
 inline vec normalise_columns(Rows x, Index channels, const float* weight = nullptr, const float* bias = nullptr) {
     constexpr float eps = 1e-5f;
     const float share = 1.f / channels;
@@ -20,7 +20,7 @@ inline vec normalise_columns(Rows x, Index channels, const float* weight = nullp
         rest += centred;
         squares += centred * centred;
     }
-    // What rounding left in the mean matters where the channels hardly differ.
+    // The rounding error of the mean matters where the channels hardly differ.
     rest *= share;
     float scales[lanes];
     store(scales, squares * share - rest * rest);

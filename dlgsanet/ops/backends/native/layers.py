@@ -1,7 +1,6 @@
 """Whole layers for inference."""
 
 import functools
-import itertools
 from typing import Any
 
 import torch
@@ -9,8 +8,9 @@ from torch import Tensor
 
 from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends.native import library
+from dlgsanet.ops.backends.native.build import CONSTANTS
 from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Layer, LocalAttention
-from dlgsanet.ops.windows import window_starts
+from dlgsanet.ops.windows import pieces
 
 
 def sizes_of(x: Tensor) -> dict[str, int]:
@@ -46,35 +46,24 @@ def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
     return out
 
 
-TILE_FLOATS = 100 * 1024  # of scratch memory a thread, so that it stays in the second-level cache
 BAND = 16  # rows whose products of q and k are summed up first, whatever the threads
 
 
 @functools.lru_cache(maxsize=64)
-def _pieces(size: int, window: int, multiple: int) -> Tensor:
-    """[pieces, 4]: first pixel, last + 1, first window, last window of the pieces that an axis falls into.
-
-    Windows begin and end between pieces, and no piece crosses a multiple of `multiple`.
-    """
-    window = min(size, window)
-    starts = window_starts(size, window)
-    edges = sorted({0, size, *starts, *(s + window for s in starts), *range(0, size, multiple)})
-    pieces = []
-    for start, stop in itertools.pairwise(edges):
-        covering = [n for n, s in enumerate(starts) if s <= start < s + window]
-        pieces.append((start, stop, covering[0], covering[-1]))
-    return torch.tensor(pieces, dtype=torch.int64)
+def _pieces(size: int, window: int | None, grid: int) -> Tensor:
+    """[pieces, 4]: `dlgsanet.ops.windows.pieces` as the library reads them."""
+    return torch.tensor(pieces(size, window, grid=grid), dtype=torch.int64)
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     x, weights = x.contiguous(), weights_of(layer)
     batch, channels, height, width = x.shape
-    heads, window = len(layer.temperature), layer.window or max(height, width)
-    tile_width = max(64, TILE_FLOATS // (22 * channels) // 16 * 16)
-    bands, columns = _pieces(height, window, BAND), _pieces(width, window, tile_width)
-    pieces: dict[str, Any] = {
-        "bands": bands,
-        "columns": columns,
+    heads = len(layer.temperature)
+    tile_width = max(64, CONSTANTS["CACHE_FLOATS"] // (22 * channels) // 16 * 16)
+    bands, columns = _pieces(height, layer.window, BAND), _pieces(width, layer.window, tile_width)
+    cut: dict[str, Any] = {
+        "band_pieces": bands,
+        "column_pieces": columns,
         "band_count": len(bands),
         "column_count": len(columns),
     }
@@ -82,18 +71,18 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
 
     c = channels // heads
     sums = channels * c + 2 * channels
-    windows = [int(pieces[-1, 3]) + 1 for pieces in (bands, columns)]
+    windows = [int(axis[-1, 3]) + 1 for axis in (bands, columns)]
     v, piece_sums = torch.empty_like(x), torch.empty(batch, len(bands), len(columns), sums)
     window_sums = torch.empty(batch, *windows, sums)
     library.call(
         "channel_attention_sums",
         x=x,
         **weights,
-        **pieces,
+        **cut,
         v=v,
         piece_sums=piece_sums,
         window_sums=window_sums,
-        heads=heads,
+        head_count=heads,
         tile_width=tile_width,
         **sizes_of(x),
     )
@@ -101,7 +90,7 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     out = torch.empty_like(x)
     library.call(
         "channel_attention_apply",
-        x=x, v=v, weights=attention, proj_out=proj_out, **pieces, out=out, heads=heads, **sizes_of(x),
+        x=x, v=v, weights=attention, proj_out=proj_out, **cut, out=out, head_count=heads, **sizes_of(x),
     )  # fmt: skip
     return out
 

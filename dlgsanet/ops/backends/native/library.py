@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.backends.native.build import instruction_sets, library_name
+from dlgsanet.ops.backends.native.build import CONSTANTS, instruction_sets, library_name
 
 # The functions' arguments, as the C++ sources declare them: tensors, then sizes, in their order.
 _NORMED = "x norm_weight norm_bias"
@@ -49,12 +49,16 @@ SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             f"batch channels inputs groups window_size {_IMAGE}",
         ),
         "channel_attention_sums": (
-            f"{_NORMED} qkv_weight depthwise bands columns v piece_sums window_sums",
-            f"batch channels heads {_IMAGE} band_count column_count tile_width",
+            f"{_NORMED} qkv_weight depthwise band_pieces column_pieces v piece_sums window_sums",
+            f"batch channels head_count {_IMAGE} band_count column_count tile_width",
         ),
         "channel_attention_apply": (
-            "x v weights proj_out bands columns out",
-            f"batch channels heads {_IMAGE} band_count column_count",
+            "x v weights proj_out band_pieces column_pieces out",
+            f"batch channels head_count {_IMAGE} band_count column_count",
+        ),
+        "products": (
+            "a b parts",
+            f"batch a_channels a_first b_channels b_first blocks rows columns {_IMAGE}",
         ),
         "projected_depthwise": (
             f"{_NORMED} proj depthwise out",
@@ -67,7 +71,7 @@ SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     }.items()
 }
-_INTEGERS = frozenset({"bands", "columns"})  # int64; all other tensors are float32
+_INTEGERS = frozenset({"band_pieces", "column_pieces"})  # int64; all other tensors are float32
 
 # OpenMP's threads do not survive a fork: a forked process computes with one thread, as torch does in its DataLoader's.
 _forked = False
@@ -141,10 +145,10 @@ def _number(function: str, name: str, number: Tensor | int) -> int:
 
 
 def round_up(count: int) -> int:
-    """Columns of a matrix that the libraries add up in: whole registers of the widest kind."""
-    return -(-count // 16) * 16
+    """Columns of a matrix that the libraries add up in, for `count` that are used."""
+    return -(-count // CONSTANTS["COLUMN_STEP"]) * CONSTANTS["COLUMN_STEP"]
 
 
 def strips(batch: int, height: int) -> int:
-    """How many parts of a weight's gradient a backward pass keeps apart (`Strips` in partial_sums.h)."""
-    return batch * -(-height // 64)
+    """How many parts of a sum over images the libraries keep apart (`Strips` in partial_sums.h)."""
+    return batch * -(-height // CONSTANTS["STRIP_ROWS"])

@@ -23,13 +23,13 @@ void correlate(const float* grad, const float* source, float* sums, Index taps, 
         if (taps) correlate<Taps - 1>(grad, source, sums, taps, columns);
 }
 
-// What a task hands in: gradients of proj_in [C, C], squeeze's weight and, as one more column, bias [D, C + 1], the
-// spatial weight [D, K, K] and bias [D], norm_weight and norm_bias [C]; rows of matrices are padded to 16.
+// The sums of a task: gradients of proj_in [C, C], squeeze's weight and, as one more column, bias [D, C + 1], the
+// spatial weight [D, K, K] and bias [D], norm_weight and norm_bias [C]; rows of matrices are padded to column_step.
 struct Layout {
     Index channels, squeezed, taps;
 
-    Index projection_pitch() const { return round_up(channels, 16); }
-    Index squeeze_pitch() const { return round_up(channels + 1, 16); }
+    Index projection_pitch() const { return round_up(channels, column_step); }
+    Index squeeze_pitch() const { return round_up(channels + 1, column_step); }
     Index squeeze_at() const { return channels * projection_pitch(); }
     Index spatial_at() const { return squeeze_at() + squeezed * squeeze_pitch(); }
     Index norm_at() const { return spatial_at() + squeezed * (taps + 1); }

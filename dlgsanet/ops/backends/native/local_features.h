@@ -1,5 +1,5 @@
-// How multi-head dynamic local self-attention begins (DLGSANet, section 3.2), row by row: y = proj_in(norm(x)), and the
-// feature z = depthwise_KxK(squeeze(y)) that filters are formed from.
+// The first part of multi-head dynamic local self-attention (DLGSANet, section 3.2), row by row: y = proj_in(norm(x)),
+// and the feature z = depthwise_KxK(squeeze(y)) from which filters are formed.
 #pragma once
 
 #include "depthwise.h"
@@ -30,7 +30,7 @@ public:
     const RowRing projected;
     const RunningDepthwise z;
 
-    // Make the next row of a tile, from tile.top - r on: row `row` - r of z is whole then.
+    // Compute the next row of a tile, from tile.top - r on; row `row` - r of z is then complete.
     void make(Index row, const Tile& tile) const {
         const Index r = layer_.r(), height = layer_.enter.shape.height, width = layer_.enter.shape.width;
         layer_.enter.make_row(row, tile, r, normed_, projected);

@@ -1,4 +1,4 @@
-// Gradients of proj(norm(x)), row by row; norm(x) is made again from x.
+// Gradients of proj(norm(x)), row by row; norm(x) is computed again from x.
 #pragma once
 
 #include "normed_projection.h"
@@ -9,8 +9,8 @@ namespace dlgsanet {
 
 class NormedProjectionBackward {
 public:
-    // What a task hands in: the gradients of proj [hidden, C], its rows `pitch` apart, of norm_weight [C] and of
-    // norm_bias [C].
+    // The sums of a task: the gradients of proj [hidden, C], with `pitch` floats from row to row, of norm_weight [C] and
+    // of norm_bias [C].
     struct Sums {
         float *projection, *norm;
         Index pitch;
@@ -26,7 +26,7 @@ public:
           inverse_deviation_(arena.take(round_up(width(), lanes))),
           grad_norm_(arena.take(2 * channels() * lanes)) {}
 
-    // To be filled with the gradient with respect to a row of full width of proj(norm(x)) before `row` is called.
+    // The caller fills it with the gradient of a full row of proj(norm(x)) before it calls `row`.
     const Rows grad_hidden;
 
     void begin() const { std::memset(grad_norm_, 0, sizeof(float) * 2 * channels() * lanes); }
@@ -57,7 +57,7 @@ private:
     Index channels() const { return layer_.shape.channels; }
     Index width() const { return layer_.shape.width; }
 
-    // grad_normed_ becomes the gradient with respect to x, and normed_, which came without weight and bias, gets them.
+    // grad_normed_ becomes the gradient with respect to x; weight and bias are applied to normed_.
     void differentiate_norm() const {
         const float share = 1.f / channels(), *weight = layer_.norm_weight, *bias = layer_.norm_bias;
         for (Index x = 0; x < width(); x += lanes) {

@@ -1,7 +1,8 @@
-// Share tasks out to threads, each with scratch memory of its own.
+// Divide tasks among threads, each with its own scratch memory.
 //
-// The threads are those of the OpenMP runtime that torch has loaded, found by name when this library is: a second pool
-// of threads would fight with torch's, whose idle threads spin. Without such a runtime the tasks run one by one.
+// The threads are those of the OpenMP runtime that torch has loaded; its functions are found by name when this library
+// is loaded. A second pool of threads would compete with torch's, whose idle threads spin. Without such a runtime the
+// tasks run one by one.
 #pragma once
 
 #include <atomic>
@@ -16,7 +17,7 @@ __attribute__((weak)) int omp_get_thread_num(void);
 
 namespace dlgsanet {
 
-// Hands out pieces of one block of memory, each on a cache line of its own; over no block it measures what is needed.
+// Gives out pieces of one block of memory, each on its own cache line. Without a block it measures how much is needed.
 class Arena {
 public:
     explicit Arena(float* start) : start_(start) {}
@@ -40,8 +41,8 @@ private:
     Index taken_ = 0;
 };
 
-// Call work(task, scratch) for every task in [0, tasks), where make(arena) lays out a thread's scratch, zeroed before
-// its first task. False: not enough memory, and nothing was done.
+// Call work(task, scratch) for every task in [0, tasks). make(arena) lays out a thread's scratch, which is zero before
+// its first task. Returns false if there was not enough memory; then nothing was done.
 template <class Make, class Work>
 bool parallel(int threads, Index tasks, const Make& make, const Work& work) {
     Arena measure(nullptr);

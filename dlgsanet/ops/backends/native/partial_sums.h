@@ -1,16 +1,17 @@
-// What tasks add up to (the gradients of weights), kept a task apart and summed in the tasks' order, so that the result
-// does not depend on the threads.
+// Sums over tasks, such as gradients of weights. Each task has its own part, and the parts are added in the order of
+// the tasks, so that the result does not depend on the number of threads.
 #pragma once
 
 #include "vector.h"
 
 namespace dlgsanet {
 
-// Images of `height` rows in strips: tasks few enough for their sums to stay small, whatever the number of threads.
+// Images of `height` rows in strips, one task each. Their number does not depend on the threads; they are few, so that
+// their sums stay small.
 struct Strips {
     Index batch, height;
 
-    Index per_image() const { return (height + 63) / 64; }
+    Index per_image() const { return round_up(height, DLGSANET_STRIP_ROWS) / DLGSANET_STRIP_ROWS; }
     Index rows() const { return (height + per_image() - 1) / per_image(); }
     Index count() const { return batch * per_image(); }
     Index image(Index task) const { return task / per_image(); }
@@ -18,7 +19,7 @@ struct Strips {
     Index bottom(Index task) const { return std::min(top(task) + rows(), height); }
 };
 
-// Add parts [tasks, floats] up to their first.
+// Add all parts [tasks, floats] to the first one.
 inline void sum_up(float* parts, Index tasks, Index floats) {
     for (Index task = 1; task < tasks; task++)
         for (Index n = 0; n < floats; n++) parts[n] += parts[task * floats + n];

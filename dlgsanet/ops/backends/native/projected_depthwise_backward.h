@@ -1,5 +1,5 @@
-// Gradients of depthwise_3x3(proj(norm(x))), which both feed-forward network and channel attention begin with. All is
-// made again row by row from x, so that nothing but x is kept from the forward pass.
+// Gradients of depthwise_3x3(proj(norm(x))): the feed-forward network and channel attention both begin with it.
+// Everything is computed again from x, row by row, so that only x is kept from the forward pass.
 #pragma once
 
 #include "depthwise.h"
@@ -15,9 +15,9 @@ struct ProjectedDepthwise {
     Index channels() const { return enter.shape.channels; }
     Index hidden() const { return enter.weights.rows; }
 
-    // What a task hands in: gradients of proj [hidden, C], depthwise [hidden, 9], norm_weight [C], norm_bias [C]; the
-    // rows of the first are `projection_pitch` apart.
-    Index projection_pitch() const { return round_up(channels(), 16); }
+    // The sums of a task: gradients of proj [hidden, C], depthwise [hidden, 9], norm_weight [C], norm_bias [C]; there are
+    // `projection_pitch` floats from row to row of the first.
+    Index projection_pitch() const { return round_up(channels(), column_step); }
     Index depthwise_at() const { return hidden() * projection_pitch(); }
     Index norm_at() const { return depthwise_at() + 9 * hidden(); }
     Index floats() const { return norm_at() + 2 * channels(); }
@@ -36,8 +36,8 @@ public:
     // Rows y - 1, y and y + 1 of proj(norm(x)), while row y of the gradient is asked for.
     const RowRing hidden;
 
-    // The gradient with respect to x, of rows [tile.top, tile.bottom) of full width, handed row by row to
-    // write(y, rows); gradient(y, rows) gives that with respect to row y of the result; `parts` takes the sums.
+    // Compute the gradient with respect to x for the full rows [tile.top, tile.bottom) and pass it row by row to
+    // write(y, rows). gradient(y, rows) must give the gradient of row y of the result. `parts` receives the sums.
     template <class Gradient, class Write>
     void run(const Tile& tile, float* parts, const Gradient& gradient, const Write& write) const {
         const NormedProjectionBackward::Sums sums{parts, parts + layer_.norm_at(), layer_.projection_pitch()};

@@ -12,6 +12,7 @@ namespace dlgsanet {
 using Index = std::ptrdiff_t;
 
 constexpr int lanes = DLGSANET_LANES;
+constexpr Index column_step = DLGSANET_COLUMN_STEP;  // of matrices that are added up in
 // Registers that a matrix product's block may fill: AVX-512 has 32, AVX2 and SSE 16.
 constexpr bool many_registers = lanes == 16;
 
@@ -24,11 +25,13 @@ inline vec fill(float value) { return vec{} + value; }
 
 inline Index round_up(Index n, Index step) { return (n + step - 1) / step * step; }
 
-// Floats from one row of a buffer to the next. An odd number of cache lines, so that a column of rows spreads over
-// all sets of the cache.
+constexpr Index floats_of_line = 16;  // of a cache line
+
+// Floats from one row of a buffer to the next: an odd number of cache lines, so that a column of rows spreads over all
+// sets of the cache.
 inline Index pitch_of(Index width) {
-    const Index lines = round_up(width, 16) / 16;
-    return 16 * (lines | 1);
+    const Index lines = round_up(width, floats_of_line) / floats_of_line;
+    return floats_of_line * (lines | 1);
 }
 
 // A matrix in scratch memory, most often channels by columns of pixels.

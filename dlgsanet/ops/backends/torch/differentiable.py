@@ -13,7 +13,7 @@ from torch import Tensor
 from dlgsanet.ops.backends.gradients import convolve
 from dlgsanet.ops.backends.reference import LAYER_NORM_EPS, accumulation_dtype
 from dlgsanet.ops.backends.torch.dynamic_conv import FUSED_CONVOLUTION
-from dlgsanet.ops.backends.torch.mixing import mixing_matrices
+from dlgsanet.ops.backends.torch.mixing import in_heads, mixing_matrices
 from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, Layer, LocalAttention
 
 
@@ -34,7 +34,7 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     q, k = q.to(accumulation_dtype(q.dtype)), k.to(accumulation_dtype(k.dtype))
     gram = q.transpose(1, 2) @ k
     norms = torch.linalg.vector_norm(q, dim=1), torch.linalg.vector_norm(k, dim=1)
-    mixing = mixing_matrices(layer, gram, *norms)
+    mixing = mixing_matrices(layer, in_heads(gram, len(layer.temperature)), *norms)
     return x + (v @ mixing.transpose(1, 2)).unflatten(1, x.shape[2:]).movedim(-1, 1)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dlgsanet.ops.backends.reference import LAYER_NORM_EPS, accumulation_dtype
 from dlgsanet.ops.backends.torch import dynamic_conv
 from dlgsanet.ops.backends.torch.cells import Cells
-from dlgsanet.ops.backends.torch.mixing import mixing_matrices
+from dlgsanet.ops.backends.torch.mixing import in_heads, mixing_matrices
 from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, Layer, LocalAttention
 
 # The hidden tensor of a strip: 4 MB in float32.
@@ -50,7 +50,8 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
             grams[windows] += cells.sum_across(torch.stack([m[:, :channels].t() @ m[:, channels:] for m in qk]))
             squares[windows] += cells.sum_across(torch.stack([m.square().sum(0) for m in qk]))
         q_norms, k_norms = squares.sqrt().flatten(0, 1).chunk(2, -1)
-        mixing = mixing_matrices(layer, grams.flatten(0, 1), q_norms, k_norms).unflatten(0, cells.windows)
+        mixing = mixing_matrices(layer, in_heads(grams.flatten(0, 1), len(layer.temperature)), q_norms, k_norms)
+        mixing = mixing.unflatten(0, cells.windows)
         for rows, windows in cells.bands:
             matrices = cells.average_across(mixing[windows].mean(0))
             for columns, matrix in zip(cells.columns, matrices, strict=True):

@@ -20,14 +20,14 @@ def mixing_matrices(layer: ChannelAttention, gram: Tensor, query_norms: Tensor, 
 
     Args:
         layer: its temperature, projection and selection are used.
-        gram: [n, C, C], products of each query channel (row) with each key channel over n sets of pixels; those of
-            different heads are not read.
+        gram: [n, heads, c, c], products of each head's query channels (rows) with its key channels, summed over each
+            of n sets of pixels.
         query_norms, key_norms: [n, C], the L2 norms of the channels over those pixels.
     """
-    heads, channels = len(layer.temperature), gram.shape[-1]
+    heads, channels = len(layer.temperature), query_norms.shape[-1]
     rows = query_norms.clamp_min(NORMALIZE_EPS).unflatten(1, (heads, -1, 1))
     columns = key_norms.clamp_min(NORMALIZE_EPS).unflatten(1, (heads, 1, -1))
-    similarities = in_heads(gram, heads) / rows / columns * layer.temperature
+    similarities = gram / rows / columns * layer.temperature
     weights = select_similarities(similarities, layer.activation, layer.topk_ratio)
     projection = layer.proj_out.flatten(1).unflatten(1, (heads, -1))  # [C, heads, c]
     return torch.einsum("ohc,nhck->nohk", projection, weights.to(projection.dtype)).reshape(-1, channels, channels)

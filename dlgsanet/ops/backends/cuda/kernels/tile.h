@@ -1,4 +1,4 @@
-// How an image is cut into tiles, and how tiles come into shared memory and go back.
+// How an image is divided into tiles, and how tiles are moved to shared memory and back.
 //
 // A block of threads computes one tile of one group of channels. A thread computes kQuad adjacent pixels of a row, so
 // that one window of a row in registers serves several taps of several pixels.
@@ -10,21 +10,25 @@
 //   WINDOW       K, side of the filters: 3, 5, 7 or 9
 //   CHANNELS     channels that share a filter
 //   TILE_WIDTH, TILE_HEIGHT  pixels of a tile
-//   BLOCKS       blocks that a multiprocessor shall hold at least: bounds a thread's registers
+//   QUAD         adjacent pixels that a thread computes
+//   MARGIN       columns kept left and right of a tile: the widest radius, and whole quads
+//   PARTS, CHANNELS_IN_PART  in how many parts a group's channels are taken, and how many are in a part
+//   TAPS         of a filter's row in shared memory, padded to whole quads
+//   BLOCKS       fewest blocks that a multiprocessor should hold: it bounds a thread's registers
 typedef SCALAR Scalar;
 typedef AccumulatorOf<Scalar>::type Accumulator;
 
 constexpr int kWindow = WINDOW;
 constexpr int kRadius = WINDOW / 2;
-constexpr int kQuad = 4;
-constexpr int kMargin = 4;  // columns kept left and right of a tile: the widest radius, and a whole quad
+constexpr int kQuad = QUAD;
+constexpr int kMargin = MARGIN;
 constexpr int kStride = TILE_WIDTH + 2 * kMargin;  // of a row of a tile in shared memory
 constexpr int kThreadsAcross = TILE_WIDTH / kQuad;
-constexpr int kTaps = (WINDOW + 3) / 4 * 4;  // taps of a filter's row in shared memory, padded to whole quads
+constexpr int kTaps = TAPS;
 
-// Groups of more than 8 channels are taken in parts of equal size, so that a part's sums fit into registers.
-constexpr int kParts = (CHANNELS + 7) / 8;
-constexpr int kChannels = (CHANNELS + kParts - 1) / kParts;
+// Large groups are taken in parts of equal size, so that a part's sums fit into registers.
+constexpr int kParts = PARTS;
+constexpr int kChannels = CHANNELS_IN_PART;
 
 static_assert(kRadius <= kMargin, "the margin must hold the window");
 

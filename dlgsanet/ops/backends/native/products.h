@@ -1,0 +1,59 @@
+// Products of the rows of a matrix with each other: sums over their columns, all operands in the cache.
+#pragma once
+
+#include "vector.h"
+
+namespace dlgsanet {
+
+// Whole registers of columns; from `size` on they are zero.
+struct Columns {
+    Index start, size;
+};
+
+// sums[i][j] += sum over `count` matrices and their columns of row q + i times row k + j; each sum is a register of
+// partial sums. `Q` by `K` sums are held in registers.
+template <int Q, int K>
+inline void multiply_block(const Rows* matrices, Index count, Index q, Index k, Columns columns, float* sums,
+                           Index pitch) {
+    vec sum[Q][K];
+    for (int i = 0; i < Q; i++)
+        for (int j = 0; j < K; j++) sum[i][j] = load(sums + (i * pitch + j) * lanes);
+    for (Index y = 0; y < count; y++)
+        for (Index x = columns.start; x < columns.start + columns.size; x += lanes) {
+            vec keys[K];
+            for (int j = 0; j < K; j++) keys[j] = load(matrices[y].row(k + j) + x);
+            for (int i = 0; i < Q; i++) {
+                const vec query = load(matrices[y].row(q + i) + x);
+                for (int j = 0; j < K; j++) sum[i][j] += query * keys[j];
+            }
+        }
+    for (int i = 0; i < Q; i++)
+        for (int j = 0; j < K; j++) store(sums + (i * pitch + j) * lanes, sum[i][j]);
+}
+
+template <int Q, int K>
+inline void multiply_across(const Rows* matrices, Index count, Index q, Index k, Index k_end, Columns columns,
+                            float* sums, Index pitch) {
+    for (; k + K <= k_end; k += K, sums += K * lanes)
+        multiply_block<Q, K>(matrices, count, q, k, columns, sums, pitch);
+    if constexpr (K > 1)
+        if (k < k_end) multiply_across<Q, K - 1>(matrices, count, q, k, k_end, columns, sums, pitch);
+}
+
+template <int Q>
+inline void multiply_down(const Rows* matrices, Index count, Index q, Index q_end, Index k, Index k_end,
+                          Columns columns, float* sums) {
+    const Index pitch = k_end - k;
+    for (; q + Q <= q_end; q += Q, sums += Q * pitch * lanes)
+        multiply_across<Q, many_registers ? 4 : 2>(matrices, count, q, k, k_end, columns, sums, pitch);
+    if constexpr (Q > 1)
+        if (q < q_end) multiply_down<Q - 1>(matrices, count, q, q_end, k, k_end, columns, sums);
+}
+
+// The sums for rows [q, q_end) with rows [k, k_end), as above.
+inline void multiply_rows(const Rows* matrices, Index count, Index q, Index q_end, Index k, Index k_end,
+                          Columns columns, float* sums) {
+    multiply_down<4>(matrices, count, q, q_end, k, k_end, columns, sums);
+}
+
+}  // namespace dlgsanet
