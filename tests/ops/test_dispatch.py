@@ -42,10 +42,10 @@ def test_a_backend_is_one_object(name):
 @pytest.mark.parametrize("backend", ["torch", "composed", "reference"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_argument_and_the_environment_choose_alike(layer, backend, monkeypatch):
-    layer = LAYERS[layer]()
-    by_argument = outcome(layer, X, backend)
+    layer = LAYERS[layer]().double()
+    by_argument = outcome(layer, X.double(), backend)
     monkeypatch.setenv("DLGSANET_BACKEND", backend)
-    by_environment = outcome(layer, X, None)
+    by_environment = outcome(layer, X.double(), None)
     # The argument holds for the layer alone: within a composed one the fastest convolution serves.
     close = torch.testing.assert_close if backend == "composed" else torch.equal
     for a, b in zip(by_argument, by_environment, strict=True):
