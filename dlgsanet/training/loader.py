@@ -51,7 +51,7 @@ class _Batches(Dataset):
             reason = " ".join(str(error).split()) or type(error).__name__
             if "shared memory" in reason:
                 return LoadingError(SHARED_MEMORY)
-            return LoadingError(f"datasets.train: the samples of a batch do not fit together: {reason}")
+            return LoadingError(f"datasets.train: no batch can be made of its samples: {reason}")
 
 
 def start_server() -> None:

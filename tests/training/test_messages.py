@@ -59,7 +59,7 @@ def test_tensorboard_has_every_step_once_after_kills(workplace):
     workplace.train("--auto_resume")
     steps = tensorboard_steps(workplace.folder / "tb_logger/run")
     scalars = {"losses/l_pix", "learning_rate", "grad_norm", "images_per_second", "memory_gb"}
-    validation = {"metrics/Crops/psnr", "metrics/Crops/ssim", "pictures/Crops"}
+    validation = {"metrics/Crops/psnr", "metrics/Crops/ssim", "metrics/Crops/below_bicubic", "pictures/Crops"}
     assert steps == {tag: list(range(1, 13)) for tag in scalars} | {tag: [6, 12] for tag in validation}
 
 
