@@ -3,10 +3,13 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 FIRST, EVERY = 3.0, 9.0  # seconds until the first line, and between lines
 
@@ -60,6 +63,57 @@ def stage(name: str) -> Iterator[None]:
     finally:
         finished.set()
         thread.join()
+
+
+class Counter:
+    """`with Counter("x4", 40, "pictures") as counter: ... counter.done()`: progress of work that comes in pieces.
+
+    In a file a line appears every few seconds, also while a single piece takes longer; work that ends sooner writes
+    nothing.
+
+    Args:
+        title: what is being done.
+        total: how many pieces there are; None if that is not known.
+        unit: what they are, in the plural.
+    """
+
+    def __init__(self, title: str, total: int | None, unit: str = "images"):
+        self.title, self.total, self.unit, self.count = title, total, unit, 0
+        self._begun, self._finished = time.monotonic(), threading.Event()
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._bar = tqdm(desc=title, total=total, unit=f" {unit}", leave=False) if terminal else None
+        self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> "Counter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._finished.set()
+        self._thread.join()
+        if self._bar is not None:
+            self._bar.close()
+
+    def done(self, count: int = 1) -> None:
+        """So many more pieces are finished."""
+        self.count += count
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def each(self, pieces: Iterable[T]) -> Iterator[T]:
+        """The pieces; each counts as finished when the next one is asked for."""
+        for piece in pieces:
+            yield piece
+            self.done()
+
+    def _show(self) -> None:
+        while not self._finished.wait(EVERY if self.count else FIRST):
+            if self._bar is not None:
+                self._bar.refresh()
+                continue
+            of = "" if self.total is None else f" of {self.total}"
+            time_taken = duration(time.monotonic() - self._begun)
+            print(f"{self.title}: {self.count}{of} {self.unit}, {time_taken}", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -1,23 +1,27 @@
 """Checkpoint files: .pth as the published code writes and reads them, and .safetensors with the options inside.
 
-What this promises to all that load or save weights:
+All code that loads or saves weights can rely on this:
 
 - Nothing in a file is executed. A .pth is read with ``weights_only=True``; one that would run code is refused.
-- `read_checkpoint` takes what BasicSR writes (``params_ema``, ``params``), a bare state dict, and .safetensors,
-  whatever the file is called; names are the published ones, without the ``module.`` of data parallelism.
-- `build_network` needs nothing but the file: the options come from the metadata, those that it lacks from the shapes
-  of the weights (`dlgsanet.archs.detect`), and where the two disagree the file is refused.
-- `write_checkpoint` writes aside and renames; `read_checkpoint` gives back every bit of it, metadata too.
+- `read_checkpoint` takes what BasicSR writes (``params_ema``, ``params``), a bare state dict, the files of Lightning
+  and OpenMMLab, and .safetensors, whatever the file is called. Names are the published ones, without the prefixes
+  of wrappers (``module.``, ``_orig_mod.``, ``net_g.``, ``generator.``, ...).
+- `build_network` needs nothing but the file: the options come from the metadata, missing ones from the shapes of the
+  weights (`dlgsanet.archs.detect`). Where the two disagree, the file is refused.
+- `write_checkpoint` writes a whole file or none; `read_checkpoint` gives back every bit of it, and the metadata.
 - Every fault is a `UserError` of one line that names the file.
 
 Metadata are strings. Key ``network_g`` holds the network's options as JSON; others (``scale``, ``training_data``,
-``date``...) are free, told by `dlgsanet convert` and kept by all that copies weights.
+``date``...) are free, are shown by `dlgsanet convert` and kept by everything that copies weights.
 """
 
+import inspect
 import json
 import pickle
+import re
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,18 +29,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlgsanet.archs.detect import contradictions, published_options
+from dlgsanet.archs.detect import SHALLOW, contradictions, published_options
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole, written_aside
 
 FORMATS = (".pth", ".safetensors")
 _ZIP, _PICKLE = b"PK", b"\x80"  # how a .pth begins, now and before PyTorch 1.6
+# State dicts inside a .pth, the first one that is there is taken: BasicSR, Lightning and OpenMMLab, others.
+_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g", "generator", "network", "net")
+_OTHER_KINDS = {
+    b"\x89HDF": "an HDF5 file (Keras)",
+    b"\x93NUM": "a NumPy array",
+    b"GGUF": "a GGUF file",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff\xe0": "a picture",
+    b"<!DO": "a web page: the download failed",
+    b"<htm": "a web page: the download failed",
+    b"vers": "a Git LFS pointer: run `git lfs pull`",
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights under their published names, on the CPU, and what the file tells about them."""
+    """Weights under their published names, on the CPU, and the metadata of the file."""
 
     path: Path
     state: dict[str, Tensor]
@@ -48,26 +64,30 @@ def read_checkpoint(path: Path | str, key: str | None = None) -> Checkpoint:
 
     Args:
         path: the file.
-        key: for a .pth, which of its state dicts: ``params`` or ``params_ema``. None takes the averaged weights
+        key: which state dict of a .pth to take, ``params`` or ``params_ema``. None takes the averaged weights
             (``params_ema``) where there are any.
 
     Raises:
-        UserError: no such file, damaged, would run code, no state dict in it.
+        UserError: there is no such file, it is damaged or would run code, or it holds no state dict.
     """
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            start = file.read(2)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+            start = file.read(4)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        if start == _ZIP or start[:1] == _PICKLE:
+        if start[:2] == _ZIP or start[:1] == _PICKLE:
             return _read_pth(path, key)
+        if kind := _OTHER_KINDS.get(start):
+            raise UserError(f"{path}: damaged or not a checkpoint: {kind}")
         return _read_safetensors(path)
     except UserError:
         raise
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: refused, it is damaged or would run code when unpickled") from None
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        held = f": it holds {found[1]}; save the state dict of the network alone" if found else ""
+        raise UserError(f"{path}: refused, it is damaged or would run code when unpickled{held}") from None
     # The readers raise whatever a damaged file makes them stumble over.
     except Exception as error:
         raise UserError(f"{path}: damaged or not a checkpoint ({_first_line(error)})") from None
@@ -78,20 +98,36 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_pth(path: Path, key: str | None) -> Checkpoint:
+    if zipfile.is_zipfile(path):
+        _check_archive(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about pickle protocols, which say nothing to whoever has the file
+        warnings.simplefilter("ignore")  # about pickle protocols, which do not help the owner of the file
         content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict):
+    if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict")
-    if "optimizers" in content:
-        raise UserError(f"{path}: a training state; the weights are beside it, in models/net_g_*.pth")
-    keys = [k for k in ("params_ema", "params") if isinstance(content.get(k), dict)]
-    if key is not None and key not in keys:
-        raise UserError(f"{path}: has no {key!r}; it has {', '.join(keys) or 'a bare state dict'}")
-    state = content[key or keys[0]] if keys else content
-    metadata = content.get("metadata") if keys else None
+    own = [k for k in ("params_ema", "params") if isinstance(content.get(k), Mapping)]
+    if key is not None and own and key not in own:
+        raise UserError(f"{path}: has no {key!r}; it has {', '.join(own)}")
+    key = key if own else None
+    inside = key or next((k for k in _KEYS if isinstance(content.get(k), Mapping)), None)
+    if inside is None and "optimizers" in content:
+        raise UserError(f"{path}: a training state; the weights are in models/net_g_*.pth of the same run")
+    metadata = content.get("metadata") if own else None
     metadata = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
-    return _checked(path, state, metadata)
+    return _checked(path, content[inside] if inside else content, metadata)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse ZIP files that are no .pth, and those that unpack to more than their size: PyTorch does not compress."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    names = [member.filename for member in members]
+    if any("/code/" in name or name.startswith("code/") for name in names):
+        raise UserError(f"{path}: a TorchScript file; save the state dict of the network")
+    if names and all(name.endswith(".npy") for name in names):
+        raise UserError(f"{path}: damaged or not a checkpoint: NumPy arrays")
+    if sum(member.file_size for member in members) > 2 * path.stat().st_size + (1 << 20):
+        raise UserError(f"{path}: refused, it unpacks to much more than its size")
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -103,15 +139,52 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 
 def _checked(path: Path, state: Mapping[Any, Any], metadata: dict[str, str]) -> Checkpoint:
-    tensors = {str(name).removeprefix("module."): value for name, value in state.items()}
+    named = {_without_parallel(str(name)): value for name, value in state.items()}
+    tensors = without_wrapper(named, (SHALLOW,))
     for name, value in tensors.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.is_sparse:
+        if not isinstance(value, Tensor) or value.is_sparse or value.is_quantized or value.is_meta or value.is_nested:
             raise UserError(f"{path}: not a state dict of weights: {name} is not a tensor of real numbers")
-        if not value.isfinite().all():
+        if value.numel() * value.element_size() > 2 * max(path.stat().st_size, 1 << 20):
+            raise UserError(f"{path}: {name} is larger than the file: it repeats its values")
+        if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{path}: {name} has values that are not finite; the training diverged or the file is bad")
     if not tensors:
         raise UserError(f"{path}: holds no weights")
     return Checkpoint(path, tensors, metadata)
+
+
+def _without_parallel(name: str) -> str:
+    """Without what data parallelism and torch.compile put into names, at the beginning or in between."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod").removeprefix("module.")
+
+
+def without_wrapper(state: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The part of a state dict that belongs to the network: under the prefix that a wrapper put before its names.
+
+    Args:
+        state: for example of a Lightning module, with ``model.conv.weight`` and weights of a loss.
+        known: names of the network, ``conv.weight`` for example.
+
+    Returns:
+        `state` itself when it has any of `known`, or when no prefix leads to one. Of several prefixes, the one of
+        averaged weights (``generator_ema``), else the one with the most names of `known`.
+    """
+    if any(name in state for name in known):
+        return dict(state)
+    ends = {known_name.rpartition(".")[2] for known_name in known}
+    counts: dict[str, int] = {}
+    wanted = set(known)
+    for name in state:
+        if name.rpartition(".")[2] in ends:
+            parts = name.split(".")
+            for cut in range(1, min(len(parts), 6)):
+                if ".".join(parts[cut:]) in wanted:
+                    prefix = ".".join(parts[:cut]) + "."
+                    counts[prefix] = counts.get(prefix, 0) + 1
+    if not counts:
+        return dict(state)
+    best = max(counts, key=lambda prefix: ("ema" in prefix, counts[prefix]))
+    return {name.removeprefix(best): value for name, value in state.items() if name.startswith(best)}
 
 
 def network_options(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -121,23 +194,56 @@ def network_options(checkpoint: Checkpoint) -> dict[str, Any]:
         UserError: not weights of a DLGSANet, or metadata that do not fit them.
     """
     path, state = checkpoint.path, checkpoint.state
+    for name, value in state.items():
+        if not value.is_floating_point():
+            raise UserError(f"{path}: not the weights of a DLGSANet: {name} is not a tensor of real numbers")
     try:
-        told = json.loads(checkpoint.metadata.get("network_g", "{}"))
-        if not isinstance(told, dict):
-            raise ValueError("metadata network_g is not a table of options")
-        told.pop("type", None)
-        if faults := contradictions(told, state):
+        stated = _stated_options(checkpoint)
+        if faults := contradictions(stated, state):
             raise ValueError("; ".join(faults))
-        return published_options(state) | told
+        return published_options(state) | stated
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
+
+
+def _stated_options(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The `network_g` options in the metadata.
+
+    Raises:
+        ValueError: they are not a table of options.
+    """
+    stated = json.loads(checkpoint.metadata.get("network_g", "{}"))
+    if not isinstance(stated, dict):
+        raise ValueError("metadata network_g is not a table of options")
+    stated.pop("type", None)
+    return stated
+
+
+def contradicted_options(checkpoint: Checkpoint, options: Mapping[str, Any]) -> list[str]:
+    """Where `network_g` options of a DLGSANet differ from those that the weights were trained with, a line each.
+
+    Raises:
+        UserError: the metadata cannot be read.
+    """
+    defaults = {name: p.default for name, p in inspect.signature(DLGSANet).parameters.items()}
+    without_effect = ("type", "input_resolution")
+    given = {name: value for name, value in (defaults | dict(options)).items() if name not in without_effect}
+    try:
+        stated = _stated_options(checkpoint)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{checkpoint.path}: {_first_line(error)}") from None
+    return [
+        f"{name} is {stated[name]!r} by its metadata, {value!r} by network_g"
+        for name, value in given.items()
+        if name in stated and stated[name] != value
+    ]
 
 
 def build_network(checkpoint: Checkpoint) -> DLGSANet:
     """The network of a checkpoint in evaluation mode, float32, on the CPU, without gradients.
 
     Raises:
-        UserError: the file's options cannot be, or its weights do not fit them.
+        UserError: the file's options are impossible, or its weights do not fit them.
     """
     path, options = checkpoint.path, network_options(checkpoint)
     try:
@@ -159,30 +265,30 @@ def write_checkpoint(
     options: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights; the extension says the format.
+    """Write weights; the extension chooses the format.
 
     A .pth is ``{"params": state, "metadata": metadata}``: the published code reads it.
 
     Args:
         path: ends in .pth or .safetensors.
-        state: the weights under their published names, as `DLGSANet.state_dict` gives them.
+        state: the weights under their published names, as `DLGSANet.state_dict` returns them.
         options: the network's `network_g` options, kept as JSON under metadata key ``network_g``.
-        metadata: what else to tell: key ``scale``, ``training_data``, ``date``...
+        metadata: further entries: ``scale``, ``training_data``, ``date``...
 
     Raises:
         UserError: another extension, or the file cannot be written; nothing is left half-written.
     """
     path = Path(path)
-    told = dict(metadata or {})
+    entries = dict(metadata or {})
     if options is not None:
-        told["network_g"] = json.dumps({k: v for k, v in options.items() if k != "type"})
+        entries["network_g"] = json.dumps({k: v for k, v in options.items() if k != "type"})
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save
 
-        write_whole(path, save(state, told or None))
+        write_whole(path, save(state, entries or None))
     elif path.suffix == ".pth":
         with written_aside(path) as file:
-            torch.save({"params": state, "metadata": told}, file)
+            torch.save({"params": state, "metadata": entries}, file)
     else:
         raise UserError(f"{path}: a checkpoint's name must end in {' or '.join(FORMATS)}")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser
+from dlgsanet.commands.arguments import ArgumentParser, whole_number
 
 EXAMPLES = """examples:
   dlgsanet ablate -opt options/train/train_..._Tiny_..._SRx4_....yml --iterations 50000 --seeds 10 11
@@ -22,25 +22,19 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-opt", required=True, metavar="FILE", help="training option file to start from")
-    parser.add_argument("--iterations", type=_positive, required=True, help="of every run")
+    parser.add_argument("--iterations", type=whole_number(), required=True, help="of every run")
     parser.add_argument("--variants", nargs="+", metavar="V", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10], metavar="N", help="default: 10")
     parser.add_argument("--data-root", metavar="DIR", help="folder that stands for `datasets/` in the file")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/ablation"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
 
-    from dlgsanet.errors import UserError
+    from dlgsanet.errors import ArgumentError
     from dlgsanet.evaluation.ablation import VARIANTS, ablate
 
     variants = list(dict.fromkeys(arguments.variants or VARIANTS))
     if unknown := [name for name in variants if name not in VARIANTS]:
-        raise UserError(f"--variants {unknown[0]}: there are {', '.join(VARIANTS)}")
+        raise ArgumentError("variants", f"unknown variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
     seeds = list(dict.fromkeys(arguments.seeds))
     print(ablate(arguments.opt, variants, seeds, arguments.iterations, arguments.data_root, arguments.output))
     return 0
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return int(text)

@@ -1,7 +1,7 @@
 """What the commands' arguments have in common."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -30,6 +30,7 @@ def add_option_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-root", metavar="DIR", help="folder that stands for `datasets/` in the file's relative data roots"
     )
+    add_import(parser)
     parser.add_argument("--debug", action="store_true", help="a short run: validate, log and save often")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how ranks start")
     parser.add_argument("--local-rank", type=int, default=0, help="ignored; older launchers pass it")
@@ -42,4 +43,32 @@ def option_file(arguments: argparse.Namespace) -> dict[str, Any]:
         "changes": arguments.force_yml,
         "data_root": arguments.data_root,
         "debug": arguments.debug,
+        "imports": arguments.imports,
     }
+
+
+def whole_number(least: int = 1) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `least` up."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        return number
+
+    return parse
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """`--import`, for networks and other classes of one's own (see `dlgsanet.extensions`)."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="FILE.py|MODULE",
+        help="import this first: it registers networks of your own (docs/own_network.md); may be given several times",
+    )

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser
-from dlgsanet.errors import UserError
+from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
+from dlgsanet.errors import ArgumentError, UserError
 
 EXAMPLES = """examples:
   dlgsanet benchmark weights/*.safetensors --data datasets/Set5 datasets/Set14
@@ -21,9 +21,12 @@ def main(argv: list[str]) -> int:
     from dlgsanet.evaluation.entries import read_entry
     from dlgsanet.evaluation.page import write_page
     from dlgsanet.evaluation.report import write_reports
+    from dlgsanet.extensions import import_all
 
-    if unknown := sorted(set(arguments.metrics) - set(METRICS)):
-        raise UserError(f"--metrics {unknown[0]}: there are {', '.join(METRICS)}")
+    for name in arguments.metrics:
+        if name not in METRICS:
+            raise ArgumentError("metrics", f"unknown metric {name!r}; choose from {', '.join(METRICS)}")
+    imports = import_all(arguments.imports)
     failures: list[str] = []
     networks = []
     for argument in arguments.networks:
@@ -37,12 +40,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f"two networks are called {twice[0][0]}; name them apart: NAME=FILE")
     devices = tuple(str(find_device(name, "devices")) for name in arguments.devices or _every_gpu() or ["cpu"])
     metrics = available(["psnr", "ssim", *arguments.metrics], devices[0], failures)
-    settings = Settings(arguments.output, metrics, arguments.batch, devices, arguments.runs)
+    imports += [name for entry in networks for name in entry.options.get("imports", ())]
+    settings = Settings(arguments.output, metrics, arguments.batch, devices, arguments.runs, tuple(imports))
     for scale in arguments.scales or sorted({entry.scale for entry in networks}):
         outcome = run_scale(scale, [e for e in networks if e.scale == scale], arguments.data, settings)
-        print(write_reports(outcome, metrics, arguments.output), end="\n\n")
+        print(write_reports(outcome, metrics, arguments.output, arguments.published), end="\n\n")
         if outcome.rows:
-            print(f"Page: {write_page(outcome, metrics, arguments.output)}\n")
+            print(f"Page: {write_page(outcome, metrics, arguments.output, published=arguments.published)}\n")
         failures += outcome.failures
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
@@ -54,8 +58,9 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="dlgsanet benchmark",
-        description="Score networks on test sets beside bicubic and the paper: tables (CSV, JSON, Markdown, LaTeX), "
-        "the pictures, and a results page a scale. An interrupted run goes on where it stopped.",
+        description="Score networks on test sets and compare them with bicubic and the paper: tables (CSV, JSON, "
+        "Markdown, LaTeX), the pictures, and a results page for each scale. An interrupted run continues where it "
+        "stopped.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -63,33 +68,33 @@ def _parser() -> argparse.ArgumentParser:
         "networks",
         nargs="+",
         metavar="[NAME=]FILE",
-        help="weights of a DLGSANet (.pth, .safetensors), or a test option file of any network of BasicSR's registry",
+        help="weights of a DLGSANet (.pth, .safetensors), or an option file of any network, with its weights",
     )
     parser.add_argument(
         "--data", type=Path, nargs="+", required=True, metavar="DIR", help="test sets: folders with HR and LR_bicubic"
     )
-    parser.add_argument("--scales", type=int, nargs="+", metavar="S", help="default: all that the networks have")
+    parser.add_argument("--scales", type=whole_number(), nargs="+", metavar="S", help="default: those of the networks")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/benchmark"), help="default: %(default)s")
     parser.add_argument(
         "--metrics",
         nargs="+",
         default=[],
         metavar="M",
-        help="beside psnr and ssim: psnr_rgb, ssim_rgb; lpips, dists (by the package pyiqa, which downloads backbones)",
+        help="in addition to psnr and ssim: psnr_rgb, ssim_rgb; lpips, dists (from the package pyiqa, which downloads "
+        "backbones)",
     )
-    parser.add_argument("--self-ensemble", action="store_true", help="score every network x8 too, as NAME+")
-    parser.add_argument("--batch", type=_positive, default=8, help="pictures of equal size at once; default: 8")
+    parser.add_argument(
+        "--self-ensemble", action="store_true", help="also score each network's self-ensemble, as NAME+"
+    )
+    parser.add_argument("--published", action="store_true", help="also show published figures of other networks")
+    parser.add_argument("--batch", type=whole_number(), default=8, help="pictures of equal size at once; default: 8")
     parser.add_argument("--devices", nargs="+", metavar="D", help="default: every GPU, or cpu")
-    parser.add_argument("--runs", type=int, default=3, help="timed runs for the latency, 0 for none; default: 3")
-    parser.add_argument("--random-weights", action="store_true", help="let option files name no weights")
+    parser.add_argument(
+        "--runs", type=whole_number(0), default=3, help="timed runs for the latency, 0 for none; default: 3"
+    )
+    parser.add_argument("--random-weights", action="store_true", help="allow option files that name no weights")
+    add_import(parser)
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: at least 1")
-    return number
 
 
 def _every_gpu() -> list[str]:

@@ -1,38 +1,58 @@
 """`dlgsanet complexity`: parameters, multiply-accumulates, latency and peak memory."""
 
 import argparse
+import sys
 
-from dlgsanet.commands.arguments import ArgumentParser
+from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
+from dlgsanet.errors import UserError
 
 EXAMPLES = """examples:
   dlgsanet complexity                                       the nine published networks
   dlgsanet complexity Tiny --scales 4 --device cuda
   dlgsanet complexity options/test/*.yml --runs 0           counted, not measured
+  dlgsanet complexity own.yml --import own.py               a network of your own
 """
 
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(
         prog="dlgsanet complexity",
-        description="Count and measure networks at an output size: parameters, true multiply-accumulates (every "
+        description="Count and measure networks at an output size: parameters, multiply-accumulates (of every "
         "convolution and matrix product), latency (median of runs at batch 1) and peak memory beyond the weights.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "networks", nargs="*", default=["Tiny", "Light", "Large"], help="Tiny, Light, Large, or option files"
+        "networks",
+        nargs="*",
+        default=["Tiny", "Light", "Large"],
+        metavar="NETWORK",
+        help="Tiny, Light, Large, option files, or weight files of DLGSANets; default: the three sizes",
     )
-    parser.add_argument("--scales", type=int, nargs="+", default=[2, 3, 4], metavar="S", help="of the named sizes")
+    parser.add_argument(
+        "--scales", type=whole_number(), nargs="+", default=[2, 3, 4], metavar="S", help="of the named sizes"
+    )
     parser.add_argument(
         "--output", type=_size, default=(1280, 720), metavar="WxH", help="output size; default 1280x720"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1...; default: a GPU where there is one")
-    parser.add_argument("--runs", type=int, default=3, help="timed runs a network, 0 to measure nothing; default 3")
+    parser.add_argument(
+        "--runs", type=whole_number(0), default=3, help="timed runs of each network, 0 to measure nothing; default 3"
+    )
+    add_import(parser)
     arguments = parser.parse_args(argv)
 
     from dlgsanet.evaluation.complexity import table
+    from dlgsanet.extensions import import_all
 
-    print(table(arguments.networks, arguments.scales, arguments.output, arguments.device, arguments.runs))
+    import_all(arguments.imports)
+    text, failures = table(arguments.networks, arguments.scales, arguments.output, arguments.device, arguments.runs)
+    if text:
+        print(text)
+    for failure in failures[:-1]:
+        print(failure, file=sys.stderr)
+    if failures:
+        raise UserError(failures[-1])
     return 0
 
 
@@ -41,6 +61,6 @@ def _size(text: str) -> tuple[int, int]:
         width, height = map(int, text.split("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: write WIDTHxHEIGHT, e.g. 1280x720") from None
-    if min(width, height) < 16:
-        raise argparse.ArgumentTypeError(f"{text!r}: at least 16x16")
+    if not 16 <= min(width, height) <= max(width, height) <= 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be from 16x16 to 65536x65536")
     return width, height

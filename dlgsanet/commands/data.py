@@ -5,8 +5,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser
+from dlgsanet.commands.arguments import ArgumentParser, whole_number
 from dlgsanet.data.known_sets import KNOWN_SETS, KnownSet
+from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
 from dlgsanet.errors import UserError
 
 DEFAULT_SCALES = (2, 3, 4)
@@ -43,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run)
         if scales:
-            added.add_argument("--scales", type=_scale, nargs="+", metavar="S", help=f"default: {scales}")
-        added.add_argument("--workers", type=_at_least_one, metavar="N", help="threads; default: one for each core")
+            added.add_argument("--scales", type=whole_number(2), nargs="+", metavar="S", help=f"default: {scales}")
+        added.add_argument("--workers", type=whole_number(), metavar="N", help="threads; default: one for each core")
         return added
 
     for name, known in KNOWN_SETS.items():
@@ -61,9 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_root(folder)
 
     check = command("check", _check, "open every image, check pairs, look for duplicates")
-    check.add_argument("data_root", type=Path, metavar="ROOT", help="data root, or folder of images")
+    check.add_argument("data_roots", type=Path, nargs="+", metavar="ROOT", help="data roots, or folders of images")
     check.add_argument(
-        "--against", type=Path, nargs="+", default=[], metavar="ROOT", help="must share no picture with it"
+        "--against", type=Path, nargs="+", default=[], metavar="ROOT", help="must share no picture with them"
     )
 
     subimages = command("subimages", _subimages, "cut HR and LR images into pieces", "those that ROOT has")
@@ -91,18 +92,6 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", type=Path, default=Path("datasets"), help="where data roots are; default: %(default)s"
     )
-
-
-def _scale(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"a scale is a whole number from 2, not {text}")
-    return int(text)
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number of threads is a whole number from 1, not {text}")
-    return int(text)
 
 
 def _known_set(arguments: argparse.Namespace) -> int:
@@ -141,14 +130,29 @@ def _folder(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from dlgsanet.data.check import check_root, near_duplicates, summary
+    from dlgsanet.data.check import Picture, check_root, near_duplicates, summary
 
-    pictures, faults = check_root(arguments.data_root, arguments.workers)
-    lines = [*summary(arguments.data_root, pictures), *(note for picture in pictures for note in picture.notes)]
+    lines: list[str] = []
+    faults: list[str] = []
+
+    def examine(root: Path, notes: bool) -> list[Picture]:
+        try:
+            pictures, found = check_root(root, arguments.workers)
+        except UserError as error:
+            faults.append(str(error))
+            return []
+        lines.extend(summary(root, pictures))
+        lines.extend(note for picture in pictures for note in picture.notes if notes)
+        faults.extend(found)
+        return pictures
+
+    checked = [examine(root, notes=True) for root in arguments.data_roots]
+    if not any(checked):
+        raise UserError("\n".join(faults))
     for root in arguments.against:
-        others, other_faults = check_root(root, arguments.workers)
-        lines += summary(root, others)
-        faults += other_faults + near_duplicates(pictures, others)
+        others = examine(root, notes=False)
+        for pictures in checked:
+            faults += near_duplicates(pictures, others) if pictures and others else []
     return _report(lines, faults, "faults")
 
 
@@ -169,9 +173,8 @@ def _lmdb(arguments: argparse.Namespace) -> int:
 
     root, scales = arguments.data_root, arguments.scales or scales_of(arguments.data_root)
     folders = sub_folders(root, scales) if arguments.sub else _whole_folders(root, scales)
-    sub = "_sub" if arguments.sub else ""
     for scale, folder in folders.items():
-        target = root / (f"HR{sub}.lmdb" if scale == 1 else f"LR_bicubic_X{scale}{sub}.lmdb")
+        target = hr_lmdb(root, arguments.sub) if scale == 1 else lr_lmdb(root, scale, arguments.sub)
         if target.exists():
             print(f"{target}: is there already")
             continue
@@ -181,7 +184,7 @@ def _lmdb(arguments: argparse.Namespace) -> int:
 
 
 def _whole_folders(root: Path, scales: Sequence[int]) -> dict[int, Path]:
-    return {1: root / "HR"} | {scale: root / "LR_bicubic" / f"X{scale}" for scale in scales}
+    return {1: hr_folder(root)} | {scale: lr_folder(root, scale) for scale in scales}
 
 
 def _meta_info(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser
+from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
 
 EXAMPLES = """examples:
   dlgsanet explain lam weights/*_x4.safetensors edsr_x4.yml --image butterflyx4.png --at 120 88
@@ -31,8 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     lam = commands.add_parser("lam", help="local attribution maps with the diffusion index, of any networks")
     lam.add_argument("networks", nargs="+", metavar="[NAME=]FILE", help="weights of a DLGSANet, or test option files")
     lam.add_argument("--at", type=int, nargs=2, metavar=("X", "Y"), help="left and top of the window in output pixels")
-    lam.add_argument("--window", type=_positive, default=16, help="its side in output pixels; default: 16")
-    lam.add_argument("--steps", type=_positive, default=50, help="points on the path; default: 50")
+    lam.add_argument("--window", type=whole_number(), default=16, help="its side in output pixels; default: 16")
+    lam.add_argument("--steps", type=whole_number(), default=50, help="points on the path; default: 50")
     lam.set_defaults(run=_lam)
 
     kept = commands.add_parser("kept", help="the share of similarities that SparseGSA keeps, per layer and head")
@@ -50,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "-o", "--output", type=_picture, default=Path(name), help=".png or .pdf; default: %(default)s"
         )
-        command.add_argument("--random-weights", action="store_true", help="let option files name no weights")
+        command.add_argument("--random-weights", action="store_true", help="allow option files that name no weights")
+        add_import(command)
     return parser
 
 
@@ -58,6 +59,7 @@ def _lam(arguments: argparse.Namespace) -> None:
     from dlgsanet.errors import UserError
     from dlgsanet.evaluation.attribution import attribute
     from dlgsanet.evaluation.explain_pictures import attribution_picture
+    from dlgsanet.progress import Counter
 
     entries, networks, lr, x = _ready(arguments, arguments.networks)
     if len({entry.scale for entry in entries}) > 1:
@@ -67,7 +69,11 @@ def _lam(arguments: argparse.Namespace) -> None:
     scale, window = entries[0].scale, arguments.window
     centre = ((length * scale - window) // 2 for length in (x.shape[3], x.shape[2]))
     left, top = arguments.at or centre
-    found = {name: attribute(network, x, left, top, window, arguments.steps) for name, network in networks.items()}
+    with Counter("attribution", len(networks) * (arguments.steps + 2), "passes") as counter:
+        found = {
+            name: attribute(network, x, left, top, window, arguments.steps, done=counter.done)
+            for name, network in networks.items()
+        }
     attribution_picture(arguments.output, lr, (left, top, window), found)
     for name, attribution in found.items():
         print(f"{name}: diffusion index {attribution.diffusion_index:.2f}")
@@ -109,18 +115,14 @@ def _ready(arguments: argparse.Namespace, files: list[str]):
     from dlgsanet.device import find_device
     from dlgsanet.evaluation.entries import read_entry, trained_module
     from dlgsanet.evaluation.scoring import to_tensor
+    from dlgsanet.extensions import import_all
 
+    import_all(arguments.imports)
     device = find_device(arguments.device)
     lr = read_rgb(arguments.image)
     entries = [read_entry(file, allow_random_weights=arguments.random_weights) for file in files]
     networks = {entry.name: trained_module(entry, device) for entry in entries}
     return entries, networks, lr, to_tensor([lr], device)
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return int(text)
 
 
 def _point(text: str) -> tuple[int, int]:

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser
+from dlgsanet.commands.arguments import ArgumentParser, whole_number
 
 EXAMPLES = """examples:
-  dlgsanet figure Set5/butterfly Urban100/img004 --scale 4 --data-root datasets -o comparison
+  dlgsanet figure Set5/butterfly Urban100/img004 --scale 4 -o comparison
   dlgsanet figure Set14/comic --scale 4 --methods bicubic EDSR DLGSANet_Tiny_x4 --crop 40 120 64
 """
 
@@ -20,9 +20,11 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", metavar="SET/IMAGE", help="which pictures, one below the other")
-    parser.add_argument("--scale", type=int, required=True)
+    parser.add_argument("--scale", type=whole_number(), required=True)
     parser.add_argument("--results", type=Path, default=Path("results/benchmark"), help="default: %(default)s")
-    parser.add_argument("--data-root", type=Path, default=Path("datasets"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="folder of the test sets; default: where the benchmark read them"
+    )
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="which, in this order; default: all")
     parser.add_argument(
         "--crop", type=int, nargs=3, metavar=("X", "Y", "SIDE"), help="default: where the networks differ most"
@@ -42,7 +44,6 @@ def main(argv: list[str]) -> int:
         name, slash, image = which.partition("/")
         if not slash:
             raise UserError(f"{which}: write SET/IMAGE, e.g. Set5/butterfly")
-        folder = arguments.data_root / name
-        panels.append(read_panel(arguments.results, folder, scale, image, arguments.methods, crop))
+        panels.append(read_panel(arguments.results, name, scale, image, arguments.methods, crop, arguments.data_root))
     print(*write_panels(panels, arguments.output), sep="\n")
     return 0

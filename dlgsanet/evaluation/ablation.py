@@ -12,13 +12,14 @@ from typing import Any
 import torch
 import yaml
 
+from dlgsanet.archs.checkpoint import network_options, read_checkpoint
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.complexity import input_size, multiply_accumulates, parameters
 from dlgsanet.evaluation.networks import network_of, registered_network
 from dlgsanet.evaluation.rows import BICUBIC, Row, means
 from dlgsanet.evaluation.scoring import bicubic, score, standard_metrics, super_resolve
-from dlgsanet.evaluation.tables import Table, figure
+from dlgsanet.evaluation.tables import Table, figure, terminal_width
 from dlgsanet.evaluation.testing import pairs_to_test
 from dlgsanet.files import write_whole
 from dlgsanet.options.parse import load_yaml
@@ -104,12 +105,30 @@ def ablate(
             made[variant, seed] = path
     for path in made.values():
         _options(path, data_root)  # every file is checked before the first is trained
+    favoured = _favoured(base)
+    if favoured:
+        print(favoured, flush=True)
     rows: list[Row] = []
     for number, ((variant, seed), path) in enumerate(made.items(), 1):
         print(f"[{number}/{len(made)}] {MEANING[variant]}, seed {seed}", flush=True)
         _train(path, data_root)
         rows += _score(_options(path, data_root), variant, seed, with_bicubic=not rows)
     return _report(base, rows, variants, seeds, iterations, folder)
+
+
+def _favoured(base: Mapping[str, Any]) -> str | None:
+    """What to say when all variants start from weights, which suit the variant that they were trained as."""
+    weights = (base.get("path") or {}).get("pretrain_network_g")
+    if not weights:
+        return None
+    options = network_options(read_checkpoint(weights, base["path"].get("param_key_g")))
+    suited = [
+        name
+        for name in VARIANTS
+        if all(options.get(k, v) == v for k, v in variant_options(base, name, 0, 1)["network_g"].items() if k != "type")
+    ]
+    trained_as = f"was trained as {' or '.join(suited)} and favours it" if suited else "favours the variants like it"
+    return f"All variants start from {weights}, which {trained_as}."
 
 
 def _options(path: Path, data_root: str | None) -> dict[str, Any]:
@@ -166,13 +185,14 @@ def _report(
         f"{training.get('batch_size_per_gpu')} patches each, seeds {', '.join(map(str, seeds))}"
         + ("; ± is the standard deviation over the seeds." if len(seeds) > 1 else ".")
     )
+    note += f" {favoured}" if (favoured := _favoured(base)) else ""
     images = Table(
         ["data set", "image", "run", "psnr", "ssim"],
         [[r.dataset, r.image, r.method, f"{r.scores['psnr']:.6f}", f"{r.scores['ssim']:.6f}"] for r in rows],
     )
     write_whole(folder / "ablation.csv", images.csv().encode())
     write_whole(folder / "ablation.md", f"# {base['name']}\n\n{table.markdown()}\n{note}\n".encode())
-    return f"{table.text()}\n\n{note}"
+    return f"{table.text(terminal_width())}\n\n{note}"
 
 
 def _cell(of_seeds: Sequence[Mapping[str, float]]) -> str:

@@ -4,7 +4,7 @@ The gradient of "how much edge there is in a window of the output" is integrated
 a blurred image and ends at the image itself: what is attributed is detail, not brightness.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -40,7 +40,14 @@ class Attribution:
 
 
 def attribute(
-    network: nn.Module, image: Tensor, x: int, y: int, window: int = 16, steps: int = 50, sigma: float = 1.2
+    network: nn.Module,
+    image: Tensor,
+    x: int,
+    y: int,
+    window: int = 16,
+    steps: int = 50,
+    sigma: float = 1.2,
+    done: Callable[[], None] = lambda: None,
 ) -> Attribution:
     """The local attribution map of a window of the output.
 
@@ -51,6 +58,7 @@ def attribute(
         window: its side in output pixels.
         steps: points on the path.
         sigma: of the Gaussian blur that the path starts from, in LR pixels.
+        done: called after each step.
 
     Raises:
         UserError: the window does not lie within the output, or memory does not suffice.
@@ -67,6 +75,7 @@ def attribute(
             middle = ((start + end) / 2).requires_grad_()
             edges = _edges(network(middle), x, y, window)
             total += torch.autograd.grad(edges, middle)[0] * (end - start)
+            done()
         with torch.no_grad():
             blurred, sharp = (float(_edges(network(point), x, y, window)) for point in (path[0], path[-1]))
     except Exception as error:

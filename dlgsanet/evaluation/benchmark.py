@@ -17,26 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from dlgsanet.data.images import UnreadableImageError, png_bytes
 from dlgsanet.data.pairs import Pair, find_pairs_in
 from dlgsanet.device import describe
-from dlgsanet.errors import UserError
-from dlgsanet.evaluation.complexity import (
-    computed_size,
-    input_size,
-    measure,
-    multiply_accumulates,
-    parameters,
-)
+from dlgsanet.errors import ArgumentError, UserError
+from dlgsanet.evaluation.complexity import computed_size, input_size, measure, multiply_accumulates, parameters
 from dlgsanet.evaluation.entries import Entry, bicubic_entry, module_of, network_for
 from dlgsanet.evaluation.journal import Journal, digest
 from dlgsanet.evaluation.perceptual import PERCEPTUAL, perceptual_metric
 from dlgsanet.evaluation.rows import Row
 from dlgsanet.evaluation.scoring import Metric, Picture, bicubic, score, standard_metrics, super_resolve
+from dlgsanet.extensions import import_all
 from dlgsanet.files import write_whole
 from dlgsanet.metrics import psnr, ssim
+from dlgsanet.progress import Counter
 
 METRICS = ("psnr", "ssim", "psnr_rgb", "ssim_rgb", *PERCEPTUAL)
 
@@ -52,28 +47,40 @@ class Job:
 
 @dataclass(frozen=True)
 class Settings:
-    """Where results go (`output`), which of `METRICS` are computed, pictures in a batch, devices by name, and timed
-    runs of each network for its latency (0: none)."""
+    """How a benchmark is run.
+
+    Attributes:
+        output: folder for the results.
+        metrics: those of `METRICS` that are computed.
+        batch: pictures of equal size that go through a network at once.
+        devices: names of the devices; they share the work.
+        runs: timed runs of each network for its latency; 0 for none.
+        imports: files and modules that register networks (`dlgsanet.extensions`).
+    """
 
     output: Path
     metrics: tuple[str, ...] = ("psnr", "ssim")
     batch: int = 1
     devices: tuple[str, ...] = ("cpu",)
     runs: int = 3
+    imports: tuple[str, ...] = ()
 
 
 @dataclass
 class Outcome:
     """What is known about one scale.
 
-    `rows`: every picture's scores; `pairs` and `sizes`: each test set's usable pairs, and how many it has in all;
-    `costs`: each network's `parameters`, `macs`, `seconds`, `peak_bytes` and `device`; `failures`: the parts that
-    failed, a line each.
+    Attributes:
+        rows: every picture's scores.
+        folders, pairs, sizes: where each test set is, its usable pairs, and how many pairs it has in all.
+        costs: each network's `parameters`, `macs`, `seconds`, `peak_bytes` and `device`.
+        failures: the parts that failed, a line each.
     """
 
     scale: int
     entries: list[Entry]
     rows: list[Row] = field(default_factory=list)
+    folders: dict[str, Path] = field(default_factory=dict)
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -106,7 +113,7 @@ def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], se
     """
     outcome = Outcome(scale, [bicubic_entry(scale), *networks])
     if len({folder.name for folder in folders}) < len(folders):
-        raise UserError("--data: two test sets have one name; their pictures go to a folder of that name")
+        raise ArgumentError("data", "two test sets have the same name; their pictures go to a folder of that name")
     for folder in folders:
         try:
             pairs = find_pairs_in(folder, scale)
@@ -114,6 +121,7 @@ def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], se
             outcome.failures.append(str(error))
             continue
         outcome.sizes[folder.name] = len(pairs)
+        outcome.folders[folder.name] = folder.resolve()
         outcome.pairs[folder.name] = _usable(pairs, scale, outcome.failures)
     journal = Journal(settings.output / "journal.jsonl")
     try:
@@ -134,8 +142,8 @@ def _usable(pairs: list[Pair], scale: int, failures: list[str]) -> list[Pair]:
         except UnreadableImageError as error:
             return str(error)
 
-    with ThreadPoolExecutor() as pool:
-        sizes = dict(zip(pairs, pool.map(size, pairs), strict=True))
+    with ThreadPoolExecutor() as pool, Counter("reading", len(pairs), "pairs") as counter:
+        sizes = dict(zip(pairs, counter.each(pool.map(size, pairs)), strict=True))
     failures += [fault for fault in sizes.values() if isinstance(fault, str)]
     return sorted((pair for pair in pairs if not isinstance(sizes[pair], str)), key=lambda pair: sizes[pair])
 
@@ -161,9 +169,9 @@ def _score(outcome: Outcome, journal: Journal, settings: Settings) -> None:
         for job in _jobs(entry, dataset, [p for p in pairs if known(entry, dataset, p) is None], settings.batch)
     ]
     total = sum(len(job.pairs) for job in missing)
-    with tqdm(total=total, desc=f"x{outcome.scale}", unit="picture", disable=None) as bar:
+    with Counter(f"x{outcome.scale}", total, "pictures") as counter:
         for job, result in _results(missing, settings):
-            bar.update(len(job.pairs))
+            counter.done(len(job.pairs))
             if isinstance(result, str):
                 if result not in outcome.failures:
                     outcome.failures.append(result)
@@ -197,7 +205,7 @@ def _results(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[Job, lis
     free = context.Queue()
     for device in settings.devices:
         free.put(device)
-    with ProcessPoolExecutor(len(settings.devices), context, _take_device, (free,)) as pool:
+    with ProcessPoolExecutor(len(settings.devices), context, _take_device, (free, settings.imports)) as pool:
         futures = {pool.submit(work, job): job for job in jobs}
         try:
             for future in as_completed(futures):
@@ -216,7 +224,8 @@ def _use_device(name: str) -> None:
     _device = name
 
 
-def _take_device(free: Any) -> None:
+def _take_device(free: Any, imports: Sequence[str]) -> None:
+    import_all(imports)
     _use_device(free.get())
 
 
@@ -224,9 +233,11 @@ def _attempt(job: Job, settings: Settings) -> list[dict[str, float]] | str:
     try:
         metrics = {name: _metric(name, job.entry.scale) for name in settings.metrics}
         return [_finish(job, picture, metrics, settings.output) for picture in _pictures(job, settings.batch)]
-    # Other people's networks raise RuntimeErrors for sizes that they do not take.
-    except (UserError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except UserError as error:
+        return f"{job.entry.name} x{job.entry.scale}: {error}"
+    # Other people's networks raise what they like for sizes that they do not take.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
         return f"{job.entry.name} x{job.entry.scale}: {reason}"
 
 
@@ -260,7 +271,12 @@ def _finish(job: Job, picture: Picture, metrics: dict[str, Metric], output: Path
 def _cost(outcome: Outcome, journal: Journal, settings: Settings) -> None:
     """Every network's cost at a 1280x720 output; a self-ensemble's is eight times its network's."""
     device = torch.device(settings.devices[0])
-    for entry in tqdm(outcome.entries[1:], "costs", disable=None, leave=False):
+    with Counter(f"x{outcome.scale}, costs", len(outcome.entries) - 1, "networks") as counter:
+        _costs(outcome, journal, settings, device, counter)
+
+
+def _costs(outcome: Outcome, journal: Journal, settings: Settings, device: torch.device, counter: Counter) -> None:
+    for entry in counter.each(outcome.entries[1:]):
         key = digest("cost", entry.options["network_g"], entry.ensemble, describe(device), settings.runs)
         cost = journal.get(key)
         if cost is None:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
+from dlgsanet.archs.checkpoint import FORMATS, network_options, read_checkpoint
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.device import describe, find_device, is_out_of_memory
 from dlgsanet.errors import UserError
-from dlgsanet.evaluation.networks import load_option_file, registered_network
-from dlgsanet.evaluation.tables import Table
+from dlgsanet.evaluation.networks import load_network_options, registered_network
+from dlgsanet.evaluation.tables import Table, terminal_width
+from dlgsanet.progress import Counter
 
 HD = (1280, 720)  # width and height of the output at which the field states complexity
 
@@ -47,47 +48,67 @@ def computed_size(options: Mapping[str, Any], height: int, width: int) -> tuple[
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
-def table(names: Sequence[str], scales: Sequence[int], output: tuple[int, int], device: str | None, runs: int) -> str:
-    """Cost of published sizes (at every one of `scales`) and option files as a table for the terminal.
+def table(
+    names: Sequence[str], scales: Sequence[int], output: tuple[int, int], device: str | None, runs: int
+) -> tuple[str, list[str]]:
+    """What networks cost, as a table for the terminal.
 
     Args:
-        output: (width, height) that the networks make.
+        names: published sizes (each at every one of `scales`), option files, and weight files of DLGSANets.
+        output: (width, height) of the output of the networks.
         device: None takes a GPU where there is one.
         runs: timed runs of each network; 0 leaves latency and memory out.
 
+    Returns:
+        The table, and a line for each name that could not be counted.
+
     Raises:
-        UserError: neither a published size nor an option file, or a device that is not there.
+        UserError: a device that is not there, or a scale that no published network has.
     """
     on = find_device(device)
-    rows = []
-    for name, scale, options in tqdm([*_networks(names, scales)], "complexity", disable=None, leave=False):
-        network = registered_network(options).eval()
-        height, width = computed_size(options, *input_size(scale, output))
-        macs = multiply_accumulates(network, height, width)
-        row = [name, f"x{scale}", f"{parameters(network):,}", f"{macs / 1e9:.1f}"]
-        if runs:
-            cost = measure(network.to(on), torch.rand(1, 3, height, width, device=on), runs)
-            memory = "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f}"
-            row += [f"{cost.seconds * 1000:.1f}", memory]
-        rows.append(row)
+    rows, failures = [], []
+    with Counter("complexity", len(names), "networks") as counter:
+        for name in counter.each(names):
+            try:
+                for title, scale, options in _networks(name, scales):
+                    rows.append([title, f"x{scale}", *_figures(options, scale, output, on, runs)])
+            except UserError as error:
+                failures.append(str(error))
     measured = ["latency [ms]", "peak memory [MiB]"] if runs else []
     header = ["network", "scale", "parameters", "GMACs", *measured]
     at = f"{output[0]}x{output[1]} output" + (f", on {describe(on)}, median of {runs} runs" if runs else "")
-    return f"{Table(header, rows, words=2).text()}\n\n{at}"
+    return f"{Table(header, rows, words=2).text(terminal_width())}\n\n{at}" if rows else "", failures
 
 
-def _networks(names: Sequence[str], scales: Sequence[int]) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
-    """Name, scale and `network_g` options."""
-    if unpublished := set(scales) - set(SCALES):
-        raise UserError(f"--scales: no published network enlarges by {min(unpublished)}; there are 2, 3 and 4")
-    for name in names:
-        if name in SIZES:
-            yield from ((name, scale, {"type": "DLGSANet", **size_options(name, scale)}) for scale in scales)
-        elif Path(name).suffix in (".yml", ".yaml"):
-            options = load_option_file(name)
-            yield options["name"], options["scale"], options["network_g"]
-        else:
-            raise UserError(f"{name}: neither an option file (.yml) nor one of {', '.join(SIZES)}")
+def _figures(
+    options: Mapping[str, Any], scale: int, output: tuple[int, int], device: torch.device, runs: int
+) -> list[str]:
+    network = registered_network(options).eval()
+    height, width = computed_size(options, *input_size(scale, output))
+    figures = [f"{parameters(network):,}", f"{multiply_accumulates(network, height, width) / 1e9:.1f}"]
+    if runs:
+        cost = measure(network.to(device), torch.rand(1, 3, height, width, device=device), runs)
+        memory = "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f}"
+        figures += [f"{cost.seconds * 1000:.1f}", memory]
+    return figures
+
+
+def _networks(name: str, scales: Sequence[int]) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """Name, scale and `network_g` options of a size at all scales, an option file or a weight file."""
+    if name in SIZES:
+        if unpublished := set(scales) - set(SCALES):
+            raise UserError(f"unknown scale {min(unpublished)} of {name}; choose from {', '.join(map(str, SCALES))}")
+        yield from ((name, scale, {"type": "DLGSANet", **size_options(name, scale)}) for scale in scales)
+    elif Path(name).suffix in (".yml", ".yaml"):
+        options = load_network_options(name)
+        yield options["name"], options["scale"], options["network_g"]
+    elif Path(name).suffix in FORMATS or Path(name).is_file():
+        network = network_options(read_checkpoint(name))
+        yield Path(name).stem, network["upscale"], {"type": "DLGSANet", **network}
+    else:
+        raise UserError(
+            f"unknown network {name!r}; choose from {', '.join(SIZES)}, or give an option file (.yml) or a weight file"
+        )
 
 
 def parameters(network: nn.Module) -> int:
@@ -114,8 +135,9 @@ def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
         # With gradients, so that DLGSANet composes its layers of operators that can be counted.
         with torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
             twin(torch.empty(1, 3, height, width))
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-        raise UserError(f"{type(network).__name__} cannot be counted at {width}x{height}: {error}") from error
+    except Exception as error:  # other people's networks raise what they like
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{type(network).__name__} cannot be counted at {width}x{height}: {reason[:300]}") from error
     return counter.get_total_flops() // 2
 
 

@@ -11,7 +11,7 @@ from dlgsanet.archs.checkpoint import build_network, network_options, read_check
 from dlgsanet.archs.sizes import size_of
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.journal import digest
-from dlgsanet.evaluation.networks import load_option_file, model_of, network_of, registered_network
+from dlgsanet.evaluation.networks import load_network_options, model_of, network_of, registered_network
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.inference.self_ensemble import self_ensemble
@@ -49,7 +49,8 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
     name, _, file = argument.rpartition("=")
     path = Path(file).expanduser()
     if path.suffix in OPTION_FILES:
-        options = load_option_file(str(path))
+        options = load_network_options(str(path))
+        _check_class(options["network_g"], path)
         weights = options["path"].get("pretrain_network_g")
         if not weights and not allow_random_weights:
             raise UserError(f"{path}: path.pretrain_network_g is empty; name weights or give --random-weights")
@@ -70,6 +71,13 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
     return Entry(
         name + ("+" if ensemble else ""), scale, path, digest(network, ensemble, *content), size, ensemble, options
     )
+
+
+def _check_class(network: dict[str, Any], path: Path) -> None:
+    """Options that the class refuses are found before any picture is computed, without memory for its weights."""
+    if network["type"] == "DLGSANet":
+        with torch.device("meta"):
+            registered_network(network, f"{path}: network_g")
 
 
 def network_for(entry: Entry, device: torch.device) -> Network:

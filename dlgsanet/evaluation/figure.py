@@ -10,7 +10,7 @@ import numpy as np
 
 from dlgsanet.data.images import read_image
 from dlgsanet.data.pairs import find_pairs_in
-from dlgsanet.errors import UserError
+from dlgsanet.errors import ArgumentError, UserError
 from dlgsanet.evaluation.benchmark import picture_path
 from dlgsanet.evaluation.crops import Crop
 from dlgsanet.evaluation.page import telling_crop
@@ -31,35 +31,47 @@ class Panel:
 
 
 def read_panel(
-    results: Path, folder: Path, scale: int, image: str, methods: Sequence[str] | None, crop: Crop | None
+    results: Path,
+    dataset: str,
+    scale: int,
+    image: str,
+    methods: Sequence[str] | None = None,
+    crop: Crop | None = None,
+    data_root: Path | None = None,
 ) -> Panel:
     """A panel of pictures that `dlgsanet benchmark` left in `results`.
 
     Args:
-        folder: the test set, with HR and LR_bicubic.
+        results: folder of the benchmark.
+        dataset: name of the test set.
         image: name of the picture, without extension.
         methods: in which order; None: bicubic and all networks.
         crop: None: where the networks differ most.
+        data_root: folder with the test set. None: where the benchmark read it.
 
     Raises:
         UserError: the benchmark has no such scale, test set, picture or method, or the crop lies outside.
     """
     known = _read_results(results / f"x{scale}.json")
-    rows = {r["method"]: r for r in known["images"] if (r["data set"], r["image"]) == (folder.name, image)}
+    rows = {r["method"]: r for r in known["images"] if (r["data set"], r["image"]) == (dataset, image)}
     if not rows:
-        raise UserError(f"{results}/x{scale}.json: has no picture {image} of {folder.name}")
+        raise UserError(f"{results}/x{scale}.json: has no picture {image} of {dataset}")
+    folder = data_root / dataset if data_root else Path(known.get("data", {}).get(dataset, f"datasets/{dataset}"))
     names = list(methods or rows)
     if unknown := [name for name in names if name not in rows]:
-        raise UserError(f"--methods {unknown[0]}: the benchmark has {', '.join(rows)}")
-    lr, hr = next(pair for pair in find_pairs_in(folder, scale) if pair.name == image).read(scale)
-    outputs = {name: read_image(picture_path(results, scale, name, folder.name, image)) for name in names}
+        raise ArgumentError("methods", f"unknown method {unknown[0]!r}; choose from {', '.join(rows)}")
+    pair = next((pair for pair in find_pairs_in(folder, scale) if pair.name == image), None)
+    if pair is None:
+        raise UserError(f"{folder}: has no picture {image} any more")
+    lr, hr = pair.read(scale)
+    outputs = {name: read_image(picture_path(results, scale, name, dataset, image)) for name in names}
     chosen = crop or telling_crop(outputs, hr, scale)
     if chosen.of(hr).shape[:2] != (chosen.side, chosen.side):
-        raise UserError(f"--crop: does not lie within the {hr.shape[1]}x{hr.shape[0]} pixels of {image}")
+        raise ArgumentError("crop", f"does not lie within the {hr.shape[1]}x{hr.shape[0]} pixels of {image}")
     captions = {n: f"{formatted('psnr', rows[n]['psnr'])} / {formatted('ssim', rows[n]['ssim'])}" for n in names}
     crops = {"LR": chosen.of(lr, scale)} | {name: chosen.of(output) for name, output in outputs.items()}
     return Panel(
-        f"{folder.name}: {image}, ×{scale}",
+        f"{dataset}: {image}, ×{scale}",
         hr,
         chosen,
         crops | {"original": chosen.of(hr)},
@@ -69,11 +81,14 @@ def read_panel(
 
 def _read_results(path: Path) -> Mapping[str, Any]:
     try:
-        return json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; run `dlgsanet benchmark` first") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a benchmark's results ({error})") from None
+    if not isinstance(known, dict) or not isinstance(known.get("images"), list):
+        raise UserError(f"{path}: not a benchmark's results")
+    return known
 
 
 def write_panels(panels: Sequence[Panel], stem: Path, width: float = 7.16) -> list[Path]:

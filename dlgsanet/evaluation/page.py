@@ -15,7 +15,7 @@ from dlgsanet.data.images import read_image
 from dlgsanet.data.pairs import Pair
 from dlgsanet.evaluation.benchmark import Outcome, picture_path
 from dlgsanet.evaluation.crops import best_crop, crop_psnrs
-from dlgsanet.evaluation.published import figures
+from dlgsanet.evaluation.published import figures, peers, sources
 from dlgsanet.evaluation.report import as_json
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.files import write_whole
@@ -24,10 +24,13 @@ WHOLE_BUDGET = 14_000_000  # bytes of base64 of the whole pictures, so that a pa
 QUALITIES = (90, 80, 70, 60, 50, 35, 20)  # of WebP, tried in turn
 
 
-def write_page(outcome: Outcome, metrics: tuple[str, ...], output: Path, pictures_per_set: int = 10) -> Path:
+def write_page(
+    outcome: Outcome, metrics: tuple[str, ...], output: Path, pictures_per_set: int = 10, published: bool = False
+) -> Path:
     """Write `x4.html`; the pictures are those that `run_scale` left under `output`.
 
-    Of larger test sets the `pictures_per_set` pictures are shown on which the methods' PSNR lies furthest apart.
+    With `published` the page also shows the published figures of other networks. Of larger test sets it shows the
+    `pictures_per_set` pictures on which the PSNR of the methods differs most.
 
     Raises:
         UserError: a picture cannot be read, or the page cannot be written.
@@ -43,6 +46,11 @@ def write_page(outcome: Outcome, metrics: tuple[str, ...], output: Path, picture
         "metrics": metrics,
         "sets": list(outcome.pairs),
         "paper": _paper_points(outcome),
+        "published": [
+            {"name": f"{peer.name} (published)", "parameters": peer.parameters, "means": peer.means}
+            for peer in (peers(outcome.scale) if published else ())
+        ],
+        "sources": sources(outcome.scale),
         "pictures": pictures,
         "quality": quality,
         "left out": sum(map(len, outcome.pairs.values())) - len(shown),

@@ -2,39 +2,45 @@
 
 import json
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from dlgsanet.evaluation.benchmark import Outcome
 from dlgsanet.evaluation.entries import Entry
-from dlgsanet.evaluation.published import figures
+from dlgsanet.evaluation.published import figures, peers, sources
 from dlgsanet.evaluation.rows import Row, every_image, means
-from dlgsanet.evaluation.tables import Table, figure
+from dlgsanet.evaluation.tables import Table, figure, terminal_width
 from dlgsanet.files import write_whole
 
 NONE = "-"
 
 
-def write_reports(outcome: Outcome, metrics: tuple[str, ...], output: Path) -> str:
+def write_reports(outcome: Outcome, metrics: tuple[str, ...], output: Path, published: bool = False) -> str:
     """Write `x4.csv` (every picture), `x4.json` (all that is known), `x4.md` and `x4.tex` (the table of means).
+
+    Args:
+        published: also show the published figures of other networks.
 
     Returns:
         The table for the terminal.
     """
-    table = main_table(outcome, metrics)
+    table = main_table(outcome, metrics, published)
     images = every_image(outcome.rows, metrics)
-    notes = _notes(outcome, metrics)
+    notes = _notes(outcome, metrics, published)
     stem = f"x{outcome.scale}"
     write_whole(output / f"{stem}.csv", images.csv().encode())
     write_whole(output / f"{stem}.json", (json.dumps(as_json(outcome), indent=1) + "\n").encode())
     write_whole(output / f"{stem}.tex", table.latex().encode())
     markdown = f"# ×{outcome.scale}\n\n{table.markdown()}\n{notes}\n\n## Every picture\n\n{images.markdown()}"
     write_whole(output / f"{stem}.md", markdown.encode())
-    return f"×{outcome.scale}\n\n{table.text()}\n\n{notes}"
+    return f"×{outcome.scale}\n\n{table.text(terminal_width())}\n\n{notes}"
 
 
-def main_table(outcome: Outcome, metrics: tuple[str, ...]) -> Table:
+def main_table(outcome: Outcome, metrics: tuple[str, ...], published: bool = False) -> Table:
     """A line for each method, and below a published network the paper's figures and the difference from them.
+
+    With `published`, lines of other published networks follow.
 
     A cell is `PSNR/SSIM`, with as many metrics as were asked for.
     """
@@ -45,6 +51,9 @@ def main_table(outcome: Outcome, metrics: tuple[str, ...]) -> Table:
         cells = [_cell(scores.get(name), metrics) + _share(outcome, name, entry.name) for name in outcome.pairs]
         lines.append([entry.name, *_cost_cells(outcome.costs.get(entry.name, {})), *cells])
         lines += _published_lines(entry, scores, list(outcome.pairs), metrics)
+    for peer in peers(outcome.scale) if published else ():
+        cells = [_cell_of_paper(peer.means.get(name), metrics) for name in outcome.pairs]
+        lines.append([f"{peer.name} (published)", *_cost_cells({"parameters": peer.parameters}), *cells])
     header = ["method", "params [K]", "GMACs", "latency [ms]", "memory [MiB]", *outcome.pairs]
     return Table(header, lines)
 
@@ -92,18 +101,21 @@ def _signed(metric: str, difference: float) -> str:
     return ("−" if difference < 0 else "+") + text
 
 
-def _notes(outcome: Outcome, metrics: tuple[str, ...]) -> str:
+def _notes(outcome: Outcome, metrics: tuple[str, ...], published: bool) -> str:
     parts = [f"Each cell: {'/'.join(m.upper() for m in metrics)}; PSNR and SSIM on Y, {outcome.scale} pixels cropped."]
     if outcome.costs:
         parts.append("Parameters, multiply-accumulates, latency and memory at a 1280x720 output, batch 1.")
     parts += {f"Measured on {cost['device']}." for cost in outcome.costs.values() if "device" in cost}
-    return " ".join(parts)
+    if published:
+        parts.append(f"Published figures: {sources(outcome.scale)}.")
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, 100))
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """All that is known, as JSON allows it."""
     known = {
         "scale": outcome.scale,
+        "data": {name: str(folder) for name, folder in outcome.folders.items()},
         "methods": [
             {
                 "name": entry.name,

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,27 @@ class Table:
     rows: Sequence[Sequence[str]]
     words: int = 1
 
-    def text(self) -> str:
-        """For the terminal: aligned columns, a rule under the header."""
+    def text(self, width: int | None = None) -> str:
+        """For the terminal: aligned columns, a rule under the header.
+
+        A table that is wider than `width` is split into tables of as many columns as fit, one below the other.
+        """
+        widths = [max(len(row[i]) for row in [self.header, *self.rows]) for i in range(len(self.header))]
+        room = float("inf") if width is None else width - sum(w + 2 for w in widths[: self.words]) + 2
+        parts: list[list[int]] = [[]]
+        for i in range(self.words, len(self.header)):
+            if parts[-1] and sum(widths[k] + 2 for k in [*parts[-1], i]) > room:
+                parts.append([])
+            parts[-1].append(i)
+        return "\n\n".join(self._part(columns)._aligned_text() for columns in parts)
+
+    def _part(self, columns: Sequence[int]) -> "Table":
+        """The words and these columns, without rows that have nothing in them."""
+        chosen = [*range(self.words), *columns]
+        rows = [row for row in self.rows if any(row[i] for i in columns)] if columns else self.rows
+        return Table([self.header[i] for i in chosen], [[row[i] for i in chosen] for row in rows], self.words)
+
+    def _aligned_text(self) -> str:
         widths = [max(len(row[i]) for row in [self.header, *self.rows]) for i in range(len(self.header))]
         rule = ["─" * width for width in widths]
         return "\n".join("  ".join(self._aligned(row, widths)).rstrip() for row in [self.header, rule, *self.rows])
@@ -43,7 +63,7 @@ class Table:
 
     def csv(self) -> str:
         buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([self.header, *self.rows])
+        csv.writer(buffer, lineterminator="\n").writerows([map(_csv, row) for row in [self.header, *self.rows]])
         return buffer.getvalue()
 
     def _aligned(self, row: Sequence[str], widths: Sequence[int]) -> list[str]:
@@ -51,6 +71,22 @@ class Table:
             cell.ljust(width) if i < self.words else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return shutil.get_terminal_size((80, 24)).columns
+
+
+def _csv(cell: str) -> str:
+    """Spreadsheets run a cell that begins with one of these signs as a formula; an apostrophe makes it text."""
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}" if cell != "-" else cell
+    return cell
 
 
 _TEX = str.maketrans(

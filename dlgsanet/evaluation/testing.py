@@ -5,15 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from dlgsanet.data.images import UnreadableImageError, png_bytes
 from dlgsanet.data.pairs import Pair, find_pairs
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.networks import network_of
 from dlgsanet.evaluation.rows import BICUBIC, Row, every_image, summary
-from dlgsanet.evaluation.scoring import bicubic, metric, score, standard_metrics, super_resolve
+from dlgsanet.evaluation.scoring import Picture, bicubic, metric, score, standard_metrics, super_resolve
+from dlgsanet.evaluation.tables import terminal_width
 from dlgsanet.files import write_whole
+from dlgsanet.progress import Counter
 
 
 def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str:
@@ -35,22 +35,34 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
             "name its weights, or allow this with --random-weights"
         )
     scale, method, validation = options["scale"], options["name"], options["val"]
-    datasets = {dataset["name"]: pairs_to_test(dataset) for _, dataset in sorted(options["datasets"].items())}
+    datasets = _pairs_by_name(options["datasets"])
     check_images(datasets, scale)
     described = validation.get("metrics") or {}
     metrics = {name: metric(entry) for name, entry in described.items()} or standard_metrics(scale)
     network, device = network_of(options)
 
+    def finish(dataset: str, picture: Picture) -> list[Row]:
+        if validation.get("save_img"):
+            name = f"{Path(picture.pair.lq.name).stem}_{validation.get('suffix') or method}.png"
+            write_whole(Path(options["path"]["visualization"], dataset, name), png_bytes(picture.output))
+        images = {BICUBIC: bicubic(picture.lr, scale), method: picture.output}
+        return [Row(dataset, picture.pair.name, by, score(picture, image, metrics)) for by, image in images.items()]
+
     rows: list[Row] = []
     for dataset, pairs in datasets.items():
-        progress = tqdm(super_resolve(network, pairs, scale, device), dataset, len(pairs), disable=None, leave=False)
-        for picture in progress:
-            if validation.get("save_img"):
-                name = f"{Path(picture.pair.lq.name).stem}_{validation.get('suffix') or method}.png"
-                write_whole(Path(options["path"]["visualization"], dataset, name), png_bytes(picture.output))
-            for by, image in {BICUBIC: bicubic(picture.lr, scale), method: picture.output}.items():
-                rows.append(Row(dataset, picture.pair.name, by, score(picture, image, metrics)))
+        with Counter(dataset, len(pairs), "pictures") as counter:
+            for picture in counter.each(super_resolve(network, pairs, scale, device)):
+                rows += finish(dataset, picture)
     return _report(rows, list(metrics), Path(options["path"]["results_root"]), f"{method}, ×{scale}")
+
+
+def _pairs_by_name(datasets: Mapping[str, Any]) -> dict[str, list[Pair]]:
+    found: dict[str, list[Pair]] = {}
+    for key, opt in sorted(datasets.items()):
+        if opt["name"] in found:
+            raise UserError(f"datasets.{key}.name: two data sets are called {opt['name']}; give each its own name")
+        found[opt["name"]] = pairs_to_test(opt)
+    return found
 
 
 def pairs_to_test(opt: Mapping[str, Any]) -> list[Pair]:
@@ -99,4 +111,4 @@ def _report(rows: list[Row], metrics: list[str], folder: Path, title: str) -> st
     write_whole(folder / "scores.csv", images.csv().encode())
     markdown = f"# {title}\n\n{table.markdown()}\n## Every image\n\n{images.markdown()}"
     write_whole(folder / "scores.md", markdown.encode())
-    return f"{title}\n\n{table.text()}\n\nEvery image's scores: {folder}/scores.csv, {folder}/scores.md"
+    return f"{title}\n\n{table.text(terminal_width())}\n\nEvery image's scores: {folder}/scores.csv, {folder}/scores.md"

@@ -1,11 +1,13 @@
-"""Loading the weights of a checkpoint file into a network, with a word for what does not fit."""
+"""Loading the weights of a checkpoint file into a network; what does not fit is named."""
 
 import logging
 from pathlib import Path
 
+from basicsr.models.base_model import BaseModel
 from torch import nn
 
-from dlgsanet.archs.checkpoint import read_checkpoint
+from dlgsanet.archs.checkpoint import Checkpoint, contradicted_options, read_checkpoint, without_wrapper
+from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
 
 logger = logging.getLogger("dlgsanet")
@@ -24,7 +26,13 @@ def load_weights(network: nn.Module, path: Path | str, key: str | None = None, s
     Raises:
         UserError: the file cannot be read, or its weights do not fit; the message names the file and the first faults.
     """
-    given, wanted = read_checkpoint(path, key).state, network.state_dict()
+    load_checkpoint(network, read_checkpoint(path, key), strict)
+
+
+def load_checkpoint(network: nn.Module, checkpoint: Checkpoint, strict: bool = True) -> None:
+    """As `load_weights`, of a checkpoint that has been read."""
+    path, wanted = checkpoint.path, network.state_dict()
+    given = without_wrapper(checkpoint.state, wanted)
     faults = [f"{name} is missing in the file" for name in wanted if name not in given]
     faults += [f"{name} is not of this network" for name in given if name not in wanted]
     shapes = {name: (list(given[name].shape), list(wanted[name].shape)) for name in given if name in wanted}
@@ -40,3 +48,18 @@ def load_weights(network: nn.Module, path: Path | str, key: str | None = None, s
     if not fitting:
         raise UserError(f"{path}: none of its weights fit network_g: {told}")
     network.load_state_dict(fitting, strict=False)
+
+
+def load_network(
+    model: BaseModel, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
+) -> None:
+    """`load_network` of every BasicSR model: SRModel and SwinIRModel read the same files as ours.
+
+    BasicSR's own reads .pth files alone, and does not name what is wrong with one.
+    """
+    # Not `param_key`: the models pass "params" where the option file names no key; averaged weights are better.
+    network, checkpoint = model.get_bare_model(net), read_checkpoint(load_path, model.opt["path"].get("param_key_g"))
+    if isinstance(network, DLGSANet):
+        for fault in contradicted_options(checkpoint, model.opt["network_g"]):
+            logger.warning("%s: %s", load_path, fault)
+    load_checkpoint(network, checkpoint, strict)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import ArgumentError, UserError
+from dlgsanet.extensions import import_all, names_in
 from dlgsanet.options.check import faults_of_options
-from dlgsanet.options.kinds import phase_of
+from dlgsanet.options.kinds import phase_of, unknown
 from dlgsanet.options.parse import load_yaml, parse_value
 from dlgsanet.options.table import TEST_FILE, TRAINING_FILE
 
@@ -23,6 +24,8 @@ def read_options(
     data_root: str | None = None,
     debug: bool = False,
     auto_resume: bool = False,
+    imports: Sequence[str] = (),
+    datasets: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Read, check and complete an option file.
 
@@ -33,19 +36,25 @@ def read_options(
         data_root: folder that stands for `datasets/` in the file's relative data roots.
         debug: make it a short run that validates, logs and saves often.
         auto_resume: continue from the newest checkpoint of the run.
+        imports: files and modules to import first (`dlgsanet.extensions`), next to those of the file's `import`.
+        datasets: of a test file, names of the data sets to use. None: all of them.
 
     Returns:
         The options with every default of `dlgsanet.options.table` filled in, and with what BasicSR's classes expect:
         `rank`, `world_size`, `dist`, `manual_seed`, `num_gpu` (no more than there are), `phase` and `scale` of every
-        data set, and the run's folders under the working folder in `path`.
+        data set, and the run's folders under the working folder in `path`. Data sets of a test file that are not there
+        are left out; `absent` has a line for each of them.
 
     Raises:
         UserError: the file cannot be read, or has faults, all of which are named, a line each.
     """
     options = load_options(path, changes)
+    import_all([*imports, *names_in(options.get("import"))], near=Path(path).parent)
     check_options(options, is_train, path)
     options = (TRAINING_FILE if is_train else TEST_FILE).completed(options)
-    _expand_paths(options, data_root, path)
+    if datasets is not None:
+        _choose(options, datasets)
+    _expand_paths(options, data_root, path, is_train)
     return _complete(options, is_train, debug, auto_resume)
 
 
@@ -84,9 +93,19 @@ def _change(options: dict[str, Any], change: str) -> None:
     options[last] = parse_value(value, change)
 
 
-def _expand_paths(options: dict[str, Any], data_root: str | None, source: str | os.PathLike) -> None:
+def _choose(options: dict[str, Any], datasets: Sequence[str]) -> None:
+    """Leave only the data sets of these names."""
+    names = [data_set["name"] for data_set in options["datasets"].values()]
+    for name in datasets:
+        if name not in names:
+            raise ArgumentError("datasets", unknown("data set", name, names))
+    options["datasets"] = {key: opt for key, opt in options["datasets"].items() if opt["name"] in datasets}
+
+
+def _expand_paths(options: dict[str, Any], data_root: str | None, source: str | os.PathLike, is_train: bool) -> None:
     """Replace `~` and `datasets/` in paths, and check that the files and folders are there."""
-    faults = []
+    faults: list[str] = []
+    absent: dict[str, str] = {}
     for name, data_set in options["datasets"].items():
         for key in ("dataroot_gt", "dataroot_lq", "meta_info_file"):
             given = data_set.get(key)
@@ -96,7 +115,15 @@ def _expand_paths(options: dict[str, Any], data_root: str | None, source: str | 
             found = [_in_data_root(_expand(path), data_root) for path in several]
             data_set[key] = found if isinstance(given, list) else found[0]
             hint = "" if key == "meta_info_file" else "; make it with `dlgsanet data`, or set --data-root"
-            faults += [f"datasets.{name}.{key}: there is no {path}{hint}" for path in found if not _exists(path)]
+            missing = [f"datasets.{name}.{key}: there is no {path}{hint}" for path in found if not _exists(path)]
+            if is_train or key == "meta_info_file":
+                faults += missing
+            elif missing:
+                absent.setdefault(name, f"{data_set['name']} is left out: {missing[0]}")
+    if absent and len(absent) == len(options["datasets"]):
+        faults += absent.values()
+    options["datasets"] = {name: opt for name, opt in options["datasets"].items() if name not in absent}
+    options["absent"] = list(absent.values())
     paths = options["path"]
     for key in ("pretrain_network_g", "resume_state"):
         if paths.get(key):

@@ -244,6 +244,12 @@ _COMMON = (
     Option("network_g", NETWORK, REQUIRED, "The network: a registered class and its arguments."),
     Option("path", PATH, REQUIRED, "Weights and states that are read."),
     Option("dist_params", DIST, {}, "How several ranks find each other."),
+    Option(
+        "import",
+        Maybe(Either((ListOf(Text()), Text()))),
+        Unset("nothing"),
+        "Python files or modules that register networks and other classes of your own.",
+    ),
     Option("find_unused_parameters", Flag(), False, "For networks that do not use all parameters in each pass."),
 )
 _TRAINING_DATA = DataSets((("train", _CROPS), ("val", _WHOLE_IMAGES)), required="train")

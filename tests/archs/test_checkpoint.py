@@ -3,6 +3,10 @@
 import json
 import os
 import pickle
+import random
+import resource
+import time
+import zipfile
 
 import pytest
 import torch
@@ -74,9 +78,99 @@ def test_a_bare_state_dict_and_the_old_format_are_read(tmp_path):
     assert network_options(read_checkpoint(tmp_path / "old.pth"))["dim"] == 12
 
 
+def wrapped(state, prefix, **more):
+    return {f"{prefix}{name}": value for name, value in state.items()} | more
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda state: {"state_dict": state},
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: wrapped(state, "net_g."),
+        lambda state: wrapped(state, "module._orig_mod."),
+        lambda state: {"params": wrapped(state, "_orig_mod.")},
+        lambda state: {  # Lightning
+            "state_dict": wrapped(state, "model.", **{"loss.vgg.weight": torch.ones(2)}),
+            "pytorch-lightning_version": "2.5.0",
+            "optimizer_states": [],
+        },
+        lambda state: {  # OpenMMLab
+            "meta": {"epoch": 1},
+            "state_dict": wrapped(state, "generator.", step_counter=torch.ones(1, dtype=torch.int64)),
+        },
+    ],
+)
+def test_files_of_wrappers_are_read(tmp_path, content):
+    state = DLGSANet(**SMALL).state_dict()
+    torch.save(content(state), tmp_path / "wrapped.pth")
+    network = build_network(read_checkpoint(tmp_path / "wrapped.pth"))
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_averaged_weights_of_a_wrapper_come_first(tmp_path):
+    state = DLGSANet(**SMALL).state_dict()
+    averaged = {name: value + 1 for name, value in state.items()}
+    torch.save({"state_dict": wrapped(state, "generator.") | wrapped(averaged, "generator_ema.")}, tmp_path / "a.pth")
+    name = next(iter(state))
+    assert torch.equal(read_checkpoint(tmp_path / "a.pth").state[name], averaged[name])
+
+
+@pytest.mark.long
+def test_damaged_files_end_in_user_errors_alone_for_long(tmp_path):
+    end, seed = time.monotonic() + 300, 1000
+    while time.monotonic() < end:
+        fuzz(tmp_path, seed, rounds=100)
+        seed += 1
+
+
+def test_damaged_files_end_in_user_errors_alone(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert fuzz(tmp_path, seed=1, rounds=60) > 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
+
+
+def fuzz(folder, seed, rounds):
+    """Read checkpoints with bytes changed, or cut off; returns how many were refused."""
+    chosen, state = random.Random(seed), DLGSANet(**SMALL).state_dict()
+    write_checkpoint(folder / "a.safetensors", state, SMALL)
+    torch.save({"params": state}, folder / "a.pth")
+    torch.save({"params": state}, folder / "old.pth", _use_new_zipfile_serialization=False)
+    wholes = [(folder / name).read_bytes() for name in ("a.safetensors", "a.pth", "old.pth")]
+    refused = 0
+    for _ in range(rounds):
+        content = bytearray(chosen.choice(wholes))
+        for _ in range(chosen.choice([1, 2, 8])):
+            at = chosen.choice(
+                [chosen.randrange(len(content)), chosen.randrange(3000), len(content) - 1 - chosen.randrange(3000)]
+            )
+            size = chosen.choice([1, 2, 4, 8])
+            content[at : at + size] = chosen.choice([bytes(size), b"\xff" * size, chosen.randbytes(size)])
+        content = content[: chosen.choice([len(content)] * 3 + [chosen.randrange(len(content))])]
+        (folder / "damaged").write_bytes(content)
+        begin = time.monotonic()
+        try:
+            build_network(read_checkpoint(folder / "damaged"))
+        except UserError as error:
+            refused += "\n" not in str(error)
+        assert time.monotonic() - begin < 10
+    return refused
+
+
 class Malicious:
     def __reduce__(self):
         return os.mkdir, ("ran",)
+
+
+def scripted(folder):
+    torch.jit.script(torch.nn.Conv2d(3, 3, 1)).save(folder / "made.pt")
+    return (folder / "made.pt").read_bytes()
+
+
+def bomb(folder):
+    with zipfile.ZipFile(folder / "made.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000))
+    return (folder / "made.zip").read_bytes()
 
 
 def _files(folder):
@@ -113,6 +207,12 @@ def _files(folder):
         "extra.pth": (saved(state | {"spare.weight": torch.ones(1)}), "spare.weight"),
         "other_shape.pth": (saved(state | {first: torch.ones(18, 3, 3, 3)}), "fit"),
         "flat.pth": (saved(state | {first: torch.ones(7)}), "do not fit"),
+        "script.pth": (scripted(folder), "TorchScript"),
+        "bomb.pth": (bomb(folder), "unpacks to much more"),
+        "page.pth": (b"<!DOCTYPE html><html>", "web page"),
+        "pointer.pth": (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
+        "whole_network.pth": (saved(DLGSANet(**SMALL)), "DLGSANet"),
+        "repeated.pth": (saved({first: torch.ones(1).expand(1 << 30)}), "larger than the file"),
         "lies": (saved(state, ".safetensors", options=SMALL | {"dim": 60}), "dim is 60 by the metadata, 12 by"),
         "huge": (saved(state, ".safetensors", options=SMALL | {"groups": 10**12}), "groups"),
         "unknown": (saved(state, ".safetensors", options=SMALL | {"depth": 3}), "depth"),

@@ -87,7 +87,7 @@ def test_trains_and_prints_the_table(base, capfd):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--variants", "nothing"], "--variants nothing: there are relu, topk"),
+        (["--variants", "nothing"], "--variants: unknown variant 'nothing'; choose from relu, topk"),
         (["--data_root", "elsewhere"], "there is no elsewhere"),
     ],
 )

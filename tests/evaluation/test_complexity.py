@@ -62,8 +62,8 @@ def test_latency_and_memory_are_measured():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["Huge"], "Huge: neither an option file"),
-        (["Tiny", "--scales", "8"], "no published network enlarges by 8"),
+        (["Huge"], "unknown network 'Huge'; choose from Tiny"),
+        (["Tiny", "--scales", "8"], "unknown scale 8 of Tiny; choose from 2, 3, 4"),
         (["Tiny", "--device", "nonsense"], "nonsense"),
         (["missing.yml"], "missing.yml: cannot be read"),
     ],

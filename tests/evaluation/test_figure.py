@@ -59,7 +59,7 @@ def test_writes_pdf_and_png(finished):
     [
         (["chelsea"], "write SET/IMAGE"),
         (["Photos/nobody"], "has no picture nobody of Photos"),
-        (["Photos/chelsea", "--methods", "Z"], "--methods Z: the benchmark has bicubic, A"),
+        (["Photos/chelsea", "--methods", "Z"], "--methods: unknown method 'Z'; choose from bicubic, A"),
         (["Photos/chelsea", "--crop", "40", "40", "40"], "--crop: does not lie within"),
         (["Photos/chelsea", "--crop", "1", "0", "16"], "must be multiples of the scale"),
         (["Photos/chelsea", "--results", "nowhere"], "run `dlgsanet benchmark` first"),

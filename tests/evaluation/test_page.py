@@ -154,3 +154,11 @@ def test_nothing_overflows(browser, width, scheme):
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
     assert len(browser.find_elements("css selector", "#over-parameters circle")) == 2
     assert len(browser.find_elements("css selector", "#over-latency circle")) == 2
+    sizes = "return [...document.querySelectorAll('#over-parameters text')].map(t => t.getBoundingClientRect().height)"
+    assert min(browser.execute_script(sizes)) >= 12  # pixels: not shrunk with the chart
+    assert "measured here" in browser.find_element("css selector", "#legend").text
+    slider, table = (
+        browser.execute_script("return document.querySelector(arguments[0]).getBoundingClientRect().toJSON()", part)
+        for part in (".picture .slider", ".picture .details table")
+    )
+    assert (slider["right"] <= table["left"] and slider["top"] < table["bottom"]) == (width == 1440)

@@ -41,3 +41,20 @@ def test_means_are_of_images():
     rows = [Row("Set5", name, "A", {"psnr": value}) for name, value in (("x", 30.0), ("y", 33.0))]
     assert summary(rows, ["psnr"]).rows == [["Set5", "A", "31.50"]]
     assert every_image(rows, ["psnr"]).rows[-1] == ["Set5", "mean", "A", "31.500000"]
+
+
+def test_cells_of_a_csv_file_are_no_formulas():
+    rows = [["=1+1", "-3.5"], ["@SUM(A1)", "+2"], ["-x", "-"], ["a", "-inf"]]
+    text = Table(["method", "score"], rows).csv()
+    assert text.splitlines() == ["method,score", "'=1+1,-3.5", "'@SUM(A1),+2", "'-x,-", "a,-inf"]
+
+
+def test_a_wide_table_is_split():
+    header = ["method", *(f"set {i}" for i in range(12))]
+    rows = [[f"method number {k}", *["38.00/0.9605"] * 12] for k in range(9)]
+    text = Table(header, rows).text(80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("38.00/0.9605") == 9 * 12
+    assert text.count("method number 3") == len(text.split("\n\n")) > 1
+    assert "\n\n" not in Table(header, rows).text(400)
+    assert Table(header, rows).text() == Table(header, rows).text(400)

@@ -1,10 +1,12 @@
 """`dlgsanet test` through the command line's own entry."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from skimage import data
 
@@ -87,7 +89,8 @@ def test_basicsrs_model_names_weights_of_another_size(run, option_file):
     small_weights(option_file.parent / "small.pth", dim=24)
     code, _, err = run("--force_yml", "model_type=SRModel")
     assert code == 2
-    assert "small.pth: size mismatch" in err[-1]
+    assert "small.pth" in err[-1]
+    assert "dim is 24" in err[-1]
 
 
 def test_random_weights_need_permission(run, option_file):
@@ -125,7 +128,10 @@ def remove(path):
     [
         (lambda root: (root / "small.pth").unlink(), "there is no file"),
         (lambda root: (root / "small.pth").write_bytes(b"PK broken"), "small.pth"),
-        (lambda root: small_weights(root / "small.pth", dim=24), "its weights do not fit network_g"),
+        (
+            lambda root: small_weights(root / "small.pth", dim=24),
+            "small.pth: was trained with other options: dim is 24",
+        ),
         (lambda root: remove(root / "datasets/Photos/HR"), "there is no datasets/Photos/HR"),
         (lambda root: remove(root / "datasets/Photos/LR_bicubic/X2"), "there is no datasets/Photos/LR_bicubic/X2"),
         (lambda root: (root / "datasets/Photos/LR_bicubic/X2/coffeex2.png").unlink(), "coffeex2.png"),
@@ -150,3 +156,57 @@ def test_other_metrics_are_basicsrs():
     from basicsr.metrics import calculate_niqe
 
     assert found == calculate_niqe(image[..., ::-1], 4)
+
+
+def add_set(option_file, name):
+    options = yaml.safe_load(option_file.read_text())
+    first = options["datasets"]["test_1"]
+    moved = {key: str(value).replace("Photos", name) for key, value in first.items() if key.startswith("dataroot")}
+    options["datasets"]["test_2"] = first | moved | {"name": name}
+    option_file.write_text(yaml.safe_dump(options))
+
+
+def test_absent_data_sets_are_left_out_in_one_line(run, option_file):
+    add_set(option_file, "Manga109")
+    code, out, err = run()
+    assert code == 0
+    assert "Photos" in out
+    assert len([line for line in err if "datasets/Manga109" in line]) == 1
+    assert run("--strict")[0] == 2
+
+
+def test_data_sets_are_chosen_by_name(run, option_file):
+    add_set(option_file, "Manga109")
+    code, _, err = run("--datasets", "Photos", "--strict")
+    assert code == 0
+    assert not [line for line in err if "Manga109" in line]
+    assert "unknown data set 'Set5'" in run("--datasets", "Set5")[2][-1]
+    assert "datasets/Manga109" in run("--datasets", "Manga109")[2][-1]
+
+
+@pytest.mark.parametrize("model", ["DLGSANetModel", "SRModel"])
+def test_weights_that_were_trained_with_other_options_are_named(run, option_file, model):
+    small_weights(option_file.parent / "small.pth", activation="relu")
+    change = ["--force-yml", "network_g:activation=topk", f"model_type={model}"]
+    code, _, err = run(*change)
+    assert code == 2
+    assert "small.pth" in err[-1]
+    assert "activation is 'relu'" in err[-1]
+    assert run(*change, "path:strict_load_g=false")[0] == 0
+
+
+class _Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_basicsrs_model_reads_what_ours_does(run, option_file):
+    state = torch.load(option_file.parent / "small.pth")["params"]
+    change = ["--force-yml", "model_type=SRModel"]
+    torch.save({f"module.{name}": value for name, value in state.items()}, option_file.parent / "small.pth")
+    assert run(*change)[0] == 0
+    torch.save({"params": state, "more": _Malicious()}, option_file.parent / "small.pth")
+    code, _, err = run(*change)
+    assert code == 2
+    assert "small.pth: refused" in err[-1]
+    assert not (option_file.parent / "ran").exists()

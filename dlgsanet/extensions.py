@@ -1,0 +1,79 @@
+"""Networks, losses and data sets of one's own: Python files that register classes in BasicSR's registries."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from dlgsanet.errors import UserError
+
+
+def import_all(names: Iterable[str], near: Path | None = None) -> list[str]:
+    """Import files and modules; each only once in a process.
+
+    Args:
+        names: `FILE.py`, or a module as `import` takes it (the working folder is searched too).
+        near: a folder in which a file is looked for that is not in the working folder, the option file's for example.
+
+    Returns:
+        The names, files as absolute paths: what another process imports the same by.
+
+    Raises:
+        UserError: there is no such file or module, or it raises an error; the message names it.
+    """
+    import dlgsanet.plugin  # noqa: F401  # BasicSR does not import without it
+
+    found = []
+    for name in names:
+        file = _find(Path(name), near) if name.endswith(".py") else None
+        try:
+            _import_file(file) if file else _import_module(name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # it is the user's code: a SyntaxError, SystemExit, anything
+            reason = " ".join(str(error).split()) or "no message"
+            raise UserError(f"--import {name}: {type(error).__name__}: {reason}") from error
+        found.append(str(file or name))
+    return found
+
+
+def names_in(value: object) -> list[str]:
+    """The names that an option file's key `import` gives: one, or a list of them."""
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _find(path: Path, near: Path | None) -> Path:
+    path = path.expanduser()
+    for file in (path, near / path) if near else (path,):
+        if file.is_file():
+            return file.resolve()
+    raise UserError(f"--import: there is no file {path}")
+
+
+def _import_module(name: str) -> None:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    importlib.import_module(name)
+
+
+def _import_file(file: Path) -> None:
+    # A name of its own: two files may be called `network.py`, and neither must hide an installed module. By content:
+    # the classes of a copy are registered already.
+    name = f"dlgsanet_import_{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}_{file.stem}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(file.parent))  # for what it imports from the files next to it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(file.parent))

@@ -1,0 +1,44 @@
+"""Building the model that an option file names."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from copy import deepcopy
+from typing import Any
+
+from basicsr.models.base_model import BaseModel
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import nn
+
+from dlgsanet.archs.checkpoint import read_checkpoint
+from dlgsanet.errors import UserError
+from dlgsanet.models.weights import load_weights
+
+
+class _ReadsAnyWeights(BaseModel):
+    """A model of BasicSR that reads every weights file that ours reads, .safetensors and bare state dicts too."""
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
+    ) -> None:
+        load_weights(self.get_bare_model(net), load_path, _key(load_path, param_key), strict)
+
+
+def _key(path: str, wanted: str | None) -> str | None:
+    """Which state dict of a file BasicSR would read: the wanted one or else `params`; None: the only one."""
+    for key in filter(None, (wanted, "params")):
+        with suppress(UserError):
+            read_checkpoint(path, key)
+            return key
+    return None
+
+
+def build_model(options: Mapping[str, Any]) -> BaseModel:
+    """The model of an option file (checked and completed), with its network and weights.
+
+    Raises:
+        UserError: the weights cannot be read or do not fit.
+    """
+    model = MODEL_REGISTRY.get(options["model_type"])
+    if model.load_network is BaseModel.load_network:
+        model = type(model.__name__, (_ReadsAnyWeights, model), {})
+    return model(deepcopy(dict(options)))  # a copy: BasicSR's models take their options apart

@@ -1,0 +1,134 @@
+"""A network of one's own in the tables: the example of docs/own_network.md, and what such files may look like."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from dlgsanet.cli import main
+from tests.conftest import REPOSITORY
+from tests.evaluation.conftest import small_weights, write_set
+
+EXAMPLES = REPOSITORY / "docs/examples"
+
+
+@pytest.fixture
+def place(tmp_path, photographs, monkeypatch):
+    """A folder with the example's two files, its weights, and `datasets/Photos` at x2."""
+    for name in ("own_network.py", "own_network.yml"):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["complexity", "own_network.yml", "--runs", "0"]) == 0  # imports the class
+
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    torch.manual_seed(0)
+    torch.save(ARCH_REGISTRY.get("OwnNetwork")().state_dict(), tmp_path / "own_network.pth")
+    return tmp_path
+
+
+def scored(folder="out"):
+    with open(f"{folder}/x2.csv") as file:
+        return {row["method"] for row in csv.DictReader(file)}
+
+
+def test_the_example_is_compared_counted_and_explained(place, capsys):
+    small_weights(place / "A.pth")
+    data = ["--data", "datasets/Photos", "--runs", "0", "-o", "out"]
+    assert main(["benchmark", "own_network.yml", "A.pth", *data]) == 0
+    assert scored() == {"bicubic", "Own", "A"}
+    assert main(["complexity", "own_network.yml", "A.pth", "--runs", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "15,148" in out  # parameters
+    lr = "datasets/Photos/LR_bicubic/X2/coffeex2.png"
+    assert main(["explain", "lam", "own_network.yml", "--image", lr, "--steps", "2", "--window", "8"]) == 0
+    assert (place / "lam.png").is_file()
+
+
+def test_a_file_is_imported_by_the_command_too(place):
+    options = yaml.safe_load((place / "own_network.yml").read_text())
+    del options["import"]
+    (place / "plain.yml").write_text(yaml.safe_dump(options))
+    arguments = ["plain.yml", "--data", "datasets/Photos", "--runs", "0", "-o", "out", "--import", "own_network.py"]
+    assert main(["benchmark", *arguments, "--devices", "cpu", "cpu"]) == 0  # processes of their own
+    assert scored() == {"bicubic", "Own"}
+
+
+def test_train_and_test_import_it(place, option_file):
+    """The option file's key; the class is written for this test, so that no other has imported it."""
+    source = (place / "own_network.py").read_text().replace("OwnNetwork", "OtherNetwork")
+    (place / "other.py").write_text(source)
+    options = yaml.safe_load(option_file.read_text())
+    options |= {"network_g": {"type": "OtherNetwork", "scale": 2}, "import": ["other.py"], "num_gpu": 0}
+    options["path"] = {"pretrain_network_g": "own_network.pth"}
+    option_file.write_text(yaml.safe_dump(options))
+    assert main(["test", "-opt", str(option_file)]) == 0
+    with open("results/small/scores.csv") as file:
+        assert "small" in {row["method"] for row in csv.DictReader(file)}
+
+
+def test_files_of_other_projects(place, capsys):
+    """`**kwargs`, an unknown model, sections that we know nothing of; a bad file does not stop the others."""
+    (place / "theirs.py").write_text(
+        (place / "own_network.py")
+        .read_text()
+        .replace("OwnNetwork", "Theirs")
+        .replace("scale: int = 2", "scale=2, **kw")
+    )
+    theirs = {
+        "model_type": "TheirModel",
+        "scale": 2,
+        "network_g": {"type": "Theirs", "scale": 2, "img_size": 64},
+        "path": {"pretrain_network_g": "own_network.pth", "root": "/nowhere"},
+        "train": {"anything": "goes"},
+    }
+    (place / "theirs.yml").write_text(yaml.safe_dump(theirs))
+    (place / "bad.yml").write_text("network_g: {type: Nobody}\nscale: 2\n")
+    arguments = ["theirs.yml", "bad.yml", "--import", "theirs.py", "--runs", "0"]
+    assert main(["benchmark", *arguments, "--data", "datasets/Photos", "-o", "out"]) == 2
+    assert scored() == {"bicubic", "theirs"}
+    err = capsys.readouterr().err
+    assert "TheirModel" in err
+    assert "bad.yml: network_g.type" in err
+    assert main(["complexity", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert "theirs" in out
+    assert "bad.yml" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "there is no file own.py"),
+        ("import nothing_of_this_name", "own.py: ModuleNotFoundError"),
+        ("def f(:", "own.py: SyntaxError"),
+        ("raise SystemExit(3)", "own.py: SystemExit"),
+        ("from basicsr.utils.registry import ARCH_REGISTRY as R\n@R.register()\nclass EDSR: pass", "EDSR"),
+    ],
+)
+def test_files_that_cannot_be_imported(tmp_path, monkeypatch, content, named, capsys):
+    monkeypatch.chdir(tmp_path)
+    if content:
+        (tmp_path / "own.py").write_text(content)
+    assert main(["complexity", "Tiny", "--runs", "0", "--import", "own.py"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+def test_published_figures_of_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path, "Set5")
+    small_weights(tmp_path / "A.pth")
+    arguments = ["A.pth", "--data", "Set5", "--runs", "0", "-o", "out", "--published"]
+    assert main(["benchmark", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "38.00/0.9605" in out  # IMDN on Set5 at x2
+    assert "arXiv 2108.10257" in " ".join(out.split())
+    page = (tmp_path / "out/x2.html").read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    imdn = next(method for method in data["published"] if method["name"].startswith("IMDN"))
+    assert imdn["means"]["Set5"] == {"psnr": 38.0, "ssim": 0.9605}
+    assert imdn["parameters"] == 694_000
