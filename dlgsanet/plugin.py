@@ -5,18 +5,14 @@ Everything that needs BasicSR imports it through here, so that it finds it adapt
 
 import dlgsanet.basicsr_compat  # noqa: F401, I001  # first: BasicSR does not import without it
 import basicsr  # noqa: F401  # registers BasicSR's own
-from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.data.cached_paired_dataset import CachedPairedImageDataset
 from dlgsanet.losses.fft_loss import FFTLoss
 from dlgsanet.models.dlgsanet_model import DLGSANetModel
-from dlgsanet.models.weights import load_network
 
 ARCH_REGISTRY.register(DLGSANet)
 DATASET_REGISTRY.register(CachedPairedImageDataset)
 LOSS_REGISTRY.register(FFTLoss)
 MODEL_REGISTRY.register(DLGSANetModel)
-
-BaseModel.load_network = load_network

@@ -141,7 +141,7 @@ def test_python_examples(document, tmp_path, monkeypatch, photograph):
     picture = Image.fromarray(photograph[100:148, 100:164])
     for name in ("photo.jpg", "photo.png"):
         picture.save(name)
-    for name in ("options", "weights"):
+    for name in ("options", "weights", "docs"):
         os.symlink(REPOSITORY / name, name)
     for weights in REPOSITORY.glob("weights/*.safetensors"):
         os.symlink(weights, weights.name)

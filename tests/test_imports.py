@@ -15,6 +15,7 @@ LAYERS = [
     "pictures",
     "inference",
     "options",
+    "extensions",
     "plugin",
     "models",
     "data",

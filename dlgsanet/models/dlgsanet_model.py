@@ -19,7 +19,7 @@ from dlgsanet.errors import faults_of
 from dlgsanet.models.linear_start import fit_filter, start_linear
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
 from dlgsanet.models.teacher import build_teacher
-from dlgsanet.models.weights import load_weights
+from dlgsanet.models.weights import load_weights, warn_of_other_options
 from dlgsanet.options.table import LOSSES, TRAIN
 
 logger = logging.getLogger("dlgsanet")
@@ -73,7 +73,9 @@ class DLGSANetModel(SRModel):
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None) -> None:
         # SRModel fills in "params" where the option file is silent; the file's averaged weights are the better ones.
-        load_weights(self.get_bare_model(net), load_path, self.opt["path"].get("param_key_g"), strict)
+        key = self.opt["path"].get("param_key_g")
+        warn_of_other_options(load_path, key, self.opt["network_g"])
+        load_weights(self.get_bare_model(net), load_path, key, strict)
 
     def init_training_settings(self) -> None:
         train = self.train_options

@@ -1,13 +1,13 @@
 """Loading the weights of a checkpoint file into a network; what does not fit is named."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from basicsr.models.base_model import BaseModel
 from torch import nn
 
-from dlgsanet.archs.checkpoint import Checkpoint, contradicted_options, read_checkpoint, without_wrapper
-from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.checkpoint import contradicted_options, read_checkpoint, without_wrapper
 from dlgsanet.errors import UserError
 
 logger = logging.getLogger("dlgsanet")
@@ -26,13 +26,8 @@ def load_weights(network: nn.Module, path: Path | str, key: str | None = None, s
     Raises:
         UserError: the file cannot be read, or its weights do not fit; the message names the file and the first faults.
     """
-    load_checkpoint(network, read_checkpoint(path, key), strict)
-
-
-def load_checkpoint(network: nn.Module, checkpoint: Checkpoint, strict: bool = True) -> None:
-    """As `load_weights`, of a checkpoint that has been read."""
-    path, wanted = checkpoint.path, network.state_dict()
-    given = without_wrapper(checkpoint.state, wanted)
+    wanted = network.state_dict()
+    given = without_wrapper(read_checkpoint(path, key).state, wanted)
     faults = [f"{name} is missing in the file" for name in wanted if name not in given]
     faults += [f"{name} is not of this network" for name in given if name not in wanted]
     shapes = {name: (list(given[name].shape), list(wanted[name].shape)) for name in given if name in wanted}
@@ -50,16 +45,8 @@ def load_checkpoint(network: nn.Module, checkpoint: Checkpoint, strict: bool = T
     network.load_state_dict(fitting, strict=False)
 
 
-def load_network(
-    model: BaseModel, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
-) -> None:
-    """`load_network` of every BasicSR model: SRModel and SwinIRModel read the same files as ours.
-
-    BasicSR's own reads .pth files alone, and does not name what is wrong with one.
-    """
-    # Not `param_key`: the models pass "params" where the option file names no key; averaged weights are better.
-    network, checkpoint = model.get_bare_model(net), read_checkpoint(load_path, model.opt["path"].get("param_key_g"))
-    if isinstance(network, DLGSANet):
-        for fault in contradicted_options(checkpoint, model.opt["network_g"]):
-            logger.warning("%s: %s", load_path, fault)
-    load_checkpoint(network, checkpoint, strict)
+def warn_of_other_options(path: Path | str, key: str | None, options: Mapping[str, Any]) -> None:
+    """Log where the `network_g` options of a DLGSANet differ from those that the weights were trained with."""
+    if options["type"] == "DLGSANet":
+        for fault in contradicted_options(read_checkpoint(path, key), options):
+            logger.warning("%s: %s", path, fault)
