@@ -135,6 +135,8 @@ def _full_range(values: np.ndarray, bits: int) -> np.ndarray:
 
 def _palette(page: tifffile.TiffPage) -> np.ndarray:
     """[colours, 3]: uint8 if the file's 16 bits hold no more, as almost always."""
+    if page.colormap is None or page.colormap.ndim != 2 or len(page.colormap) != 3:
+        raise ValueError("damaged; it has no palette")
     colors = np.asarray(page.colormap, np.uint16).T
     high = colors >> 8
     if not high.any() and colors.any():  # some programs write 8 bits where 16 belong

@@ -141,3 +141,12 @@ def test_what_scanners_and_cameras_write(photo, compression):
 def test_what_is_not_read_is_named(photo, make, named, bits):
     with pytest.raises(UserError, match=named):
         read_picture(NAME, make(samples(photo, bits)))
+
+
+def test_a_damaged_palette_is_named(photo):
+    content = saved(Image.fromarray(photo).quantize(16), "TIFF")
+    entry = content.index((320).to_bytes(2, "little") + (3).to_bytes(2, "little"))  # ColorMap, of shorts
+    for count in (0, 1, 512):
+        broken = content[: entry + 4] + count.to_bytes(4, "little") + content[entry + 8 :]
+        with pytest.raises(UserError):
+            read_picture(NAME, broken)

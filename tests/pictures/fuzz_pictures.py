@@ -1,0 +1,126 @@
+"""Read damaged picture files until the time is up: `python -m tests.pictures.fuzz_pictures FIRST_SEED SECONDS`.
+
+Each file is read in 1 GB of address space. Whatever is not a UserError of one line, or takes over 10 seconds, ends the
+run with the seed.
+"""
+
+import io
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import tifffile
+from PIL import Image
+
+from dlgsanet.errors import UserError
+from dlgsanet.pictures.reading import read_picture
+
+LONGEST = 10.0  # seconds for one file
+ROOM = 2**30  # bytes of address space beyond what the process has at the start
+TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+
+
+def damaged(content: bytes, seed: int) -> bytes:
+    """Bytes changed, cut out, doubled, or cut off."""
+    random_ = random.Random(seed)
+    data = bytearray(content)
+    for _ in range(random_.choice((1, 2, 8, 64))):
+        place = random_.randrange(min(len(data), random_.choice((40, 400, len(data)))))
+        length = random_.choice((1, 2, 4, 100))
+        match random_.randrange(6):
+            case 0:
+                data[place] = random_.randrange(256)
+            case 1:
+                data[place : place + length] = random_.choice((b"\0", b"\xff", b"\x80")) * length
+            case 2:
+                del data[place : place + length]
+            case 3:
+                data[place:place] = data[place : place + length]
+            case 4:
+                data[place] ^= 1 << random_.randrange(8)
+            case 5 if random_.random() < 0.2:
+                del data[place:]
+        if not data:
+            break
+    return bytes(data)
+
+
+def pictures() -> list[bytes]:
+    """Small files of every format, depth and layout."""
+    photo = skimage.data.astronaut()[20:44, 180:200]
+    image, deep = Image.fromarray(photo), photo.astype(np.uint16) * 257
+    palette = image.quantize(16)
+    saved = [
+        (image, "PNG", {}), (image, "PNG", {"icc_profile": b"profile" * 9}), (palette, "PNG", {"transparency": 0}),
+        (Image.fromarray(deep[..., 0]), "PNG", {}), (image.convert("1"), "PNG", {}), (image, "JPEG", {"exif": TURNED}),
+        (image, "JPEG", {"progressive": True}), (image.convert("CMYK"), "JPEG", {}), (image, "WEBP", {}),
+        (image, "WEBP", {"lossless": True}), (image, "TIFF", {"compression": "tiff_lzw"}), (palette, "TIFF", {}),
+        (image.convert("1"), "TIFF", {"compression": "group4"}), (image, "TIFF", {"compression": "jpeg"}),
+        (image.convert("YCbCr"), "TIFF", {}), (image, "BMP", {}), (palette, "BMP", {}), (image, "GIF", {}),
+        (image, "PPM", {}), (image, "AVIF", {}), (image, "MPO", {"save_all": True, "append_images": [image]}),
+    ]  # fmt: skip
+    found = []
+    for one, file_format, options in saved:
+        buffer = io.BytesIO()
+        one.save(buffer, file_format, **options)
+        found.append(buffer.getvalue())
+    planar, alpha = np.moveaxis(deep, 2, 0).copy(), np.dstack([deep, deep[..., :1]])
+    for pixels, options in [
+        (deep, {"photometric": "rgb", "compression": "adobe_deflate", "predictor": True, "tile": (16, 16)}),
+        (planar, {"photometric": "rgb", "planarconfig": "separate", "byteorder": ">"}),
+        (alpha, {"photometric": "rgb", "extrasamples": ["assocalpha"], "bigtiff": True}),
+        (alpha, {"photometric": "separated"}),
+        (deep[..., 0] >> 4, {"bitspersample": 12, "photometric": "miniswhite"}),
+    ]:
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, pixels, **options)
+        found.append(buffer.getvalue())
+    gray = deep[..., 0] // 64
+    found.append(b"P5 20 24 1023\n" + gray.astype(">u2").tobytes())
+    found.append(b"P2 20 24 1023\n" + " ".join(map(str, gray.ravel())).encode())
+    return found
+
+
+def read(content: bytes) -> bool:
+    """Whether a file is still a picture.
+
+    Raises:
+        Exception: what `read_picture` must not raise.
+    """
+    begun = time.monotonic()
+    try:
+        picture = read_picture(Path("a"), content)
+    except UserError as error:
+        if "\n" in str(error):
+            raise AssertionError("more than one line") from error
+        return False
+    finally:
+        assert time.monotonic() - begun < LONGEST
+    assert picture.color.ndim == 3
+    assert picture.color.dtype in (np.uint8, np.uint16)
+    return True
+
+
+def main(seed: int, seconds: float) -> None:
+    files = pictures()
+    for content in files:
+        assert read(content)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + ROOM, size + ROOM))
+    end, number, whole = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < end:
+        try:
+            whole += read(damaged(files[(seed + number) % len(files)], seed + number))
+        except BaseException:
+            print(f"seed {seed + number}", file=sys.stderr)
+            raise
+        number += 1
+    print(f"{number} files, {whole} of them still pictures")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]))

@@ -1,0 +1,152 @@
+"""Devices: found in one place, free memory by every limit, out of memory in every library's words."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dlgsanet import device
+from dlgsanet.device import find_device, free_memory, is_out_of_memory
+from dlgsanet.errors import ArgumentError
+from dlgsanet.pictures import upscale_pixels as upscale_pixels_module
+from dlgsanet.pictures import upscale_whole
+from dlgsanet.pictures.upscale_pixels import upscale_pixels
+from tests.conftest import REPOSITORY
+
+GIB = 2**30
+
+
+def test_a_gpu_is_found_before_the_cpu(monkeypatch):
+    for name in device.GPUS:
+        monkeypatch.setattr(device, "_is_available", lambda other, name=name: other == name)
+        assert find_device().type == name
+    monkeypatch.setattr(device, "_is_available", lambda name: False)
+    assert find_device().type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["abacus", "meta", "cuda:77", "", "cpu:x"])
+def test_a_device_that_is_not_there_is_named(name):
+    with pytest.raises(ArgumentError, match=r"^devices: ") as caught:
+        find_device(name, "devices")
+    assert caught.value.for_command().startswith("--devices: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (np.exceptions.DTypePromotionError(), False),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for the convolution"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_in_every_librarys_words(error, expected):
+    assert is_out_of_memory(error) == expected
+
+
+@pytest.mark.parametrize("error", [MemoryError("native"), RuntimeError("could not create a primitive")])
+def test_smaller_tiles_are_tried_whatever_says_that_memory_ran_out(network, monkeypatch, error):
+    pixels = np.zeros((160, 220, 3), np.uint8)
+
+    def starved(network, image, tick):
+        if image.shape[2] * image.shape[3] > 130 * 130:
+            raise error
+        return upscale_whole.upscale_whole(network, image, tick)
+
+    monkeypatch.setattr(upscale_pixels_module, "upscale_whole", starved)
+    assert upscale_pixels(network, pixels).shape == (320, 440, 3)
+
+
+def groups(root, limits, version, member, mounted="/"):
+    """/proc/self of a process in the control group `member`, and the hierarchy mounted at root/cgroup."""
+    for path, (most, used, cache) in limits.items():
+        folder = root / "cgroup" / path
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {1: ("limit_in_bytes", "usage_in_bytes"), 2: ("max", "current")}[version]
+        (folder / f"memory.{names[0]}").write_text(str(most))
+        (folder / f"memory.{names[1]}").write_text(str(used))
+        (folder / "memory.stat").write_text(f"anon 5\n{'total_' * (version == 1)}inactive_file {cache}\n")
+    kind, options = ("cgroup", "rw,memory") if version == 1 else ("cgroup2", "rw,nsdelegate")
+    process = root / "self"
+    process.mkdir()
+    line = f"30 1 0:26 {mounted} {root}/cgroup rw shared:4 - {kind} {kind} {options}"
+    (process / "mountinfo").write_text(f"22 1 0:20 / /proc rw - proc proc rw\n{line}\n")
+    (process / "cgroup").write_text(f"0::{member}\n" if version == 2 else f"5:cpu:/\n7:memory:{member}\n0::/x\n")
+    return process
+
+
+@pytest.mark.parametrize(("version", "unlimited"), [(2, "max"), (1, 0x7FFFFFFFFFFFF000)])
+@pytest.mark.parametrize(
+    ("limits", "member", "mounted", "expected"),
+    [
+        # slurm and systemd: the limit is on the group itself
+        ({"": ("none", 9, 0), "job/step": (2 * GIB, GIB, 0)}, "/job/step", "/", [GIB]),
+        # on a parent
+        ({"job": (2 * GIB, GIB, 0), "job/step": ("none", GIB, 0)}, "/job/step", "/", [GIB]),
+        # on both: what is less counts
+        ({"job": (3 * GIB, GIB, 0), "job/step": (2 * GIB, GIB // 2, 0)}, "/job/step", "/", [GIB * 3 // 2, 2 * GIB]),
+        # what files have in the cache is given back
+        ({"job": (2 * GIB, 2 * GIB, GIB)}, "/job", "/", [GIB]),
+        # over the limit for a moment
+        ({"job": (GIB, 2 * GIB, 0)}, "/job", "/", [0]),
+        # a container, with the group itself at the mount point, named from outside or from inside
+        ({"": (2 * GIB, GIB, 0)}, "/docker/abc", "/docker/abc", [GIB]),
+        ({"": (2 * GIB, GIB, 0)}, "/", "/", [GIB]),
+        ({"": (2 * GIB, GIB, 0)}, "/../other", "/", [GIB]),
+        ({"": ("none", 9, 0)}, "/", "/", []),
+    ],
+)
+def test_limits_of_control_groups(tmp_path, version, unlimited, limits, member, mounted, expected):
+    limits = {path: (unlimited if most == "none" else most, *rest) for path, (most, *rest) in limits.items()}
+    process = groups(tmp_path, limits, version, member, mounted)
+    assert list(device._free_in_control_groups(process)) == expected
+
+
+def test_no_control_groups_at_all(tmp_path):
+    assert list(device._free_in_control_groups(tmp_path)) == []
+
+
+def test_free_memory_follows_the_limit_of_the_address_space():
+    code = (
+        "import resource, torch; from dlgsanet.device import free_memory; "
+        "before = free_memory(torch.device('cpu')); "
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); "
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, -1)); "
+        "assert 0 < free_memory(torch.device('cpu')) <= 2**28 < before"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_an_address_space_that_is_too_small_is_one_line(weights, tmp_path):
+    """The libraries say in their own ways that memory ran out; none of them may end the process."""
+    Image.effect_noise((2400, 2000), 60).convert("RGB").save(tmp_path / "a.png")
+    code = (
+        "import resource, sys, torch; from dlgsanet.cli import main; from dlgsanet import load_model; "
+        "load_model(sys.argv[1])(torch.rand(1, 3, 64, 64)); "
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); "
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 120 * 2**20, -1)); "
+        "sys.exit(main(['upscale', 'a.png', '-o', 'b.png', '-t', 'exact', '--weights', sys.argv[1]]))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", code, str(weights)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "out of memory" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_free_memory_of_this_machine_is_known():
+    if not os.path.exists("/proc/meminfo"):
+        pytest.skip("Linux alone says so")
+    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
