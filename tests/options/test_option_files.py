@@ -40,14 +40,15 @@ def test_a_network_is_built_and_trained_for_a_step(path):
     from basicsr.archs import build_network
     from basicsr.losses import build_loss
 
+    from dlgsanet.models.optimization import build_optimizer
+
     options = load_yaml(path)
     torch.manual_seed(0)
     network = build_network(options["network_g"])
     lq = torch.rand(2, 3, 5, 6)
     output = network(lq)
     assert output.shape == (2, 3, 5 * options["scale"], 6 * options["scale"])
-    optim = dict(options["train"]["optim_g"])
-    optimizer = getattr(torch.optim, optim.pop("type"))(network.parameters(), **optim)
+    optimizer = build_optimizer(options["train"]["optim_g"], network)
     target = torch.rand_like(output)
     before = build_loss(options["train"]["pixel_opt"])(output, target)
     before.backward()
@@ -124,6 +125,18 @@ def test_the_lmdb_file_differs_in_where_it_reads_alone():
         without(options, "name", *(f"datasets.train.{k}" for k in ("dataroot_gt", "dataroot_lq", "filename_tmpl")))
         without(options, "datasets.train.io_backend")
     assert plain == lmdb
+
+
+def test_the_recipes_of_the_shipped_weights_differ_in_their_scale_and_their_start_alone():
+    recipes = {scale: load_yaml(next(p for p in TRAIN if f"SRx{scale}_constant_" in p.stem)) for scale in (2, 3, 4)}
+    for scale, options in recipes.items():
+        without(options, "name", "scale", "network_g.upscale", "network_g.tlc_kernel", "path.strict_load_g")
+        without(options, "val.metrics.psnr.crop_border", "val.metrics.ssim.crop_border", "datasets.train.gt_size")
+        for dataset in options["datasets"].values():
+            assert dataset.pop("dataroot_lq").endswith(f"X{scale}")
+            without(dataset, "filename_tmpl")
+    assert recipes[2] == recipes[3] == recipes[4]
+    assert recipes[2]["train"]["scheduler"] == {"type": "WSD"}
 
 
 def test_the_published_recipe():

@@ -1,5 +1,5 @@
 #!/bin/sh
-#SBATCH --job-name=PhFromx3
+#SBATCH --job-name=PhConsx4
 #SBATCH --output=%x-%j.out
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -8,7 +8,7 @@
 #SBATCH --time=3-00:00:00
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue
-options=options/train/train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx3_from_x2_img_size_48_lr1e_3.yml
+options=options/train/train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx4_constant_img_size_64_lr1e_3.yml
 repository=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's|^ *Command=\(.*\)/demo_sbatch_file/.*|\1|p')
 repository=${DLGSANET_HOME:-${repository:-$(dirname "$0")/../..}}
 . "$repository/demo_sbatch_file/run.sh"
