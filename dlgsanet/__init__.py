@@ -10,7 +10,7 @@ _PUBLIC = {"load_model": "dlgsanet.inference.loading", "upscale": "dlgsanet.pict
 __all__ = ["__version__", "load_model", "upscale"]  # the last two: see __getattr__
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,9 @@
-"""What BasicSR 1.4.2 (2022) needs to run on today's Python, PyTorch, torchvision and OpenCV, and nothing else.
+"""What BasicSR 1.4.2 (2022) needs on current versions of Python, PyTorch, torchvision and OpenCV.
 
-Import this before BasicSR. Each adaptation is made only where it is needed. What is not here is not needed: the
-training and testing of this project never call BasicSR's own `train_pipeline` and `parse_options`, so that their
-faults (`exec` on `--force_yml`, `torch.cuda.current_device()` when resuming without a GPU, division by the number of
-GPUs in `init_dist`) do not apply; and `dlgsanet.options` sets `num_gpu: 0` where there is no GPU, which BasicSR's
-models obey.
+Import this before BasicSR. Each change is made only where it is needed. BasicSR's own `train_pipeline` and
+`parse_options` are not used here, so their faults are not fixed: `exec` on ``--force_yml``, a call of
+`torch.cuda.current_device()` when resuming without a GPU, a division by the number of GPUs in `init_dist`. `dlgsanet.options` sets ``num_gpu: 0``
+where there is no GPU, which BasicSR's models follow.
 """
 
 import importlib
@@ -18,8 +17,8 @@ from dlgsanet.errors import UserError
 
 
 def _load_weights_only() -> None:
-    # torch.load unpickles arbitrary objects by default before torch 2.6; BasicSR's models call it without a word on
-    # that. https://pytorch.org/docs/stable/generated/torch.load.html
+    # torch.load unpickles arbitrary objects by default before torch 2.6; BasicSR's models call it without
+    # weights_only. https://pytorch.org/docs/stable/generated/torch.load.html
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
 
@@ -34,13 +33,13 @@ def _check_opencv() -> None:
         ) from error
 
 
-# Kept alive: a torch library takes its definitions back when it is collected.
+# Kept alive: a torch library removes its definitions when it is collected.
 _torchvision_operators: list[torch.library.Library] = []
 
 
 def _import_torchvision() -> None:
-    # torchvision's compiled operators do not load beside a torch of another build (a CPU torch, say), and its import
-    # then fails where it describes them. Nothing here uses them: declaring their names lets the rest be imported.
+    # torchvision's compiled operators do not load with a torch of another build, such as a CPU torch. Its import
+    # then fails where it describes them. They are not used here: once their names are declared, the import succeeds.
     # https://github.com/pytorch/pytorch/issues/122494
     declarations = {
         "torchvision::nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -75,8 +74,8 @@ def _restore_functional_tensor() -> None:
 
 
 def _restore_distutils() -> None:
-    # basicsr.archs.arch_util compares torchvision's version with distutils, which Python 3.12 removed and setuptools
-    # may stand in for. https://peps.python.org/pep-0632/
+    # basicsr.archs.arch_util compares torchvision's version with distutils, which Python 3.12 removed. setuptools
+    # may provide it. https://peps.python.org/pep-0632/
     try:
         importlib.import_module("distutils.version")
     except ImportError:

@@ -18,7 +18,7 @@ SUBCOMMANDS = {
     "train": "train a network from an option file",
     "test": "test a network from an option file: a table of PSNR and SSIM",
     "data": "prepare, check and store data sets",
-    "upscale": "enlarge pictures and folders of pictures",
+    "upscale": "upscale pictures and folders of pictures",
     "export": "the network for other programs: ONNX, torch.export",
     "convert": "weights between .pth and .safetensors",
     "benchmark": "tables and a results page of networks on test sets",
@@ -41,13 +41,13 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "dlgsanet COMMAND --help tells the arguments of a command; dlgsanet --version the version.",
+            "dlgsanet COMMAND --help shows the arguments of a command, dlgsanet --version the version.",
         ]
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run ``dlgsanet ARGV``: exit code 0, or 2 with one line on stderr for what the user can mend."""
+    """Run ``dlgsanet ARGV``: exit code 0, or 2 with one line on stderr for an error that the user can fix."""
     _open_standard_streams()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"dlgsanet {__version__}")
         return 0
     if argv[0] not in SUBCOMMANDS:
-        return _fail(f"no command {argv[0]!r}; there are {', '.join(SUBCOMMANDS)}")
+        return _fail(f"unknown command {argv[0]!r}; choose from {', '.join(SUBCOMMANDS)}")
     return run(f"dlgsanet.commands.{argv[0]}:main", argv[1:])
 
 

@@ -1,6 +1,6 @@
 """The plugin: importing this module registers what is ours in BasicSR's registries.
 
-Everything that needs BasicSR imports it through here, so that it finds it adapted to today's stack.
+Modules that need BasicSR import it through this one, so that it works with current versions of PyTorch.
 """
 
 import dlgsanet.basicsr_compat  # noqa: F401, I001  # first: BasicSR does not import without it

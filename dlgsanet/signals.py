@@ -24,7 +24,7 @@ class StopSignals:
         self._before = {number: signal.signal(number, self._note) for number in self._asking}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

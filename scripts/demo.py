@@ -15,8 +15,8 @@ import imageio.v3 as iio
 import skimage
 
 NAME = "Tiny_48C3G3B_DLGSANet_SRx2"
-TRAIN = f"options/train/train_SISR_Demo_{NAME}_finetune_img_size_32_lr1e_4.yml"
-TEST = f"options/test/test_SISR_Demo_{NAME}_finetune_img_size_32_lr1e_4.yml"
+TRAIN = f"options/train/train_SISR_Demo_{NAME}_finetune_img_size_32_lr1e_5.yml"
+TEST = f"options/test/test_SISR_Demo_{NAME}_finetune_img_size_32_lr1e_5.yml"
 WEIGHTS = "weights/DLGSANet_Tiny_x2.safetensors"
 # scikit-image's photographs (public domain and CC0). None of them is among the images the weights were trained on.
 PHOTOGRAPHS = {

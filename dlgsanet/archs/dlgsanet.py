@@ -164,12 +164,12 @@ class DLGSANet(nn.Module):
         return torch.cat([image.new_full((1, 1, 1, 1), m) for m in self.mean], 1)
 
 
-def _to_published_names(network: DLGSANet, state_dict: dict[str, Tensor], prefix: str, _metadata) -> None:
+def _to_published_names(network: DLGSANet, state_dict: dict[str, Tensor], prefix: str, _metadata: object) -> None:
     for name, published in network._published_names.items():
         state_dict[prefix + published] = state_dict.pop(prefix + name)
 
 
-def _from_published_names(network: DLGSANet, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
+def _from_published_names(network: DLGSANet, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     for name, published in network._published_names.items():
         if prefix + published in state_dict:
             state_dict[prefix + name] = state_dict.pop(prefix + published)

@@ -1,6 +1,6 @@
 """What values the `network_g` options of a DLGSANet may take, and which may not stand together."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dlgsanet.archs.feed_forward import FEED_FORWARDS
@@ -46,7 +46,7 @@ def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _check_fit(options: Mapping[str, Any]):
+def _check_fit(options: Mapping[str, Any]) -> Iterator[str]:
     """Faults between options that are right by themselves."""
     dim, upscale = options["dim"], options["upscale"]
     for name in ("idynamic_num_heads", "restormer_num_heads"):

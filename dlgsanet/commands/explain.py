@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
 
@@ -109,7 +110,7 @@ def _filters(arguments: argparse.Namespace) -> None:
     filters_picture(arguments.output, lr, arguments.points, filters)
 
 
-def _ready(arguments: argparse.Namespace, files: list[str]):
+def _ready(arguments: argparse.Namespace, files: list[str]) -> Any:
     """The networks' entries, the networks by name, the image uint8 [H, W, 3], and as a tensor [1, 3, H, W]."""
     from dlgsanet.data.images import read_rgb
     from dlgsanet.device import find_device

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     if arguments.decay_now is not None and arguments.decay_now < 1:
         parser.error(f"--decay-now {arguments.decay_now}: must be at least 1")
 
-    with StopSignals() as signals:  # before PyTorch is imported: a job that is warned by then must be queued again too
+    with StopSignals() as signals:  # before PyTorch is imported: a signal may come that early
         from dlgsanet.options.read import read_options
         from dlgsanet.training.branch import Branch
         from dlgsanet.training.run import train

@@ -15,7 +15,7 @@ from dlgsanet.errors import UserError
 from dlgsanet.options.table import CACHED_SET, CACHED_TRAINING_SET
 
 
-class CachedPairedImageDataset(Dataset):
+class CachedPairedImageDataset(Dataset[Any]):
     """LQ and GT images in pairs, as BasicSR's `PairedImageDataset` gives them, fast enough to feed a GPU.
 
     Every image is decoded once, and crops are taken from whole images, so that no sub-images need to be cut. The crop,

@@ -3,11 +3,11 @@
 import fcntl
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,12 +35,12 @@ class PixelCache:
         start, end = self.starts[index : index + 2]
         return self.pixels[start:end].reshape(3, *self.shapes[index])
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """Other processes map the same file: the pixels must not travel through a pipe."""
         file = self.file if isinstance(self.file, Path) else DupFd(self.file.fileno())
         return {**self.__dict__, "pixels": None, "file": file}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if not isinstance(self.file, Path):
             self.file = open(state["file"].detach(), "rb")  # noqa: SIM115  # open for the object's life
@@ -110,7 +110,7 @@ def _fill(cache: PixelCache, sources: Sequence[Source]) -> None:
     _all_or_error(decode, range(len(sources)), "decoding images")
 
 
-def _all_or_error(work, jobs, title: str) -> list:
+def _all_or_error(work: Callable[..., Any], jobs: Sequence[Any], title: str) -> list[Any]:
     results, failures = for_each(work, jobs, title)
     if failures:
         raise UserError(f"images cannot be used ({len(failures)}): " + in_one_line(failures))

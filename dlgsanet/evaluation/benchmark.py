@@ -27,7 +27,7 @@ from dlgsanet.evaluation.entries import Entry, bicubic_entry, module_of, network
 from dlgsanet.evaluation.journal import Journal, digest
 from dlgsanet.evaluation.perceptual import PERCEPTUAL, perceptual_metric
 from dlgsanet.evaluation.rows import Row
-from dlgsanet.evaluation.scoring import Metric, Picture, bicubic, score, standard_metrics, super_resolve
+from dlgsanet.evaluation.scoring import Metric, Network, Picture, bicubic, score, standard_metrics, super_resolve
 from dlgsanet.extensions import import_all
 from dlgsanet.files import write_whole
 from dlgsanet.metrics import psnr, ssim
@@ -258,7 +258,7 @@ def _pictures(job: Job, batch: int) -> Iterator[Picture]:
 
 
 @functools.lru_cache(maxsize=1)  # jobs come sorted by network
-def _network(entry: Entry, device: str):
+def _network(entry: Entry, device: str) -> Network:
     return network_for(entry, torch.device(device))
 
 

@@ -141,13 +141,13 @@ def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def _fused_dynamic_flops(x, z, weight, bias, window_size, *args, **kwargs) -> int:
+def _fused_dynamic_flops(x: Any, z: Any, weight: Any, bias: Any, window_size: int, *args: Any, **kwargs: Any) -> int:
     batch, channels, height, width = x
     forming, filtering = weight[0] * weight[1], channels * window_size**2
     return 2 * batch * height * width * (forming + filtering)
 
 
-def _dynamic_flops(x, filters, *args, **kwargs) -> int:
+def _dynamic_flops(x: Any, filters: Any, *args: Any, **kwargs: Any) -> int:
     batch, channels, height, width = x
     return 2 * batch * channels * height * width * filters[2] * filters[3]
 

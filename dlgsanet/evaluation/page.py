@@ -14,7 +14,7 @@ from PIL import Image
 from dlgsanet.data.images import read_image
 from dlgsanet.data.pairs import Pair
 from dlgsanet.evaluation.benchmark import Outcome, picture_path
-from dlgsanet.evaluation.crops import best_crop, crop_psnrs
+from dlgsanet.evaluation.crops import Crop, best_crop, crop_psnrs
 from dlgsanet.evaluation.published import figures, peers, sources
 from dlgsanet.evaluation.report import as_json
 from dlgsanet.evaluation.rows import BICUBIC
@@ -79,7 +79,7 @@ def outputs_of(outcome: Outcome, output: Path, dataset: str, pair: Pair) -> dict
     return {name: read_image(path) for name, path in paths.items()}
 
 
-def telling_crop(outputs: Mapping[str, np.ndarray], original: np.ndarray, scale: int, side: int = 96):
+def telling_crop(outputs: Mapping[str, np.ndarray], original: np.ndarray, scale: int, side: int = 96) -> Crop:
     """`best_crop` among networks; with one network, between it and bicubic."""
     networks = [image for name, image in outputs.items() if name != BICUBIC]
     return best_crop(networks if len(networks) > 1 else list(outputs.values()), original, scale, side)

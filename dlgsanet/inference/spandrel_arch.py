@@ -8,7 +8,10 @@ spandrel hands over tensors only, so options that no shape proves take the publi
 windows of 96, 72, 48 pixels for x2, x3, x4 (48 otherwise), `img_range` 1. See `dlgsanet.archs.detect`.
 """
 
+from collections.abc import Mapping
+
 from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor, ModelTiling
+from torch import Tensor
 
 from dlgsanet.archs.detect import is_dlgsanet, published_options
 from dlgsanet.archs.dlgsanet import DLGSANet
@@ -20,7 +23,7 @@ class DLGSANetArch(Architecture[DLGSANet]):
     def __init__(self) -> None:
         super().__init__(id="DLGSANet", detect=is_dlgsanet)
 
-    def load(self, state_dict) -> ImageModelDescriptor[DLGSANet]:
+    def load(self, state_dict: Mapping[str, Tensor]) -> ImageModelDescriptor[DLGSANet]:
         """The network of a state dict with the published names.
 
         Raises:

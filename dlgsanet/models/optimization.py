@@ -57,7 +57,7 @@ class WSD(LRScheduler):
         self.last_epoch = max(0, iteration - 1)
 
 
-def _subclasses(module: Any, base: type, left_out: set[str]) -> dict[str, Callable]:
+def _subclasses(module: Any, base: type, left_out: set[str]) -> dict[str, Callable[..., Any]]:
     classes = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, base)}
     return {k: v for k, v in classes.items() if not k.startswith("_") and k not in left_out}
 

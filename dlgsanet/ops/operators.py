@@ -4,7 +4,8 @@ They are `torch.library` operators: autograd, autocast, torch.compile and export
 chosen inside by `dispatch.select`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def _convolve_on(backend: str, convolution: Convolution, x: Tensor) -> Tensor:
     return convolve(dispatch.select(convolution, x, backend=backend).functions(type(convolution)), convolution, x)
 
 
-def _autocast(operator: Callable[..., Tensor], x: Tensor, feature: Tensor, *rest) -> Tensor:
+def _autocast(operator: Callable[..., Tensor], x: Tensor, feature: Tensor, *rest: object) -> Tensor:
     """Call an operator under autocast: its two images in the lower dtype, the rest as given.
 
     It is done here because torch.library.register_autocast fixes one dtype for each device.
@@ -141,7 +142,7 @@ def _plain(x: Tensor, filters: Tensor) -> Tensor:
 
 
 @_plain.register_fake
-def _(x, filters):
+def _(x: Tensor, filters: Tensor) -> Tensor:
     _check(x, filters)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -154,7 +155,7 @@ def _plain_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, T
 
 
 @_plain_backward.register_fake
-def _(grad, x, filters):
+def _(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, filters))
 
 
@@ -166,7 +167,7 @@ def _fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_siz
 
 
 @_fused.register_fake
-def _(x, z, weight, bias, window_size):
+def _(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
     _check_fused(x, z, weight, bias, window_size)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -182,26 +183,26 @@ def _fused_backward(
 
 
 @_fused_backward.register_fake
-def _(grad, x, z, weight, bias, window_size):
+def _(grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> tuple[Tensor, ...]:
     grad_bias = weight.new_empty(weight.shape[0]) if bias is None else torch.empty_like(bias)
     grads = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, z, weight))
     return (*grads, grad_bias)
 
 
-def _save_plain(ctx, inputs, output):
+def _save_plain(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate_plain(ctx, grad):
+def _differentiate_plain(ctx: Any, grad: Tensor) -> Any:
     return torch.ops.dlgsanet.dynamic_depthwise_conv_backward(grad.contiguous(), *ctx.saved_tensors)
 
 
-def _save_fused(ctx, inputs, output):
+def _save_fused(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:
     *tensors, ctx.window_size = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate_fused(ctx, grad):
+def _differentiate_fused(ctx: Any, grad: Tensor) -> Any:
     x, z, weight, bias = ctx.saved_tensors
     *grads, grad_bias = torch.ops.dlgsanet.fused_dynamic_depthwise_conv_backward(
         grad.contiguous(), x, z, weight, bias, ctx.window_size

@@ -30,7 +30,7 @@ def faults_of_options(options: Any, is_train: bool) -> list[str]:
     return [*_not_fitting(options)]
 
 
-def registry(name: str) -> Mapping[str, Callable]:
+def registry(name: str) -> Mapping[str, Callable[..., Any]]:
     """What options may name in BasicSR's registry ARCH, DATASET, LOSS, METRIC or MODEL, or as OPTIMIZER or SCHEDULER.
 
     Ours and those of other plugins are included; models and data sets of BasicSR that cannot be run here are not.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # The classes or functions of a registry (ARCH, LOSS, METRIC, MODEL, DATASET, OPTIMIZER, SCHEDULER) by name.
-Registries = Callable[[str], Mapping[str, Callable]]
+Registries = Callable[[str], Mapping[str, Callable[..., Any]]]
 Schema = dict[str, Any]
 
 LONGEST_NAME = 200  # bytes; file systems allow 255, and suffixes such as `_archived_...` are appended
@@ -495,7 +495,7 @@ def inside(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
 
 
-def arguments_of(function: Callable, given: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
+def arguments_of(function: Callable[..., Any], given: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
     """The arguments of a class or function that options may set.
 
     Not what `**kwargs` would take: misspelt options vanish there.

@@ -17,7 +17,7 @@ MOST_FAULTS = 20  # that a message lists
 
 
 def read_options(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     is_train: bool,
     *,
     changes: Sequence[str] = (),
@@ -58,7 +58,7 @@ def read_options(
     return _complete(options, is_train, debug, auto_resume)
 
 
-def load_options(path: str | os.PathLike, changes: Sequence[str] = ()) -> dict[str, Any]:
+def load_options(path: str | os.PathLike[str], changes: Sequence[str] = ()) -> dict[str, Any]:
     """An option file with changes of single options, not yet checked; see `read_options`."""
     options = load_yaml(path)
     for change in changes:
@@ -66,12 +66,12 @@ def load_options(path: str | os.PathLike, changes: Sequence[str] = ()) -> dict[s
     return options
 
 
-def check_options(options: dict[str, Any], is_train: bool, source: str | os.PathLike) -> None:
+def check_options(options: dict[str, Any], is_train: bool, source: str | os.PathLike[str]) -> None:
     """Raise a UserError that lists every fault of the options, a line each."""
     _raise(source, faults_of_options(options, is_train))
 
 
-def _raise(source: str | os.PathLike, faults: Sequence[str]) -> None:
+def _raise(source: str | os.PathLike[str], faults: Sequence[str]) -> None:
     if len(faults) == 1:
         raise UserError(f"{source}: {faults[0]}")
     if faults:
@@ -102,7 +102,9 @@ def _choose(options: dict[str, Any], datasets: Sequence[str]) -> None:
     options["datasets"] = {key: opt for key, opt in options["datasets"].items() if opt["name"] in datasets}
 
 
-def _expand_paths(options: dict[str, Any], data_root: str | None, source: str | os.PathLike, is_train: bool) -> None:
+def _expand_paths(
+    options: dict[str, Any], data_root: str | None, source: str | os.PathLike[str], is_train: bool
+) -> None:
     """Replace `~` and `datasets/` in paths, and check that the files and folders are there."""
     faults: list[str] = []
     absent: dict[str, str] = {}

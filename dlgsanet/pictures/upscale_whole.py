@@ -57,7 +57,7 @@ def _layers(group: nn.Module) -> list[nn.Module]:
     return [layer for block in group.get_submodule("blocks").children() for layer in block.children()]
 
 
-def _gather(function: Callable, x: Tensor, halo: int, into: Tensor | None = None) -> Tensor:
+def _gather(function: Callable[..., Tensor], x: Tensor, halo: int, into: Tensor | None = None) -> Tensor:
     """``function(x)`` of the same height, strip by strip. `into` may be x itself."""
     written: tuple[slice, Tensor] | None = None
     for rows, part in _strips(function, (x,), halo):
@@ -73,7 +73,7 @@ def _gather(function: Callable, x: Tensor, halo: int, into: Tensor | None = None
 
 
 def _strips(
-    function: Callable, inputs: tuple[Tensor, ...], halo: int, scale: int = 1
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...], halo: int, scale: int = 1
 ) -> Iterator[tuple[slice, Tensor]]:
     """Rows of the inputs [B, C, H, W], and ``function(*inputs)`` (`scale` times as high) there.
 

@@ -56,7 +56,7 @@ def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:
         return (_deep_png if file_format == "PNG" else _deep_tiff)(pixels, picture)
     pixels = picture.in_8_bits().pixels
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    options: dict[str, dict] = {
+    options: dict[str, dict[str, object]] = {
         "JPEG": {"quality": quality, "subsampling": 0},
         "WEBP": {"quality": quality},
         "TIFF": {"compression": "tiff_adobe_deflate"},

@@ -35,7 +35,7 @@ class ProgressLine:
             self.stream.flush()
 
 
-class _AboveProgress(logging.StreamHandler):
+class _AboveProgress(logging.StreamHandler):  # type: ignore[type-arg]  # takes an argument from Python 3.11 on
     """Writes log lines above the progress line."""
 
     def __init__(self, line: ProgressLine):

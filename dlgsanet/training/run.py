@@ -202,7 +202,7 @@ def _check_pairs(where: str, opt: dict[str, Any]) -> None:
         raise UserError(f"{where}: {error}") from None
 
 
-def batches_of(options: dict[str, Any], train_set: Any, epoch_length: int, position: Position):
+def batches_of(options: dict[str, Any], train_set: Any, epoch_length: int, position: Position) -> Any:
     opt = options["datasets"]["train"]
     stream = SampleStream(
         epoch_length,

@@ -19,7 +19,7 @@ from dlgsanet.errors import UserError
 Key = tuple[int, int]  # epoch, position within the epoch's (enlarged) data set
 
 
-class SampleStream(Sampler):
+class SampleStream(Sampler[Any]):
     """Batches of this rank without end, each a list of keys (epoch, position).
 
     Args:
@@ -62,7 +62,7 @@ class SampleStream(Sampler):
         return torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-class SeededSamples(Dataset):
+class SeededSamples(Dataset[Any]):
     """Any data set whose randomness is Python's, NumPy's or PyTorch's, made a function of (seed, epoch, position).
 
     Args:

@@ -20,7 +20,7 @@ def convolve(functions: ConvolutionFunctions[Any], convolution: DynamicConv | Fu
 
 class _Convolve(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, functions, kind, x, *fields):
+    def forward(ctx: Any, functions: Any, kind: Any, x: Tensor, *fields: Any) -> Tensor:
         tensors = [f if isinstance(f, Tensor) else None for f in fields]
         ctx.functions, ctx.kind = functions, kind
         ctx.settings = [None if isinstance(f, Tensor) else f for f in fields]
@@ -30,7 +30,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, *tensors = ctx.saved_tensors
         fields = [s if t is None else t for t, s in zip(tensors, ctx.settings, strict=True)]
         with torch.autocast(x.device.type, enabled=False):

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ def _current(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _allow_shared_memory(function, shared_bytes: int) -> None:
+def _allow_shared_memory(function: Any, shared_bytes: int) -> None:
     from cupy.cuda import driver
 
     driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)

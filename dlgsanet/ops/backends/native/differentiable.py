@@ -36,7 +36,7 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
 
 class _DynamicLocalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, *fields):
+    def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
         layer, x = LocalAttention(*fields), x.contiguous()
         weights = weights_of(layer)
         filter_weight, filter_bias, proj_out = (weights.pop(n) for n in ("filter_weight", "filter_bias", "proj_out"))
@@ -52,7 +52,7 @@ class _DynamicLocalAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, *fields, y, z, filtered = ctx.saved_tensors
         layer, grad = LocalAttention._make([*fields, ctx.sizes["window_size"]]), grad.contiguous()
         batch = len(x)
@@ -102,13 +102,13 @@ def _local_features_gradients(layer: LocalAttention, sizes: dict[str, int], **im
 
 class _GatedFeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, *fields):
+    def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
         ctx.save_for_backward(x, *fields)
         return infer_gated_feed_forward(GatedFeedForward(*fields), x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, *fields = ctx.saved_tensors
         layer = GatedFeedForward(*fields)
         half = layer.proj_out.shape[1]
@@ -120,7 +120,7 @@ class _GatedFeedForward(torch.autograd.Function):
 
 class _ChannelAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, *fields):
+    def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
         layer, x = ChannelAttention(*fields), x.contiguous()
         weights = weights_of(layer)
         normed = {n: weights[n] for n in ("norm_weight", "norm_bias", "depthwise")}
@@ -145,7 +145,7 @@ class _ChannelAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, *normed, qkv = ctx.saved_tensors
         channels, heads = grad.shape[1], len(ctx.small[3])
         grad_mixing = _products(grad.contiguous(), qkv, b_first=2 * channels).squeeze(1)

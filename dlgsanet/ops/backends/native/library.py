@@ -5,6 +5,7 @@ import functools
 import operator
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ def library_path() -> Path:
 
 
 @functools.cache
-def _entry(path: Path, function: str):
+def _entry(path: Path, function: str) -> Any:
     entry = getattr(ctypes.CDLL(str(path)), f"dlgsanet_{function}")
     tensors, sizes = SIGNATURES[function]
     entry.argtypes = [ctypes.c_void_p] * len(tensors) + [ctypes.c_ssize_t] * len(sizes) + [ctypes.c_int]
