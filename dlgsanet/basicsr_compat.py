@@ -2,8 +2,8 @@
 
 Import this before BasicSR. Each change is made only where it is needed. BasicSR's own `train_pipeline` and
 `parse_options` are not used here, so their faults are not fixed: `exec` on ``--force_yml``, a call of
-`torch.cuda.current_device()` when resuming without a GPU, a division by the number of GPUs in `init_dist`. `dlgsanet.options` sets ``num_gpu: 0``
-where there is no GPU, which BasicSR's models follow.
+`torch.cuda.current_device()` when resuming without a GPU, a division by the number of GPUs in `init_dist`.
+`dlgsanet.options` sets ``num_gpu: 0`` where there is no GPU, which BasicSR's models follow.
 """
 
 import importlib

@@ -91,7 +91,7 @@ def _take_back(path: Path, position: Position) -> None:
     write_whole(path, pieces)
 
 
-class _Pieces(list):
+class _Pieces(list[Any]):
     """A list that a `RecordWriter` can write to."""
 
     write = list.append

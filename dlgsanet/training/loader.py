@@ -36,7 +36,7 @@ class LoadingError(UserError):
     """A sample cannot be read, or a process that loads data has died."""
 
 
-class _Batches(Dataset):
+class _Batches(Dataset[Any]):
     """Batches by their samples' keys. What is wrong with one is its value, so that its text comes through unchanged."""
 
     def __init__(self, samples: SeededSamples):
@@ -109,7 +109,7 @@ def endless_loader(
             _end_workers(iterator)
 
 
-def _started(loader: DataLoader, samples: SeededSamples) -> Any:
+def _started(loader: DataLoader[Any], samples: SeededSamples) -> Any:
     try:
         return iter(loader)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
