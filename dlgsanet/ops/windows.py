@@ -6,7 +6,7 @@ pixel is one linear map for a whole piece. So the pixels are read once, however 
 """
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ class TracedWindows:
         window: side of the windows in pixels.
     """
 
-    def __init__(self, size, window: int, device: torch.device | None = None):
+    def __init__(self, size: Any, window: int, device: torch.device | None = None):
         self.side = torch.sym_min(size, window)
         self.count = (size - 1) // self.side + 1
         gaps = torch.sym_max(self.count - 1, 1)
