@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 
 import numpy as np
 import tifffile
@@ -66,6 +67,8 @@ def _refuse(file: tifffile.TiffFile, page: tifffile.TiffPage, file_bytes: int, m
     samples, bits = page.samplesperpixel, page.bitspersample
     if problem := excess(page.imagewidth, page.imagelength, samples * (1 if bits <= 8 else 2), file_bytes, max_pixels):
         raise ValueError(problem)
+    if excess(math.prod(page.chunks), 1, 1 if bits <= 8 else 2, file_bytes):  # a tile may be larger than the picture
+        raise ValueError("damaged; its tiles are larger than the file can hold")
     if page.sampleformat in _KINDS or not 1 <= bits <= 16:
         kind = _KINDS.get(page.sampleformat, "integers")  # type: ignore[call-overload]  # an int where it is unknown
         raise ValueError(f"{bits}-bit {kind} per channel; convert it to unsigned integers of 8 or 16 bits")
