@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.error import URLError
 
 
 class UserError(Exception):
@@ -37,5 +38,10 @@ def faults_of(where: str) -> Iterator[None]:
     """Turn errors of PyTorch's or BasicSR's classes about their arguments into a UserError that names the options."""
     try:
         yield
+    except URLError as error:
+        raise UserError(
+            f"{where}: its weights could not be downloaded ({error.reason}); put the file where PyTorch looks "
+            "for it, by default ~/.cache/torch/hub/checkpoints"
+        ) from error
     except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error

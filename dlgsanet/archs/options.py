@@ -16,10 +16,11 @@ CHOICES = {
     "activation": ACTIVATIONS,
     "upsampler": UPSAMPLERS,
 }
-_COUNTS = (
-    "in_chans", "dim", "groups", "blocks", "window_size", "idynamic_num_heads", "restormer_num_heads", "tlc_kernel",
-    "upscale",
-)  # fmt: skip
+# The largest value of each count: no published network comes near, and a typing error would fill the memory.
+_COUNTS = {
+    "in_chans": 1024, "dim": 4096, "groups": 100, "blocks": 100, "window_size": 99, "idynamic_num_heads": 4096,
+    "restormer_num_heads": 4096, "tlc_kernel": 65536, "upscale": 64,
+}  # fmt: skip
 _POSITIVE = ("idynamic_ffn_expansion_factor", "restormer_ffn_expansion_factor", "img_range")
 _SWITCHES = ("idynamic", "tlc_flag", "body_norm")
 
@@ -30,12 +31,12 @@ def check_network_options(options: Mapping[str, Any]) -> list[str]:
     for name, words in CHOICES.items():
         if options[name] not in words:
             problems.append(f"{name} is {options[name]!r}; allowed: {', '.join(map(repr, words))}")
-    for name in _COUNTS:
-        if not _is_number(options[name], int) or options[name] < 1:
-            problems.append(f"{name} is {options[name]!r}; it must be a whole number from 1 up")
+    for name, largest in _COUNTS.items():
+        if not _is_number(options[name], int) or not 1 <= options[name] <= largest:
+            problems.append(f"{name} is {options[name]!r}; it must be a whole number from 1 to {largest}")
     for name in _POSITIVE:
-        if not _is_number(options[name], (int, float)) or not 0 < options[name] < float("inf"):
-            problems.append(f"{name} is {options[name]!r}; it must be a number above 0")
+        if not _is_number(options[name], (int, float)) or not 0 < options[name] <= 1000:
+            problems.append(f"{name} is {options[name]!r}; it must be a number above 0, at most 1000")
     for name in _SWITCHES:
         if not isinstance(options[name], bool):
             problems.append(f"{name} is {options[name]!r}; it must be true or false")

@@ -30,6 +30,7 @@ class CachedPairedImageDataset(Dataset[Any]):
         gt_size: height and width of the GT crop, a multiple of `scale`; for `phase: train`.
         use_hflip: flip half of the samples left to right. Default false.
         use_rot: flip half of them upside down, and transpose half of them. Default false.
+        color: `y`: luma alone, one channel, as BasicSR computes it. Default: RGB.
         mean, std: for each channel, subtracted and divided by. Default: not done.
         scale, phase: filled in by BasicSR. With a phase other than `train` samples are whole images.
 
@@ -46,7 +47,8 @@ class CachedPairedImageDataset(Dataset[Any]):
         cache_dir: keep the decoded images (3 bytes a pixel) in a file in this folder, mapped into memory and shared by
             all workers, ranks and runs that read the same images. Default: in each rank's own memory.
 
-    A sample is a dict: `lq` float32 `[3, h, w]` and `gt` float32 `[3, h * scale, w * scale]`, RGB in [0, 1]; `lq_path`
+    A sample is a dict: `lq` float32 `[3, h, w]` and `gt` float32 `[3, h * scale, w * scale]`, RGB in [0, 1]
+    (`[1, ...]` with `color: y`); `lq_path`
     and `gt_path`, the files or LMDB keys.
 
     Raises:
@@ -61,7 +63,8 @@ class CachedPairedImageDataset(Dataset[Any]):
         self.patches_per_image = _at_least_one(opt, "patches_per_image") if self.training else 1
         self.crop_candidates = _at_least_one(opt, "crop_candidates") if self.training else 1
         self.use_hflip, self.use_rot = opt.get("use_hflip"), opt.get("use_rot")
-        self.normalisation = _normalisation(opt)
+        self.gray = opt["color"] == "y"
+        self.normalisation = _normalisation(opt, 1 if self.gray else 3)
         if self.training:
             self.lq_size = _lq_size(opt, self.scale)
             self.seed = _seed(opt)
@@ -136,6 +139,8 @@ class CachedPairedImageDataset(Dataset[Any]):
     def _to_tensor(self, image: np.ndarray) -> torch.Tensor:
         # In NumPy: torch would wake a thread on every core for each of these small arrays.
         values = np.divide(np.ascontiguousarray(image), np.float32(255), dtype=np.float32)
+        if self.gray:
+            values = _luma(values)
         if self.normalisation:
             mean, std = self.normalisation
             values = (values - mean) / std
@@ -170,6 +175,12 @@ def _parts_of_an_epoch(counts: list[int], patches_per_image: int, shares: list[f
     return [_Part(*part) for part in zip([0, *stops], stops, first_pairs, counts, strict=False)]
 
 
+def _luma(image: np.ndarray) -> np.ndarray:
+    """The Y channel float32 [1, h, w] of an RGB image in [0, 1], as BasicSR's `bgr2ycbcr` has it (ITU-R BT.601)."""
+    y = np.dot(image[::-1].transpose(1, 2, 0), [24.966, 128.553, 65.481]) + 16.0
+    return (y / 255.0).astype(np.float32)[None]
+
+
 def _at_least_one(opt: Mapping[str, Any], option: str) -> int:
     value = opt[option]
     if not isinstance(value, int) or value < 1:
@@ -191,10 +202,10 @@ def _seed(opt: Mapping[str, Any]) -> int:
     return seed
 
 
-def _normalisation(opt: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+def _normalisation(opt: Mapping[str, Any], channels: int) -> tuple[np.ndarray, np.ndarray] | None:
     mean, std = opt.get("mean"), opt.get("std")
     if mean is None and std is None:
         return None
-    if mean is None or std is None or len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise UserError("mean, std: give both, three numbers each, std above 0")
-    return np.float32(mean).reshape(3, 1, 1), np.float32(std).reshape(3, 1, 1)
+    if mean is None or std is None or len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise UserError(f"mean, std: give both, {channels} numbers each, std above 0")
+    return np.float32(mean).reshape(-1, 1, 1), np.float32(std).reshape(-1, 1, 1)

@@ -2,10 +2,12 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from dlgsanet.options.kinds import inside, phase_of, shown, unknown
+from dlgsanet.options.kinds import ListOf, Number, inside, phase_of, shown, unknown
 from dlgsanet.options.table import LOSSES, OURS, TEST_FILE, TRAIN, TRAINING_FILE
 
 # What the models of BasicSR take.
@@ -13,21 +15,22 @@ _OF_BASICSR = {"optim_g": ("Adam",), "scheduler": ("MultiStepLR", "MultiStepRest
 
 # Bounds that no real file meets.
 MOST_VALUES, DEEPEST, LONGEST_TEXT, LARGEST_NUMBER = 5000, 20, 4096, 2**63
+LONGEST_FAULT = 1000  # characters of a line; the longest list of types has 700
 
 # BasicSR's models and data sets that our loop can run. Others need discriminators, video, or degradations.
 _FROM_BASICSR = {
     "MODEL": {"SRModel", "SwinIRModel"},
     "DATASET": {"PairedImageDataset", "SingleImageDataset", "RealESRGANPairedDataset"},
 }
+_WITH_CHANNELS = ("PairedImageDataset", "CachedPairedImageDataset", "SingleImageDataset")
 
 
 def faults_of_options(options: Any, is_train: bool) -> list[str]:
     """Every fault of a training or test file, a line each."""
-    if faults := [*_not_plain("", options, [MOST_VALUES], DEEPEST)]:
-        return faults
-    if faults := [*(TRAINING_FILE if is_train else TEST_FILE).faults("", options, registry)]:
-        return faults
-    return [*_not_fitting(options)]
+    faults = [*_not_plain("", options, [MOST_VALUES], DEEPEST)]
+    faults = faults or [*(TRAINING_FILE if is_train else TEST_FILE).faults("", options, registry)]
+    faults = faults or [*_not_fitting(options)]
+    return [fault if len(fault) <= LONGEST_FAULT else f"{fault[: LONGEST_FAULT - 3]}..." for fault in faults]
 
 
 def registry(name: str) -> Mapping[str, Callable[..., Any]]:
@@ -79,6 +82,7 @@ def _not_fitting(options: dict[str, Any]) -> Iterator[str]:
     yield from _data_sets(options)
     if "train" in options:
         yield from _training(options)
+    yield from _metrics(options)
     yield from _best(options)
 
 
@@ -95,12 +99,21 @@ def _network(options: dict[str, Any]) -> Iterator[str]:
 
 
 def _data_sets(options: dict[str, Any]) -> Iterator[str]:
-    scale = options["scale"]
+    scale, metrics = options["scale"], (options.get("val") or {}).get("metrics")
     for name, data_set in options["datasets"].items():
-        yield from _roots(f"datasets.{name}", data_set)
+        where = f"datasets.{name}"
+        yield from _roots(where, data_set)
         if isinstance(data_set.get("gt_size"), int) and data_set["gt_size"] % scale:
-            yield f"datasets.{name}.gt_size: {data_set['gt_size']} is not a multiple of scale, {scale}"
+            yield f"{where}.gt_size: {data_set['gt_size']} is not a multiple of scale, {scale}"
+        if data_set["type"] == "SingleImageDataset" and phase_of(name) == "train":
+            yield f"{where}: SingleImageDataset has no originals to train on; choose another type"
+        elif data_set["type"] == "SingleImageDataset" and metrics:
+            yield f"{where}: has no originals to compute val.metrics with; set type: PairedImageDataset and dataroot_gt"
+        if data_set["type"] in _WITH_CHANNELS:
+            yield from _channels(options, where, data_set)
     validation = [data_set.get("name", "") for name, data_set in options["datasets"].items() if phase_of(name) == "val"]
+    if validation and "train" in options and "val" not in options:
+        yield "val: is missing; it says how often to validate (val_freq), and by which metrics"
     for name in sorted({name for name in validation if validation.count(name) > 1}):
         yield f"datasets: two validation sets are called {name}; give each a name of its own"
 
@@ -116,11 +129,33 @@ def _roots(where: str, data_set: Mapping[str, Any]) -> Iterator[str]:
         yield f"{where}.shares: their sum is {sum(shares):g}; it must be 1"
 
 
+def _channels(options: dict[str, Any], where: str, data_set: dict[str, Any]) -> Iterator[str]:
+    """Faults between the channels of a data set and those that the network takes."""
+    network = options["network_g"]
+    given = 1 if data_set.get("color") == "y" else 3
+    name = "num_in_ch" if "num_in_ch" in network else "in_chans"
+    taken = network.get(name, 3 if network["type"] == "DLGSANet" else given)
+    if "train" not in options:
+        if taken != 3:
+            yield f"network_g.{name}: is {shown(taken)}, but tests compare RGB images"
+    elif taken != given:
+        fix = "set color: y" if given == 3 and taken == 1 else f"set network_g.{name}: {given}"
+        yield f"{where}: has images of {given} channel(s), but network_g.{name} is {shown(taken)}; {fix}"
+    mean, std = data_set.get("mean"), data_set.get("std")
+    if (mean is None) != (std is None):
+        yield f"{where}: give both mean and std, or neither"
+    elif mean is not None and std is not None and (len(mean) != given or len(std) != given or min(std) <= 0):
+        yield f"{where}: mean and std must have {given} values each, and those of std must be above 0"
+
+
 def _training(options: dict[str, Any]) -> Iterator[str]:
     train = options["train"]
     losses = [option.name for option in LOSSES]
     if not any(train.get(name) for name in losses):
         yield f"train: names no loss; set one of {', '.join(losses)}"
+    for name in losses:
+        if train.get(name):
+            yield from _loss(f"train.{name}", train[name], of_features=name == "perceptual_opt")
     for option in TRAIN.options:
         if option.only and option.name in train and options["model_type"] != option.only:
             yield f"train.{option.name}: {options['model_type']} would ignore it; set model_type: {OURS}"
@@ -130,9 +165,17 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
         yield "train.teacher_opt: pixel_opt compares with the teacher; set it"
     # Schedules that have an end must not reach it before the run: they fail there.
     schedule = train["scheduler"]
-    ends = {"CosineAnnealingRestartLR": sum(schedule.get("periods", [])), "OneCycleLR": schedule.get("total_steps")}
+    lists = [(f"train.scheduler.{key}", value) for key, value in schedule.items() if isinstance(value, list)]
+    if faults := [fault for where, value in lists for fault in ListOf(Number()).faults(where, value, registry)]:
+        yield from faults
+        return
+    periods = schedule.get("periods")
+    ends = {
+        "CosineAnnealingRestartLR": sum(periods) if isinstance(periods, list) else None,
+        "OneCycleLR": schedule.get("total_steps"),
+    }
     end = ends.get(schedule["type"])
-    if end and end < train["total_iter"]:
+    if isinstance(end, (int, float)) and end < train["total_iter"]:
         yield f"train.scheduler: ends at iteration {end}, before train.total_iter, {train['total_iter']}"
     if options["model_type"] == OURS:
         from dlgsanet.models.optimization import optimization_faults
@@ -153,6 +196,43 @@ def _linear_start(options: dict[str, Any]) -> Iterator[str]:
         yield f"{where} needs network_g: {{type: DLGSANet, upsampler: pixelshuffledirect}}"
     elif 9 * network.get("dim", 60) < 25 * network.get("in_chans", 3):
         yield f"{where} needs a network_g.dim of at least {math.ceil(25 * network.get('in_chans', 3) / 9)}"
+
+
+def _loss(where: str, section: dict[str, Any], of_features: bool) -> Iterator[str]:
+    """What a loss refuses: it is tried on two small pictures. One with weights to be downloaded is not tried."""
+    import torch
+
+    if of_features != (section["type"] == "PerceptualLoss"):
+        wanted = "train.perceptual_opt is for PerceptualLoss" if of_features else "set it as train.perceptual_opt"
+        yield f"{where}.type: is {section['type']}; {wanted}"
+        return
+    if not of_features:
+        arguments = {key: value for key, value in section.items() if key != "type"}
+        pictures = torch.linspace(0.1, 0.9, 2 * 3 * 32 * 32).view(2, 1, 3, 32, 32)
+        yield from _tried(where, lambda: registry("LOSS")[section["type"]](**arguments)(*pictures))
+
+
+def _metrics(options: dict[str, Any]) -> Iterator[str]:
+    """What metrics refuse: each is tried on two pictures."""
+    import numpy as np
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 208, 208, 3), np.uint8)  # NIQE needs blocks of 96
+    for name, section in ((options.get("val") or {}).get("metrics") or {}).items():
+        arguments = {key: value for key, value in section.items() if key not in ("type", "better")}
+        metric = partial(registry("METRIC")[section["type"]], img=images[0], img2=images[1], **arguments)
+        yield from _tried(f"val.metrics.{name}", metric)
+
+
+def _tried(where: str, value_of: Callable[[], Any]) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = float(value_of())
+    except Exception as error:  # whatever a class does with arguments that it does not check
+        yield f"{where}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    else:
+        if not math.isfinite(value):
+            yield f"{where}: gives {value} for two small pictures"
 
 
 def _best(options: dict[str, Any]) -> Iterator[str]:

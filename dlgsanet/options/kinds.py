@@ -327,11 +327,13 @@ class ByType(Kind):
 
     Args:
         registry: of the classes.
-        sections: the options of the types that are known; those of others are not checked.
+        sections: the options of the types that are known.
+        common: the options of all other types, which may have more.
     """
 
     registry: str
-    sections: tuple[tuple[str, "Section"], ...]
+    sections: tuple[tuple[str, "Section"], ...] = ()
+    common: tuple["Option", ...] = ()
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
         if not isinstance(value, dict):
@@ -340,8 +342,8 @@ class ByType(Kind):
             yield f"{where}.type: is missing; choose from {', '.join(sorted(known(self.registry)))}"
         elif faults := [*Named(self.registry).faults(f"{where}.type", value["type"], known)]:
             yield from faults
-        elif section := dict(self.sections).get(value["type"]):
-            yield from section.faults(where, value, known)
+        else:
+            yield from self._section(value["type"]).faults(where, value, known)
 
     def schema(self) -> Schema:
         conditions = []
@@ -358,8 +360,10 @@ class ByType(Kind):
         return "section with a `type`"
 
     def completed(self, value: Mapping[str, Any]) -> dict[str, Any]:
-        section = dict(self.sections).get(value["type"])
-        return section.completed(value) if section else dict(value)
+        return self._section(value["type"]).completed(value)
+
+    def _section(self, type_name: str) -> "Section":
+        return dict(self.sections).get(type_name) or Section(self.common, open=True)
 
 
 @dataclass(frozen=True)
@@ -452,9 +456,10 @@ class Option:
 
 @dataclass(frozen=True)
 class Section(Kind):
-    """A section: a dictionary of options."""
+    """A section: a dictionary of options. An open one may have others too."""
 
     options: tuple[Option, ...]
+    open: bool = False
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
         if not isinstance(value, dict):
@@ -467,7 +472,7 @@ class Section(Kind):
         for key, item in value.items():
             if key in kinds:
                 yield from kinds[key].faults(inside(where, key), item, known)
-            else:
+            elif not self.open:
                 yield f"{where or 'file'}: {unknown('option', key, kinds)}"
 
     def schema(self) -> Schema:
@@ -522,7 +527,7 @@ class Registered(Kind):
     examples: tuple[str, ...] = ()
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
-        faults = [*ByType(self.registry, ()).faults(where, value, known)]
+        faults = [*ByType(self.registry).faults(where, value, known)]
         yield from faults or self._faults_of_arguments(where, value, known)
 
     def _faults_of_arguments(self, where: str, value: dict[str, Any], known: Registries) -> Iterator[str]:

@@ -56,12 +56,14 @@ _PAIRS = (
     Option("filename_tmpl", Template(), "{}", "Name of the low-quality image of an original, without extension."),
     Option("meta_info_file", Maybe(PathName()), None, "File that names the originals to use, one per line."),
 )
-_TRAINING = (
+_CROP = (
     Option("gt_size", Whole(1), REQUIRED, "Height and width of the crops of originals, a multiple of `scale`."),
-    Option("batch_size_per_gpu", Whole(1), REQUIRED, "Crops per batch of each rank."),
-    Option("num_worker_per_gpu", Whole(0, 512), REQUIRED, "Processes that load data, per rank; 0 loads in the rank."),
     Option("use_hflip", Flag(), False, "Flip half of the crops left to right."),
     Option("use_rot", Flag(), False, "Flip half of the crops upside down and transpose half of them."),
+)
+_LOADER = (
+    Option("batch_size_per_gpu", Whole(1), REQUIRED, "Crops per batch of each rank."),
+    Option("num_worker_per_gpu", Whole(0, 512), REQUIRED, "Processes that load data, per rank; 0 loads in the rank."),
     Option("use_shuffle", Flag(), True, "Draw a new order in each epoch."),
     Option("dataset_enlarge_ratio", Whole(1), 1, "Repeats the data set within an epoch."),
     Option("pin_memory", Flag(), False, "Load into page-locked memory, which a GPU copies faster."),
@@ -79,11 +81,11 @@ _CACHED_TRAINING = (
     Option("crop_candidates", Whole(1, 64), 1, "Positions drawn for each crop; the one with the most detail is taken."),
 )
 
-# Options by type of data set; of other types, which other plugins register, we cannot know them.
+# Options by type of data set. Other types, of other plugins, have options that we cannot know, next to the loader's.
 CACHED_SET = Section(_LQ + _PAIRS + _CACHED)
 CACHED_TRAINING_SET = Section(
     tuple(replace(o, kind=_ROOTS) if o.name.startswith("dataroot") else o for o in _LQ + _PAIRS)
-    + (_CACHED + _TRAINING + _CACHED_TRAINING)
+    + (_CACHED + _CROP + _CACHED_TRAINING + _LOADER)
 )
 _WHOLE_IMAGES = ByType(
     "DATASET",
@@ -92,13 +94,15 @@ _WHOLE_IMAGES = ByType(
         ("PairedImageDataset", Section(_LQ + _PAIRS)),
         ("SingleImageDataset", Section(_LQ)),
     ),
+    common=_LQ[:1],
 )
 _CROPS = ByType(
     "DATASET",
     (
         ("CachedPairedImageDataset", CACHED_TRAINING_SET),
-        ("PairedImageDataset", Section(_LQ + _PAIRS + _TRAINING)),
+        ("PairedImageDataset", Section(_LQ + _PAIRS + _CROP + _LOADER)),
     ),
+    common=(*_LQ[:1], *_LOADER),
 )
 
 # Training. ---------------------------------------------------------------------------------------------------------

@@ -92,8 +92,8 @@ def endless_loader(
             sampler=stream,
             num_workers=workers,
             multiprocessing_context="forkserver" if workers else None,
-            pin_memory=opt.get("pin_memory", False) and torch.cuda.is_available(),
-            prefetch_factor=max(2, opt.get("num_prefetch_queue", 2)) if workers else None,
+            pin_memory=opt["pin_memory"] and torch.cuda.is_available(),
+            prefetch_factor=max(2, opt["num_prefetch_queue"]) if workers else None,
             worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # else the loader draws from the run's own, once more after each resume
         )

@@ -3,19 +3,18 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from basicsr.data import build_dataset
-from basicsr.models import build_model
 from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 
 import dlgsanet.plugin  # noqa: F401  # registers what is ours
 from dlgsanet.data.pairs import check_sizes, find_pairs
 from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError, faults_of
+from dlgsanet.models.build import build_model
 from dlgsanet.ownership import owned
 from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
@@ -29,7 +28,7 @@ from dlgsanet.training.messages import start_logging
 from dlgsanet.training.record import write_record
 from dlgsanet.training.samples import SampleStream, SeededSamples
 from dlgsanet.training.state import Position, restore
-from dlgsanet.training.validation import ValidationSet
+from dlgsanet.training.validation import ValidationSet, check_metrics
 
 
 def train(
@@ -115,8 +114,8 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
 
     train_set, validation_sets = data_sets(options)
     with faults_of(options["model_type"]):
-        model = build_model(deepcopy(options))
-    epoch_length = len(train_set) * options["datasets"]["train"].get("dataset_enlarge_ratio", 1)
+        model = build_model(options)
+    epoch_length = len(train_set) * options["datasets"]["train"]["dataset_enlarge_ratio"]
     position = Position()
     if options["train"]["network_init"] == "linear" and not checkpoint:
         model.start_linear(first_samples(options, train_set, epoch_length))
@@ -177,14 +176,14 @@ def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
     train_set, validation_sets = None, []
     for key, opt in options["datasets"].items():
         opt["manual_seed"] = options["manual_seed"]
-        if opt["type"] == "PairedImageDataset":  # ours checks its own pairs
-            _check_pairs(f"datasets.{key}", opt)
+        if opt["type"] in ("PairedImageDataset", "CachedPairedImageDataset"):
+            _check_pairs(f"datasets.{key}", opt, {} if opt["phase"] == "train" else options["val"]["metrics"] or {})
+        with faults_of(f"datasets.{key}"):
+            data_set = build_dataset(opt)
         if opt["phase"] == "train":
-            train_set = build_dataset(opt)
+            train_set = data_set
         else:
-            validation_sets.append(
-                ValidationSet(build_dataset(opt), opt["name"], options["rank"], options["world_size"])
-            )
+            validation_sets.append(ValidationSet(data_set, opt["name"], options["rank"], options["world_size"]))
     return train_set, validation_sets
 
 
@@ -195,9 +194,11 @@ def first_samples(options: dict[str, Any], train_set: Any, epoch_length: int, co
     return (samples[stream.key(number)] for number in range(count))
 
 
-def _check_pairs(where: str, opt: dict[str, Any]) -> None:
+def _check_pairs(where: str, opt: dict[str, Any], metrics: dict[str, Any]) -> None:
     try:
-        check_sizes(find_pairs(opt), opt["scale"], opt.get("gt_size", 1) // opt["scale"])
+        pairs = find_pairs(opt)
+        sizes = check_sizes(pairs, opt["scale"], opt.get("gt_size", 1) // opt["scale"])
+        check_metrics(metrics, min(zip(sizes[::2], pairs, strict=True), key=lambda pair: min(pair[0]))[1], opt["scale"])
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -211,7 +212,7 @@ def batches_of(options: dict[str, Any], train_set: Any, epoch_length: int, posit
         position.samples,
         options["rank"],
         options["world_size"],
-        opt.get("use_shuffle", True),
+        opt["use_shuffle"],
     )
     seeded = SeededSamples(train_set, options["manual_seed"])
     return endless_loader(seeded, opt, stream, opt["num_worker_per_gpu"])

@@ -1,5 +1,7 @@
 """Validation. Each rank takes a share of the images; the scores are those of a single process to the last digit."""
 
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
 from dlgsanet.data.images import png_bytes
+from dlgsanet.data.pairs import Pair
 from dlgsanet.data.resize import imresize
 from dlgsanet.distributed import gather
+from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 from dlgsanet.training.samples import read_sample
 
@@ -79,7 +83,7 @@ class ValidationSet:
                 image, scores[index] = _upscale_and_score(model, data, metrics)
                 if compared and self._is_below_bicubic(index, data, metrics[compared], scores[index][compared]):
                     below.append(index)
-                first = image if index == 0 else first
+                first = np.atleast_3d(image) if index == 0 else first
                 if save_to:
                     write_whole(save_to / f"{Path(data['lq_path'][0]).stem}.png", _png(image))
         everyones = gather(scores)
@@ -99,6 +103,31 @@ class ValidationSet:
 
 def _png(image: np.ndarray) -> bytes:
     return png_bytes(image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1]))
+
+
+def check_metrics(metrics: dict[str, Any], smallest: Pair, scale: int) -> None:
+    """Try the metrics of `val.metrics` on the smallest pair of a data set, before work begins.
+
+    Raises:
+        UserError: a metric needs larger images.
+    """
+    gt = smallest.read(scale)[1][..., ::-1]
+    for name, options in metrics.items():
+        options = {key: value for key, value in options.items() if key != "better"}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                value = float(calculate_metric({"img": gt, "img2": gt}, options))
+        except Exception as error:  # whatever a metric does with an image that is too small for it
+            value, reason = math.nan, f" ({' '.join(str(error).split())[:100] or type(error).__name__})"
+        else:
+            reason = ""
+        if math.isnan(value):
+            size = f"{gt.shape[1]}x{gt.shape[0]}"
+            raise UserError(
+                f"{smallest.gt.name}: val.metrics.{name} cannot be computed on its {size} pixels{reason}; "
+                "remove the metric or the small images"
+            )
 
 
 @contextmanager

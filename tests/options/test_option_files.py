@@ -95,36 +95,105 @@ def test_a_file_says_what_its_name_says(path):
         assert options["datasets"]["train"]["gt_size"] == patch * wanted["scale"]
 
 
-@pytest.mark.parametrize("phase", ["train", "test"])
-def test_files_agree_in_all_that_they_do_not_mean_to_differ_in(phase):
-    """Scale, size and selection aside, the files of the paper's recipe are one file."""
+# What a family of files means to differ in from the paper's Tiny x2 file, apart from what the name of a file says.
+_DATA = {f"datasets.{name}.{key}" for name in ("train", "val") for key in ("name", "dataroot_gt", "dataroot_lq")}
+_LENGTH = {"train.total_iter", "train.scheduler.milestones", "train.optim_g.lr", "path.pretrain_network_g"}
+_SMALL = {
+    "num_gpu", "datasets.train.num_worker_per_gpu", "datasets.train.batch_size_per_gpu", "datasets.train.pin_memory",
+    "datasets.train.persistent_workers", "logger.wandb.project", "logger.wandb.resume_id", "logger.print_freq",
+    "logger.save_checkpoint_freq", "val.val_freq", "train.ema_decay", "train.grad_clip", "train.scheduler.type",
+    "train.scheduler.T_max", "train.scheduler.eta_min", "train.scheduler.gamma",
+}  # fmt: skip
+# Of the recipes of the weights: Muon, a constant rate with a decay branch, crops by detail, several data roots.
+_RECIPE = {
+    "train.optim_g.type", "train.optim_g.adam_lr", "train.optim_g.weight_decay", "train.optim_g.betas",
+    "train.scheduler.decay_iter", "train.ema_warmup", "train.network_init", "datasets.train.crop_candidates",
+    "datasets.train.shares", "datasets.train.patches_per_image", "train.optim_g.fused", "logger.save_safetensors",
+    "datasets.train.cache_dir",
+}  # fmt: skip
+_TEST_SETS = {"path.pretrain_network_g", "path.param_key_g", "num_gpu"} | {
+    f"datasets.test_{number}.{key}"
+    for number in (1, 2, 3, 4, 5)
+    for key in ("name", "type", "dataroot_gt", "dataroot_lq", "filename_tmpl", "io_backend.type")
+}
+MEANT = {
+    "train ClassicDIV2K": set(),
+    "train ClassicDIV2K_LMDB": {
+        *(f"datasets.train.{key}" for key in ("dataroot_gt", "dataroot_lq", "filename_tmpl", "io_backend.type")),
+    },
+    "train Folder": _DATA | _LENGTH,
+    "train Demo": _DATA | _LENGTH | _SMALL | {"logger.use_tb_logger"},
+    "train Photos542": _DATA | _LENGTH | _SMALL | {"manual_seed", "train.warmup_iter", "path.strict_load_g"} | _RECIPE,
+    "test ClassicDIV2K": {"path.pretrain_network_g"},
+    "test Demo": {"path.pretrain_network_g"}
+    | {f"datasets.test_1.{key}" for key in ("name", "dataroot_gt", "dataroot_lq")}
+    | {
+        f"datasets.test_{number}.{key}"
+        for number in (2, 3, 4, 5)
+        for key in ("name", "type", "dataroot_gt", "dataroot_lq", "filename_tmpl", "io_backend.type")
+    },
+    "test Photos542": _TEST_SETS,
+}
 
-    def common(path):
-        options = without(load_yaml(path), "name", "scale", "path.pretrain_network_g")
-        network = ("dim", "groups", "blocks", "upscale", "tlc_kernel", "activation", "topk_ratio")
-        without(options, *(f"network_g.{key}" for key in network))
-        without(options, "val.metrics.psnr.crop_border", "val.metrics.ssim.crop_border")
-        for dataset in options["datasets"].values():
-            without(dataset, "gt_size")
-            dataset["dataroot_lq"] = re.sub(r"X\d$", "", dataset["dataroot_lq"])
-            dataset["filename_tmpl"] = re.sub(r"x\d$", "", dataset["filename_tmpl"])
-        return options
 
-    paths = [p for p in FILES if p.stem.startswith(f"{phase}_SISR_ClassicDIV2K_") and "_LMDB_" not in p.stem]
-    assert len(paths) == 12
-    first = common(paths[0])
-    for path in paths[1:]:
-        assert common(path) == first, path.name
+def values(node, where: str = ""):
+    """(place, value) of every option."""
+    if isinstance(node, dict):
+        for key, item in node.items():
+            yield from values(item, f"{where}.{key}" if where else key)
+    else:
+        yield where, node
 
 
-def test_the_lmdb_file_differs_in_where_it_reads_alone():
-    plain = load_yaml(next(p for p in TRAIN if "DIV2K_Tiny_48C3G3B_DLGSANet_SRx2" in p.stem))
-    lmdb = load_yaml(next(p for p in TRAIN if "_LMDB_" in p.stem))
-    assert lmdb["datasets"]["train"]["io_backend"] == {"type": "lmdb"}
-    for options in (plain, lmdb):
-        without(options, "name", *(f"datasets.train.{k}" for k in ("dataroot_gt", "dataroot_lq", "filename_tmpl")))
-        without(options, "datasets.train.io_backend")
-    assert plain == lmdb
+def without_what_the_name_says(path) -> dict:
+    """The options of a file as those of Tiny x2."""
+    options = without(load_yaml(path), "name", "scale")
+    network = ("dim", "groups", "blocks", "upscale", "tlc_kernel", "activation", "topk_ratio")
+    without(options, *(f"network_g.{key}" for key in network))
+    without(options, "val.metrics.psnr.crop_border", "val.metrics.ssim.crop_border")
+    for dataset in options["datasets"].values():
+        without(dataset, "gt_size")
+        dataset["dataroot_lq"] = re.sub(r"X\d$", "", dataset["dataroot_lq"])
+        dataset["filename_tmpl"] = re.sub(r"x\d$", "", dataset.get("filename_tmpl", "x2"))
+    return dict(values(options))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_differs_only_in_what_it_means_to_differ_in(path):
+    name = SISR.fullmatch(path.stem)
+    phase, data = name["phase"], name["data"]
+    first = next(p for p in FILES if p.stem.startswith(f"{phase}_SISR_ClassicDIV2K_Tiny_48C3G3B_DLGSANet_SRx2"))
+    one, other = without_what_the_name_says(first), without_what_the_name_says(path)
+    differ = {where for where in one.keys() | other.keys() if one.get(where, "none") != other.get(where, "none")}
+    assert differ <= MEANT[f"{phase} {data}"]
+
+
+@pytest.mark.parametrize("path", TRAIN, ids=lambda path: path.stem)
+def test_a_training_fits_itself(path):
+    options = load_yaml(path)
+    train = options["train"]
+    if train["scheduler"]["type"] == "CosineAnnealingLR":
+        assert train["scheduler"]["T_max"] == train["total_iter"]
+    if train["scheduler"]["type"] != "WSD":  # whose runs end when it is decided
+        assert train["total_iter"] % options["val"]["val_freq"] == 0
+        assert train["total_iter"] % options["logger"]["save_checkpoint_freq"] == 0
+    rate, power = re.search(r"_lr(\d)e_(\d)", path.stem).groups()
+    assert train["optim_g"]["lr"] == float(f"{rate}e-{power}")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_weights_that_a_file_starts_from_are_made_by_another_file(path):
+    weights = load_yaml(path)["path"]["pretrain_network_g"]
+    if weights and weights.startswith("experiments/"):
+        assert weights.split("/")[1] in {p.stem for p in TRAIN}
+    elif weights:
+        assert (REPOSITORY / weights).is_file()
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "test"], ids=lambda path: path.stem)
+def test_a_test_file_is_of_the_network_that_its_training_file_makes(path):
+    training = next(p for p in TRAIN if p.stem.startswith(path.stem.replace("test", "train", 1)))
+    assert load_yaml(path)["network_g"] == load_yaml(training)["network_g"]
 
 
 def test_the_recipes_of_the_shipped_weights_differ_in_their_scale_and_their_start_alone():

@@ -1,0 +1,186 @@
+"""What BasicSR accepts but a run cannot do, and what no option can be: found before work begins, a line each."""
+
+import pytest
+import yaml
+
+from dlgsanet.errors import UserError
+from dlgsanet.options.parse import load_yaml
+from dlgsanet.options.read import read_options
+from tests.conftest import REPOSITORY
+
+FILES = {
+    phase: next(REPOSITORY.glob(f"options/{phase}/{phase}_SISR_ClassicDIV2K_Tiny_48C3G3B_DLGSANet_SRx2*.yml"))
+    for phase in ("train", "test")
+}
+
+
+@pytest.fixture(params=["train"])
+def options(request, tmp_path, monkeypatch):
+    """The Tiny x2 options with data roots that exist."""
+    monkeypatch.chdir(tmp_path)
+    options = load_yaml(FILES[request.param])
+    for dataset in options["datasets"].values():
+        for key in ("dataroot_gt", "dataroot_lq"):
+            (tmp_path / dataset[key]).mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def read(options, is_train=True):
+    with open("file.yml", "w") as file:
+        yaml.safe_dump(options, file, allow_unicode=True)
+    return read_options("file.yml", is_train)
+
+
+def fault(options, is_train=True) -> str:
+    """The one line that is wrong with the options."""
+    with pytest.raises(UserError) as error:
+        read(options, is_train)
+    assert len(str(error.value).splitlines()) == 1, error.value
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["/tmp/x", "..", ".", "", "a/b", "../a", "a\\b", "a" * 201, "é" * 101, " a", "a\n", "a\0"]
+)
+def test_a_name_is_one_component_of_a_path(options, name):
+    options["name"] = name
+    assert "name: " in fault(options)
+    options["name"] = "fine"
+    options["datasets"]["val"]["name"] = name
+    assert "datasets.val.name: " in fault(options)
+
+
+NO_NUMBERS = (".nan", ".inf", "-.inf", "1.0e+400", "9" * 400, "9" * 5000, "[]", "{}", "!!binary eA==", "!!set {a}", "x")
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS, ids=lambda text: text[:10])
+@pytest.mark.parametrize(("section", "key"), [("train", "ema_decay"), ("train", "total_iter"), ("network_g", "dim")])
+def test_what_is_no_number(options, section, key, text):
+    options[section][key] = "PIECE"
+    with open("file.yml", "w") as file:
+        file.write(yaml.safe_dump(options).replace("PIECE", text))
+    with pytest.raises(UserError, match=key if len(text) < 5000 else "file.yml") as error:
+        read_options("file.yml", is_train=True)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", [[], {}, None, 1, True, "L1loss", "x" * 5000])
+@pytest.mark.parametrize("where", [("network_g",), ("train", "optim_g"), ("train", "pixel_opt"), ("datasets", "train")])
+def test_a_type_that_names_nothing(options, where, value):
+    section = options
+    for key in where:
+        section = section[key]
+    section["type"] = value
+    assert f"{'.'.join(where)}.type" in fault(options)
+
+
+@pytest.mark.parametrize("template", ["{", "}", "{}{}", "{0.__class__}", "{:>99999999}", "{!r}", "x2", "", "a/{}"])
+def test_a_template_that_is_none(options, template):
+    options["datasets"]["train"]["filename_tmpl"] = template
+    assert "datasets.train.filename_tmpl" in fault(options)
+
+
+def test_dates_are_text(options):
+    text = yaml.safe_dump(options).replace(options["name"], "2026-11-25")
+    with open("file.yml", "w") as file:
+        file.write(text)
+    assert read_options("file.yml", is_train=True)["name"] == "2026-11-25"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "[" * 400 + "]" * 400,
+        "[" * 90000,
+        "a: &a [*a]",
+        "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9)),
+        "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f'*a{i}'] * 9)}]}}\n" for i in range(9)),
+        "".join(f"k{i}: 0\n" for i in range(60000)),
+        "".join(f"k{i}: 0\n" for i in range(9000)),
+        "a: " + "x" * 200000,
+        "? [a]\n: b",
+        '"\\ud800": 1',
+    ],
+    ids=["deep", "open", "itself", "laughs", "merged laughs", "many keys", "keys", "long", "list as key", "surrogate"],
+)
+def test_files_made_to_hurt_are_refused_in_a_line_at_once(tmp_path, text):
+    import time
+
+    path = tmp_path / "file.yml"
+    path.write_text(text)
+    started = time.process_time()
+    with pytest.raises(UserError) as error:
+        read_options(path, is_train=True)
+    assert time.process_time() - started < 10
+    assert max(map(len, str(error.value).splitlines())) < 1500
+    assert len(str(error.value).splitlines()) < 25
+
+
+@pytest.mark.parametrize("model", ["ESRGANModel", "SRGANModel", "RealESRNetModel", "EDVRModel", "StyleGAN2Model"])
+def test_models_of_basicsr_that_cannot_be_run_are_not_offered(options, model):
+    options["model_type"] = model
+    assert "model_type: unknown model_type" in fault(options)
+
+
+def test_a_validation_set_without_originals(options):
+    val = options["datasets"]["val"]
+    options["datasets"]["val"] = {key: val[key] for key in ("name", "dataroot_lq", "io_backend")}
+    options["datasets"]["val"]["type"] = "SingleImageDataset"
+    assert "datasets.val: has no originals" in fault(options)
+    del options["val"]["metrics"]
+    read(options)  # its pictures can be looked at
+
+
+def test_a_validation_set_without_a_section_on_validation(options):
+    del options["val"]
+    assert "val: is missing" in fault(options)
+    del options["datasets"]["val"]
+    read(options)
+
+
+def test_channels_of_network_and_images(options):
+    options["network_g"]["in_chans"] = 1
+    with pytest.raises(UserError, match=r"datasets\.train: has images of 3"):
+        read(options)
+    for data_set in options["datasets"].values():
+        data_set["color"] = "y"
+    read(options)
+    options["network_g"]["in_chans"] = 3
+    with pytest.raises(UserError, match=r"datasets\.val: has images of 1"):
+        read(options)
+
+
+@pytest.mark.parametrize("options", ["test"], indirect=True)
+def test_a_gray_network_cannot_be_tested(options):
+    options["path"]["pretrain_network_g"] = None
+    options["network_g"]["in_chans"] = 1
+    with pytest.raises(UserError, match=r"network_g\.in_chans: is 1, but tests compare RGB"):
+        read(options, is_train=False)
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("train.pixel_opt", {"type": "L1Loss", "reduction": "none"}),
+        ("train.pixel_opt", {"type": "L1Loss", "loss_weight": "heavy"}),
+        ("train.pixel_opt", {"type": "GANLoss", "gan_type": "vanilla"}),
+        ("train.pixel_opt", {"type": "PerceptualLoss", "layer_weights": {"conv5_4": 1}}),
+        ("train.perceptual_opt", {"type": "L1Loss"}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": ["a"]}),
+        ("train.scheduler", {"type": "CosineAnnealingRestartLR", "periods": 5}),
+        ("train.scheduler", {"type": "StepLR", "step_size": 0}),
+        ("train.optim_g", {"type": "Adam", "lr": -1}),
+        ("train.optim_g", {"type": "Adam", "lr": 0.1, "betas": [0.9]}),
+        ("val.metrics.psnr", {"type": "calculate_psnr", "crop_border": "2"}),
+        ("val.metrics.psnr", {"type": "calculate_psnr", "crop_border": 104}),
+        ("val.metrics.psnr", {"type": "calculate_psnr", "crop_border": 2, "input_order": "HC"}),
+        ("datasets.train.mean", [0.1, 0.2, 0.3]),
+    ],
+)
+def test_values_that_a_class_refuses_later(options, section, value):
+    *keys, last = section.split(".")
+    inner = options
+    for key in keys:
+        inner = inner[key]
+    inner[last] = value
+    assert section.removesuffix(".mean") in fault(options)
