@@ -81,7 +81,7 @@ def test_best_weights_are_chosen_by_the_set_and_the_metric_that_options_name(wor
     workplace.options["val"] |= {"val_freq": 3, "best": {"dataset": "Others", "metric": "ssim"}}
     workplace.options["val"]["metrics"]["ssim"]["better"] = "lower"
     said = workplace.train()
-    found = re.findall(r"Validation at (\d+) on Others: psnr .*  ssim (.*)", said)
+    found = re.findall(r"Validation at (\d+) on Others: psnr .*  ssim ([0-9.]+)", said)
     assert [int(at) for at, _ in found] == [3, 6, 9, 12]
     value, at = min((float(value), int(at)) for at, value in found)
     best = workplace.checkpoint(12)["position"]["best"]
