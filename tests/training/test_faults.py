@@ -88,10 +88,25 @@ def test_basicsr_model_stops_at_the_first_loss_that_is_not_finite(workplace):
     assert "the loss is not finite and SRModel has taken the step" in last_line(workplace.train(code=2))
 
 
+OWN_LOSS = """
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import nn
+
+@LOSS_REGISTRY.register()
+class FailsInTraining(nn.Module):
+    def forward(self, output, target):
+        if output.requires_grad:
+            raise RuntimeError("as nobody foresaw")
+        return (output - target).abs().mean()
+"""
+
+
 def test_error_that_nobody_foresaw_ends_the_run(workplace):
     """With a traceback, and although data workers are at work."""
     workplace.options["datasets"]["train"]["num_worker_per_gpu"] = 1
-    workplace.options["train"]["pixel_opt"] = {"type": "GANLoss", "gan_type": "vanilla"}
+    (workplace.folder / "own.py").write_text(OWN_LOSS)
+    workplace.options |= {"import": ["own.py"]}
+    workplace.options["train"]["pixel_opt"] = {"type": "FailsInTraining"}
     assert "Traceback" in workplace.train(code=1)
 
 
