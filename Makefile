@@ -1,7 +1,7 @@
 # `make demo` and `make test` install what they need into .venv, and install again when pyproject.toml changes.
 
 PYTHON ?= python3
-# pip's arguments for torch. A CPU build alone: TORCH='--index-url https://download.pytorch.org/whl/cpu torch torchvision'
+# What to install for torch. For another build, such as one for CPUs alone, install torch into .venv first (README, "Install").
 TORCH ?= torch==2.13.0 torchvision==0.28.0
 
 bin := .venv/bin
@@ -12,7 +12,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check install --quiet
 setup: .venv/.ready .venv/.native
 setup-test: setup .venv/.ready-test
 
-.venv/.ready: setup.py pyproject.toml scripts/install_basicsr.py
+.venv/.ready: setup.py pyproject.toml requirements.txt scripts/install_basicsr.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "Python 3.10 or later is needed: make PYTHON=python3.12" >&2; exit 2; }
 	test -x $(bin)/python || $(PYTHON) -m venv .venv

@@ -3,7 +3,8 @@
 For each Python: torch, then BasicSR's own source package without pip's cache (a wheel from there would hide a failing
 build), then ``dist/*.whl``, as README's "Install" says. Then `scripts/demo.py --quick` makes data from photographs,
 tests, trains and draws with the installed package, in a folder without this repository's.
-A Python that is not on this machine is listed as not run. The exit code is 1 if one failed or none was there.
+A Python that is not on this machine, or for which torch cannot be downloaded, is listed as not run. The exit code is 1
+if one failed.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NEEDED_GB = 12  # PyPI's torch for Linux brings CUDA's libraries: 5 GB, which the environments share, and 2 GB for each
+
+TORCH_SECONDS = 900  # for torch to be downloaded
 
 
 def interpreter(version: str) -> str | None:
@@ -34,8 +37,17 @@ def run(*command: object, **settings) -> None:
     subprocess.run([str(part) for part in command], check=True, **settings)
 
 
+class NoTorchError(Exception):
+    """torch cannot be installed: the network, or no build for this Python."""
+
+
 def check(python: str, torch: list[str], folder: Path) -> str:
-    """Install and run everything in `folder` with the interpreter `python`; returns the versions that were run."""
+    """Install and run everything in `folder` with the interpreter `python`; returns the versions that were run.
+
+    Raises:
+        NoTorchError: torch cannot be installed.
+        CalledProcessError: another step has failed.
+    """
     # uv links files from its cache into every environment, so that torch's libraries are kept once.
     environment = os.environ | {
         "UV_CACHE_DIR": str(folder.parent / "cache"),
@@ -46,7 +58,10 @@ def check(python: str, torch: list[str], folder: Path) -> str:
     run(sys.executable, "-m", "uv", "venv", "--quiet", "--seed", "--python", python, folder / "venv", env=environment)
     here = folder / "venv/bin/python"
     install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", here]
-    run(*install, *torch, "setuptools>=77,<81", "wheel", env=environment)
+    try:
+        run(*install, *torch, "setuptools>=77,<81", "wheel", env=environment, timeout=TORCH_SECONDS)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise NoTorchError from error
     run(
         here,
         REPOSITORY / "scripts/install_basicsr.py",
@@ -72,7 +87,7 @@ def main() -> int:
     parser.add_argument("pythons", nargs="+", metavar="VERSION", help="such as 3.12")
     parser.add_argument("--torch", default="torch torchvision", help="what to install for torch, as for pip")
     args = parser.parse_args()
-    results, failed, ran = [], False, False
+    results, failed = [], False
     with tempfile.TemporaryDirectory(prefix="pythons.", dir=os.environ.get("TMPDIR")) as scratch:
         free = shutil.disk_usage(scratch).free / 1e9
         for version in args.pythons:
@@ -83,17 +98,18 @@ def main() -> int:
                 results.append(f"{version}: not run, {free:.0f} GB are free in {scratch} and {NEEDED_GB} GB are needed")
             else:
                 print(f"\n== Python {version}", flush=True)
-                ran = True
                 folder = Path(scratch, version)
                 folder.mkdir()
                 try:
                     results.append(f"{version}: passed ({check(python, shlex.split(args.torch), folder)})")
+                except NoTorchError:
+                    results.append(f"{version}: not run, {args.torch} cannot be installed")
                 except subprocess.CalledProcessError as error:
                     failed = True
                     results.append(f"{version}: FAILED in {shlex.join(map(str, error.cmd))}")
                 shutil.rmtree(folder)
     print("", *results, sep="\n")
-    return int(failed or not ran)
+    return int(failed)
 
 
 if __name__ == "__main__":

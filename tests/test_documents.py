@@ -112,7 +112,7 @@ def test_commands(document, words, monkeypatch, capsys):
         targets = set(re.findall(r"^([\w-]+):", Path("Makefile").read_text(), re.MULTILINE))
         assert {word for word in rest if "=" not in word} <= targets
     else:
-        assert program in ("pip", "python3", "python", ".", "git", "apt-get", "cat", "cd"), (
+        assert program in ("pip", "uv", "python3", "python", ".", "git", "apt-get", "cat", "cd"), (
             f"{program}: say here how it is checked"
         )
     for path in paths(words):
