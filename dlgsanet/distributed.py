@@ -22,10 +22,10 @@ from dlgsanet.signals import INTERRUPTED
 
 @contextmanager
 def ranks(launcher: str, options: dict[str, Any]) -> Iterator[None]:
-    """Within the block this process is a rank of the run, and `options` says which.
+    """Within the block this process is a rank of the run.
 
-    Sets `dist`, `rank`, `world_size` and the `manual_seed` that all share. `dist_params` in the options may set
-    `backend`, `port`, and `timeout`: seconds after which a rank that does not answer counts as lost.
+    Sets the options `dist`, `rank`, `world_size` and the `manual_seed` that all share. The section
+    `dist_params` may set `backend`, `port` and `timeout` (seconds until a rank that does not answer counts as lost).
 
     Args:
         launcher: `none`, `pytorch` (torchrun has set the environment) or `slurm` (srun has).
@@ -118,7 +118,7 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def largest(*numbers: int) -> list[int]:
-    """The largest value of each number over all ranks, by which they agree on what to do next."""
+    """The largest value of each number over all ranks. With it they agree on what to do next."""
     if not dist.is_initialized():
         return list(numbers)
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"

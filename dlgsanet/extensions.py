@@ -4,10 +4,19 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dlgsanet.errors import UserError
+
+_imported: dict[str, None] = {}  # by this process, in their order
+
+
+class Imported:
+    """What this process has imported by `import_all`. A process that unpickles it imports the same."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[list[str]]]:
+        return import_all, ([*_imported],)
 
 
 def import_all(names: Iterable[str], near: Path | None = None) -> list[str]:
@@ -36,6 +45,7 @@ def import_all(names: Iterable[str], near: Path | None = None) -> list[str]:
             reason = " ".join(str(error).split()) or "no message"
             raise UserError(f"--import {name}: {type(error).__name__}: {reason}") from error
         found.append(str(file or name))
+    _imported.update(dict.fromkeys(found))
     return found
 
 

@@ -1,8 +1,8 @@
 """Writing files that are never seen half-written, by any number of writers at once.
 
 A file is written under a temporary name in its own folder and renamed when it is complete. Each writer has its own
-temporary name, and holds a lock on the file as long as it writes. What a killed writer has left is therefore found by
-its name and by its lock that nobody holds. The next writer in the folder deletes it.
+temporary name, and holds a lock on the file as long as it writes. A leftover of a killed writer therefore has such a
+name and a lock that nobody holds. The next writer in the folder deletes it.
 """
 
 import errno
@@ -22,8 +22,8 @@ from typing import BinaryIO
 from dlgsanet.errors import UserError
 
 HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:60]
-# Leftovers of another host whose lock can be had are deleted after this time: some network file systems keep locks
-# within each host, so that a lock that is free here proves nothing about writers there.
+# Leftovers of another host are deleted only after this time, even if their lock is free: some network file systems keep
+# locks within each host, and a lock that is free here may be held there.
 OTHER_HOST_SECONDS = 3600
 # Where the file system has no locks at all.
 NO_LOCKS_SECONDS = 24 * 3600
@@ -35,9 +35,9 @@ _PROCESS = secrets.token_hex(4)  # not the process id: containers give the same 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[BinaryIO]:
-    """A file, open for reading and writing, that gets the name `path` when the block ends without an exception.
+    """A file, open for reading and writing. It gets the name `path` when the block ends without an exception.
 
-    Its `name` is that of the temporary file, which is deleted when the block raises.
+    The file's `name` is temporary until then. If the block raises, the file is deleted.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; nothing is left behind.
@@ -52,7 +52,7 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def folder_written_aside(path: Path) -> Iterator[Path]:
-    """A new folder that gets the name `path`, which must be free, when the block ends without an exception.
+    """A new folder. It gets the name `path`, which must be free, when the block ends without an exception.
 
     Raises:
         UserError: it cannot be written, or there is something at `path`; nothing is left behind.
@@ -84,7 +84,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power failure, where the file system can do that."""
+    """Write the names in a folder to disk, where the file system can do that, so that they survive a power failure."""
     with suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
         try:
@@ -155,5 +155,5 @@ def _is_left_over(path: Path) -> bool:
     try:
         with open(path / _SUFFIX if path.is_dir() else path, "r+b") as file:
             return _lock(file)
-    except OSError:  # no locks here; or a folder that has no lock file yet or, being complete, no longer
+    except OSError:  # no locks here, or a folder that has no lock file (just made, or complete)
         return age > NO_LOCKS_SECONDS

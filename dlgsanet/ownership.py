@@ -1,7 +1,7 @@
 """One process at a time for a folder of results, on this host and on others that share the file system.
 
-The owner holds a lock (POSIX, by `fcntl`) on a file next to the folder, and names itself in that file. The kernel, or
-the file server, releases the lock when the process ends in whatever way; processes that it has forked do not hold it.
+The owner holds a lock (POSIX, by `fcntl`) on a file next to the folder, and writes its name into it. The kernel or the
+file server releases the lock when the process ends, in whatever way. Processes that it has forked do not hold it.
 """
 
 import errno
@@ -26,12 +26,12 @@ _held: set[Path] = set()  # POSIX locks do not exclude a second owner within the
 def owned(folder: Path) -> Iterator[None]:
     """Own `folder`, which need not exist, within the block. The lock file is `.NAME.lock` in the folder above.
 
-    A slurm job that was queued again waits for `REQUEUE_SECONDS` until the lock of its former start is released.
-    Where the file system has no locks, the owner that the file names counts, if it is of another host or runs.
+    A slurm job that was queued again waits up to `REQUEUE_SECONDS` for the lock of its former start.
+    If the file system has no locks, the process that the file names is the owner if it runs, or is of another host.
 
     Raises:
-        UserError: another process owns it; the message names that one's host, process and start. Or the lock file
-            cannot be written.
+        UserError: another process owns it (the message names its host, process and start), or the lock file cannot
+            be written.
     """
     path = folder.parent.resolve() / f".{folder.name}.lock"
     if path in _held:  # and to open the file again would release the lock
@@ -72,7 +72,7 @@ def _acquire(file: TextIO, folder: Path, path: Path) -> None:
         if not job or owner.get("job") != job or time.monotonic() > deadline:
             raise _refusal(folder, path, owner)
         time.sleep(1)
-    with suppress(OSError):  # on a full disk the lock counts alone
+    with suppress(OSError):  # on a full disk the lock alone is enough
         file.truncate(0)
         file.write(json.dumps(_this_process()))
         file.flush()
@@ -118,6 +118,6 @@ def _owner(file: TextIO) -> dict[str, Any]:
 def _refusal(folder: Path, path: Path, owner: dict[str, Any]) -> UserError:
     host, process, started = (owner.get(key, "unknown") for key in ("host", "pid", "started"))
     return UserError(
-        f"{folder} is in use by another run (host {host}, process {process}, started {started}); stop that one, wait "
-        f"for its end, or set another name. Should it no longer run: delete {path}"
+        f"{folder} is in use by another run (host {host}, process {process}, started {started}); stop it, wait "
+        f"until it ends, or set another name. If it no longer runs, delete {path}"
     )

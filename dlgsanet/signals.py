@@ -10,8 +10,8 @@ INTERRUPTED = 130  # what shells report after Ctrl-C
 class StopSignals:
     """Within the block, records the first signal that asks to stop; a second Ctrl-C stops at once.
 
-    `received` is the number of the signal, or 0. As long as `patient` is false there is nothing to save, and the first
-    Ctrl-C stops at once.
+    `received` is the number of the signal, or 0. While `patient` is false there is nothing to save, and the
+    first Ctrl-C stops at once.
     """
 
     _asking = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -21,12 +21,15 @@ class StopSignals:
         self.patient = False
 
     def __enter__(self) -> "StopSignals":
+        # A process inherits which signals are blocked. Whoever started this one may have blocked these.
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._asking)
         self._before = {number: signal.signal(number, self._note) for number in self._asking}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and (self.received or not self.patient):

@@ -1,4 +1,4 @@
-"""A loss on the spectra of images, as restoration networks use beside a pixel loss (MIMO-UNet, ICCV 2021, eq. 5)."""
+"""A loss on the spectra of images, added to a pixel loss in restoration networks (MIMO-UNet, ICCV 2021, eq. 5)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""The model that trains and tests a network: BasicSR's SRModel, and what long runs on shared hardware need beside."""
+"""The model that trains and tests a network: BasicSR's SRModel, with what long runs on shared hardware need."""
 
 import logging
 import math
@@ -32,18 +32,18 @@ class DivergedError(Exception):
 
 
 class DLGSANetModel(SRModel):
-    """SRModel that loads any published checkpoint, and whose training step can be trusted.
+    """SRModel that loads any published checkpoint, with mixed precision, clipping, and skipped non-finite steps.
 
-    Beside SRModel's options, `train` takes:
+    In addition to SRModel's options, `train` takes:
         fft_opt: a second loss, on spectra (`type: FFTLoss`).
         precision: `fp32` (default), `bf16`, or `fp16` with loss scaling. Weights and optimiser stay in float32.
         compile: true, or a mode of torch.compile, to compile the network's training step.
         channels_last: true stores features channels-last.
-        accumulate: an iteration is so many batches of `batch_size_per_gpu`, one after the other. Default 1.
+        accumulate: number of batches of `batch_size_per_gpu` in an iteration, one after the other. Default 1.
         grad_clip: the largest norm that the gradient may have. Default: no limit.
-        max_bad_steps: after so many steps in a row whose loss or gradient is not finite, stop. Default 20.
-            Each is skipped: neither weights nor averages see it.
-        optim_g, scheduler: any of `dlgsanet.models.optimization`; `warmup_iter` holds for all of them.
+        max_bad_steps: stop after this many steps in a row with a loss or gradient that is not finite. Default 20.
+            Each of them is skipped: it changes neither weights nor averages.
+        optim_g, scheduler: any of `dlgsanet.models.optimization`; `warmup_iter` works with all of them.
     """
 
     teacher: Callable[[Tensor], Tensor] | None = None
@@ -205,7 +205,7 @@ class DLGSANetModel(SRModel):
         self.log_dict = dict(zip([*terms, "grad_norm"], values, strict=True))
 
     def _decay_of_averages(self, iteration: int) -> float:
-        """`ema_decay`; with `ema_warmup` less in the first steps, whose weights would stay in the averages for long."""
+        """`ema_decay`. With `ema_warmup` it is less in the first steps, so that the averages forget their weights."""
         if not self.ema_warmup:
             return self.ema_decay
         taken = iteration - 1 - self.bad_steps
@@ -217,7 +217,7 @@ class DLGSANetModel(SRModel):
         if self.bad_steps_in_row >= self.max_bad_steps:
             raise DivergedError(
                 f"the loss or its gradient was not finite {self.bad_steps_in_row} times in a row (now {values}); set "
-                "train.grad_clip or precision: fp32 before it goes on, or begin anew with a lower train.optim_g.lr"
+                "train.grad_clip or train.precision: fp32 before resuming, or start over with a lower train.optim_g.lr"
             )
 
     def model_ema(self, decay: float = 0.999) -> None:

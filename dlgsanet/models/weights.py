@@ -20,8 +20,8 @@ def load_weights(network: nn.Module, path: Path | str, key: str | None = None, s
         network: gets the weights, under the names of its `state_dict`.
         path: the file.
         key: `params` or `params_ema` of a .pth. None: the averaged weights where there are any.
-        strict: every weight must be in the file, of the right shape, and no other. False leaves alone what does not
-            fit, and says so.
+        strict: the file must have every weight, in the right shape, and no other. False: what does not fit is skipped
+            and logged.
 
     Raises:
         UserError: the file cannot be read, or its weights do not fit; the message names the file and the first faults.
@@ -32,16 +32,16 @@ def load_weights(network: nn.Module, path: Path | str, key: str | None = None, s
     faults += [f"{name} is not of this network" for name in given if name not in wanted]
     shapes = {name: (list(given[name].shape), list(wanted[name].shape)) for name in given if name in wanted}
     resized = [name for name, (there, here) in shapes.items() if there != here]
-    # First, since they tell most: a file of another size of network.
+    # These come first: they show that the file is of a network of another size.
     faults = [f"{name} is {shapes[name][0]} in the file, {shapes[name][1]} in the network" for name in resized] + faults
     if faults:
-        told = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+        shown = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
         if strict:
-            raise UserError(f"{path}: its weights do not fit network_g: {told}")
-        logger.warning("%s: loaded in part: %s", path, told)
+            raise UserError(f"{path}: its weights do not fit network_g: {shown}")
+        logger.warning("%s: loaded in part: %s", path, shown)
     fitting = {name: given[name] for name in shapes if name not in resized}
     if not fitting:
-        raise UserError(f"{path}: none of its weights fit network_g: {told}")
+        raise UserError(f"{path}: none of its weights fit network_g: {shown}")
     network.load_state_dict(fitting, strict=False)
 
 

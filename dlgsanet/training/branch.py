@@ -12,6 +12,7 @@ import yaml
 
 from dlgsanet.distributed import from_first
 from dlgsanet.errors import UserError
+from dlgsanet.extensions import import_all, names_in
 from dlgsanet.files import write_whole
 from dlgsanet.options.read import check_options, load_options, read_options
 from dlgsanet.training.checkpoints import Checkpoints
@@ -54,6 +55,8 @@ class Branch:
         if "position" not in newest.state:
             raise UserError(f"--decay-now: BasicSR wrote the checkpoints in {source.root}; resume the run here first")
         branch = load_options(self.file["path"], self.file["changes"])
+        if imports := [*self.file.get("imports", ()), *names_in(branch.get("import"))]:
+            branch["import"] = import_all(imports, near=Path(self.file["path"]).parent)  # it lies in another folder
         branch["name"] = f"{run['name']}_decay_{newest.iteration}"
         branch["train"] |= {
             "total_iter": newest.iteration + self.iterations,

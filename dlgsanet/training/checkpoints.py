@@ -140,7 +140,7 @@ class Checkpoints:
                 logger.warning("%s: set aside, no longer part of this run", path)
 
     def last_good(self) -> str:
-        """A phrase that says where the newest checkpoint is and how to continue from it."""
+        """Where the newest checkpoint is and how to continue from it, as a phrase for messages."""
         if iterations := self.iterations():
             path = self.root / "training_states" / f"{iterations[-1]}.state"
             return f"the last good checkpoint is {path}; --auto-resume continues from it"
@@ -184,7 +184,7 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def _delete_orphans(self) -> None:
-        """Delete what is left of checkpoints whose writing or deletion was interrupted."""
+        """Delete what interrupted writing or deletion of checkpoints has left."""
         for path in self.root.glob("training_states/*.sha256"):
             iteration = iteration_of(path.with_suffix(".state"))
             if iteration is not None and not list(path.parent.glob(f"{iteration}.state*")):

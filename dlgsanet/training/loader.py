@@ -7,6 +7,7 @@ wait for them forever in the first operation that uses them (OpenMP's in a convo
 
 import errno
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.queues
 import os
 import pickle
@@ -21,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dlgsanet.errors import UserError
+from dlgsanet.extensions import Imported
 from dlgsanet.training.samples import Key, SampleStream, SeededSamples
 
 PRELOADED = ["dlgsanet.plugin", "dlgsanet.training.loader"]
@@ -40,6 +42,7 @@ class _Batches(Dataset[Any]):
     """Batches by their samples' keys. What is wrong with one is its value, so that its text comes through unchanged."""
 
     def __init__(self, samples: SeededSamples):
+        self.imported = Imported()  # unpickled before the samples, whose data set may be a class of these files
         self.samples = samples
 
     def __getitem__(self, keys: list[Key]) -> Any:
@@ -118,13 +121,16 @@ def _started(loader: DataLoader[Any], samples: SeededSamples) -> Any:
 
 
 def _what_happened(error: Exception, iterator: Any) -> str:
-    for worker in getattr(iterator, "_workers", ()):
+    if getattr(error, "errno", None) == errno.EMFILE:
+        return "too many open files for data workers; raise ulimit -n, or set datasets.train.num_worker_per_gpu: 0"
+    workers = getattr(iterator, "_workers", ())
+    # The connection to a worker that dies may break before its exit code is known.
+    multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=5)
+    for worker in workers:
         if worker.exitcode == -signal.SIGBUS:
             return SHARED_MEMORY
         if worker.exitcode == -signal.SIGKILL:
             return "a process that loads data was killed, perhaps because memory ran out"
-    if getattr(error, "errno", None) == errno.EMFILE:
-        return "too many open files for data workers; raise ulimit -n, or set datasets.train.num_worker_per_gpu: 0"
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return f"a process that loads data has failed ({reason})"
 

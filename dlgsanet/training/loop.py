@@ -59,6 +59,9 @@ class Loop:
         self.val = self.options.get("val") or {}
         self.pace = Pace(self.total)
         self.scores: dict[str, float] = {}
+        # A process that waits for a GPU or for other ranks needs no CPU time either.
+        several = torch.get_num_threads() > 1
+        self.may_have_too_many_threads = several and not self.options["num_gpu"] and not self.options["dist"]
         self.saved_at, self.saved = time.monotonic(), self.position.iteration
 
     def run(self, signals: StopSignals) -> int:
@@ -100,7 +103,7 @@ class Loop:
     def _iterate(self) -> None:
         start = time.monotonic()
         batch = next(self.batches)
-        waited = time.monotonic() - start
+        waited, computed = time.monotonic() - start, time.process_time()
         self.position.iteration += 1
         self.position.samples += self.batch_size
         iteration = self.position.iteration
@@ -109,7 +112,7 @@ class Loop:
         self.model.optimize_parameters(iteration)
         seconds = time.monotonic() - start
         self.position.seconds += seconds
-        self.pace.add(seconds, waited)
+        self.pace.add(seconds, waited, time.process_time() - computed)
         self._report()
 
     def _report(self) -> None:
@@ -124,6 +127,16 @@ class Loop:
             logger.info("%s: the loss or its gradient is not finite; %s", f"{iteration:,}", skipped)
         if self.pace.counted == ESTIMATED_AFTER:
             logger.info("%-11s%s for the rest", "Estimated", self.pace.left(iteration))
+        if self.may_have_too_many_threads and self.pace.threads_wait:
+            self.may_have_too_many_threads = False  # one hint is enough
+            logger.warning(
+                "%-11sa step takes %.3g s and only %.3g s of CPU time: %d threads wait for cores that other programs "
+                "use; a smaller OMP_NUM_THREADS (1, for example) may be faster",
+                "Threads",
+                self.pace.seconds_per_iteration - self.pace.waiting,
+                self.pace.computing,
+                torch.get_num_threads(),
+            )
         rate = self.model.get_current_learning_rate()[0]
         text = progress_text(iteration, self.pace, log, rate, self.scores)
         self.line.show(text)

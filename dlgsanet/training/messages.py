@@ -9,6 +9,9 @@ from typing import Any, TextIO
 
 from basicsr.utils import logger as basicsr_logging
 
+STARTING = 20  # iterations before the threads are judged
+MOST_SECONDS = 1.25  # that a step may last for each second of CPU time
+
 
 class ProgressLine:
     """The last line of a terminal, rewritten in place. It does nothing where the stream is not a terminal.
@@ -80,19 +83,30 @@ class Pace:
         self.total = total
         self.seconds_per_iteration = 0.0
         self.waiting = 0.0  # for data, of those seconds
+        self.computing = 0.0  # CPU time of all threads, without what they computed while data were waited for
         self.counted = 0
 
-    def add(self, seconds: float, waiting: float) -> None:
+    def add(self, seconds: float, waiting: float, computing: float = 0.0) -> None:
         """Count one iteration."""
         self.counted += 1
         # The first iteration, in which much is loaded and compiled, counts until there is another.
         weight = max(1 / max(1, self.counted - 1), 0.02)
         self.seconds_per_iteration += weight * (seconds - self.seconds_per_iteration)
         self.waiting += weight * (waiting - self.waiting)
+        self.computing += weight * (computing - self.computing)
 
     def left(self, iteration: int) -> str:
         """The expected time of the iterations after this one."""
         return duration(self.seconds_per_iteration * (self.total - iteration))
+
+    @property
+    def threads_wait(self) -> bool:
+        """Whether threads on the CPU must have waited for cores.
+
+        A step that has its cores takes as much CPU time as it lasts, or more.
+        """
+        lasting = self.seconds_per_iteration - self.waiting
+        return self.counted > STARTING and lasting > MOST_SECONDS * self.computing
 
 
 def duration(seconds: float) -> str:

@@ -141,7 +141,7 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
 
 
 def _choose_kernels(deterministic: bool) -> None:
-    """Let cuDNN time its kernels and take the fastest, or have PyTorch use none whose sums come in varying order."""
+    """Let cuDNN time its kernels and take the fastest. Deterministic: use only kernels that sum in a fixed order."""
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:

@@ -63,7 +63,9 @@ class SampleStream(Sampler[Any]):
 
 
 class SeededSamples(Dataset[Any]):
-    """Any data set whose randomness is Python's, NumPy's or PyTorch's, made a function of (seed, epoch, position).
+    """Makes each sample of a data set a function of (seed, epoch, position).
+
+    The data set may use the random generators of Python, NumPy and PyTorch: they are seeded before each sample.
 
     Args:
         dataset: takes an index; a position beyond its length wraps around (BasicSR's `dataset_enlarge_ratio`). A

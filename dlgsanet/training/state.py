@@ -1,4 +1,4 @@
-"""The state of a run besides its weights: how it is taken from a model and restored.
+"""The state of a run, apart from its weights: how it is taken from a model and restored.
 
 Works with any BasicSR model: its networks are the attributes `net_*` (`net_g_ema` holds the averages of `net_g`).
 """

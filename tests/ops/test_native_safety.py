@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,35 @@ def test_building_without_a_compiler_is_reported_in_one_line(monkeypatch, tmp_pa
     monkeypatch.setenv("PATH", os.defpath)
     assert "false failed" in build.build(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+COMPILER = """
+import os, sys, time
+from pathlib import Path
+begun = Path(sys.argv[1])
+with open(sys.argv[-1], "wb") as library:
+    for _ in range(2):
+        library.write(b"%20d" % os.getpid() * 1000)
+        library.flush()
+        (begun / str(os.getpid())).touch()
+        while len(list(begun.iterdir())) < 2:
+            time.sleep(0.01)
+"""
+
+
+def test_two_builds_at_the_same_time_and_one_that_was_killed(monkeypatch, tmp_path):
+    """Two threads have the same process id, as two processes of different hosts may have."""
+    (tmp_path / "compiler.py").write_text(COMPILER)
+    for name in ("begun", "built", "built/.build-killed", "built/.build-of-another"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / "built/.build-killed", (0, 0))
+    monkeypatch.setenv("CXX", f"{sys.executable} {tmp_path}/compiler.py {tmp_path}/begun")
+    monkeypatch.setattr(build, "instruction_sets", lambda: {"avx2": ""})
+    with ThreadPoolExecutor() as threads:
+        assert [*threads.map(build.build, [tmp_path / "built"] * 2)] == [None, None]
+    assert {path.name for path in (tmp_path / "built").iterdir()} == {".build-of-another", build.library_name("avx2")}
+    content = (tmp_path / "built" / build.library_name("avx2")).read_bytes()
+    assert content == content[:20] * 2000
 
 
 @pytest.mark.long

@@ -5,10 +5,11 @@ import os
 import shutil
 import socket
 import sys
+import threading
 import time
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import pytest
@@ -75,7 +76,8 @@ OPTIONS: dict[str, Any] = {
 
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["dlgsanet.training.run"])  # a start then takes no seconds for imports
+# A start then takes no seconds for imports, of what a run needs and of this file.
+FORKSERVER.set_forkserver_preload(["dlgsanet.training.run", "dlgsanet.commands.train", __name__])
 
 
 class Start:
@@ -108,13 +110,22 @@ class Start:
         return said
 
 
-def _train(
-    said: Path, folder: Path, arguments: list[str], environment: dict[str, str], stop: tuple[int, int] | None
-) -> None:
+class Stop(NamedTuple):
+    """A signal that a run gets.
+
+    With `steps`, a real number, it and its workers get it so many steps later, in the middle of whatever they do.
+    """
+
+    iteration: int
+    number: int
+    steps: float | None = None
+
+
+def _train(said: Path, folder: Path, arguments: list[str], environment: dict[str, str], stop: Stop | None) -> None:
     os.setsid()
     os.chdir(folder)
     os.environ.update(environment)
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
     with open(said, "w") as file:
         os.dup2(file.fileno(), 2)
     if stop:
@@ -122,9 +133,12 @@ def _train(
 
         def report_and_stop(loop: Loop) -> None:
             report(loop)
-            if loop.position.iteration == stop[0]:
+            if loop.position.iteration == stop.iteration and stop.steps is None:
                 loop.board.flush()  # otherwise only its thread knows when it writes
-                os.kill(os.getpid(), stop[1])
+                os.kill(os.getpid(), stop.number)
+            elif loop.position.iteration == stop.iteration:
+                delay = stop.steps * loop.pace.seconds_per_iteration
+                threading.Timer(delay, os.killpg, (0, stop.number)).start()
 
         Loop._report = report_and_stop
     sys.exit(run("dlgsanet.commands.train:main", arguments))
@@ -142,13 +156,13 @@ class Workplace:
         self.folder, self.options = folder, deepcopy(OPTIONS)
         self.starts = 0
 
-    def start(self, *arguments: str, stop: tuple[int, int] | None = None, **environment: str) -> Start:
+    def start(self, *arguments: str, stop: tuple[int, int] | Stop | None = None, **environment: str) -> Start:
         """Start training with the options as they are now; `stop`: an iteration after which it gets a signal."""
         self.starts += 1
         file = self.folder / f"options_{self.starts}.yml"
         file.write_text(yaml.safe_dump(self.options))
         said = self.folder / f"said_{self.starts}.txt"
-        return Start(said, self.folder, ["-opt", file.name, *arguments], environment, stop)
+        return Start(said, self.folder, ["-opt", file.name, *arguments], environment, stop and Stop(*stop))
 
     def train(self, *arguments: str, code: int = 0) -> str:
         """Train to the end, which must come with an exit code; what was said."""
@@ -198,6 +212,24 @@ def tensorboard_steps(folder: Path) -> dict[str, list[int]]:
             for value in event.summary.value:
                 steps.setdefault(value.tag, []).append(event.step)
     return steps
+
+
+OWN_DATA_SET = """
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils.registry import DATASET_REGISTRY
+
+@DATASET_REGISTRY.register()
+class OwnDataSet(PairedImageDataset):
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample | {"lq": 1 - sample["lq"], "gt": 1 - sample["gt"]}
+"""
+
+
+def own_data_set(workplace: Workplace) -> None:
+    """Have the training set be of a class that only `own.py` defines."""
+    (workplace.folder / "own.py").write_text(OWN_DATA_SET)
+    workplace.options["datasets"]["train"]["type"] = "OwnDataSet"
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,15 @@ import resource
 import shutil
 import subprocess
 
+import cv2
 import pytest
 
 from dlgsanet import load_model
+from dlgsanet.cli import run
 from dlgsanet.training.checkpoints import Checkpoints
 from tests.training.conftest import identical
+
+LATEST = "net_g_latest.safetensors"
 
 
 def damage(path, how: str) -> None:
@@ -52,11 +56,11 @@ def test_checkpoint_that_cannot_be_written_leaves_the_last_good_one(workplace):
     workplace.train()
     before = {path: path.read_bytes() for path in workplace.experiment().rglob("*_4.pth")}
     workplace.options["train"]["total_iter"] = 100_000
-    run = workplace.start("--auto_resume")
-    run.wait_for(" 5/")
+    started = workplace.start("--auto_resume")
+    started.wait_for(" 5/")
     size = (workplace.experiment() / "models/net_g_4.pth").stat().st_size
-    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (size - 1, size - 1))
-    last = run.end(2).splitlines()[-1]
+    resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (size - 1, size - 1))
+    last = started.end(2).splitlines()[-1]
     failed = re.search(r"net_g_(\d+).pth: File too large", last)[1]
     good = int(failed) - 2
     assert f"{good}.state; --auto-resume" in last
@@ -125,9 +129,14 @@ def test_safetensors_of_a_run_are_loaded_at_once(workplace):
     models = workplace.experiment() / "models"
     names = {path.stem for path in models.glob("*.safetensors")}
     assert names == {"net_g_10", "net_g_12", "net_g_best", "net_g_latest"}
-    network = load_model(models / "net_g_latest.safetensors")
+    network = load_model(models / LATEST)
     weights = workplace.weights("latest")["params_ema"]
     assert identical(dict(network.state_dict()), weights)
+    picture, made = workplace.folder / "train/X2/coffeex2.png", workplace.folder / "made.png"
+    assert (
+        run("dlgsanet.commands.upscale:main", [str(picture), "-o", str(made), "--weights", str(models / LATEST)]) == 0
+    )
+    assert cv2.imread(str(made)).shape == (96, 128, 3)
 
 
 def test_fine_tuning_starts_from_a_checkpoint_of_another_run(trained):

@@ -1,11 +1,21 @@
 """What goes wrong outside of the program: data, weights, numbers. Each gives one clear last line and no traceback."""
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+from tests.training.conftest import identical
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+TRAIN = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
 
 
 def last_line(said: str) -> str:
@@ -136,3 +146,35 @@ def test_second_run_in_the_folder_stops_before_it_touches_anything(workplace):
     first.end(-signal.SIGKILL)
     workplace.options["train"]["total_iter"] = 3
     workplace.train("--auto_resume")
+
+
+CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": "<&- >&- 2>&-"}
+
+
+@pytest.mark.parametrize("streams", CLOSED)
+def test_closed_standard_streams(workplace, finished, streams):
+    """No file of the run takes the place of one, whose messages it would then get."""
+    (workplace.folder / "options.yml").write_text(yaml.safe_dump(workplace.options))
+    command = ["sh", "-c", f'exec "$@" {CLOSED[streams]}', "sh", *TRAIN]
+    subprocess.run(command, cwd=workplace.folder, env=ENVIRONMENT, check=True)
+    assert identical(workplace.checkpoint(12), finished.checkpoint(12))
+    (log,) = workplace.experiment().glob("train_*.log")
+    assert "End of training" in log.read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_few_open_files(workplace, workers):
+    """Too few at any point of the run: it ends, with one line, or is complete."""
+    workplace.options["datasets"]["train"]["num_worker_per_gpu"] = workers
+    workplace.options["train"]["total_iter"] = 2
+    (workplace.folder / "options.yml").write_text(yaml.safe_dump(workplace.options))
+    codes = []
+    for files in (16, 24, 32, 40, 256):
+        command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *TRAIN]
+        ended = subprocess.run(command, cwd=workplace.folder, env=ENVIRONMENT, capture_output=True, text=True)
+        codes.append(ended.returncode)
+        if ended.returncode:
+            assert ended.returncode == 2
+            assert "open files" in last_line(ended.stderr)
+    assert codes[-1] == 0
+    assert 2 in codes

@@ -14,7 +14,7 @@ import yaml
 
 from dlgsanet.training.messages import ProgressLine
 from tests.conftest import REPOSITORY
-from tests.training.conftest import identical, tensorboard_steps
+from tests.training.conftest import FORKSERVER, identical, tensorboard_steps
 
 
 def test_first_lines_and_plain_lines_in_the_file(workplace):
@@ -34,6 +34,29 @@ def test_first_lines_and_plain_lines_in_the_file(workplace):
     assert "\r" not in written
     assert "12/12  00:00:00 left  l_pix 0." in written
     assert "psnr 1" in written
+
+
+def _compute() -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_that_wait_for_cores_are_named_once(workplace, threads):
+    """The run has one core, on which another process computes."""
+    workplace.options["train"]["total_iter"] = 80
+    others = [FORKSERVER.Process(target=_compute, daemon=True) for _ in range(2)]
+    core = {max(os.sched_getaffinity(0))}
+    try:
+        for other in others:
+            other.start()
+            os.sched_setaffinity(other.pid, core)
+        run = workplace.start(OMP_NUM_THREADS=str(threads))
+        os.sched_setaffinity(run.process.pid, core)
+        assert run.end().count("OMP_NUM_THREADS") == threads - 1
+    finally:
+        for other in others:
+            other.kill()
 
 
 def test_progress_line_only_in_a_terminal():

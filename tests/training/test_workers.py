@@ -16,10 +16,11 @@ from dlgsanet.cli import run
 from dlgsanet.training.loader import LoadingError, endless_loader
 from dlgsanet.training.samples import SampleStream, SeededSamples
 from tests.conftest import REPOSITORY
-from tests.training.conftest import FORKSERVER
+from tests.training.conftest import FORKSERVER, identical, own_data_set
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 TRAIN = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
+LOADING = {"pin_memory": False, "num_prefetch_queue": 1}
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_signal_to_all_processes_lets_the_workers_go_on_until_the_run_has_saved(
 
 def test_samples_that_do_not_fit_together():
     samples = SeededSamples([{"lq": torch.rand(3, 4, 4)}, {"lq": torch.rand(3, 5, 4)}], seed=0)
-    batches = endless_loader(samples, {}, SampleStream(2, 2, seed=0), workers=0)
+    batches = endless_loader(samples, LOADING, SampleStream(2, 2, seed=0), workers=0)
     with pytest.raises(LoadingError, match=r"datasets\.train"):
         next(batches)
 
@@ -116,7 +117,18 @@ def test_samples_that_do_not_fit_together():
 def test_data_set_that_cannot_be_sent_to_workers():
     samples = SeededSamples([lambda: None], seed=0)
     with pytest.raises(LoadingError, match="num_worker_per_gpu"):
-        next(endless_loader(samples, {}, SampleStream(1, 1, seed=0), workers=1))
+        next(endless_loader(samples, LOADING, SampleStream(1, 1, seed=0), workers=1))
+
+
+def test_data_set_of_an_imported_file_reaches_the_workers(workplace):
+    own_data_set(workplace)
+    workplace.options["train"]["total_iter"] = 4
+    workplace.options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    workplace.train("--import", "own.py")
+    workplace.options |= {"name": "alone", "import": ["own.py"]}
+    workplace.options["datasets"]["train"]["num_worker_per_gpu"] = 0
+    workplace.train()
+    assert identical(workplace.checkpoint(4), workplace.checkpoint(4, "alone"))
 
 
 def _shared_memory_can_be_replaced() -> bool:

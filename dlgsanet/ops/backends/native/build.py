@@ -11,6 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 import zlib
 from pathlib import Path
 
@@ -27,6 +29,8 @@ CONSTANTS = {
     "CACHE_FLOATS": 100 * 1024,  # scratch memory of a thread, so that it stays in the second-level cache
 }
 _DEFINITIONS = [f"-DDLGSANET_{name}={value}" for name, value in CONSTANTS.items()]
+_ASIDE = ".build-"  # folders in which libraries are made
+_LONGEST_BUILD = 24 * 3600  # seconds
 # Registers of 16, 8 and 4 floats; fastest first.
 _PORTABLE = {"portable": "-DDLGSANET_LANES=4"}
 _X86_64 = {
@@ -70,22 +74,26 @@ def build(folder: Path, extra_flags: str = "") -> str | None:
     command = compiler()
     if command is None:
         return "native CPU layers are not built: no C++ compiler (set CXX, or install g++)"
+    for left in Path(folder).glob(f"{_ASIDE}*"):  # by a build that was killed
+        if time.time() - left.stat().st_mtime > _LONGEST_BUILD:
+            shutil.rmtree(left, ignore_errors=True)
     sources = sorted(HERE.glob("*.cpp"))
     for name, flags in instruction_sets().items():
         library = Path(folder, library_name(name))
         if library.exists():
             continue
-        aside = library.with_suffix(f".{os.getpid()}.tmp")
         options = [*_FLAGS.split(), *_DEFINITIONS, *flags.split(), *extra_flags.split()]
-        call = [*command, *options, *map(str, sources), "-o", str(aside)]
         try:
-            subprocess.run(call, check=True, capture_output=True, text=True)
-            os.replace(aside, library)
+            # A folder of this call's own: another process, also of another host, may build the same library.
+            with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=folder) as aside:
+                made = Path(aside, library.name)
+                call = [*command, *options, *map(str, sources), "-o", str(made)]
+                subprocess.run(call, check=True, capture_output=True, text=True)
+                os.replace(made, library)
             for old in set(Path(folder).glob(f"_{name}.*.so")) - {library}:
-                old.unlink()
+                old.unlink(missing_ok=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            aside.unlink(missing_ok=True)
-            last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+            last = [str(error), *(getattr(error, "stderr", None) or "").strip().splitlines()][-1]
             return f"native CPU layers are not built: {shlex.join(command)} failed: {last}"
     return None
 
