@@ -161,7 +161,7 @@ class DLGSANetModel(SRModel):
         self.mark("step")
 
     def mark(self, phase: str) -> None:
-        """Called at the end of each phase of an iteration, for whoever times them."""
+        """Called at the end of each phase of an iteration. Does nothing; a script that times the phases replaces it."""
 
     def _forward_backward(self, lq: Tensor, gt: Tensor, parts: int, last: bool) -> dict[str, Tensor]:
         wait_for_ranks = last or not isinstance(self.net_g, DistributedDataParallel)

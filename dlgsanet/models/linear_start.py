@@ -44,10 +44,10 @@ def fit_filter(samples: Iterable[tuple[Tensor, Tensor]], scale: int, mean: Tenso
 
 
 def start_linear(network: DLGSANet, filters: Tensor) -> None:
-    """Set the weights for which the network equals a filter, but for the two pixels next to the border.
+    """Set the weights for which the network equals a filter, except in the two pixels next to the border.
 
     The first convolution keeps its random weights. The last gets the solution of least norm for which both together are
-    the filter, and no bias. The convolution after the groups becomes 0, so that these do not contribute yet.
+    the filter, and no bias. The convolution after the groups becomes 0, so that the groups do not contribute yet.
 
     Args:
         network: with `upsampler: pixelshuffledirect`.

@@ -51,11 +51,6 @@ class WSD(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         return {key: value for key, value in super().state_dict().items() if key not in ("total_iter", "decay_iter")}
 
-    def take_over(self, iteration: int) -> None:
-        """Go on from the rates of another schedule after an iteration of a run."""
-        self.base_lrs = [group.get("scheduled_lr", group["lr"]) for group in self.optimizer.param_groups]
-        self.last_epoch = max(0, iteration - 1)
-
 
 def _subclasses(module: Any, base: type, left_out: set[str]) -> dict[str, Callable[..., Any]]:
     classes = {k: v for k, v in vars(module).items() if isinstance(v, type) and issubclass(v, base)}
@@ -118,13 +113,13 @@ def optimization_faults(train: Mapping[str, Any]) -> list[str]:
             where = "train.scheduler"
     except UserError as error:
         return [str(error)]
-    except Exception as error:  # whatever a class of PyTorch does with arguments that it does not check
+    except Exception as error:  # PyTorch's classes do not check all arguments
         return [f"{where}: {' '.join(str(error).split()) or type(error).__name__}"]
     return []
 
 
 class WarmUp:
-    """Scales the learning rates of a schedule up linearly over the first iterations, and leaves them as they are after.
+    """Scales up the learning rates of a schedule linearly over the first iterations; later ones stay unchanged.
 
     The schedule continues from the unscaled rates, which are kept in the optimizer's groups and so in its state.
     BasicSR's own warm-up lets schedules that multiply the current rate continue from a scaled one.

@@ -66,13 +66,13 @@ class Board:
             threading.excepthook = self._former_hook
 
     def _in_thread(self, arguments: threading.ExceptHookArgs) -> None:
-        # TensorBoard's thread keeps its error and raises it in the next call; the traceback says nothing more.
+        # TensorBoard's thread keeps its error and raises it in the next call, so its traceback is not needed.
         if type(arguments.thread).__name__ != "_AsyncWriterThread":
             self._former_hook(arguments)
 
 
 def _take_back(path: Path, position: Position) -> None:
-    """Delete from an event file what a run that continues at `position` is going to write again."""
+    """Delete from an event file what a run that continues at `position` will write again."""
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter

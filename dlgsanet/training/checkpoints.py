@@ -230,7 +230,7 @@ def read_checked(path: Path, checksum: str | None) -> dict[str, Any]:
         raise UserError(f"{path}: damaged (its checksum differs from the recorded one)")
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes the reader stumble over
+    except Exception as error:  # a damaged file makes it raise many kinds
         raise UserError(f"{path}: damaged or not a checkpoint ({type(error).__name__})") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: not a checkpoint: it holds a {type(loaded).__name__}")

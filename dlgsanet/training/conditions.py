@@ -49,8 +49,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str],
     """Compare the conditions of a checkpoint with those of the run that resumes it.
 
     Returns:
-        What makes the resumed run another one than the first would have been, as phrases `NAME was A, is B`; and
-        what the option file changes without effect, because optimisers and schedules continue as they were saved.
+        Differences that make the resumed run another one, as phrases `NAME was A, is B`; and differences in the option
+        file without effect, because optimizers and schedules continue as they were saved.
     """
     changed: list[str] = []
     kept: list[str] = []

@@ -39,7 +39,7 @@ class LoadingError(UserError):
 
 
 class _Batches(Dataset[Any]):
-    """Batches by their samples' keys. What is wrong with one is its value, so that its text comes through unchanged."""
+    """Batches by their samples' keys. An error is returned as the value, so that its text comes through unchanged."""
 
     def __init__(self, samples: SeededSamples):
         self.imported = Imported()  # unpickled before the samples, whose data set may be a class of these files
@@ -50,7 +50,7 @@ class _Batches(Dataset[Any]):
             return default_collate([self.samples[key] for key in keys])
         except UserError as error:
             return LoadingError(str(error))
-        except Exception as error:  # whatever a data set's samples make the collating stumble over
+        except Exception as error:  # collating raises many kinds
             reason = " ".join(str(error).split()) or type(error).__name__
             if "shared memory" in reason:
                 return LoadingError(SHARED_MEMORY)

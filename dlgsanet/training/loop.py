@@ -91,7 +91,7 @@ class Loop:
         except StoppedError:
             return self._stop(*largest(signals.received))
         except DivergedError as error:
-            # Also of the weights that the first of the bad steps began with: a checkpoint of them is no good one.
+            # The weights before the first bad step gave no finite loss either: a checkpoint of them is not good.
             if self.options["rank"] == 0:
                 self.checkpoints.set_aside(after=self.position.iteration - self._bad_steps_in_row() - 1)
             raise UserError(f"{error}; {self.checkpoints.last_good()}") from None
@@ -150,7 +150,7 @@ class Loop:
     def _save_is_due(self) -> bool:
         """Every so many iterations, and after so many minutes without; rank 0's clock counts.
 
-        Not while steps are skipped: should it not end, the checkpoints before it are those worth keeping.
+        Not while steps are skipped: if that does not end, only earlier checkpoints are good.
         """
         every = self.options["logger"]["save_checkpoint_freq"]
         minutes = self.options["logger"]["save_checkpoint_minutes"]
@@ -164,7 +164,7 @@ class Loop:
     def _save(self) -> None:
         epoch = self.position.samples // self.epoch_length
         state = state_of(self.model, self.position, epoch, self.conditions)
-        self.board.flush()  # what is on disk of TensorBoard's is never behind a checkpoint
+        self.board.flush()  # TensorBoard's files must never be behind a checkpoint
         if self.options["rank"] == 0:
             self.checkpoints.save(self.position.iteration, weights_of(self.model), state)
         self.saved_at, self.saved = time.monotonic(), self.position.iteration

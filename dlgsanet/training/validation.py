@@ -26,7 +26,7 @@ BELOW_BICUBIC = "below_bicubic"
 
 
 class StoppedError(Exception):
-    """A signal came during validation, of which nothing counts."""
+    """A signal came during validation. Its results are discarded."""
 
 
 class ValidationSet:
@@ -118,7 +118,7 @@ def check_metrics(metrics: dict[str, Any], smallest: Pair, scale: int) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 value = float(calculate_metric({"img": gt, "img2": gt}, options))
-        except Exception as error:  # whatever a metric does with an image that is too small for it
+        except Exception as error:  # metrics raise many kinds for images that are too small
             value, reason = math.nan, f" ({' '.join(str(error).split())[:100] or type(error).__name__})"
         else:
             reason = ""

@@ -214,6 +214,13 @@ def tensorboard_steps(folder: Path) -> dict[str, list[int]]:
     return steps
 
 
+def resumed(said: str) -> tuple[int, bool]:
+    """The iteration from which a run has continued, and whether it calls that exact."""
+    (line,) = (line for line in said.splitlines() if " Resume " in line)
+    words = line.replace(",", "").split()
+    return int(words[words.index("iteration") + 1]), "not exact" not in line and "exact" in words
+
+
 OWN_DATA_SET = """
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY

@@ -11,7 +11,7 @@ import pytest
 from dlgsanet import load_model
 from dlgsanet.cli import run
 from dlgsanet.training.checkpoints import Checkpoints
-from tests.training.conftest import identical
+from tests.training.conftest import identical, resumed
 
 LATEST = "net_g_latest.safetensors"
 
@@ -27,8 +27,8 @@ def damage(path, how: str) -> None:
 def test_damaged_checkpoint_is_named_and_the_one_before_it_used(trained, name, how):
     damage(trained.experiment() / name, how)
     said = trained.train("--auto_resume")
-    assert f"{name}: damaged" in said
-    assert "from iteration 10, exact" in said
+    assert name in said
+    assert resumed(said) == (10, True)
 
 
 def test_without_a_whole_checkpoint_nothing_begins_anew_in_silence(trained):
@@ -36,8 +36,9 @@ def test_without_a_whole_checkpoint_nothing_begins_anew_in_silence(trained):
         damage(path, "truncated")
     said = trained.train("--auto_resume", code=2)
     last = said.splitlines()[-1]
-    assert last.startswith("dlgsanet: error: no checkpoint is whole")
-    assert "omit --auto-resume" in last
+    assert last.startswith("dlgsanet: error: ")
+    assert "12.state" in last
+    assert "--auto-resume" in last
 
 
 def test_last_few_the_best_and_the_latest_are_kept_and_their_checksums_hold(workplace):
@@ -61,14 +62,14 @@ def test_checkpoint_that_cannot_be_written_leaves_the_last_good_one(workplace):
     size = (workplace.experiment() / "models/net_g_4.pth").stat().st_size
     resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (size - 1, size - 1))
     last = started.end(2).splitlines()[-1]
-    failed = re.search(r"net_g_(\d+).pth: File too large", last)[1]
+    failed = re.search(r"net_g_(\d+).pth", last)[1]
     good = int(failed) - 2
     assert f"{good}.state; --auto-resume" in last
     assert not list(workplace.experiment().rglob("*.part"))
     assert not list(workplace.experiment().rglob(f"*{failed}.*"))
     assert all(path.read_bytes() == content for path, content in before.items() if good == 4)
     workplace.options["train"]["total_iter"] = good + 1
-    assert f"from iteration {good}, exact" in workplace.train("--auto_resume")
+    assert resumed(workplace.train("--auto_resume")) == (good, True)
 
 
 DAMAGED_SUMS = {
@@ -93,7 +94,7 @@ def test_missing_weights_are_named_and_the_checkpoint_before_used(trained, gone)
         next(trained.experiment().rglob(name)).unlink()
     said = trained.train("--auto_resume")
     assert "net_g_12.pth" in said
-    assert "from iteration 10, exact" in said
+    assert resumed(said) == (10, True)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
-from tests.training.conftest import identical
+from tests.training.conftest import identical, resumed
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 TRAIN = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
@@ -65,7 +65,6 @@ def test_pair_whose_sizes_do_not_fit(workplace, own_images, part):
     cv2.imwrite(str(path), cv2.imread(str(path))[:-3])
     line = last_line(workplace.train(code=2))
     assert path.name in line
-    assert "not 1/2" in line
     assert not list(workplace.folder.glob("experiments/*/training_states/*"))
 
 
@@ -75,7 +74,8 @@ def test_weights_of_another_size_of_network(trained):
     trained.options["path"]["pretrain_network_g"] = "experiments/run/models/net_g_best.pth"
     line = last_line(trained.train(code=2))
     assert "net_g_best.pth" in line
-    assert "overlap_embed.0.proj.weight is [12, 3, 3, 3] in the file, [24, 3, 3, 3] in the network" in line
+    assert "overlap_embed.0.proj.weight" in line
+    assert "network_g" in line
 
 
 def test_loss_that_stays_infinite_stops_the_run(workplace):
@@ -84,18 +84,17 @@ def test_loss_that_stays_infinite_stops_the_run(workplace):
     workplace.options["train"] |= growing | {"total_iter": 1000, "max_bad_steps": 5}
     workplace.options["logger"]["save_checkpoint_freq"] = 1
     said = workplace.train(code=2)
-    assert "9: the loss or its gradient is not finite; step skipped, 2 so far" in said
-    assert "not finite 5 times in a row" in last_line(said)
-    assert "the last good checkpoint is" in last_line(said)
-    assert "training_states/6.state; --auto-resume" in last_line(said)
+    assert all(f" {iteration}: " in said for iteration in range(8, 12))  # each skipped step
+    assert "train.grad_clip" in last_line(said)
+    assert "training_states/6.state" in last_line(said)
     workplace.options["train"]["total_iter"] = 6
-    assert "from iteration 6, exact" in workplace.train("--auto_resume")
+    assert resumed(workplace.train("--auto_resume")) == (6, True)
 
 
 def test_basicsr_model_stops_at_the_first_loss_that_is_not_finite(workplace):
     workplace.options["model_type"] = "SRModel"
     workplace.options["train"]["optim_g"]["lr"] = 1e17
-    assert "the loss is not finite and SRModel has taken the step" in last_line(workplace.train(code=2))
+    assert "SRModel" in last_line(workplace.train(code=2))
 
 
 OWN_LOSS = """
@@ -123,14 +122,16 @@ def test_error_that_nobody_foresaw_ends_the_run(workplace):
 @pytest.mark.parametrize(
     ("section", "value", "expected"),
     [
-        ("optim_g", {"type": "Adam", "lr": 1e-3, "betas": [0.9, 1.5]}, "train.optim_g: Invalid beta parameter"),
-        ("scheduler", {"type": "CosineAnnealingRestartLR", "periods": [6, 6]}, "train.scheduler: periods and"),
-        ("scheduler", {"type": "CosineAnnealingRestartLR", "periods": [4]}, "train.scheduler: ends at iteration 4"),
+        ("optim_g", {"type": "Adam", "lr": 1e-3, "betas": [0.9, 1.5]}, "beta"),
+        ("scheduler", {"type": "CosineAnnealingRestartLR", "periods": [6, 6]}, "periods"),
+        ("scheduler", {"type": "CosineAnnealingRestartLR", "periods": [4]}, "train.total_iter"),
     ],
 )
 def test_values_that_classes_do_not_take(workplace, section, value, expected):
     workplace.options["train"][section] = value
-    assert expected in last_line(workplace.train(code=2))
+    line = last_line(workplace.train(code=2))
+    assert f"train.{section}" in line
+    assert expected in line
 
 
 def test_second_run_in_the_folder_stops_before_it_touches_anything(workplace):

