@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Generator
+from contextlib import ExitStack
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
@@ -28,6 +29,7 @@ from dlgsanet.training.samples import Key, SampleStream, SeededSamples
 PRELOADED = ["dlgsanet.plugin", "dlgsanet.training.loader"]
 # Slurm and terminals send these to every process of a run. The main process decides when the others end.
 FOR_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FILES, FILES_OF_A_WORKER = 16, 8  # that are open at the same time: pipes, and batches on their way
 SHARED_MEMORY = (
     "/dev/shm, through which data workers pass batches, is full; make it larger (docker run --shm-size=2g; "
     "mount -o remount,size=2g /dev/shm) or set datasets.train.num_worker_per_gpu: 0"
@@ -88,6 +90,7 @@ def endless_loader(
     iterator = None
     try:
         if workers:
+            _check_open_files(workers)
             start_server()
         loader = DataLoader(
             _Batches(samples),
@@ -118,6 +121,16 @@ def _started(loader: DataLoader[Any], samples: SeededSamples) -> Any:
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         reason = f"its {type(samples.dataset).__name__} cannot be sent to data workers ({error})"
         raise LoadingError(f"datasets.train: {reason}; set num_worker_per_gpu: 0") from None
+
+
+def _check_open_files(workers: int) -> None:
+    """Raise an OSError unless this process may open as many files as workers need.
+
+    With too few, starting a worker fails in the middle, and both PyTorch and the server print tracebacks.
+    """
+    with ExitStack() as stack:
+        for _ in range(FILES + FILES_OF_A_WORKER * workers):
+            stack.enter_context(open(os.devnull))
 
 
 def _what_happened(error: Exception, iterator: Any) -> str:

@@ -113,7 +113,7 @@ class Start:
 class Stop(NamedTuple):
     """A signal that a run gets.
 
-    With `steps`, a real number, it and its workers get it so many steps later, in the middle of whatever they do.
+    With `steps`, a real number, it and its workers get it up to so many steps later, in the middle of whatever they do.
     """
 
     iteration: int
@@ -133,12 +133,15 @@ def _train(said: Path, folder: Path, arguments: list[str], environment: dict[str
 
         def report_and_stop(loop: Loop) -> None:
             report(loop)
-            if loop.position.iteration == stop.iteration and stop.steps is None:
+            after = loop.position.iteration - stop.iteration
+            if after == 0 and stop.steps is None:
                 loop.board.flush()  # otherwise only its thread knows when it writes
                 os.kill(os.getpid(), stop.number)
-            elif loop.position.iteration == stop.iteration:
+            elif after == 0:
                 delay = stop.steps * loop.pace.seconds_per_iteration
                 threading.Timer(delay, os.killpg, (0, stop.number)).start()
+            elif stop.steps is not None and after > stop.steps:  # the step before took longer than those since
+                os.killpg(0, stop.number)
 
         Loop._report = report_and_stop
     sys.exit(run("dlgsanet.commands.train:main", arguments))

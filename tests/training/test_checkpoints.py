@@ -66,7 +66,8 @@ def test_checkpoint_that_cannot_be_written_leaves_the_last_good_one(workplace):
     good = int(failed) - 2
     assert f"{good}.state; --auto-resume" in last
     assert not list(workplace.experiment().rglob("*.part"))
-    assert not list(workplace.experiment().rglob(f"*{failed}.*"))
+    assert not list(workplace.experiment().glob(f"models/*_{failed}.*"))
+    assert not list(workplace.experiment().glob(f"training_states/{failed}.*"))
     assert all(path.read_bytes() == content for path, content in before.items() if good == 4)
     workplace.options["train"]["total_iter"] = good + 1
     assert resumed(workplace.train("--auto_resume")) == (good, True)

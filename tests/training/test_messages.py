@@ -44,7 +44,7 @@ def _compute() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_that_wait_for_cores_are_named_once(workplace, threads):
     """The run has one core, on which another process computes."""
-    workplace.options["train"]["total_iter"] = 80
+    workplace.options["train"]["total_iter"] = 24
     others = [FORKSERVER.Process(target=_compute, daemon=True) for _ in range(2)]
     core = {max(os.sched_getaffinity(0))}
     try:

@@ -223,7 +223,7 @@ def test_kills_at_random_moments(workplace):
         workplace.options["datasets"]["train"]["num_worker_per_gpu"] = int(kill % 10 == 0)
         if kill % 7 == 6:  # before the first iteration, or in it
             run = workplace.start("--auto_resume")
-            time.sleep(moments.uniform(0, 1))
+            time.sleep(moments.uniform(0, 0.3))
             run.signal(signal.SIGKILL)
         else:
             saved = [int(path.stem) for path in workplace.experiment("stopped").glob("training_states/*.state")]
