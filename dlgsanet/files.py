@@ -8,6 +8,7 @@ name and a lock that nobody holds. The next writer in the folder deletes it.
 import errno
 import fcntl
 import functools
+import itertools
 import os
 import re
 import secrets
@@ -42,7 +43,7 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: the folder cannot be written or the disk is full; nothing is left behind.
     """
-    with _errors_name(path), _temporary_file(path.parent) as file:
+    with _errors_name(path), _made(path.parent), _temporary_file(path.parent) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -57,7 +58,7 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written, or there is something at `path`; nothing is left behind.
     """
-    with _errors_name(path):
+    with _errors_name(path), _made(path.parent):
         aside = _temporary_name(path.parent)
         aside.mkdir()
         try:
@@ -101,8 +102,21 @@ def _errors_name(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; those that are new and still empty go when the block raises."""
+    new = list(itertools.takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
+        raise
+
+
 def _temporary_name(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     _clean_once(folder, os.getpid())
     return folder / f"{_OURS}{_PROCESS}-{secrets.token_hex(4)}{_SUFFIX}"
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
+from dlgsanet.device import is_out_of_memory
 from dlgsanet.ops import operators
 from dlgsanet.ops.backends import cuda, reference
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -181,13 +182,14 @@ def or_a_word(row: list[str], columns: int, seconds: int) -> Iterator[None]:
     word = ""
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
-        word = "out of memory"
     except Exception as error:
-        overdue = isinstance(error, TimeoutError) or "TimeoutError" in str(error)  # within an error of torch.compile
-        word = f"more than {seconds} s" if overdue else f"failed: {type(error).__name__}"
-        FAILED.append(row)
-        traceback.print_exc()
+        if is_out_of_memory(error):
+            word = "out of memory"
+        else:
+            overdue = isinstance(error, TimeoutError) or "TimeoutError" in str(error)  # within one of torch.compile
+            word = f"more than {seconds} s" if overdue else f"failed: {type(error).__name__}"
+            FAILED.append(row)
+            traceback.print_exc()
     finally:
         signal.alarm(0)
     if word:

@@ -140,6 +140,15 @@ def test_longest_name_and_usual_permissions(tmp_path):
     assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
+@pytest.mark.parametrize("make", [files.written_aside, files.folder_written_aside])
+def test_failure_leaves_no_new_folder(tmp_path, make):
+    (tmp_path / "mine").mkdir()
+    for path in (tmp_path / "new" / "folder" / ("x" * 300), tmp_path / "mine" / "new" / ("x" * 300)):
+        with pytest.raises(UserError), make(path):
+            pass
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
 def test_missing_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/inside"):

@@ -47,16 +47,17 @@ def option_file(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def whole_number(least: int = 1) -> Callable[[str], int]:
-    """The type of an argument that is a whole number from `least` up."""
+def whole_number(least: int = 1, most: int | None = None) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `least` up, at most `most`."""
 
     def parse(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        if number < least or (most is not None and number > most):
+            limits = f"from {least} up" if most is None else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
         return number
 
     return parse

@@ -71,13 +71,13 @@ def _parser() -> argparse.ArgumentParser:
 
     subimages = command("subimages", _subimages, "cut HR and LR images into pieces", "those that ROOT has")
     subimages.add_argument("data_root", type=Path, metavar="ROOT")
-    for option, default, text in (
-        ("size", 480, "of a piece"),
-        ("step", 240, "between them"),
-        ("threshold", 0, "least rest"),
+    for option, least, default, text in (
+        ("size", 1, 480, "of a piece"),
+        ("step", 1, 240, "between them"),
+        ("threshold", 0, 0, "least rest"),
     ):
         subimages.add_argument(
-            f"--{option}", type=int, default=default, help=f"{text}, in HR pixels; default: {default}"
+            f"--{option}", type=whole_number(least), default=default, help=f"{text}, in HR pixels; default: {default}"
         )
 
     lmdb = command("lmdb", _lmdb, "store HR and LR images for BasicSR's io_backend lmdb", "those that ROOT has")

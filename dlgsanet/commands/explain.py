@@ -31,7 +31,9 @@ def _parser() -> argparse.ArgumentParser:
 
     lam = commands.add_parser("lam", help="local attribution maps with the diffusion index, of any networks")
     lam.add_argument("networks", nargs="+", metavar="[NAME=]FILE", help="weights of a DLGSANet, or test option files")
-    lam.add_argument("--at", type=int, nargs=2, metavar=("X", "Y"), help="left and top of the window in output pixels")
+    lam.add_argument(
+        "--at", type=whole_number(0), nargs=2, metavar=("X", "Y"), help="left and top of the window in output pixels"
+    )
     lam.add_argument("--window", type=whole_number(), default=16, help="its side in output pixels; default: 16")
     lam.add_argument("--steps", type=whole_number(), default=50, help="points on the path; default: 50")
     lam.set_defaults(run=_lam)

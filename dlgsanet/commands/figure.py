@@ -27,7 +27,11 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="which, in this order; default: all")
     parser.add_argument(
-        "--crop", type=int, nargs=3, metavar=("X", "Y", "SIDE"), help="default: where the networks differ most"
+        "--crop",
+        type=whole_number(0),
+        nargs=3,
+        metavar=("X", "Y", "SIDE"),
+        help="default: where the networks differ most",
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("figure"), help="name without extension")
     arguments = parser.parse_args(argv)
@@ -37,7 +41,7 @@ def main(argv: list[str]) -> int:
     from dlgsanet.evaluation.figure import read_panel, write_panels
 
     scale, crop = arguments.scale, Crop(*arguments.crop) if arguments.crop else None
-    if crop and (min(crop.x, crop.y) < 0 or crop.side < 1 or any(v % scale for v in (crop.x, crop.y, crop.side))):
+    if crop and (crop.side < 1 or any(v % scale for v in (crop.x, crop.y, crop.side))):
         raise UserError(f"--crop: {crop.x} {crop.y} {crop.side} must be multiples of the scale, {scale}")
     panels = []
     for which in arguments.images:

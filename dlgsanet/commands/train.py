@@ -1,6 +1,6 @@
 """`dlgsanet train -opt FILE`: train a network from an option file."""
 
-from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file
+from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file, whole_number
 from dlgsanet.signals import StopSignals
 
 
@@ -13,14 +13,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--decay-now",
-        type=int,
+        type=whole_number(),
         metavar="N",
         help="train a copy of this run, NAME_decay_ITERATION, from its newest checkpoint for N more iterations, in "
         "which the learning rate decays to 0; the run itself can go on later",
     )
     arguments = parser.parse_args(argv)
-    if arguments.decay_now is not None and arguments.decay_now < 1:
-        parser.error(f"--decay-now {arguments.decay_now}: must be at least 1")
 
     with StopSignals() as signals:  # before PyTorch is imported: a signal may come that early
         from dlgsanet.options.read import read_options

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser
+from dlgsanet.commands.arguments import ArgumentParser, whole_number
 from dlgsanet.errors import UserError
 from dlgsanet.pictures.find_files import STREAM, Found, find_files
 from dlgsanet.pictures.formats import WRITTEN
@@ -54,7 +54,13 @@ def parser() -> argparse.ArgumentParser:
     add("--ext", choices=("auto", *(e[1:] for e in WRITTEN)), default="auto", help="format of results in a folder or "
         "on stdout (default: that of the input)")  # fmt: skip
     add("--suffix", default="", help="put after the names of results, before the extension")
-    add("--quality", type=_quality, default=95, metavar="Q", help="1 to 100, for JPEG and WebP (default: 95)")
+    add(
+        "--quality",
+        type=whole_number(1, 100),
+        default=95,
+        metavar="Q",
+        help="1 to 100, for JPEG and WebP (default: 95)",
+    )
     add("--overwrite", action="store_true", help="replace results that exist already (default: skip them)")
     add("--dry-run", action="store_true", help="read everything, report what would be done, write nothing")
     return parser
@@ -70,21 +76,13 @@ def _factor(text: str) -> float:
 def _tile(text: str) -> str | int:
     if text in ("auto", "exact"):
         return text
-    if text.isdecimal():
-        return int(text)
+    with suppress(argparse.ArgumentTypeError):
+        return whole_number(0)(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not auto, exact, or a number of pixels")
 
 
 def _gpu(text: str) -> str:
-    if text.isdecimal():
-        return f"cuda:{text}"
-    raise argparse.ArgumentTypeError(f"{text!r} is not the number of a GPU")
-
-
-def _quality(text: str) -> int:
-    if text.isdecimal() and 1 <= int(text) <= 100:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100")
+    return f"cuda:{whole_number(0)(text)}"
 
 
 def main(argv: list[str]) -> int:

@@ -8,12 +8,13 @@ from dlgsanet.device import free_memory
 from dlgsanet.errors import ArgumentError
 from dlgsanet.ops import dispatch
 from dlgsanet.pictures.upscale_tiles import tiles_of
+from dlgsanet.pictures.upscale_whole import rows_of_strip
 
 TILE_SIDES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96)  # pixels kept per side, largest first
 
 # Feature maps of the tile's size that are alive at once, of networks of local layers; see `Backend.feature_maps`.
 FEATURE_MAPS_OF_LOCAL_LAYERS = 5
-STRIPS = 2**29  # bytes for the hidden features of strips
+STRIP_FEATURE_MAPS = 4  # of a strip's size, for the hidden features of local layers; measured: at most 2
 SHARE_OF_FREE = 0.8  # of free memory that is planned with: others use it too
 
 
@@ -49,11 +50,19 @@ def tile_sizes_to_try(network: DLGSANet, height: int, width: int, tile: str | in
 
 
 def needed_memory(network: DLGSANet, height: int, width: int, side: int | None) -> int:
-    """About how many bytes it takes to upscale an image, without the image and its result."""
+    """About how many bytes it takes to upscale an image, without the image and its result.
+
+    Args:
+        network: what will run.
+        height, width: of the image in pixels.
+        side: pixels that a tile keeps per side; None: the whole image at once.
+    """
     weight = network.shallow.weight
     down, across = tiles_of(network, height, width, side)
-    pixels = max(s.last - s.first for s in down) * max(s.last - s.first for s in across)
-    return pixels * len(weight) * weight.element_size() * _feature_maps(network) + STRIPS
+    rows, columns = max(s.last - s.first for s in down), max(s.last - s.first for s in across)
+    strip = min(rows, rows_of_strip(columns)) * columns
+    values = rows * columns * _feature_maps(network) + strip * STRIP_FEATURE_MAPS
+    return values * len(weight) * weight.element_size()
 
 
 def _feature_maps(network: DLGSANet) -> int:

@@ -53,6 +53,11 @@ def steps(network: DLGSANet) -> int:
     return sum(len(_layers(group)) + 1 for group in network.groups) + 1
 
 
+def rows_of_strip(width: int, halo: int = 0) -> int:
+    """Rows of a strip of an image of this width, without the halo."""
+    return max(MIN_ROWS, halo, STRIP_PIXELS // width)
+
+
 def _layers(group: nn.Module) -> list[nn.Module]:
     return [layer for block in group.get_submodule("blocks").children() for layer in block.children()]
 
@@ -80,7 +85,7 @@ def _strips(
     Zero padding stays right: a strip with its halo ends within the image or at its border.
     """
     height, width = inputs[0].shape[2:]
-    rows = max(MIN_ROWS, halo, STRIP_PIXELS // width)
+    rows = rows_of_strip(width, halo)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first, last = max(top - halo, 0), min(bottom + halo, height)

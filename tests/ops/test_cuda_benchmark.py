@@ -125,9 +125,10 @@ def test_networks(on_cpu, monkeypatch, capsys, part):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
-def test_out_of_memory_is_a_row(on_cpu, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError(), RuntimeError("CUDNN_STATUS_ALLOC_FAILED")])
+def test_out_of_memory_is_a_row(on_cpu, monkeypatch, capsys, error):
     def too_large(*arguments):
-        raise torch.cuda.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(on_cpu, "published", too_large)
     monkeypatch.setitem(on_cpu.WAYS, "1x1 convolution, kernel as published", too_large)

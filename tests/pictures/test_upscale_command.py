@@ -154,7 +154,10 @@ def test_what_cannot_be_is_told_in_the_last_line(folder, weights, arguments, mes
     assert [f for f in files(folder) if f not in before] in ([], ["out/a.png"])
 
 
-@pytest.mark.parametrize("option", ["--tile=-3", "--tile=big", "--outscale=0", "--outscale=nan", "--quality=101"])
+@pytest.mark.parametrize(
+    "option",
+    ["--tile=-3", "--tile=big", "--outscale=0", "--outscale=nan", "--quality=101", "--quality=0", "--gpu-id=-1"],
+)
 def test_impossible_values_are_named(option, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["upscale", "a.png", "-o", "b.png", option])
@@ -262,6 +265,7 @@ LONG = "a" * 300
         ["in/a.png", "-o", f"{LONG}.png"],
         ["in/a.png", "-o", LONG],
         ["in/a.png", "-o", f"{LONG}/x/a.png"],
+        ["in/a.png", "-o", f"new/folder/{LONG}.png"],
         ["in/a.png", "--suffix", LONG],
         ["in", "-o", "in", "--suffix", LONG],
         [f"in/{LONG}*.png"],
@@ -270,7 +274,9 @@ LONG = "a" * 300
 )
 def test_names_that_are_too_long(folder, weights, arguments, monkeypatch, capsys):
     monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
     assert run(weights, *arguments) == 2
+    assert sorted(folder.rglob("*")) == before  # no empty folder either
     assert LONG[:9] in (last := capsys.readouterr().err.splitlines()[-1]) or "null" in last
     assert last.startswith("dlgsanet: error: ")
     assert "Error:" not in last

@@ -115,6 +115,16 @@ def test_auto_takes_exact_if_it_fits_and_else_the_largest_tile_that_does(network
     assert sides == sorted(set(sides))
 
 
+def test_tiles_stay_large_where_little_memory_is_free(monkeypatch):
+    """A network of Tiny's width in 500 MB: what strips need follows the size of the tile."""
+    monkeypatch.setenv("DLGSANET_BACKEND", "torch")
+    monkeypatch.setattr(upscale_memory, "free_memory", lambda device: 500 * 2**20)
+    network = small_network(dim=48, tlc_kernel=96)
+    side = next(upscale_memory.tile_sizes_to_try(network, 1000, 1500, "auto"))
+    assert side >= 256
+    assert upscale_memory.needed_memory(network, 1000, 1500, side) < 400 * 2**20
+
+
 def test_no_tiles_where_attention_spans_the_image():
     network = small_network(tlc_flag=False)
     with pytest.raises(UserError, match="spans the whole image"):
