@@ -4,7 +4,9 @@ A subcommand NAME is ``dlgsanet.commands.NAME.main(argv: list[str]) -> int``, wh
 exit code. Nothing here imports torch, so that `dlgsanet --help` answers at once.
 """
 
+import codecs
 import importlib
+import io
 import os
 import sys
 from contextlib import suppress
@@ -48,7 +50,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``dlgsanet ARGV``: exit code 0, or 2 with one line on stderr for an error that the user can fix."""
-    _open_standard_streams()
+    _prepare_standard_streams()
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -63,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(entry: str, argv: list[str]) -> int:
     """Call ``module:function`` with argv, as every entry point does: errors that the user can fix become one line."""
-    _open_standard_streams()
+    _prepare_standard_streams()
     module, function = entry.split(":")
     try:
         keep_freed_memory()
@@ -78,8 +80,11 @@ def run(entry: str, argv: list[str]) -> int:
         return 1
 
 
-def _open_standard_streams() -> None:
-    """Open those that the caller has closed. The next file to be opened would take their place, and get messages."""
+def _prepare_standard_streams() -> None:
+    """Open those that the caller has closed, and let every name of a file be printed.
+
+    The next file to be opened would take the place of a closed stream, and get its messages.
+    """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
@@ -87,6 +92,21 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # open until the process ends
+    codecs.register_error("dlgsanet", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="dlgsanet")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Characters that a stream cannot print as escapes: ``\\xe9`` for a byte of a file name that is not UTF-8."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    escapes = [
+        f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace").decode()
+        for c in error.object[error.start : error.end]
+    ]
+    return "".join(escapes), error.end
 
 
 def _fail(message: str) -> int:

@@ -94,6 +94,11 @@ def sync_folder(folder: Path) -> None:
             os.close(number)
 
 
+def printable(name: str | Path) -> str:
+    """A file name with bytes that are not UTF-8 written as ``\\xe4``, so that it can be printed and stored."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
 @contextmanager
 def _errors_name(path: Path) -> Iterator[None]:
     try:

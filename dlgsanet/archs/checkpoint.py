@@ -32,7 +32,7 @@ from torch import Tensor
 from dlgsanet.archs.detect import SHALLOW, contradictions, published_options
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
-from dlgsanet.files import write_whole, written_aside
+from dlgsanet.files import printable, write_whole, written_aside
 
 FORMATS = (".pth", ".safetensors")
 _ZIP, _PICKLE = b"PK", b"\x80"  # how a .pth begins, now and before PyTorch 1.6
@@ -133,9 +133,11 @@ def _check_archive(path: Path) -> None:
 def _read_safetensors(path: Path) -> Checkpoint:
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
-        names = file.keys()  # not a dict: it cannot be iterated over
-        return _checked(path, {name: file.get_tensor(name) for name in names}, file.metadata() or {})
+    with open(path, "rb") as opened:
+        name = path if printable(path) == str(path) else f"/dev/fd/{opened.fileno()}"  # it takes UTF-8 alone
+        with safe_open(name, framework="pt") as file:
+            names = file.keys()  # not a dict: it cannot be iterated over
+            return _checked(path, {name: file.get_tensor(name) for name in names}, file.metadata() or {})
 
 
 def _checked(path: Path, state: Mapping[Any, Any], metadata: dict[str, str]) -> Checkpoint:

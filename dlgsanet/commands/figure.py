@@ -39,15 +39,17 @@ def main(argv: list[str]) -> int:
     from dlgsanet.errors import UserError
     from dlgsanet.evaluation.crops import Crop
     from dlgsanet.evaluation.figure import read_panel, write_panels
+    from dlgsanet.files import printable
 
     scale, crop = arguments.scale, Crop(*arguments.crop) if arguments.crop else None
     if crop and (crop.side < 1 or any(v % scale for v in (crop.x, crop.y, crop.side))):
         raise UserError(f"--crop: {crop.x} {crop.y} {crop.side} must be multiples of the scale, {scale}")
+    methods = [printable(name) for name in arguments.methods or ()] or None
     panels = []
     for which in arguments.images:
-        name, slash, image = which.partition("/")
+        name, slash, image = printable(which).partition("/")
         if not slash:
             raise UserError(f"{which}: write SET/IMAGE, e.g. Set5/butterfly")
-        panels.append(read_panel(arguments.results, name, scale, image, arguments.methods, crop, arguments.data_root))
+        panels.append(read_panel(arguments.results, name, scale, image, methods, crop, arguments.data_root))
     print(*write_panels(panels, arguments.output), sep="\n")
     return 0

@@ -15,8 +15,9 @@ from dlgsanet.data.images import UnreadableImageError, list_images, opened, read
 from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
 from dlgsanet.data.lmdb_images import lmdb_images, meta_info_lines
 from dlgsanet.data.parallel import for_each, in_one_line
-from dlgsanet.data.sources import Source, file_source, printable
+from dlgsanet.data.sources import Source, file_source
 from dlgsanet.errors import UserError
+from dlgsanet.files import printable
 
 
 @dataclass(frozen=True)

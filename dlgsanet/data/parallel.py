@@ -1,16 +1,17 @@
-"""The same work on many images, on all cores, with a progress bar; bad images are gathered, not fatal.
+"""The same work on many images, on all cores, with its progress shown. Bad images are collected, not fatal.
 
-Threads are enough: Pillow's coders and the products in `resize` run outside Python's lock.
+Threads are enough: Pillow's coders and the matrix products of `resize` release Python's lock.
 """
 
 import os
+import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from dlgsanet.data.images import UnreadableImageError
+from dlgsanet.progress import Counter
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -19,7 +20,14 @@ Result = TypeVar("Result")
 def for_each(
     work: Callable[[Job], Result], jobs: Sequence[Job], title: str, workers: int | None = None
 ) -> tuple[list[Result], list[str]]:
-    """`work(job)` for every job; `workers` threads, by default one for each core this process may use.
+    """Call `work(job)` for every job.
+
+    Args:
+        work: reads or writes the files of one job.
+        jobs: one for each image.
+        title: what the progress is called.
+        workers: number of threads. Default: one for each core that this process may use. There are fewer where the
+            limit of open files (``ulimit -n``) is low.
 
     Returns:
         The results in the order of the jobs, and one line for each job whose image could not be used.
@@ -27,10 +35,10 @@ def for_each(
     Raises:
         What `work` raises, other than `UnreadableImageError`: at once, jobs not yet begun are dropped.
     """
-    with ThreadPoolExecutor(workers or usable_cores()) as pool:
+    with ThreadPoolExecutor(_with_open_files(workers or usable_cores())) as pool, Counter(title, len(jobs)) as counter:
         futures = [pool.submit(work, job) for job in jobs]
         try:
-            for done in tqdm(as_completed(futures), title, len(jobs), disable=None):
+            for done in counter.each(as_completed(futures)):
                 if not isinstance(done.exception(), UnreadableImageError):
                     done.result()
         finally:
@@ -39,12 +47,26 @@ def for_each(
     return [future.result() for future in futures if not future.exception()], failures
 
 
+FILES_PER_THREAD = 4  # open at a time: an image, its copy under a temporary name, its folder, a module
+
+
+def _with_open_files(workers: int) -> int:
+    """As many of the threads as can open files at the same time."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return workers
+    used = 10
+    with suppress(OSError):  # there is no such folder on some systems
+        used = len(os.listdir("/dev/fd"))
+    return max(1, min(workers, (limit - used) // FILES_PER_THREAD))
+
+
 def usable_cores() -> int:
-    """The cores that this process may run on, not those of the whole machine (they differ under slurm)."""
+    """The number of cores that this process may run on. Under slurm it is smaller than that of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_one_line(complaints: Sequence[str], most: int = 20) -> str:
-    """Many complaints as one error message, that of a wrong folder kept readable."""
+    """Join messages, of which only the first ones are shown."""
     more = f"; and {len(complaints) - most} more" if len(complaints) > most else ""
     return "; ".join(complaints[:most]) + more

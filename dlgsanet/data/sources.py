@@ -1,7 +1,6 @@
 """Where images come from: files in a folder, or members of a ZIP or tar archive, read without unpacking it."""
 
 import lzma
-import os
 import tarfile
 import threading
 import zipfile
@@ -14,11 +13,16 @@ from pathlib import Path, PurePosixPath
 
 from dlgsanet.data.images import UnreadableImageError, is_image_name
 from dlgsanet.errors import UserError
+from dlgsanet.files import printable
 
 # No photograph's file is as large; a ZIP of kilobytes can hold a member of gigabytes.
 LARGEST_FILE = 1 << 31
 # Deflate shrinks image files, which are compressed themselves, by a few per cent; uncompressed ones by less than this.
 LARGEST_RATIO = 200
+# Long names and comments of a tar archive, which are read into memory.
+LARGEST_HEADER = 1 << 20
+# A compressed tar archive has at least so many bytes for each member, and a list of members needs far more memory.
+LEAST_MEMBER = 32
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,6 @@ class Source:
     file: Path
     read: Callable[[], bytes] = field(compare=False, repr=False)
     alone: bool = False
-
-
-def printable(name: str | Path) -> str:
-    """A file name in which bytes that are not UTF-8 are written as `\\xe4`; such names cannot be printed or stored."""
-    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def file_source(path: Path) -> Source:
@@ -127,18 +126,39 @@ def _zip_members(root: Path) -> Members:
             yield path, Source(f"{root}: {path}", root, partial(read, member))
 
 
+class _TarMember(tarfile.TarInfo):
+    """A header of a tar archive. tarfile reads long names and comments into memory, however large they say they are."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_TarMember":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _TEXT_TYPES and member.size > LARGEST_HEADER:
+            raise ValueError(f"it has a name or comment of {member.size} bytes; no archive of images has one")
+        return member
+
+
+_TEXT_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+               tarfile.GNUTYPE_LONGLINK)  # fmt: skip
+
+
 def _tar_members(root: Path) -> Members:
-    most = LARGEST_RATIO * max(root.stat().st_size, 1 << 16)
+    size = max(root.stat().st_size, 1 << 18)
+    most = LARGEST_RATIO * size
     try:
-        archive = tarfile.open(root)  # noqa: SIM115  # open as long as its members may be read
+        archive = tarfile.open(root, tarinfo=_TarMember)  # noqa: SIM115  # open as long as members may be read
         members = []
         for member in archive:
             if member.offset_data + member.size > most:  # before tarfile unpacks it to get to the next one
                 raise UserError(f"{root}: more than {most} bytes when unpacked; no archive of images is so large")
             members.append(member)
-    # Whatever a damaged stream raises: tarfile knows gzip, bzip2 and LZMA.
+            if len(members) > size // LEAST_MEMBER:
+                raise UserError(
+                    f"{root}: more than {len(members)} members in {size} bytes; no archive of images has so many"
+                )
+    # Whatever a damaged stream raises: tarfile knows gzip, bzip2 and LZMA. Its message may have a line for each.
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{root}: not a folder, ZIP or tar archive, or a damaged one: {error}") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{root}: not a folder, ZIP or tar archive, or a damaged one: {reason}") from None
     lock = threading.Lock()
 
     def read(member: tarfile.TarInfo) -> bytes:

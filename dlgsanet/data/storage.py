@@ -5,7 +5,7 @@ from pathlib import Path
 from dlgsanet.data.images import UnreadableImageError, list_images, opened, png_bytes, read_image
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.errors import UserError
-from dlgsanet.files import folder_written_aside, write_whole
+from dlgsanet.files import folder_written_aside, printable, write_whole
 
 PAGE = 4096
 COMPRESS_LEVEL = 1  # as BasicSR's own script: files a little larger, written much faster
@@ -15,11 +15,13 @@ def write_meta_info(folder: Path, target: Path, workers: int | None = None) -> i
     """Write `0001.png (1404,2040,3)` for each image of a folder; returns how many.
 
     Raises:
-        UserError: no images, some cannot be read (names them), a name has a space, or `target` cannot be written.
+        UserError: no images, some cannot be read, a name that such a file cannot have, or `target` cannot be written.
+            The message names the images.
     """
     paths = list_images(folder, "FOLDER")
-    if spaced := [path.name for path in paths if " " in path.name]:
-        raise UserError(f"a meta-info file cannot name files with spaces: {in_one_line(spaced)}")
+    # A meta-info file is text in UTF-8. Its lines begin with a name, which ends at the first space.
+    if unfit := [printable(path.name) for path in paths if not _fits_meta_info(path.name)]:
+        raise UserError(f"a meta-info file needs names in UTF-8 without spaces; rename {in_one_line(unfit)}")
 
     def line(path: Path) -> str:
         with opened(path) as image:
@@ -33,6 +35,10 @@ def write_meta_info(folder: Path, target: Path, workers: int | None = None) -> i
     return len(lines)
 
 
+def _fits_meta_info(name: str) -> bool:
+    return printable(name) == name and " " not in name and len(name.splitlines()) == 1
+
+
 def write_lmdb(folder: Path, target: Path, suffix: str = "", workers: int | None = None) -> int:
     """Write the images of a folder as the LMDB data base that BasicSR's `io_backend: lmdb` reads; returns how many.
 
@@ -44,7 +50,7 @@ def write_lmdb(folder: Path, target: Path, suffix: str = "", workers: int | None
         UserError: no images, some cannot be used (names them), or `target` cannot be written.
     """
     paths = list_images(folder, "ROOT")
-    if dotted := [path.name for path in paths if "." in path.stem or not path.name.isascii()]:
+    if dotted := [printable(p.name) for p in paths if "." in p.stem or not p.name.isascii()]:
         raise UserError(f"LMDB keys are ASCII names without dots; rename {in_one_line(dotted)}")
     with folder_written_aside(target) as aside:
         lines = _fill(aside, paths, suffix, target.name, workers)

@@ -7,7 +7,7 @@ is missing. A part that fails is reported at the end, and the rest is done.
 
 import functools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from dlgsanet.data.images import UnreadableImageError, png_bytes
+from dlgsanet.data.images import png_bytes
 from dlgsanet.data.pairs import Pair, find_pairs_in
+from dlgsanet.data.parallel import for_each
 from dlgsanet.device import describe
 from dlgsanet.errors import ArgumentError, UserError
 from dlgsanet.evaluation.complexity import computed_size, input_size, measure, multiply_accumulates, parameters
@@ -29,7 +30,7 @@ from dlgsanet.evaluation.perceptual import PERCEPTUAL, perceptual_metric
 from dlgsanet.evaluation.rows import Row
 from dlgsanet.evaluation.scoring import Metric, Network, Picture, bicubic, score, standard_metrics, super_resolve
 from dlgsanet.extensions import import_all
-from dlgsanet.files import write_whole
+from dlgsanet.files import printable, write_whole
 from dlgsanet.metrics import psnr, ssim
 from dlgsanet.progress import Counter
 
@@ -120,9 +121,10 @@ def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], se
         except UserError as error:
             outcome.failures.append(str(error))
             continue
-        outcome.sizes[folder.name] = len(pairs)
-        outcome.folders[folder.name] = folder.resolve()
-        outcome.pairs[folder.name] = _usable(pairs, scale, outcome.failures)
+        name = printable(folder.name)
+        outcome.sizes[name] = len(pairs)
+        outcome.folders[name] = folder.resolve()
+        outcome.pairs[name] = _usable(pairs, scale, outcome.failures)
     journal = Journal(settings.output / "journal.jsonl")
     try:
         _score(outcome, journal, settings)
@@ -135,17 +137,13 @@ def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], se
 def _usable(pairs: list[Pair], scale: int, failures: list[str]) -> list[Pair]:
     """The pairs that can be read, sorted by size so that equal ones can go together."""
 
-    def size(pair: Pair) -> tuple[int, int] | str:
-        try:
-            pair.read(scale)
-            return pair.sizes(scale)[1]
-        except UnreadableImageError as error:
-            return str(error)
+    def with_size(pair: Pair) -> tuple[tuple[int, int], Pair]:
+        pair.read(scale)
+        return pair.sizes(scale)[1], pair
 
-    with ThreadPoolExecutor() as pool, Counter("reading", len(pairs), "pairs") as counter:
-        sizes = dict(zip(pairs, counter.each(pool.map(size, pairs)), strict=True))
-    failures += [fault for fault in sizes.values() if isinstance(fault, str)]
-    return sorted((pair for pair in pairs if not isinstance(sizes[pair], str)), key=lambda pair: sizes[pair])
+    found, faults = for_each(with_size, pairs, "reading")
+    failures += faults
+    return [pair for _, pair in sorted(found, key=lambda sized: sized[0])]
 
 
 def _score(outcome: Outcome, journal: Journal, settings: Settings) -> None:

@@ -14,6 +14,7 @@ from dlgsanet.evaluation.journal import digest
 from dlgsanet.evaluation.networks import load_network_options, model_of, network_of, registered_network
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.scoring import Network
+from dlgsanet.files import printable
 from dlgsanet.inference.self_ensemble import self_ensemble
 
 OPTION_FILES = (".yml", ".yaml")
@@ -64,7 +65,7 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
     else:
         network = {"type": "DLGSANet", **network_options(read_checkpoint(path))}
         options, scale, content = {"network_g": network}, network["upscale"], [path]
-        name = name or path.stem
+        name = printable(name or path.stem)
     if Path(name).name != name or name == BICUBIC:
         raise UserError(f"{argument}: {name!r} cannot name a network: its pictures go to a folder of that name")
     size = size_of(network) if network["type"] == "DLGSANet" else None

@@ -42,7 +42,7 @@ def write_page(
     ]
     quality, wholes = _fitting_wholes(outcome, output, shown)
     pictures = [_picture(outcome, output, *which) | {"whole": wholes[number]} for number, which in enumerate(shown)]
-    data = as_json(outcome) | {
+    data = {key: value for key, value in as_json(outcome).items() if key != "data"} | {  # a page may be passed on
         "metrics": metrics,
         "sets": list(outcome.pairs),
         "paper": _paper_points(outcome),
@@ -56,8 +56,7 @@ def write_page(
         "left out": sum(map(len, outcome.pairs.values())) - len(shown),
     }
     page = resources.files("dlgsanet.evaluation").joinpath("page.html").read_text(encoding="utf-8")
-    # "<" would let a name end the script element
-    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    text = json.dumps(data).replace("<", "\\u003c")  # "<" would let a name end the script element
     path = output / f"x{outcome.scale}.html"
     write_whole(path, page.replace("{{scale}}", str(outcome.scale)).replace("{{data}}", text).encode())
     return path

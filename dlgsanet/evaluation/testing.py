@@ -1,12 +1,12 @@
 """`dlgsanet test`: every test set of an option file through its network, a table, and the pictures."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dlgsanet.data.images import UnreadableImageError, png_bytes
+from dlgsanet.data.images import png_bytes
 from dlgsanet.data.pairs import Pair, find_pairs
+from dlgsanet.data.parallel import for_each
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.networks import network_of
 from dlgsanet.evaluation.rows import BICUBIC, Row, every_image, summary
@@ -88,22 +88,16 @@ def check_images(datasets: dict[str, list[Pair]], scale: int) -> None:
     Raises:
         UserError: names all that cannot be read and all pairs whose sizes do not fit, a line each.
     """
-    with ThreadPoolExecutor() as pool:
-        every = [pair for pairs in datasets.values() for pair in pairs]
-        faults = [fault for fault in pool.map(lambda pair: _fault(pair, scale), every) if fault]
+
+    def check(pair: Pair) -> None:
+        pair.sizes(scale)
+        pair.read(scale)
+
+    _, faults = for_each(check, [pair for pairs in datasets.values() for pair in pairs], "reading")
     if len(faults) > 1:
         faults.append(f"{len(faults)} images cannot be used, see above; repair or remove them")
     if faults:
         raise UserError("\n".join(faults))
-
-
-def _fault(pair: Pair, scale: int) -> str | None:
-    try:
-        pair.sizes(scale)
-        pair.read(scale)
-    except UnreadableImageError as error:
-        return str(error)
-    return None
 
 
 def _report(rows: list[Row], metrics: list[str], folder: Path, title: str) -> str:

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from dlgsanet.data.layout import lay_out
 from dlgsanet.data.sources import images_of
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
+from tests.conftest import REPOSITORY
 
 
 def check(*arguments) -> None:
@@ -129,3 +132,36 @@ def test_the_benchmarks(capsys):
     assert "x4: 5 pairs, bicubic 28.43 dB (published: 28.42)" in told.out
     assert "bicubic 26.09 dB read as 3 channels, 25.99 dB with gray images read as 1 (published: 26.00)" in told.out
     assert "face.png and" in told.err
+
+
+def test_several_roots(photo_root, root, tmp_path, capsys):
+    """Every root is reported, with its faults, and those that are not there; `--against` holds for all of them."""
+    (root / "LR_bicubic/X2/coffeex2.png").unlink()
+    (tmp_path / "Train").mkdir()
+    shutil.copy(root / "HR/chelsea.png", tmp_path / "Train")
+    with pytest.raises(UserError, match="faults: 4, listed above"):
+        check(photo_root, root, tmp_path / "nowhere", "--against", tmp_path / "Train")
+    out, err = capsys.readouterr()
+    assert [line for line in out.splitlines() if "originals" in line] == [
+        f"{folder}: 3 originals, 151x150 to 150x200" for folder in (photo_root, root)
+    ] + [f"{tmp_path / 'Train'}: 1 originals, 151x150 to 151x150"]
+    assert "x2: 2 pairs" in out
+    assert f"there is no folder {tmp_path / 'nowhere'}" in err
+    assert "X2/coffeex2.png: there is no such file" in err
+    assert sum("Train/chelsea.png" in line for line in err.splitlines()) == 2
+
+
+def test_names_that_are_not_utf8_are_printed(root, tmp_path):
+    """In a UTF-8 locale, which has no character for them, and in one that has ASCII alone."""
+    odd = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.rename(root, odd)
+    os.rename(odd + b"/HR/coffee.png", odd + b"/HR/th\xe9.png")
+    for encoding in ("utf-8:strict", "ascii:strict"):
+        command = [sys.executable, "-m", "dlgsanet", "data", "check", odd]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, text=True
+        )
+        assert done.returncode == 2, done.stderr
+        assert "caf\\xe9: 3 originals" in done.stdout
+        assert "caf\\xe9/LR_bicubic/X2/th\\xe9x2.png: there is no such file" in done.stderr
+        assert done.stderr.splitlines()[-1] == "dlgsanet: error: faults: 6, listed above"

@@ -1,8 +1,10 @@
 """`dlgsanet data`: folders and archives of images to data roots, what is damaged, in the way, full or killed."""
 
+import gzip
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -22,8 +24,7 @@ from dlgsanet.data.known_sets import KNOWN_SETS
 from dlgsanet.data.resize import downscale
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.conftest import REPOSITORY
 
 
 def prepare(*arguments) -> None:
@@ -284,3 +285,90 @@ def test_help_has_examples_and_errors_are_one_line():
     )
     assert failed.returncode != 0
     assert failed.stderr.strip().splitlines()[-1].endswith("error: there is no folder or archive nowhere")
+
+
+def zip_of(path: Path, content: bytes, **changes: int) -> Path:
+    """A ZIP file with `a.png`, in which fields of the central directory are changed."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", content)
+    data = bytearray(path.read_bytes())
+    directory = data.find(b"PK\1\2")
+    for name, value in changes.items():
+        struct.pack_into("<H", data, directory + {"version": 6, "flags": 8, "method": 10}[name], value)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("changes", "named"), [
+    ({"version": 99}, r"a\.zip: .*version 9\.9"), ({"method": 95}, "skipped: 1"), ({"flags": 1}, "skipped: 1"),
+])  # fmt: skip
+def test_zip_files_of_later_versions_and_encrypted_ones(tmp_path, changes, named, capsys):
+    """A later version of the format, a method of compression that Python lacks, and a password."""
+    archive = zip_of(tmp_path / "a.zip", png_bytes(photographs.coffee()), **changes)
+    with pytest.raises(UserError, match=named):
+        prepare("folder", archive, "--name", "Photos", "--root", tmp_path)
+    assert "version" in changes or "a.zip: a.png: " in capsys.readouterr().err
+    assert not (tmp_path / "Photos").exists()
+
+
+def tar_bomb(path: Path, kind: bytes, size: int, count: int = 1) -> Path:
+    """A compressed tar archive with `count` members of `size` zeros."""
+    with gzip.open(path, "wb", compresslevel=1) as archive:
+        for _ in range(count):
+            member = tarfile.TarInfo("a.png")
+            member.type, member.size = kind, size
+            archive.write(member.tobuf(tarfile.GNU_FORMAT))
+            for _ in range(size >> 20):
+                archive.write(bytes(1 << 20))
+        archive.write(bytes(1024))
+    return path
+
+
+def zip_bomb(path: Path) -> Path:
+    return zip_of(path, bytes(200 << 20))
+
+
+@pytest.mark.parametrize("make", [
+    zip_bomb,
+    lambda path: tar_bomb(path, tarfile.REGTYPE, 400 << 20),
+    lambda path: tar_bomb(path, tarfile.GNUTYPE_LONGNAME, 400 << 20),
+    lambda path: tar_bomb(path, tarfile.XHDTYPE, 400 << 20),
+    lambda path: tar_bomb(path, tarfile.REGTYPE, 0, count=100_000),
+], ids=["zip", "tar", "tar, long name", "tar, comment", "tar, members"])  # fmt: skip
+def test_archives_that_unpack_to_far_more_than_their_size(tmp_path, make):
+    """Refused in one line, in the memory and time that their small size needs."""
+    archive = make(tmp_path / "bomb")
+    script = (
+        "import resource, sys; from dlgsanet.cli import main; import dlgsanet.data.layout\n"
+        "room = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + (192 << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (room, room)); sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["data", "folder", archive, "--name", "Photos", "--root", tmp_path, "--workers", "1"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert all("bomb" in line or "images skipped: 1" in line for line in done.stderr.splitlines()), done.stderr
+    assert not (tmp_path / "Photos").exists()
+
+
+@pytest.mark.parametrize("limit", [16, 32])
+def test_few_open_files(originals, tmp_path, limit):
+    """More threads are asked for than may have files open at a time."""
+    for number in range(40):
+        write_whole(tmp_path / f"in/{number}.png", (originals / "coffee.png").read_bytes())
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for path in (tmp_path / "in").iterdir():
+            archive.write(path, path.name)
+    root = tmp_path / "Photos"
+    for arguments in (
+        ["folder", tmp_path / "in", "--name", "Photos", "--root", tmp_path],
+        ["folder", tmp_path / "in.zip", "--name", "Zipped", "--root", tmp_path],
+        ["subimages", root, "--size", "96", "--step", "48"],
+        ["lmdb", root, "--scales", "4"],
+        ["meta-info", root / "HR", tmp_path / "meta.txt"],
+    ):
+        command = [sys.executable, "-m", "dlgsanet", "data", *arguments, "--workers", "64"]
+        limited = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command]
+        done = subprocess.run(limited, cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, (arguments, done.stderr)
+    assert len(list((tmp_path / "Zipped/HR").iterdir())) == 40
+    assert len((tmp_path / "meta.txt").read_text().splitlines()) == 40

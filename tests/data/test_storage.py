@@ -232,3 +232,19 @@ def test_a_key_without_an_image_is_named(root):
         meta_info.write("ghost.png (1,1,3) 1\n")
     with pytest.raises(UserError, match=r"dataroot_gt: .*HR.lmdb has no image 'ghost'"):
         lmdb_images(root / "HR.lmdb", "dataroot_gt")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.png", b"two words.png", "line\u2028s.png".encode(), b"two\nlines.png"])
+def test_meta_info_names_what_it_cannot_hold(root, tmp_path, name):
+    os.rename(root / "HR/coffee.png", os.path.join(os.fsencode(root / "HR"), name))
+    with pytest.raises(UserError, match="rename") as refused:
+        data("meta-info", root / "HR", tmp_path / "meta.txt")
+    str(refused.value).encode()
+    assert name.split()[0].decode(errors="backslashreplace")[:4] in str(refused.value)
+    assert not (tmp_path / "meta.txt").exists()
+
+
+def test_lmdb_names_what_is_not_utf8(root):
+    os.rename(root / "HR/coffee.png", os.path.join(os.fsencode(root / "HR"), b"caf\xe9.png"))
+    with pytest.raises(UserError, match=r"rename caf\\xe9.png"):
+        data("lmdb", root)
