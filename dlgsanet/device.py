@@ -17,7 +17,7 @@ def find_device(device: str | torch.device | None = None, argument: str = "devic
 
     Args:
         device: as PyTorch names it; None: the first GPU if there is one, else the CPU.
-        argument: what error messages call it.
+        argument: its name in error messages.
 
     Raises:
         ArgumentError: there is no such device, or it cannot compute.

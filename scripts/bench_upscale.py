@@ -1,9 +1,9 @@
-"""Exact and tiled enlargement of a big photograph: time, peak memory, and how far tiles are from exact.
+"""Exact and tiled upscaling of a big photograph: time, peak memory, and how far tiles are from exact.
 
 python scripts/bench_upscale.py --weights Tiny --size 1920x1080 --ways exact 1024 512 [--photo FILE] [--markdown FILE]
 
 Without --photo, scikit-image's photographs are laid side by side until the size is filled. Every way runs in a process
-of its own, whose peak resident memory is told. PSNR is over all pixels and channels, against exact. The step at tile
+of its own; the peak is of resident memory. PSNR is over all pixels and channels, against exact. The step at tile
 borders is the mean difference of the two pixels on either side, of tiles over exact: 1 is no step.
 """
 
@@ -43,11 +43,11 @@ def main() -> None:
             one = [sys.executable, __file__, "--ways", way, "--result", str(result), "--size", args.size]
             one += ["--weights", args.weights, *(["--scale", str(args.scale)] if args.scale else [])]
             one += ["--photo", str(args.photo)] if args.photo else []
-            told = json.loads(subprocess.run(one, check=True, stdout=subprocess.PIPE).stdout)
+            measured = json.loads(subprocess.run(one, check=True, stdout=subprocess.PIPE).stdout)
             pixels = np.load(result, mmap_mode="r")
             exact = pixels if way == "exact" else exact
-            row = f"| {way} | {told['seconds']:.1f} | {told['bytes'] / 1e9:.2f} | "
-            rows.append(row + ("| | |" if exact is None else compared(pixels, exact, told)))
+            row = f"| {way} | {measured['seconds']:.1f} | {measured['bytes'] / 1e9:.2f} | "
+            rows.append(row + ("| | |" if exact is None else compared(pixels, exact, measured)))
             print(rows[-1], file=sys.stderr)
     table = "\n".join(rows) + "\n"
     print(table)
@@ -87,7 +87,7 @@ def photograph(path: Path | None, height: int, width: int) -> np.ndarray:
     return np.tile(strip, (-(-height // 300), -(-width // strip.shape[1]), 1))[:height, :width]
 
 
-def compared(pixels: np.ndarray, exact: np.ndarray, told: dict) -> str:
+def compared(pixels: np.ndarray, exact: np.ndarray, measured: dict) -> str:
     """Of 8-bit pixels: PSNR, the largest difference, and how much larger steps at tile borders are."""
     square, largest = 0.0, 0
     for top in range(0, len(pixels), 256):
@@ -96,7 +96,7 @@ def compared(pixels: np.ndarray, exact: np.ndarray, told: dict) -> str:
         largest = max(largest, int(np.abs(difference).max()))
     psnr = 10 * np.log10(255**2 * pixels.size / square) if square else float("inf")
     steps = [[np.abs(np.diff(p.take((b - 1, b), axis).astype(int), axis=axis)).mean() for p in (pixels, exact)]
-             for axis, borders in enumerate(told["borders"]) for b in borders]  # fmt: skip
+             for axis, borders in enumerate(measured["borders"]) for b in borders]  # fmt: skip
     step = f"{np.mean([s[0] for s in steps]) / np.mean([s[1] for s in steps]):.4f}" if steps else ""
     return f"{psnr:.2f} | {largest} | {step} |"
 

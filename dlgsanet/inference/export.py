@@ -36,7 +36,7 @@ def export(
 ) -> float:
     """Write a network for programs that do not have this project, and check what was written by running it.
 
-    The graph takes ``image``, float32 [1, in_chans, H, W] in [0, 1], H and W from 1 up, and gives ``enlarged``, float32
+    The input ``image`` is float32 [1, in_chans, H, W] in [0, 1], H and W from 1 up. The output ``enlarged`` is float32
     [1, in_chans, upscale * H, upscale * W], not clipped.
 
     Args:
@@ -61,7 +61,7 @@ def export(
         _require_packages()
     portable = PortableDLGSANet(deepcopy(network).half() if precision == "fp16" else network)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's own, about its own
+        warnings.simplefilter("ignore")  # PyTorch warns about its own code
         with stage("tracing the network"):
             program = _trace(portable, network.shallow.weight.shape[1], tlc_window(network) or 96)
         with stage(f"writing {path.suffix[1:]}"):
@@ -84,13 +84,13 @@ def _trace(portable: PortableDLGSANet, channels: int, window: int) -> torch.expo
         3: torch.export.Dim("width", min=2, max=LARGEST_SIDE),
     }
     example = torch.rand(1, channels, 2 * window + 5, window + 3)
-    # Without it the graph would hold for images of several windows alone.
+    # Without this, the graph would hold only for images of several windows.
     with symbolic.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # made at import
         return torch.export.export(portable, (example,), dynamic_shapes={"image": sizes}, strict=False)
 
 
 def _require_packages() -> None:
-    """See that what ONNX needs is here before the work: onnxruntime runs what was written."""
+    """Check before the work that the packages are installed; onnxruntime runs the file that was written."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
             raise UserError(f"{name} is not installed; pip install onnx onnxscript onnxruntime")
@@ -111,8 +111,8 @@ def _onnx(program: torch.export.ExportedProgram, metadata: dict[str, str]) -> by
         verbose=False,
     )
     assert written is not None
-    # Of what PyTorch would do in `optimize` that which counts: its search for patterns, which onnxruntime does itself,
-    # takes longer than all the rest of the export.
+    # The useful part of PyTorch's `optimize`. The rest, a search for patterns, takes longer than the whole export, and
+    # onnxruntime does it when it loads the file.
     onnxscript.optimizer.fold_constants(written.model)
     CommonSubexpressionEliminationPass()(written.model)
     LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(written.model)

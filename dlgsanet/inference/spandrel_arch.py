@@ -4,8 +4,8 @@
     register()
     model = spandrel.ModelLoader().load_from_file("DLGSANet_Tiny_x2.safetensors")
 
-spandrel hands over tensors only, so options that no shape proves take the published values: ReLU in SparseGSA, TLC with
-windows of 96, 72, 48 pixels for x2, x3, x4 (48 otherwise), `img_range` 1. See `dlgsanet.archs.detect`.
+spandrel passes tensors only, so options that do not follow from shapes take the published values: ReLU in SparseGSA,
+TLC with windows of 96, 72, 48 pixels for x2, x3, x4 (48 otherwise), `img_range` 1. See `dlgsanet.archs.detect`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 
 
 class DLGSANetArch(Architecture[DLGSANet]):
-    """How spandrel knows and loads a DLGSANet."""
+    """How spandrel recognises and loads a DLGSANet."""
 
     def __init__(self) -> None:
         super().__init__(id="DLGSANet", detect=is_dlgsanet)
@@ -48,5 +48,5 @@ class DLGSANetArch(Architecture[DLGSANet]):
 
 
 def register() -> None:
-    """Make spandrel's loaders know DLGSANet; more than once does no harm."""
+    """Register DLGSANet with spandrel's loaders; calling it again does nothing."""
     MAIN_REGISTRY.add(ArchSupport.from_architecture(DLGSANetArch()), ignore_duplicates=True)

@@ -32,7 +32,7 @@ class Found:
 
     Attributes:
         jobs: what is to be done.
-        faults: one line for each input that does not exist or whose result has no place.
+        faults: one line for each input that does not exist, or that has no usable place for its result.
         results: pictures that are results of an earlier run, and are left out.
         other_files: extension -> number of files in folders that are no pictures.
     """
@@ -51,7 +51,7 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
         output: a file for a single picture, else a folder; ``-`` is standard output.
         extension: of the results, such as ``.png``; None: as the source's.
         suffix: put between a result's name and its extension. A source below the output folder with that
-            suffix in its name is taken for a result of an earlier run and left out.
+            suffix in its name counts as a result of an earlier run and is left out.
 
     Raises:
         UserError: several pictures for one file.
@@ -93,7 +93,7 @@ def _add_for_folder(
 
 def _add(found: Found, job: Job, hint: str) -> None:
     if _same_file(job.source, job.target):
-        found.faults.append(f"{job.name}: its result would take its place; {hint}")
+        found.faults.append(f"{job.name}: its result would replace it; {hint}")
     else:
         found.jobs.append(job)
 

@@ -22,7 +22,7 @@ from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.picture import Picture
 from dlgsanet.pictures.reading_tiff import TIFF_MAGIC, decode_tiff
 
-NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow whose colour profiles mean nothing for RGB
+NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow; their colour profiles are not valid for RGB
 # MPO is what many phones call JPEG.
 READ_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF", "HEIF")
 _SEVERAL = ("MPO", "HEIF")  # the other frames of these are previews, depth, or the other eye's view
@@ -55,7 +55,7 @@ _OTHER_FILES = {
     rb"\x76\x2f\x31\x01": "OpenEXR; convert it to PNG",
 }
 
-# Photographs of 100 megapixels are no attack; for every process, as filters cannot be set for a thread.
+# Photographs of 100 megapixels are normal. Set for the process, because filters cannot be set for a thread.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)  # libpng warns of harmless damage, such as a bad profile
 
@@ -67,7 +67,7 @@ class UnreadableImageError(UserError):
 def read_picture(path: Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
     """The picture in a file, turned upright.
 
-    Palettes become RGB. So do CMYK and the like, without their profile, which means nothing for RGB.
+    Palettes become RGB. So do CMYK and similar colours; their profile is dropped because it is not valid for RGB.
 
     Args:
         path: the file.
@@ -134,7 +134,7 @@ def _refuse_what_is_not_one_picture(path: Path, image: ImageFile, content: bytes
     if problem := excess(image.width, image.height, bytes_per_pixel, len(content), max_pixels):
         raise UnreadableImageError(f"{path}: {problem}")
     if image.format in ("JPEG", "MPO") and has_too_many_scans(content):
-        raise UnreadableImageError(f"{path}: over {MAX_SCANS} scans; save it anew")
+        raise UnreadableImageError(f"{path}: over {MAX_SCANS} scans; save it again")
 
 
 def _exif(image: ImageFile) -> tuple[bytes | None, int]:
@@ -144,7 +144,7 @@ def _exif(image: ImageFile) -> tuple[bytes | None, int]:
         orientation = entries.get(ExifTags.Base.Orientation, 1)
         entries[ExifTags.Base.Orientation] = 1
         return (entries.tobytes() if "exif" in image.info else None), orientation
-    # A photograph is worth upscaling whatever became of its entries, and Pillow raises almost anything on damage.
+    # Damaged entries must not stop the work, and Pillow raises almost any exception for them.
     except Exception:
         return None, 1
 
@@ -216,7 +216,7 @@ def upright_size(image: ImageFile) -> tuple[int, int]:
 
 @contextmanager
 def opened(path: Path, content: bytes | None = None) -> Iterator[ImageFile]:
-    """The PIL image of a file, header read; all that is wrong with it becomes an `UnreadableImageError`."""
+    """The PIL image of a file, header read; every fault becomes an `UnreadableImageError`."""
     with _named(path, content):
         _register_heif(content[:12] if content is not None else _beginning(path))
         with Image.open(path if content is None else io.BytesIO(content)) as image:
@@ -240,7 +240,7 @@ def _register_heif(beginning: bytes) -> None:
 
 @contextmanager
 def _named(path: Path, content: bytes | None = None) -> Iterator[None]:
-    """Turn whatever a decoder raises into an error that names the file and says what is wrong with it."""
+    """Turn any exception of a decoder into an error that names the file and the fault."""
     try:
         yield
     except (UserError, MemoryError):

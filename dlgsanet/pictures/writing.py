@@ -18,7 +18,7 @@ _DEEP = ("PNG", "TIFF")
 
 
 def check_format(name: str, extension: str, size: tuple[int, int], transparent: bool) -> None:
-    """See before the work whether a format holds the result.
+    """Check before the work that a format can hold the result.
 
     Args:
         name: of the output, for messages.
@@ -27,7 +27,7 @@ def check_format(name: str, extension: str, size: tuple[int, int], transparent: 
         transparent: whether it has an alpha channel.
 
     Raises:
-        UserError: it does not; the message says which does.
+        UserError: it cannot; the message names a format that can.
     """
     file_format = WRITTEN.get(extension.lower())
     if file_format is None:
@@ -64,7 +64,7 @@ def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:
     kept = {"icc_profile": picture.icc_profile, "exif": picture.exif}
     if file_format == "TIFF":
         del kept["exif"]  # it holds entries about the layout of the file that it came from
-    if file_format == "JPEG" and len(picture.exif or b"") > 65000:  # what a segment of it holds
+    if file_format == "JPEG" and len(picture.exif or b"") > 65000:  # the most that a segment holds
         del kept["exif"]
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options.get(file_format, {}), **{k: v for k, v in kept.items() if v})

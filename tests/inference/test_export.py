@@ -84,7 +84,7 @@ def test_exported_files_run_at_every_size(exported, network, name, precision, to
         assert np.abs(run(image.numpy()) - network(image).numpy()).max() < tolerance, size
 
 
-def test_onnx_needs_no_operators_of_ours_and_tells_its_options(exported):
+def test_onnx_needs_no_custom_operators_and_holds_its_options(exported):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(exported("a.onnx"))
     onnx.checker.check_model(model, full_check=True)
@@ -115,7 +115,7 @@ def test_the_shipped_weights_are_exported(extension, precision, tmp_path):
         assert len(onnx.load(path).graph.node) < 2000
 
 
-def test_a_pt2_needs_nothing_of_ours(exported):
+def test_a_pt2_does_not_need_this_package(exported):
     code = (
         "import sys, torch; m = torch.export.load('a.pt2').module(); "
         "assert m(torch.rand(1, 3, 30, 50)).shape[3] == 100; sys.exit('dlgsanet' in sys.modules)"
@@ -147,7 +147,7 @@ def test_weights_go_both_ways_unchanged(weights, tmp_path):
     DLGSANet(**SMALL).load_state_dict(published, strict=True)
 
 
-def test_an_option_file_tells_what_weights_do_not(tmp_path):
+def test_an_option_file_adds_what_weights_do_not_show(tmp_path):
     options = SMALL | {"buildblock_type": "edge", "tlc_kernel": 16}
     write_checkpoint(tmp_path / "a.pth", small_network(**options).state_dict())
     (tmp_path / "a.yml").write_text(f"network_g: {json.dumps({'type': 'DLGSANet', **options})}")
@@ -167,7 +167,7 @@ def test_an_option_file_tells_what_weights_do_not(tmp_path):
         (["{weights}", "b.pth", "-opt", "list.yml"], "not an option file"),
     ],
 )
-def test_conversions_that_cannot_be(weights, tmp_path, monkeypatch, capsys, arguments, message):
+def test_conversions_that_fail(weights, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.yml").write_text("- 1")
     arguments = [a.format(weights=weights) for a in arguments]
@@ -187,7 +187,7 @@ def test_spandrel_detects_and_loads_ours_and_published_files(weights, network, t
     options = SMALL | {"tlc_kernel": 96, "body_norm": True, "upsampler": "pixelshuffle"}
     torch.save({"params_ema": small_network(**options).state_dict()}, tmp_path / "published.pth")
     state = read_checkpoint(weights).state
-    published = small_network(**SMALL | {"tlc_kernel": 96})  # what a shape does not prove
+    published = small_network(**SMALL | {"tlc_kernel": 96})  # does not follow from shapes
     published.load_state_dict(state)
     for path, wanted in [(weights, published), (tmp_path / "published.pth", small_network(**options))]:
         if path.suffix == ".pth":  # BasicSR's adaptation makes torch.load refuse the pickle module of spandrel

@@ -1,4 +1,4 @@
-"""Devices: found in one place, free memory by every limit, out of memory in every library's words."""
+"""Devices: finding one, free memory under every limit, out-of-memory errors of every library."""
 
 import os
 import subprocess
@@ -51,12 +51,12 @@ def test_a_device_that_is_not_there_is_named(name):
         (ValueError("out of memory"), False),
     ],
 )
-def test_out_of_memory_in_every_librarys_words(error, expected):
+def test_out_of_memory_errors_of_every_library(error, expected):
     assert is_out_of_memory(error) == expected
 
 
 @pytest.mark.parametrize("error", [MemoryError("native"), RuntimeError("could not create a primitive")])
-def test_smaller_tiles_are_tried_whatever_says_that_memory_ran_out(network, monkeypatch, error):
+def test_smaller_tiles_are_tried_after_any_out_of_memory_error(network, monkeypatch, error):
     pixels = np.zeros((160, 220, 3), np.uint8)
 
     def starved(network, image, tick):
@@ -94,9 +94,9 @@ def groups(root, limits, version, member, mounted="/"):
         ({"": ("none", 9, 0), "job/step": (2 * GIB, GIB, 0)}, "/job/step", "/", [GIB]),
         # on a parent
         ({"job": (2 * GIB, GIB, 0), "job/step": ("none", GIB, 0)}, "/job/step", "/", [GIB]),
-        # on both: what is less counts
+        # on both: the smaller one counts
         ({"job": (3 * GIB, GIB, 0), "job/step": (2 * GIB, GIB // 2, 0)}, "/job/step", "/", [GIB * 3 // 2, 2 * GIB]),
-        # what files have in the cache is given back
+        # the file cache can be freed
         ({"job": (2 * GIB, 2 * GIB, GIB)}, "/job", "/", [GIB]),
         # over the limit for a moment
         ({"job": (GIB, 2 * GIB, 0)}, "/job", "/", [0]),
@@ -129,7 +129,7 @@ def test_free_memory_follows_the_limit_of_the_address_space():
 
 
 def test_an_address_space_that_is_too_small_is_one_line(weights, tmp_path):
-    """The libraries say in their own ways that memory ran out; none of them may end the process."""
+    """Libraries report it in different ways; none of them may end the process."""
     Image.effect_noise((2400, 2000), 60).convert("RGB").save(tmp_path / "a.png")
     code = (
         "import resource, sys, torch; from dlgsanet.cli import main; from dlgsanet import load_model; "
@@ -148,5 +148,5 @@ def test_an_address_space_that_is_too_small_is_one_line(weights, tmp_path):
 
 def test_free_memory_of_this_machine_is_known():
     if not os.path.exists("/proc/meminfo"):
-        pytest.skip("Linux alone says so")
+        pytest.skip("only Linux reports it")
     assert 2**20 < free_memory(torch.device("cpu")) < 2**50

@@ -1,4 +1,4 @@
-"""Whatever bytes are in a file, its reader returns a picture or a network, or says in one line what is wrong."""
+"""For any bytes in a file, the reader returns a picture or a network, or raises an error of one line."""
 
 import io
 import random
@@ -32,7 +32,7 @@ def checkpoints(weights):
 
 
 @contextmanager
-def tells_in_one_line():
+def raises_one_line_at_most():
     try:
         yield
     except UserError as error:
@@ -42,7 +42,7 @@ def tells_in_one_line():
 
 def survives_as_checkpoint(content: bytes, path) -> None:
     path.write_bytes(content)
-    with tells_in_one_line():
+    with raises_one_line_at_most():
         network = build_network(read_checkpoint(path))
         assert not network.training
 
@@ -73,7 +73,7 @@ def test_damaged_checkpoints(checkpoints, tmp_path, seed):
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=300))
 def test_any_bytes(tmp_path, content):
-    with tells_in_one_line():
+    with raises_one_line_at_most():
         read_picture(tmp_path / "a.png", content)
     survives_as_checkpoint(content, tmp_path / "a.pth")
 

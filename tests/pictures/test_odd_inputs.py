@@ -1,4 +1,4 @@
-"""Odd and broken pictures: each is enlarged or refused in one line that names it; no traceback, no half a file."""
+"""Odd and broken pictures: each is upscaled, or refused in one line that names it; no traceback, no partial file."""
 
 import io
 import struct
@@ -41,7 +41,7 @@ def tiff(pixels, **options):
 
 
 def inputs(photo):
-    """name -> (content, None if it is to be enlarged, else what the error must say)."""
+    """name -> (content, None if it is to be upscaled, else what the error must name)."""
     image = Image.fromarray(photo)
     gray, deep = image.convert("L"), photo.astype(np.uint16) * 257
     alpha = image.copy()
@@ -75,14 +75,14 @@ def inputs(photo):
         "phone.jpg": (saved(image, "MPO", save_all=True, append_images=[image]), None),
         "broken_entries.jpg": (saved(image, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), None),
         "broken_profile.png": (saved(image, "PNG", icc_profile=b"nonsense"), None),
-        "jpeg_in_truth.png": (whole_jpg, None),
+        "really_a_jpeg.png": (whole_jpg, None),
         "UPPER.PNG": (whole_png, None),
         "two words & ünïcode.png": (whole_png, None),
         "still.gif": (saved(image, "GIF"), None),
         "gray.pgm": (saved(gray, "PPM"), None),
         "lossless.webp": (saved(image, "WEBP", lossless=True), None),
         "high_color.bmp": (whole_bmp[:28] + struct.pack("<H", 24) + whole_bmp[30:], None),
-        # none that can be enlarged
+        # cannot be upscaled
         "empty.png": (b"", "the file is empty"),
         "text.png": (b"these are only words", "not an image"),
         "zeros.jpg": (bytes(5000), "not an image"),
@@ -118,17 +118,17 @@ def test_odd_and_broken_pictures(photo, weights, tmp_path, capsys):
     for name, (_, fault) in table.items():
         target = tmp_path / "out" / f"{name}.png"
         code = main(["upscale", str(tmp_path / "in" / name), "-o", str(target), "--weights", str(weights)])
-        told = capsys.readouterr().err
-        assert "Traceback" not in told, name
-        assert "Error:" not in told, f"{name}: {told}"
+        printed = capsys.readouterr().err
+        assert "Traceback" not in printed, name
+        assert "Error:" not in printed, f"{name}: {printed}"
         if fault is None:
-            assert code == 0, told
+            assert code == 0, printed
             with Image.open(target) as result:
                 result.load()
                 target.unlink()
         else:
             assert code == 2, name
-            last = told.splitlines()[-1]
+            last = printed.splitlines()[-1]
             assert last.startswith("dlgsanet: error: ")
             assert name in last
             assert fault in last

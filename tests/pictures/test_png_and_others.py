@@ -68,7 +68,7 @@ def test_the_maxval_of_pgm_and_ppm_is_white(photo, magic, most):
             read_picture(NAME, content[: len(content) // 2])
 
 
-def test_training_reads_what_upscale_reads(photo, tmp_path):
+def test_training_reads_pixels_as_upscale_does(photo, tmp_path):
     Image.fromarray(photo).save(tmp_path / "a.png")
     Image.fromarray(photo[..., 0]).save(tmp_path / "g.tif")
     Image.fromarray(photo[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.tif")

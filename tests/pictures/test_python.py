@@ -33,7 +33,7 @@ def test_load_model_needs_nothing_but_the_file(weights, network):
         ({"precision": "fp8"}, "fp32, fp16, bf16"),
     ],
 )
-def test_load_model_tells_what_is_wrong(weights, arguments, message):
+def test_load_model_names_what_is_wrong(weights, arguments, message):
     with pytest.raises(UserError, match=message):
         load_model(weights, **arguments)
 

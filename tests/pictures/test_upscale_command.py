@@ -1,4 +1,4 @@
-"""`dlgsanet upscale`: what people do with it."""
+"""`dlgsanet upscale`: files, folders, globs, pipes, options and faults."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ def folder(tmp_path, photo):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photo).save(tmp_path / "in" / name)
     (tmp_path / "in" / "notes.txt").write_text("not a picture")
-    (tmp_path / "in" / ".hidden.png").write_text("not ours to read")
+    (tmp_path / "in" / ".hidden.png").write_text("hidden")
     return tmp_path
 
 
@@ -73,14 +73,14 @@ def test_existing_results_are_kept_or_overwritten(folder, weights):
     assert Image.open(folder / "out/a.png").size == (168, 120)
 
 
-def test_a_dry_run_tells_and_writes_nothing(folder, weights, capsys):
+def test_a_dry_run_reports_and_writes_nothing(folder, weights, capsys):
     (folder / "in/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     before = files(folder)
     assert run(weights, folder / "in", "-o", folder / "out", "--dry-run") == 2
     assert files(folder) == before
-    told = capsys.readouterr().err
-    assert "sub/b.jpg, 168x120" in told
-    assert "broken.png" in told.splitlines()[-1]
+    printed = capsys.readouterr().err
+    assert "sub/b.jpg, 168x120" in printed
+    assert "broken.png" in printed.splitlines()[-1]
 
 
 def test_one_bad_picture_does_not_stop_the_others(folder, weights, capsys):
@@ -131,8 +131,8 @@ def test_options_change_what_they_say(folder, weights, network, photo):
         (["in/a.png", "in/sub/b.jpg", "-o", "one.png"], "one.png is one file, but there are 2 pictures"),
         (["in/a.png", "-o", "a.gif"], "cannot write .gif files"),
         (["in/a.png", "-o", "film.mp4"], "cannot write .mp4 files"),
-        (["in", "-o", "in"], "its result would take its place"),
-        (["in/a.png", "-o", "in/a.png", "--overwrite"], "its result would take its place"),
+        (["in", "-o", "in"], "its result would replace it"),
+        (["in/a.png", "-o", "in/a.png", "--overwrite"], "its result would replace it"),
         (["in/a.png", "in/../in/a.png", "-o", "out"], "another folder"),
         (["nothing/*.png", "-o", "out"], "no file matches"),
         (["empty", "-o", "out"], "no pictures in this folder"),
@@ -143,7 +143,7 @@ def test_options_change_what_they_say(folder, weights, network, photo):
         (["in/a.png", "-o", "out", "--weights", "none.pth"], "there is no file none.pth"),
     ],
 )
-def test_what_cannot_be_is_told_in_the_last_line(folder, weights, arguments, message, monkeypatch, capsys):
+def test_the_last_line_names_what_is_wrong(folder, weights, arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
     before = files(folder)
@@ -180,7 +180,7 @@ def test_it_loads_neither_basicsr_nor_torchvision_nor_matplotlib(folder, weights
 def test_ctrl_c_leaves_nothing_half_written(folder, weights):
     image = Image.new("RGB", (3000, 3000), "teal")
     image.save(folder / "in/z.png")
-    # Long enough on any machine for the estimate to be told.
+    # Long enough on any machine for the estimate to be printed.
     arguments = ["upscale", "in/z.png", "-o", "out", "--weights", str(weights), "--self-ensemble"]
     process = subprocess.Popen(
         [sys.executable, "-m", "dlgsanet", *arguments],
@@ -219,7 +219,7 @@ def test_a_second_run_in_place_finds_its_results(folder, weights, extension, cap
     assert "3 there already" in error
 
 
-def test_what_a_folder_has_besides_is_counted_by_type(folder, weights, capsys):
+def test_other_files_in_a_folder_are_counted_by_type(folder, weights, capsys):
     for name in ("b.txt", "sub/c.TXT", "d.psd", "README"):
         (folder / "in" / name).write_text("")
     assert run(weights, folder / "in", "-o", folder / "out") == 0

@@ -1,4 +1,4 @@
-"""Big pictures: strips give what the whole network gives, tiles nearly so, and memory that runs out is coped with."""
+"""Big pictures: strips give the result of the whole network, tiles nearly; smaller tiles if memory runs out."""
 
 import itertools
 
@@ -93,11 +93,11 @@ def test_auto_goes_smaller_when_memory_runs_out(network, monkeypatch):
         return upscale_whole.upscale_whole(network, image, tick)
 
     monkeypatch.setattr(upscale_pixels_module, "upscale_whole", starved)
-    told = []
-    out = upscale_pixels(network, photo, "auto", progress=told.append)
+    shares = []
+    out = upscale_pixels(network, photo, "auto", progress=shares.append)
     assert out.shape == (320, 440, 3)
-    assert told[-1] == pytest.approx(1)
-    assert any(after < before for before, after in itertools.pairwise(told))  # memory ran out: it begins again
+    assert shares[-1] == pytest.approx(1)
+    assert any(after < before for before, after in itertools.pairwise(shares))  # memory ran out: it begins again
     with pytest.raises(UserError, match="out of memory for 220x160 pixels"):
         upscale_pixels(network, photo, "exact")
 
