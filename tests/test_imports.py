@@ -27,8 +27,6 @@ LAYERS = [
     "files ownership progress packages signals options.table",
     "errors",
 ]
-# Still to be moved; nothing is added here.
-KNOWN = {("dlgsanet.ops.operators", "dlgsanet.ops.dispatch")}
 LEVEL = {room: number for number, line in enumerate(LAYERS) for room in line.split()}
 
 
@@ -56,8 +54,7 @@ def imports(tree: ast.Module, known: set[str]) -> set[str]:
 
 def graph() -> dict[str, set[str]]:
     trees = modules()
-    edges = {name: imports(tree, set(trees)) - {name} for name, tree in trees.items()}
-    return {name: {other for other in others if (name, other) not in KNOWN} for name, others in edges.items()}
+    return {name: imports(tree, set(trees)) - {name} for name, tree in trees.items()}
 
 
 def room(module: str) -> str:

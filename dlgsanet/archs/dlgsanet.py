@@ -1,4 +1,4 @@
-"""DLGSANet (Li et al., ICCV 2023, arXiv 2301.02031), Figure 2 read from left to right."""
+"""DLGSANet (Li et al., ICCV 2023, arXiv 2301.02031), in the order of its Figure 2."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training images
 class HDTB(nn.Sequential):
     """Hybrid dynamic-Transformer block: a local layer, then a global one, each followed by its feed-forward network.
 
-    `local` and `global_` name the pairs (attention, feed-forward network); the ablations leave one of them out.
+    `local` and `global_` are pairs (attention, feed-forward network). Ablations leave one of them out.
     """
 
     def __init__(self, local: tuple[nn.Module, nn.Module] | None, global_: tuple[nn.Module, nn.Module] | None):
@@ -48,19 +48,19 @@ class DLGSANet(nn.Module):
     The arguments are the `network_g` options of published files, with the published defaults.
 
     Args:
-        in_chans: channels of the image; 3 is RGB, whose DIV2K mean is subtracted inside.
+        in_chans: channels of the image. With 3 (RGB) the network subtracts the mean of DIV2K.
         dim: feature channels C, a multiple of `idynamic_num_heads` and `restormer_num_heads`.
         groups: residual groups (RHDTG).
         blocks: blocks (HDTB) in a group.
         buildblock_type: `sparseedge`: MHDLSA then SparseGSA, the paper's network; `edge`: MHDLSA then the same
             attention with softmax (MDTA); `idynamic`: MHDLSA alone; `restormer`: MDTA alone.
         window_size: side of MHDLSA's filters, odd.
-        idynamic_num_heads: channels that share a filter (the published name notwithstanding, not a number of heads).
+        idynamic_num_heads: channels that share a filter. Despite its published name, it is not a number of heads.
         idynamic_ffn_type: `GDFN` or `BaseFFN`, after MHDLSA.
-        idynamic_ffn_expansion_factor: hidden channels of that network over `dim`.
-        idynamic: False puts a static depth-wise convolution in MHDLSA's place.
+        idynamic_ffn_expansion_factor: ratio of the hidden channels of that network to `dim`.
+        idynamic: False replaces MHDLSA with a static depth-wise convolution.
         restormer_num_heads: heads of SparseGSA.
-        restormer_ffn_type, restormer_ffn_expansion_factor: the same of the network after SparseGSA.
+        restormer_ffn_type, restormer_ffn_expansion_factor: the same for the network after SparseGSA.
         tlc_flag: use test-time local conversion in evaluation.
         tlc_kernel: side in pixels of its windows (published: 96, 72, 48 for x2, x3, x4).
         activation: SparseGSA's selection: `relu` (the paper's), `gelu`, `sigmoid`, `softmax` or `topk`.
@@ -69,12 +69,12 @@ class DLGSANet(nn.Module):
         img_range: the largest value that the network works with.
         upsampler: `pixelshuffledirect`, `pixelshuffle` or `''` (no change of size, for `upscale: 1`).
         upscale: factor of enlargement.
-        input_resolution: accepted for the sake of published files, without effect.
+        input_resolution: no effect; published option files contain it.
 
     Shape: [B, in_chans, H, W] in [0, 1] -> [B, in_chans, upscale * H, upscale * W], not clipped.
 
     Raises:
-        ValueError: options that are unknown, out of range or do not fit each other, all of them in one message.
+        ValueError: options are unknown, out of range or do not fit each other. The message lists all of them.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class DLGSANet(nn.Module):
         return self.restore(shallow + self.conv(self.norm_after(self.groups(self.norm_before(shallow)))))
 
     def _mean_like(self, image: Tensor) -> Tensor:
-        # Filled rather than copied from the host: exact in every dtype, and allowed while a CUDA graph is captured.
+        # Filled, not copied from the host: exact in every dtype, and allowed while a CUDA graph is captured.
         return torch.cat([image.new_full((1, 1, 1, 1), m) for m in self.mean], 1)
 
 

@@ -17,7 +17,7 @@ class GDFN(nn.Module):
     Shape: [B, C, H, W] -> [B, C, H, W].
     """
 
-    halo = 1  # rows above and below a row of the result that it depends on
+    halo = 1  # a row of the result depends on this many rows above and below
 
     def __init__(self, dim: int, expansion: float = 2.0):
         super().__init__()
@@ -46,7 +46,7 @@ class GDFN(nn.Module):
 
 
 class BaseFFN(nn.Module):
-    """Two 1x1 convolutions with a GELU between them; pre-norm, residual. Arguments and shape as `GDFN`."""
+    """Two 1x1 convolutions with a GELU between them; pre-norm, residual. Arguments and shape as in `GDFN`."""
 
     halo = 0
 

@@ -9,7 +9,7 @@ from dlgsanet.archs.norm import LayerNorm
 
 
 class MHDLSA(nn.Module):
-    """Filter each pixel with filters made from its neighbourhood; pre-norm, residual.
+    """Filter each pixel with filters computed from its neighbourhood; pre-norm, residual.
 
     Args:
         dim: channels C.
@@ -22,7 +22,7 @@ class MHDLSA(nn.Module):
     def __init__(self, dim: int, window_size: int = 7, channels_per_filter: int = 6):
         super().__init__()
         self.window_size = window_size
-        self.halo = window_size // 2  # rows above and below a row of the result that it depends on
+        self.halo = window_size // 2  # a row of the result depends on this many rows above and below
         squeezed = dim // 4
         filters = dim // channels_per_filter * window_size**2
         self.norm = LayerNorm(dim)
@@ -62,7 +62,7 @@ class MHDLSA(nn.Module):
 
 
 class StaticLocalLayer(nn.Module):
-    """MHDLSA with one learned depth-wise filter per channel in place of the dynamic ones (`idynamic: false`)."""
+    """MHDLSA with one learned depth-wise filter per channel instead of dynamic filters (`idynamic: false`)."""
 
     def __init__(self, dim: int, window_size: int = 7):
         super().__init__()
@@ -70,7 +70,7 @@ class StaticLocalLayer(nn.Module):
         self.proj_in = nn.Conv2d(dim, dim, 1, bias=False)
         self.depthwise = nn.Conv2d(dim, dim, window_size, padding=window_size // 2, groups=dim)
         self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
-        self.halo = window_size // 2  # rows above and below a row of the result that it depends on
+        self.halo = window_size // 2  # a row of the result depends on this many rows above and below
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj_out(self.depthwise(self.proj_in(self.norm(x))))
@@ -81,15 +81,15 @@ class StaticLocalLayer(nn.Module):
 
 
 def _portable_dynamic_conv(x: Tensor, z: Tensor, filters: nn.Conv2d, window_size: int) -> Tensor:
-    """The dynamic depth-wise convolution of x [B, C, H, W] by filters [B, G * K * K, H, W] made from z [B, D, H, W].
+    """The dynamic depth-wise convolution of x [B, C, H, W] with filters [B, G * K * K, H, W] from z [B, D, H, W].
 
-    One row of the window after the other: its K filter values per pixel, times K copies of x shifted along the width.
-    The copies have K - 1 more rows. The filter values are shifted down to the copies, and the sums are shifted back:
-    filters and sums are C / G times and K times smaller than the copies.
+    It computes one row of the window at a time: K filter values per pixel, times K copies of x shifted along the width.
+    The copies have K - 1 additional rows. The filter values are shifted down to match the copies, and the sums are
+    shifted back, because filters and sums are smaller than the copies (by C / G and by K).
     """
     k, height, channels = window_size, x.shape[2], x.shape[1]
     groups = filters.out_channels // k**2
-    # The copies, by a convolution with filters that have a single 1: [B, C * K, H + K - 1, W].
+    # A convolution with filters that contain a single 1 makes the copies [B, C * K, H + K - 1, W].
     one_hot = torch.eye(k, dtype=x.dtype, device=x.device)[:, None, None].repeat(channels, 1, 1, 1)
     copies = F.conv2d(x, one_hot, padding=k // 2, groups=channels).unflatten(1, (-1, channels // groups, k))
     z = F.pad(z, (0, 0, k - 1, k - 1))

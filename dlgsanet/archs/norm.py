@@ -18,11 +18,11 @@ class LayerNorm(nn.Module):
         return ops.layer_norm(x, self.weight, self.bias)
 
     def portable(self, x: Tensor) -> Tensor:
-        """For export: computed in float32 whatever the dtype of x, which the result has."""
+        """For export: computes in float32 and returns the dtype of x."""
         normalised = ops.layer_norm(*(as_dtype(t, torch.float32) for t in (x, self.weight, self.bias)))
         return as_dtype(normalised, x.dtype)
 
 
 def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``, which leaves nothing in an exported graph where there is nothing to do."""
+    """``x.to(dtype)``; adds no operation to an exported graph if x has this dtype already."""
     return x if x.dtype == dtype else x.to(dtype)

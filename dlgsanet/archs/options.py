@@ -1,4 +1,4 @@
-"""What values the `network_g` options of a DLGSANet may take, and which may not stand together."""
+"""The values that the `network_g` options of a DLGSANet may have, and which of them exclude each other."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ CHOICES = {
     "activation": ACTIVATIONS,
     "upsampler": UPSAMPLERS,
 }
-# The largest value of each count: no published network comes near, and a typing error would fill the memory.
+# The largest value of each count, far above all published networks. A typing error would otherwise fill the memory.
 _COUNTS = {
     "in_chans": 1024, "dim": 4096, "groups": 100, "blocks": 100, "window_size": 99, "idynamic_num_heads": 4096,
     "restormer_num_heads": 4096, "tlc_kernel": 65536, "upscale": 64,
@@ -26,17 +26,17 @@ _SWITCHES = ("idynamic", "tlc_flag", "body_norm")
 
 
 def check_network_options(options: Mapping[str, Any]) -> list[str]:
-    """Every fault of the options (all of them given, under the names of `DLGSANet`'s arguments), a line each."""
+    """All errors in the options, one line each. `options` must have every argument of `DLGSANet`."""
     problems = []
     for name, words in CHOICES.items():
         if options[name] not in words:
-            problems.append(f"{name} is {options[name]!r}; allowed: {', '.join(map(repr, words))}")
+            problems.append(f"unknown {name} {options[name]!r}; choose from {', '.join(map(repr, words))}")
     for name, largest in _COUNTS.items():
         if not _is_number(options[name], int) or not 1 <= options[name] <= largest:
             problems.append(f"{name} is {options[name]!r}; it must be a whole number from 1 to {largest}")
     for name in _POSITIVE:
         if not _is_number(options[name], (int, float)) or not 0 < options[name] <= 1000:
-            problems.append(f"{name} is {options[name]!r}; it must be a number above 0, at most 1000")
+            problems.append(f"{name} is {options[name]!r}; it must be a number above 0 and at most 1000")
     for name in _SWITCHES:
         if not isinstance(options[name], bool):
             problems.append(f"{name} is {options[name]!r}; it must be true or false")
@@ -48,7 +48,7 @@ def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
 
 
 def _check_fit(options: Mapping[str, Any]) -> Iterator[str]:
-    """Faults between options that are right by themselves."""
+    """Errors in combinations of options that are valid separately."""
     dim, upscale = options["dim"], options["upscale"]
     for name in ("idynamic_num_heads", "restormer_num_heads"):
         if dim % options[name]:
@@ -59,7 +59,7 @@ def _check_fit(options: Mapping[str, Any]) -> Iterator[str]:
         yield f"window_size is {options['window_size']}; it must be odd"
     for name in ("idynamic_ffn_expansion_factor", "restormer_ffn_expansion_factor"):
         if dim * options[name] < 1:
-            yield f"{name} is {options[name]}; with dim {dim} it leaves no hidden channel"
+            yield f"{name} is {options[name]}; with dim {dim} there is no hidden channel"
     if options["upsampler"] == "" and upscale != 1:
         yield f"upsampler is '' (no change of size) but upscale is {upscale}; set upsampler, or upscale: 1"
     if options["upsampler"] == "pixelshuffle" and upscale != 3 and (upscale < 2 or upscale & (upscale - 1)):
@@ -67,6 +67,6 @@ def _check_fit(options: Mapping[str, Any]) -> Iterator[str]:
     ratio = options["topk_ratio"]
     if ratio is not None:
         if options["activation"] != "topk":
-            yield f"topk_ratio is given, but activation is {options['activation']!r}; it belongs to 'topk' alone"
+            yield f"topk_ratio is given, but activation is {options['activation']!r}; only 'topk' uses it"
         if not _is_number(ratio, (int, float)) or not 0 < ratio <= 1:
-            yield f"topk_ratio is {ratio!r}; it must be a number above 0, at most 1"
+            yield f"topk_ratio is {ratio!r}; it must be a number above 0 and at most 1"

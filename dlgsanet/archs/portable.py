@@ -1,10 +1,10 @@
 """The network in plain tensor operations on images of any size, for programs that do not have this project.
 
-`forward` of the layers goes to the backends of `dlgsanet.ops`: it is faster, but leaves a custom operator in a graph
-and takes TLC windows as Python numbers. Each layer's `portable` uses plain operations alone, and computes the places of
-windows inside the graph from the image's size: one graph serves every height and width. The time of an export grows
-with operations and symbols, so there are few of both. The parameters are those of the network; norms and similarities
-are computed in float32 whatever its precision.
+`forward` of a layer uses the backends of `dlgsanet.ops`. It is faster, but it puts a custom operator into a graph, and
+the positions of TLC windows are Python numbers. `portable` of a layer uses plain operations only. The graph computes
+the positions of windows from the size of the image, so one graph works for every height and width. There are few
+operations and symbols, because the time of an export grows with both. The parameters are those of the network. Norms
+and similarities are computed in float32 in every precision.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class PortableDLGSANet(nn.Module):
     """A `DLGSANet` for export: float32 image [B, in_chans, H, W] in [0, 1] -> [B, in_chans, s * H, s * W], float32.
 
     Args:
-        network: in evaluation mode; in float16, weights and features are, norms and similarities are not.
+        network: in evaluation mode. If it is in float16, norms and similarities are still computed in float32.
     """
 
     def __init__(self, network: DLGSANet):

@@ -1,12 +1,13 @@
-"""How this project's parameter names and those of published checkpoints map to each other.
+"""The mapping between the parameter names of this project and those of published checkpoints.
 
-Checkpoints carry the published names, so that the published code reads ours and we read theirs; the modules here are
-named after the paper. `DLGSANet.state_dict` gives the published names, and `load_state_dict` takes them.
+Checkpoints have the published names, so that the published code can read them and this project can read published ones.
+The modules here are named after the paper. `DLGSANet.state_dict` returns the published names, and `load_state_dict`
+expects them.
 """
 
 import re
 
-# Parts outside of the groups, ours -> published.
+# Parts outside the groups, ours -> published.
 _OUTER = {
     "shallow": "overlap_embed.0.proj",
     "reconstruct.before": "conv_before_upsample",
@@ -14,7 +15,7 @@ _OUTER = {
     "reconstruct.last": "conv_last",
 }
 
-# Parts of a block, ours -> published, longest names first: the first that fits is taken.
+# Parts of a block, ours -> published.
 _LOCAL = {
     "mhdlsa.norm": "norm1.body",
     "mhdlsa.proj_in": "IDynamicDWConv.conv0",
@@ -47,7 +48,7 @@ _PARTS = _LOCAL | _GLOBAL
 
 
 def published_name(name: str, groups: int, blocks: int, layers_per_block: int, body_norm: bool) -> str:
-    """The name that the parameter `name` of a `DLGSANet` of these options has in published checkpoints."""
+    """The published name of the parameter `name` of a `DLGSANet` with these options."""
     deep = "deep_feature_extraction"
     first = int(body_norm)  # the published sequence: [norm], groups, [norm], convolution
     if match := re.fullmatch(r"groups\.(\d+)\.blocks\.(\d+)\.(\w+\.\w+)(.*)", name):

@@ -5,14 +5,14 @@ from collections import OrderedDict
 from torch import nn
 
 UPSAMPLERS = ("pixelshuffledirect", "pixelshuffle", "")
-FEATURES = 64  # of the stages of `pixelshuffle`
+FEATURES = 64  # channels in the stages of `pixelshuffle`
 
 
 def reconstruction(upsampler: str, dim: int, channels: int, upscale: int) -> nn.Sequential:
     """[B, dim, H, W] -> [B, channels, upscale * H, upscale * W].
 
-    `pixelshuffledirect`: one convolution and a pixel shuffle. `pixelshuffle`: a stage for each factor of 2, or one of
-    3. The empty word: a convolution, no change of size.
+    `pixelshuffledirect`: one convolution and a pixel shuffle. `pixelshuffle`: one stage per factor of 2, or one stage
+    of factor 3. The empty string: one convolution that does not change the size.
     """
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     if upsampler == "pixelshuffledirect":

@@ -11,18 +11,18 @@ SIZES: dict[str, dict[str, int]] = {
     "Light": {"dim": 48, "groups": 4, "blocks": 3},
     "Large": {"dim": 90, "groups": 6, "blocks": 4},
 }
-# Side in LR pixels of the windows of test-time local conversion, by scale.
+# Side of the windows of test-time local conversion in LR pixels, by scale.
 TLC_KERNELS = {2: 96, 3: 72, 4: 48}
 SCALES = tuple(TLC_KERNELS)
 
 
 def dlgsanet_tiny(scale: int = 4, **options: Any) -> DLGSANet:
-    """DLGSANet-Tiny: 0.57 M parameters. `options` replace those of the published network (see `DLGSANet`).
+    """DLGSANet-Tiny: 0.57 M parameters. `options` override those of the published network (see `DLGSANet`).
 
     Shape: [B, 3, H, W] in [0, 1] -> [B, 3, scale * H, scale * W].
 
     Raises:
-        ValueError: a scale other than 2, 3 and 4, or options that do not fit.
+        ValueError: the scale is not 2, 3 or 4, or options do not fit.
     """
     return DLGSANet(**size_options("Tiny", scale) | options)
 
@@ -41,7 +41,7 @@ def size_options(size: str, scale: int) -> dict[str, Any]:
     """The `network_g` options (without `type`) of a published size.
 
     Raises:
-        ValueError: no such size or scale.
+        ValueError: unknown size or scale.
     """
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}; choose from {', '.join(SIZES)}")

@@ -1,4 +1,4 @@
-"""Sparse global self-attention (DLGSANet, section 3.3) and its dense relative, MDTA (Restormer, section 3.1)."""
+"""Sparse global self-attention (DLGSANet, section 3.3) and its dense form, MDTA (Restormer, section 3.1)."""
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,16 @@ class SparseGSA(nn.Module):
     Args:
         dim: channels C.
         heads: attention heads; C is a multiple of it.
-        activation: what turns similarities into weights. `relu` is the paper's: only positive similarities take part.
-            `topk` keeps the ``max(1, round(topk_ratio * c))`` largest of each row's c similarities and lets them
-            through a softmax; ties go as `torch.topk` breaks them. `softmax` is MDTA.
-        topk_ratio: share kept by `topk`, in (0, 1].
-        tlc_kernel: side in pixels of the windows of test-time local conversion, used in evaluation; None: none.
+        activation: turns similarities into weights. `relu`, as in the paper, uses only positive similarities. `topk`
+            keeps the ``max(1, round(topk_ratio * c))`` largest of the c similarities in each row and applies a softmax
+            to them; ties are broken as in `torch.topk`. `softmax` is MDTA.
+        topk_ratio: the share that `topk` keeps, in (0, 1].
+        tlc_kernel: side in pixels of the windows of test-time local conversion, used in evaluation; None: no windows.
 
     Shape: [B, C, H, W] -> [B, C, H, W].
     """
 
-    halo = None  # a row of the result depends on rows far away
+    halo = None  # a row of the result depends on distant rows
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class SparseGSA(nn.Module):
         return ops.apply(self.record(), x)
 
     def portable(self, x: Tensor, windows: tuple[TracedWindows, TracedWindows] | None) -> Tensor:
-        """`forward` in plain operations, for export; windows: down and across, None: the whole image at once."""
+        """`forward` in plain operations, for export; windows: (down, across), or None for the whole image."""
         qkv = self.depthwise(self.qkv(self.norm.portable(x))).permute(0, 2, 3, 1)
         qkv = qkv.unflatten(3, (3, self.temperature.shape[0], -1))  # [B, H, W, 3, heads, c]
         if windows is None:
@@ -82,7 +82,7 @@ class SparseGSA(nn.Module):
         """q, k, v [3, windows * heads, pixels, c] -> [windows * heads, pixels, c]."""
         q, k, v = qkv.unbind(0)
         q, k = as_dtype(q, torch.float32), as_dtype(k, torch.float32)
-        # torch.bmm and not @, which asks whether there is but one window.
+        # torch.bmm, because @ would check whether there is only one window.
         similarities = torch.bmm(q.transpose(1, 2), k) / (_length(q).transpose(1, 2) * _length(k))
         temperature = as_dtype(self.temperature, torch.float32)
         similarities = similarities.unflatten(0, (-1, len(temperature))) * temperature
@@ -91,7 +91,7 @@ class SparseGSA(nn.Module):
 
 
 def _laid_out(x: Tensor) -> Tensor:
-    """A copy: merging its axes asks nothing about their sizes. Export would take the answer for all sizes."""
+    """A contiguous copy. Merging its axes needs no check of sizes, which export would fix for all sizes."""
     return x.clone(memory_format=torch.contiguous_format)
 
 
@@ -100,9 +100,9 @@ def _length(x: Tensor) -> Tensor:
 
 
 def tlc_window(network: nn.Module) -> int | None:
-    """Side of the TLC windows of a network in pixels; None: its attention spans the whole image.
+    """Side of the TLC windows of a network in pixels; None: its attention covers the whole image.
 
-    A network without SparseGSA has no windows and could be cut anywhere; it gets the side of the published networks.
+    A network without SparseGSA has no windows and can be divided anywhere. It gets the side of the published networks.
     """
     windows = [module.tlc_kernel for module in network.modules() if isinstance(module, SparseGSA)]
     return windows[0] if windows else 96

@@ -1,7 +1,7 @@
-"""Backends, and which of them computes a call.
+"""The choice of the backend that computes a call.
 
-The environment variable ``DLGSANET_BACKEND`` names the backend to begin with instead of the fastest. Calls that it
-refuses go to those after it. The argument ``backend=`` of a public function names the only backend that may serve.
+By default it is the fastest backend that supports the call. The environment variable ``DLGSANET_BACKEND`` skips all
+backends before the one it names. The argument ``backend=`` of a public function allows only the named backend.
 """
 
 import functools
@@ -16,7 +16,7 @@ from dlgsanet.errors import UserError
 from dlgsanet.ops.backends import NO_LAYER, Backend
 from dlgsanet.ops.records import OPERATIONS, Record
 
-# Modules with an object `BACKEND`, fastest first. The last one takes every call.
+# Modules with an object `BACKEND`, fastest first. The last one supports every call.
 BACKENDS = {
     "cuda": "dlgsanet.ops.backends.cuda",
     "native": "dlgsanet.ops.backends.native",
@@ -29,10 +29,10 @@ logger = logging.getLogger("dlgsanet")
 
 
 def candidates() -> list[str]:
-    """Names of the backends that may be asked, in order.
+    """Names of the backends to try, in order.
 
     Raises:
-        UserError: ``DLGSANET_BACKEND`` names none of them.
+        UserError: ``DLGSANET_BACKEND`` is not the name of a backend.
     """
     names = list(BACKENDS)
     first = os.environ.get("DLGSANET_BACKEND")
@@ -44,23 +44,23 @@ def candidates() -> list[str]:
 
 
 def explain(record: Record, x: Tensor, training: bool = False) -> list[tuple[str, str | None]]:
-    """The candidates up to the one that takes a call, each with why it refuses (the last: None)."""
+    """The candidates up to the one that supports a call, each with its reason for refusing (None for the last)."""
     answers: list[tuple[str, str | None]] = []
     for name in candidates():
         answers.append((name, load(name).refuses(record, x, training)))
         if answers[-1][1] is None:
             return answers
-    raise RuntimeError(f"no backend takes {OPERATIONS[type(record)]}{because(answers)}")
+    raise RuntimeError(f"no backend supports {OPERATIONS[type(record)]}{because(answers)}")
 
 
 def select(record: Record, x: Tensor, training: bool = False, backend: str | None = None) -> Backend:
-    """The backend that computes a call: the first candidate that takes it, or `backend`.
+    """The backend that computes a call: the first candidate that supports it, or `backend`.
 
-    Reports once per device which one it is, and why others refused: in the log, or as a warning where a GPU's own
-    kernels do not serve a call.
+    Logs once per device which backend it is and why others refused. If the kernels for a GPU are not used on it, the
+    entry is a warning.
 
     Raises:
-        ValueError: `backend` is unknown, or does not take the call.
+        ValueError: `backend` is unknown, or does not support the call.
     """
     if backend is not None:
         return _named(backend, record, x, training)
@@ -75,14 +75,14 @@ def select(record: Record, x: Tensor, training: bool = False, backend: str | Non
 
 
 def because(refused: Iterable[tuple[str, str | None]]) -> str:
-    """Backends and why they refused a call, in brackets, or nothing where there are none."""
+    """Backends and their reasons for refusing a call, in brackets. Empty if there are none."""
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
     return f" ({reasons})" if reasons else ""
 
 
 @functools.cache
 def load(name: str) -> Backend:
-    """The backend of a name of `BACKENDS`."""
+    """The backend with this name in `BACKENDS`."""
     return importlib.import_module(BACKENDS[name]).BACKEND
 
 
@@ -90,7 +90,7 @@ def _named(name: str, record: Record, x: Tensor, training: bool) -> Backend:
     if name not in BACKENDS:
         raise ValueError(_unknown(name))
     if reason := load(name).refuses(record, x, training):
-        raise ValueError(f"the {name} backend does not take this call of {OPERATIONS[type(record)]}: {reason}")
+        raise ValueError(f"the {name} backend does not support this call of {OPERATIONS[type(record)]}: {reason}")
     return load(name)
 
 

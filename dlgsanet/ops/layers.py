@@ -1,4 +1,4 @@
-"""Whole layers: `apply` computes a record by the backend that serves here."""
+"""Whole layers: `apply` computes a record with the backend that `dispatch` chooses."""
 
 import torch
 from torch import Tensor
@@ -9,22 +9,23 @@ from dlgsanet.ops.records import Layer, tensors_of
 
 
 def apply(layer: Layer, x: Tensor, *, backend: str | None = None) -> Tensor:
-    """A layer with its normalisation and residual connection: ``x + layer(norm(x))``.
+    """Compute a layer with its normalisation and residual connection: ``x + layer(norm(x))``.
 
-    While a graph is traced (torch.compile, export) the layer becomes PyTorch's operations around the operator of the
-    dynamic convolution, which chooses its backend when the graph runs; `backend` has no effect then.
+    While a graph is traced (torch.compile, export), the layer becomes PyTorch's operations around the operator of the
+    dynamic convolution. That operator chooses its backend when the graph runs, and `backend` has no effect.
 
     Args:
-        layer: a record of `dlgsanet.ops.records`, which says what it computes and which shapes it holds.
+        layer: a record of `dlgsanet.ops.records`, where its computation and shapes are documented.
         x: [B, C, H, W].
-        backend: the name of the backend to use; None: the fastest that takes the call, see `dlgsanet.ops.dispatch`.
+        backend: the name of the backend to use; None: the fastest that supports the call, see `dlgsanet.ops.dispatch`.
 
     Returns:
         [B, C, H, W].
 
     Raises:
-        ValueError: `backend` is unknown, or does not take the call.
-        UserError: ``DLGSANET_BACKEND`` names no backend.
+        ValueError: `backend` is unknown, or does not support the call.
+        ValueError, RuntimeError: the record's tensors and x do not fit each other.
+        UserError: ``DLGSANET_BACKEND`` is not the name of a backend.
     """
     if torch.compiler.is_compiling():
         return composed.BACKEND.train(layer, x)

@@ -1,16 +1,16 @@
-"""The dynamic depth-wise convolution as PyTorch operators for every backend.
+"""The dynamic depth-wise convolution as `torch.library` operators.
 
-They are `torch.library` operators: autograd, autocast, torch.compile and export see one opaque node. The backend is
-chosen inside by `dispatch.select`.
+Autograd, torch.compile and export see one opaque node. Inside, `dispatch.select` chooses the backend.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlgsanet.ops import dispatch
+from dlgsanet.ops.autocast import in_autocast_dtype
 from dlgsanet.ops.backends.gradients import convolve
 from dlgsanet.ops.records import Convolution, DynamicConv, FusedDynamicConv
 
@@ -24,74 +24,60 @@ def dynamic_depthwise_conv(x: Tensor, filters: Tensor, *, backend: str | None = 
     Args:
         x: [B, C, H, W], any float dtype.
         filters: [B, G, K, K, H, W] of the same dtype; K odd, C divisible by G.
-        backend: the name of the backend to use; None: the fastest that takes the call. Without effect while a graph
-            is traced (torch.compile, export): the operator in the graph chooses when it runs.
+        backend: the name of the backend to use; None: the fastest that supports the call. It has no effect while a
+            graph is traced (torch.compile, export): the operator chooses its backend when the graph runs.
 
     Returns:
         [B, C, H, W] in the dtype of x; sums are formed in float32 (float64 for float64).
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, or a backend that is unknown or does not take the call.
+        ValueError: shapes or dtypes do not fit, or the backend is unknown or does not support the call.
 
     Source: Han et al., "On the Connection between Local Attention and Dynamic Depth-wise Convolution", ICLR 2022.
     """
     if backend is None or torch.compiler.is_compiling():
-        return _autocast(torch.ops.dlgsanet.dynamic_depthwise_conv, x, filters)
+        return in_autocast_dtype(torch.ops.dlgsanet.dynamic_depthwise_conv, x, filters)
 
     def on_backend(x: Tensor, filters: Tensor) -> Tensor:
         _check(x, filters)
         return _convolve_on(backend, DynamicConv(filters), x)
 
-    return _autocast(on_backend, x, filters)
+    return in_autocast_dtype(on_backend, x, filters)
 
 
 def fused_dynamic_depthwise_conv(
     x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int, *, backend: str | None = None
 ) -> Tensor:
-    """`dynamic_depthwise_conv` with filters formed from z by a 1x1 convolution: ``filters = weight @ z + bias``.
+    """`dynamic_depthwise_conv` with filters that a 1x1 convolution forms from z: ``filters = weight @ z + bias``.
 
     Args:
         x: [B, C, H, W], any float dtype.
         z: [B, D, H, W] of the same dtype.
-        weight: [G * K * K, D], where C is divisible by G; it may keep a wider dtype than x.
+        weight: [G * K * K, D], where C is divisible by G; its dtype may be wider than that of x.
         bias: [G * K * K] or None.
         window_size: K, odd.
-        backend: as of `dynamic_depthwise_conv`.
+        backend: as in `dynamic_depthwise_conv`.
 
     Returns:
         [B, C, H, W] in the dtype of x.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit, or a backend that is unknown or does not take the call.
+        ValueError: shapes or dtypes do not fit, or the backend is unknown or does not support the call.
 
     Source: DLGSANet, section 3.2 (MHDLSA).
     """
     if backend is None or torch.compiler.is_compiling():
-        return _autocast(torch.ops.dlgsanet.fused_dynamic_depthwise_conv, x, z, weight, bias, window_size)
+        return in_autocast_dtype(torch.ops.dlgsanet.fused_dynamic_depthwise_conv, x, z, weight, bias, window_size)
 
     def on_backend(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
         _check_fused(x, z, weight, bias, window_size)
         return _convolve_on(backend, FusedDynamicConv(z, weight, bias, window_size), x)
 
-    return _autocast(on_backend, x, z, weight, bias, window_size)
+    return in_autocast_dtype(on_backend, x, z, weight, bias, window_size)
 
 
 def _convolve_on(backend: str, convolution: Convolution, x: Tensor) -> Tensor:
     return convolve(dispatch.select(convolution, x, backend=backend).functions(type(convolution)), convolution, x)
-
-
-def _autocast(operator: Callable[..., Tensor], x: Tensor, feature: Tensor, *rest: object) -> Tensor:
-    """Call an operator under autocast: its two images in the lower dtype, the rest as given.
-
-    It is done here because torch.library.register_autocast fixes one dtype for each device.
-    """
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return operator(x, feature, *rest)
-    dtype = torch.get_autocast_dtype(device)
-    x, feature = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, feature))
-    with torch.autocast(device, enabled=False):
-        return operator(x, feature, *rest)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -130,8 +116,15 @@ def _check_fused(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, wind
     _require(x.is_floating_point() and x.dtype == z.dtype, "x and z must have one float dtype")
 
 
-# Backends may return any layout, such as views of padded tensors. The fake operators promise contiguous tensors, and
-# compiled code relies on it.
+def _check_grad(grad: Tensor, x: Tensor) -> None:
+    _require(
+        (grad.shape, grad.dtype, grad.device) == (x.shape, x.dtype, x.device),
+        f"the gradient must have shape, dtype and device of x, got {list(grad.shape)} for {list(x.shape)}",
+    )
+
+
+# Backends may return any layout, for example views of padded tensors. The fake operators return contiguous tensors and
+# compiled code relies on that, so results are made contiguous.
 
 
 @torch.library.custom_op("dlgsanet::dynamic_depthwise_conv", mutates_args=())
@@ -149,6 +142,8 @@ def _(x: Tensor, filters: Tensor) -> Tensor:
 
 @torch.library.custom_op("dlgsanet::dynamic_depthwise_conv_backward", mutates_args=())
 def _plain_backward(grad: Tensor, x: Tensor, filters: Tensor) -> tuple[Tensor, Tensor]:
+    _check(x, filters)
+    _check_grad(grad, x)
     convolution = DynamicConv(filters)
     grad_x, grad_filters = dispatch.select(convolution, x, training=True).convolve_backward(convolution, x, grad)
     return grad_x.contiguous(), grad_filters.contiguous()
@@ -176,6 +171,8 @@ def _(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: in
 def _fused_backward(
     grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_fused(x, z, weight, bias, window_size)
+    _check_grad(grad, x)
     convolution = FusedDynamicConv(z, weight, bias, window_size)
     grads = dispatch.select(convolution, x, training=True).convolve_backward(convolution, x, grad)
     grad_x, grad_z, grad_weight, grad_bias = (g.contiguous() for g in grads)

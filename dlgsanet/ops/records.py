@@ -1,4 +1,4 @@
-"""The layers that backends compute, as records: a layer's tensors and settings under their names.
+"""The layers that backends compute, as records of named tensors and settings.
 
 Axes: B batch, C channels, H height, W width, K window size, G groups of channels that share a filter, D channels of
 the feature that filters are formed from, h hidden channels of the feed-forward network.
@@ -39,9 +39,9 @@ class ChannelAttention(NamedTuple):
     depthwise: Tensor  # [3 * C, 1, 3, 3]
     temperature: Tensor  # [heads, 1, 1]
     proj_out: Tensor  # [C, C, 1, 1]
-    activation: str  # how similarities become weights: relu, gelu, sigmoid, softmax or topk
-    topk_ratio: float  # for topk: the share of each row's similarities that is kept, in (0, 1]
-    window: int | None  # side in pixels of the windows of test-time local conversion; None: the whole image at once
+    activation: str  # turns similarities into weights: relu, gelu, sigmoid, softmax or topk
+    topk_ratio: float  # for topk: the share of the similarities in each row that is kept, in (0, 1]
+    window: int | None  # side in pixels of the windows of test-time local conversion; None: the whole image
 
 
 class GatedFeedForward(NamedTuple):
@@ -58,13 +58,13 @@ class GatedFeedForward(NamedTuple):
 
 
 class DynamicConv(NamedTuple):
-    """The arguments of `dlgsanet.ops.dynamic_depthwise_conv` next to x."""
+    """The arguments of `dlgsanet.ops.dynamic_depthwise_conv` other than x."""
 
     filters: Tensor  # [B, G, K, K, H, W]
 
 
 class FusedDynamicConv(NamedTuple):
-    """The arguments of `dlgsanet.ops.fused_dynamic_depthwise_conv` next to x."""
+    """The arguments of `dlgsanet.ops.fused_dynamic_depthwise_conv` other than x."""
 
     z: Tensor  # [B, D, H, W]
     weight: Tensor  # [G * K * K, D]
@@ -76,7 +76,7 @@ Layer = LocalAttention | ChannelAttention | GatedFeedForward
 Convolution = DynamicConv | FusedDynamicConv
 Record = Layer | Convolution
 
-# Names of operations: of the fields of `Backend`, and in messages.
+# Names of the operations: they are fields of `Backend`, and messages use them.
 OPERATIONS: dict[type, str] = {
     LocalAttention: "dynamic_local_attention",
     ChannelAttention: "channel_attention",
@@ -87,5 +87,5 @@ OPERATIONS: dict[type, str] = {
 
 
 def tensors_of(record: Record) -> list[Tensor]:
-    """The record's tensors, in its order."""
+    """The tensors of a record, in the order of its fields."""
     return [value for value in record if isinstance(value, Tensor)]

@@ -1,8 +1,8 @@
-"""Where the windows of test-time local conversion lie, and the pieces between their borders.
+"""Positions of the windows of test-time local conversion, and the pieces between their borders.
 
-TLC: Chu et al., ECCV 2022, arXiv 2112.04491. Windows overlap. All pixels between two neighbouring borders lie in the
-same windows: a sum over the pixels of a window is a sum over its pieces, and the average of what the windows make of a
-pixel is one linear map for a whole piece. So the pixels are read once, however the windows overlap.
+TLC: Chu et al., ECCV 2022, arXiv 2112.04491. Windows overlap. All pixels between two neighbouring borders (a piece) lie
+in the same windows. A sum over a window is therefore a sum over its pieces, and averaging the results of the windows is
+one linear map per piece. Every pixel is read once, whatever the overlap.
 """
 
 from itertools import pairwise
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Piece(NamedTuple):
-    """Pixels [start, stop) of an axis, and the first and last of the windows that hold them all."""
+    """Pixels [start, stop) of an axis, and the first and last window that contain them."""
 
     start: int
     stop: int
@@ -30,9 +30,10 @@ class Piece(NamedTuple):
 
 
 def window_starts(size: int, window: int) -> list[int]:
-    """First pixels of the windows of min(size, window) pixels that cover an axis of `size` pixels.
+    """First pixel of each window of min(size, window) pixels along an axis of `size` pixels.
 
-    As few windows as can cover the axis, evenly spaced in whole pixels; the last one ends at the border.
+    There are as few windows as possible, at equal distances in whole pixels. The last window ends at the border and may
+    be closer to its neighbour.
     """
     window = min(size, window)
     if size == window:
@@ -43,22 +44,22 @@ def window_starts(size: int, window: int) -> list[int]:
 
 
 def covering_windows(size: int, window: int, device: torch.device | None = None) -> Tensor:
-    """Pixel numbers [windows, min(size, window)] of every window along an axis of `size` pixels."""
+    """Pixel indices [windows, min(size, window)] of every window along an axis of `size` pixels."""
     starts, window = window_starts(size, window), min(size, window)
     step = starts[1] if len(starts) > 1 else 0
-    # Computed on the device: a copy from the CPU could not be captured in a CUDA graph.
+    # Computed on the device: a CUDA graph cannot capture a copy from the CPU.
     first = (torch.arange(len(starts), device=device) * step).clamp(max=size - window)
     return first[:, None] + torch.arange(window, device=device)
 
 
 def pieces(size: int, window: int | None, *, longest: int | None = None, grid: int | None = None) -> list[Piece]:
-    """The pieces of an axis of `size` pixels between the borders of its windows, in order.
+    """The pieces between the borders of the windows along an axis, in order.
 
     Args:
-        size: pixels of the axis.
+        size: length of the axis in pixels.
         window: side of the windows in pixels; None: one window, the whole axis.
-        longest: longer pieces are divided into even parts of at most so many pixels.
-        grid: pieces are divided at every multiple of it.
+        longest: longer pieces are divided into equal parts of at most this many pixels.
+        grid: pieces are also divided at every multiple of this number of pixels.
     """
     window = min(size, window or size)
     starts = window_starts(size, window)
@@ -73,13 +74,13 @@ def pieces(size: int, window: int | None, *, longest: int | None = None, grid: i
 
 
 class TracedWindows:
-    """The windows along an axis in numbers that may be symbols, for graphs that serve every size.
+    """The windows along an axis, computed from a size that may be a symbol, for exported graphs of any image size.
 
-    Window i starts at ``min(i * step, size - side)``, and no pixel lies in more than two of them. So the average over
-    a pixel's windows is that of the first and the last: gathering takes the place of adding up.
+    Window i starts at ``min(i * step, size - side)``, and no pixel lies in more than two windows. So the average over
+    the windows of a pixel is that of its first and its last window, and gathering replaces summation.
 
     Args:
-        size: pixels of the axis, a number or a symbol.
+        size: length of the axis in pixels, a number or a symbol.
         window: side of the windows in pixels.
     """
 
@@ -96,10 +97,10 @@ class TracedWindows:
         self.first, self.last = (w * self.side + pixel - self.starts[w] for w in (first, last))
 
     def cut(self, x: Tensor, dim: int) -> Tensor:
-        """Axis `dim` becomes two: windows, and pixels in a window."""
+        """Split axis `dim` into two: windows, and pixels in a window."""
         return x.index_select(dim, self.pixels).unflatten(dim, (self.count, self.side))
 
     def join(self, x: Tensor, dim: int) -> Tensor:
-        """Axes `dim` (windows) and ``dim + 1`` (their pixels) become one again, averages where windows overlap."""
+        """Merge axes `dim` (windows) and ``dim + 1`` (their pixels) again; average where windows overlap."""
         x = x.flatten(dim, dim + 1)
         return (x.index_select(dim, self.first) + x.index_select(dim, self.last)) / 2

@@ -1,4 +1,4 @@
-"""Random calls of layers and convolutions, and what a backend makes of them."""
+"""Random calls of layers and convolutions, and the results of a backend."""
 
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +34,7 @@ class Call(NamedTuple):
 
 
 def random_tensors(seed: int):
-    """A function that makes random tensors of the shapes it is given, the same ones for the same seed."""
+    """A function that makes random tensors of given shapes; the same seed gives the same tensors."""
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(shape, generator=generator)
 
@@ -105,12 +105,12 @@ def channel_attention(
 
 @st.composite
 def sizes(draw) -> Size:
-    """Single pixels, odd ones, and widths beyond a tile's."""
+    """Sizes from single pixels to images wider than a tile."""
     return draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 80) | st.integers(300, 340))
 
 
 def calls(function: Callable[..., Call], **arguments) -> st.SearchStrategy[Callable[[], Call]]:
-    """Functions that make a call, so that a failing example is printed by its arguments."""
+    """Functions that make a call, so that a failing example is printed with its arguments."""
     return st.builds(partial, st.just(function), size=arguments.pop("size", sizes()), seed=SEEDS, **arguments)
 
 
@@ -142,11 +142,11 @@ RANDOM = {
     "fused_dynamic_depthwise_conv": calls(fused_convolution, **CONVOLUTION),
     "fused_dynamic_depthwise_conv, training": calls(fused_convolution, training=FOR_TRAINING, **CONVOLUTION),
     "gated_feed_forward, training": calls(feed_forward, training=FOR_TRAINING, **FEED_FORWARD),
-    # The gradient of few normalised channels is nothing but rounding.
+    # With few normalised channels the gradient is only rounding error.
     "dynamic_local_attention, training": calls(
         local_attention, share=st.integers(4, 10), training=FOR_TRAINING, **LOCAL_ATTENTION
     ),
-    # So is that of similarities over a single pixel, which are 1 or -1 whatever q and k are.
+    # The same is true of similarities over a single pixel, which are always 1 or -1.
     "channel_attention, training": calls(
         channel_attention,
         size=st.tuples(st.integers(1, 3), st.integers(4, 24), st.integers(4, 50)),
@@ -179,10 +179,10 @@ def one_of_each(size: Size = (2, 21, 37)) -> dict[str, Call]:
 
 
 def results(backend: Backend, call: Call) -> list[Tensor]:
-    """What a backend makes of a call.
+    """The results of a backend for a call.
 
-    Of a layer in training the result and the gradients of a weighted sum of it; of a convolution in training the
-    gradients for the gradient ``x.flip(0)``.
+    For a layer in training: the output, and the gradients of a weighted sum of it. For a convolution in training: the
+    gradients for the output gradient ``x.flip(0)``.
     """
     record, x, training = call
     if isinstance(record, DynamicConv | FusedDynamicConv):

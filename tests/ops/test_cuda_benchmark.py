@@ -135,7 +135,7 @@ def test_out_of_memory_is_a_row(on_cpu, monkeypatch, capsys, error):
     assert run(on_cpu, monkeypatch, "tiny") == 0
     rows = table(capsys.readouterr().out)
     assert list(rows[0].values())[3:] == ["out of memory", "-", "-"]
-    assert rows[-1]["forward"] == "1.000"  # beside nothing
+    assert rows[-1]["forward"] == "1.000"  # no published kernel to compare with
 
 
 @pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")

@@ -1,4 +1,4 @@
-"""The CUDA kernels compile for the GPUs they are meant for, within a budget of registers and spilled bytes.
+"""The CUDA kernels compile for the supported GPUs within a budget of registers and spilled bytes.
 
 No GPU is needed: NVRTC comes with CuPy's companion packages.
 """
@@ -26,7 +26,7 @@ ONE_GROUP = (64, 1, 16)  # as many channels in a part of a group as there can be
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
-# Most registers of a thread, and bytes that it spills. float64, for tests, only has to compile.
+# Most registers of a thread, and most bytes that it spills. float64 is for tests and only has to compile.
 BUDGET = {
     "plain_forward": (160, 0),
     "plain_grad_x": (136, 0),
@@ -43,7 +43,7 @@ BUDGET = {
 def instances(
     monkeypatch, dtype: torch.dtype, layer: tuple[int, int, int], window: int, architecture: str, size=(1, 1)
 ) -> set[Instance]:
-    """Everything that training steps on a GPU would compile, with TF32 allowed and not."""
+    """All instances that training on a GPU would compile, with and without TF32."""
     wanted = set()
 
     class Recorder:
@@ -110,7 +110,7 @@ def test_every_instantiation_compiles(monkeypatch, dtype, network, window, archi
 def test_every_launch_fits_shared_memory(monkeypatch, dtype, architecture):
     for window in cuda.WINDOW_SIZES:
         for layer in (*NETWORKS.values(), ONE_GROUP):
-            assert instances(monkeypatch, dtype, layer, window, architecture)  # which checks every launch
+            assert instances(monkeypatch, dtype, layer, window, architecture)  # checks every launch
 
 
 def test_nothing_is_compiled_for_another_image_size(monkeypatch):
@@ -143,7 +143,7 @@ def test_compiled_kernels_are_kept_on_disk(monkeypatch, tmp_path):
     assert len(compiled) == 4
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+def test_a_cache_that_cannot_be_written_is_not_used(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     instance = next(iter(instances(monkeypatch, torch.float32, NETWORKS["Large"], 3, "sm_90")))
@@ -152,7 +152,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
 
 @pytest.fixture
 def unusable(monkeypatch):
-    """Why a GPU of a compute capability, with a driver new enough or not, cannot run the kernels."""
+    """The reason why a GPU with a compute capability, and a new enough driver or not, cannot run the kernels."""
 
     def ask(capability: tuple[int, int] = (9, 0), driver_serves: bool = True) -> str | None:
         def shared_memory_limit(device):
@@ -167,7 +167,7 @@ def unusable(monkeypatch):
     return ask
 
 
-def test_gpus_that_cannot_run_the_kernels_are_refused_with_a_word(unusable, monkeypatch):
+def test_gpus_that_cannot_run_the_kernels_are_refused_with_a_reason(unusable, monkeypatch):
     assert unusable() is None
     assert unusable((6, 1)) == "it needs a GPU of compute capability 7.0 or more, not 6.1"
     assert "does not know GPUs of compute capability 99.0" in unusable((99, 0))
@@ -176,8 +176,8 @@ def test_gpus_that_cannot_run_the_kernels_are_refused_with_a_word(unusable, monk
     assert "pip install cupy" in unusable()
 
 
-def test_all_that_is_used_of_cupy_is_there():
-    """What no GPU can run here has at least its names."""
+def test_cupy_has_all_names_that_are_used():
+    """Without a GPU the calls cannot run, but the names can be checked."""
     from cupy.cuda import driver, function, runtime
 
     module = function.Module()

@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: their own source runs in the emulator, against float64."""
+"""The CUDA kernels without a GPU: their source runs in the emulator and is compared with float64."""
 
 import contextlib
 import ctypes
@@ -57,7 +57,7 @@ WITH_EVERY_BARRIER = (1, 24, 2, 26, 3, 25, 17)
 
 @pytest.fixture
 def emulate(monkeypatch) -> Callable[..., None]:
-    """Have the launches of `cuda` run in the emulator, threads in an order, a barrier ("file:line") left out."""
+    """Run launches of `cuda` in the emulator, with an order of the threads, and without a barrier ("file:line")."""
 
     def use(
         order: str = "ascending",
@@ -104,7 +104,7 @@ RECORDS = {"dynamic_depthwise_conv": DynamicConv, "fused_dynamic_depthwise_conv"
 def results(
     backend: Backend, operation: str, arguments, layout: Callable[[Tensor], Tensor] = lambda t: t
 ) -> tuple[Tensor, ...]:
-    """The output and all gradients, for a gradient of the output that is not the same everywhere."""
+    """The output and all gradients, for a gradient of the output that is not constant."""
     arguments = [layout(a) if isinstance(a, Tensor) else a for a in arguments]
     x, grad = arguments[0], layout(arguments[0].roll(1, dims=1))
     convolution = RECORDS[operation](*arguments[1:])
@@ -116,7 +116,7 @@ def expected_results(operation: str, arguments) -> tuple[Tensor, ...]:
 
 
 def relative_error(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """Of the worst of the tensors; infinite where a value is not a number."""
+    """The largest over all tensors; infinite if a value is not a number."""
     errors = [(a.double() - e).abs().max() / e.abs().max() for a, e in zip(actual, expected, strict=True)]
     return float(torch.stack(errors).nan_to_num(nan=torch.inf).max())
 
@@ -156,7 +156,7 @@ def channels_last(tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("layout", [strided, channels_last])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_any_memory_layout(emulate, operation, layout):
-    """The emulator takes contiguous memory alone."""
+    """The emulator accepts only contiguous memory."""
     emulate()
     arguments = OPERATIONS[operation]((2, 6, 2, 4, 3, 9, 8), torch.float32)
     actual = results(cuda.BACKEND, operation, arguments, layout)
@@ -238,7 +238,7 @@ def test_a_gpu_without_its_kernels_is_reported_once(caplog):
     assert "conv on cuda: reference backend (cuda: its windows are 3, 5, 7, 9 wide, not 11" in warning
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this PyTorch has the older switch alone")
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this PyTorch has only the older setting")
 def test_tf32_is_used_as_pytorch_is_set():
     """In a process of its own: whoever mixes the switches cannot put them back as they were."""
     code = """if True:
@@ -280,7 +280,7 @@ def barriers() -> list[str]:
 
 @pytest.mark.parametrize("place", barriers())
 def test_a_missing_barrier_is_caught(emulate, place):
-    """The tests above would fail, were this barrier forgotten."""
+    """The tests above fail without this barrier."""
     if place.startswith("fused_forward_mma"):
         with pytest.raises(AssertionError):
             check_tensor_cores(emulate, PUBLISHED[0], torch.float32, without_barrier=place)
@@ -297,7 +297,7 @@ def test_a_missing_barrier_is_caught(emulate, place):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_a_misaligned_access_is_caught(monkeypatch, emulate):
-    """Four pixels in one piece from rows that are no whole quads end the process, here a copy of it."""
+    """Loading four pixels at once from a misaligned address ends the process; here a forked one."""
     emulate()
     monkeypatch.setattr(cuda, "_vectorized", lambda *images: True)
     arguments = fused_arguments((1, 6, 1, 5, 3, 6, 7), torch.float32)
@@ -311,7 +311,7 @@ def test_a_misaligned_access_is_caught(monkeypatch, emulate):
 
 
 class Driver:
-    """Stands in for CuPy's access to the driver: what is loaded and launched, for "cpu", runs in the emulator."""
+    """Replaces CuPy's access to the driver: kernels that are loaded and launched for "cpu" run in the emulator."""
 
     def __init__(self, monkeypatch):
         cupy = pytest.importorskip("cupy", reason="launching kernels needs CuPy")
@@ -369,21 +369,21 @@ def test_modules_launch_what_the_driver_takes(monkeypatch, emulate, operation):
     error = relative_error(results(cuda.BACKEND, operation, arguments), expected_results(operation, arguments))
     assert error <= TOLERANCE[torch.float32]
     assert bool(driver.allowed) == operation.startswith("fused")
-    driver.capturing = True  # whatever is loaded can be captured, and nothing is loaded then
+    driver.capturing = True  # loaded kernels can be captured, and no kernel is loaded during a capture
     results(cuda.BACKEND, operation, arguments)
     with pytest.raises(RuntimeError, match="once before capturing"):
         results(cuda.BACKEND, operation, OPERATIONS[operation]((1, 6, 1, 22, 3, 9, 35), torch.float32))
 
 
 def sparse(*size: int, dtype: torch.dtype) -> Tensor:
-    """Zeros that take memory only where they are touched."""
+    """Zeros that use memory only where they are accessed."""
     nbytes = math.prod(size) * dtype.itemsize
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     return torch.frombuffer(memory, dtype=dtype).view(size)
 
 
 def sparse_image(channels: int, height: int, width: int, corner: int) -> Tensor:
-    """[1, channels, height, width] in float16, zero but for `corner` x `corner` pixels at the lower right."""
+    """[1, channels, height, width] in float16, zero except `corner` x `corner` pixels at the lower right."""
     image = sparse(1, channels, height, width, dtype=torch.float16)
     image[..., -corner:, -corner:] = normal(1, channels, corner, corner, dtype=torch.float16)
     return image
@@ -430,7 +430,7 @@ def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation, capability)
 @pytest.mark.long
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_golden_networks(monkeypatch, emulate, path):
-    """Whole networks on the kernels: gradients at the image are the published definition's."""
+    """Whole networks on the kernels: outputs and gradients are those of the published definition."""
     emulate("ascending")
     kernels = dataclasses.replace(cuda.BACKEND, unsuited=lambda *call: None)
     monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "composed")})

@@ -1,4 +1,4 @@
-"""Which backend computes a call: by argument, by environment, by speed; and what each of them must be."""
+"""The choice of the backend of a call, by argument, by environment and by speed."""
 
 import functools
 import importlib
@@ -46,7 +46,7 @@ def test_the_argument_and_the_environment_choose_alike(layer, backend, monkeypat
     by_argument = outcome(layer, X.double(), backend)
     monkeypatch.setenv("DLGSANET_BACKEND", backend)
     by_environment = outcome(layer, X.double(), None)
-    # The argument holds for the layer alone: within a composed one the fastest convolution serves.
+    # The argument applies only to the layer. The convolution in a composed layer uses the fastest backend.
     close = torch.testing.assert_close if backend == "composed" else torch.equal
     for a, b in zip(by_argument, by_environment, strict=True):
         assert close(a, b) is not False
@@ -128,7 +128,7 @@ def test_training_under_autocast_keeps_no_graph_of_the_taps():
     assert max(kept) < 49 * X[0, 0].numel() * 2  # filters [G * K * K, H, W] and shifted images are larger
 
 
-def test_why_a_convolution_is_refused_is_kept_with_the_backend():
+def test_the_reason_for_refusing_a_convolution_is_reported_per_backend():
     convolution = FusedDynamicConv(torch.zeros(1, 3, 5, 5), torch.zeros(9, 3), None, 3)
     answers = dispatch.explain(convolution, torch.zeros(1, 2, 5, 5, dtype=torch.float64))
     assert [name for name, _ in answers] == ["cuda", "native", "torch"]

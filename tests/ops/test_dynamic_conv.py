@@ -128,3 +128,14 @@ def test_arguments_that_do_not_fit_are_named():
         ops.fused_dynamic_depthwise_conv(x[:, :3], z, weight, bias, window)
     with pytest.raises(ValueError, match="one float dtype"):
         ops.fused_dynamic_depthwise_conv(x, z.float(), weight, bias, window)
+
+
+@pytest.mark.parametrize("operator", ["dynamic_depthwise_conv_backward", "fused_dynamic_depthwise_conv_backward"])
+def test_gradients_that_do_not_fit_are_errors(operator):
+    backward = getattr(torch.ops.dlgsanet, operator)
+    x, *rest = arguments() if operator.startswith("fused") else plain_arguments()
+    for grad in (x[..., :-1], x[:1], x.float()):
+        with pytest.raises(ValueError, match="gradient must have"):
+            backward(grad.detach(), x, *rest)
+    with pytest.raises(ValueError, match="must be"):
+        backward(x.detach(), x, rest[0][..., :-1], *rest[1:])

@@ -11,7 +11,7 @@ from dlgsanet.ops.records import FusedDynamicConv
 from tests.ops import calls
 
 TOLERANCE = 2e-6  # of the output's range
-GRADIENT_TOLERANCE = 1e-5  # of weights: sums over thousands of pixels in float32
+GRADIENT_TOLERANCE = 1e-5  # for weights, which are sums over thousands of pixels in float32
 _WORDS = {"AVX512": "avx512", "AVX2": "avx2"}
 _ALL = list(build.instruction_sets())
 AVAILABLE = _ALL[_ALL.index(_WORDS.get(torch.backends.cpu.get_cpu_capability(), "portable")) :]
@@ -57,11 +57,11 @@ def _assert_follows_reference(call: calls.Call) -> None:
 
 
 def _margins(call: calls.Call, want: list[torch.Tensor]) -> list[torch.Tensor]:
-    """How far each result may be off."""
+    """The largest allowed error of each result."""
     if call.training and isinstance(call.record, FusedDynamicConv):
-        # Sums over all pixels may cancel: their error is a share of what was added, whatever its sign.
+        # Sums over all pixels may cancel. Their error is relative to the sum of magnitudes.
         added = calls.results(reference, call.map(lambda t: t.double().abs()))
         return [share * a for share, a in zip((TOLERANCE,) * 2 + (GRADIENT_TOLERANCE,) * 2, added, strict=True)]
     out, *gradients = want
-    largest = max((g.abs().max() for g in gradients), default=None)  # those of a few pixels may vanish by cancellation
+    largest = max((g.abs().max() for g in gradients), default=None)  # gradients of a few pixels may cancel to zero
     return [TOLERANCE * out.abs().max(), *(GRADIENT_TOLERANCE * largest for _ in gradients)]

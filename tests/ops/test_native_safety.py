@@ -1,4 +1,4 @@
-"""The compiled layers within a process: memory, threads, forks, and where they cannot serve."""
+"""The compiled layers in a process: memory, arguments, threads, forks, and calls that they do not support."""
 
 import multiprocessing
 import os
@@ -29,7 +29,7 @@ def _built():
 
 @pytest.mark.parametrize("name", CALLS)
 def test_nothing_outside_of_a_tensor_is_read_or_written(name, monkeypatch):
-    """Every tensor lies between bands of NaN, which must stay as they are and must not show in the result."""
+    """Every tensor lies between bands of NaN, which must not change and must not affect the result."""
     band = 64
     call = library.call
 
@@ -41,7 +41,8 @@ def test_nothing_outside_of_a_tensor_is_read_or_written(name, monkeypatch):
             buffers[name] = torch.full((t.numel() + 2 * band,), nothing, dtype=t.dtype)
             buffers[name][band:-band] = t.flatten()
         before = {name: torch.cat([b[:band], b[-band:]]) for name, b in buffers.items()}
-        call(function, **arguments | {name: b[band:-band] for name, b in buffers.items()})
+        inside = {name: b[band:-band].view(tensors[name].shape) for name, b in buffers.items()}
+        call(function, **arguments | inside)
         for name, buffer in buffers.items():
             after = torch.cat([buffer[:band], buffer[-band:]])
             assert after.view(torch.uint8).equal(before[name].view(torch.uint8))  # bit by bit, as NaN differs from NaN
@@ -68,7 +69,7 @@ def check_threads(call: calls.Call) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_results_do_not_depend_on_the_threads(name):
-    check_threads(calls.one_of_each((1, 100, 37))[name])  # high: more threads, more tiles
+    check_threads(calls.one_of_each((1, 100, 37))[name])  # tall: more threads get more tiles
 
 
 # A BLAS divides long sums over pixels among its threads: few channels, many pixels.
@@ -84,26 +85,28 @@ def test_sums_over_pixels_do_not_depend_on_the_threads(kind, share, size):
 
 
 def arguments(function: str) -> dict:
-    """Arguments of the right kinds, of sizes 1."""
-    tensors, sizes = library.SIGNATURES[function]
+    """Small arguments that fit each other: sizes of 1, from the first channel on."""
+    signature = library.SIGNATURES[function]
+    sizes = {name: 0 if name.endswith("_first") else 1 for name in signature.sizes}
+    shapes = {name: [n or 1 for n in shape] for name, shape in signature.shapes(**sizes).items()}
     dtypes = {"band_pieces": torch.int64, "column_pieces": torch.int64}
-    return {name: torch.zeros(4, dtype=dtypes.get(name)) for name in tensors} | dict.fromkeys(sizes, 1)
+    return {name: torch.zeros(shape, dtype=dtypes.get(name)) for name, shape in shapes.items()} | sizes
 
 
+@pytest.fixture
+def _compiled_functions_are_not_called(monkeypatch):
+    monkeypatch.setattr(library, "_entry", lambda *_: pytest.fail("the compiled function was called"))
+
+
+@pytest.mark.usefixtures("_compiled_functions_are_not_called")
 @pytest.mark.parametrize("function", library.SIGNATURES)
-def test_wrong_arguments_of_compiled_functions_are_errors(function, monkeypatch):
-    monkeypatch.setattr(library, "_entry", lambda path, name: pytest.fail("the compiled function was called"))
+def test_wrong_arguments_of_compiled_functions_are_errors(function):
     right = arguments(function)
-    tensors, sizes = library.SIGNATURES[function]
+    tensor, size = next(iter(right)), library.SIGNATURES[function].sizes[0]
+    strided = torch.zeros(*right[tensor].shape[:-1], 2, 2)[..., 0]
     wrong = {
-        tensors[0]: [
-            right[tensors[0]].double(),
-            right[tensors[0]].to("meta"),
-            torch.zeros(4, 2)[:, 0],
-            3,
-            None,
-        ],
-        sizes[0]: [1.5, "1", torch.zeros(2)],
+        tensor: [right[tensor].double(), right[tensor].to("meta"), strided, 3, None],
+        size: [1.5, "1", torch.zeros(2)],
     }
     for name, values in wrong.items():
         for value in values:
@@ -115,20 +118,73 @@ def test_wrong_arguments_of_compiled_functions_are_errors(function, monkeypatch)
         library.call(function, **right, surplus=1)
 
 
+@pytest.mark.usefixtures("_compiled_functions_are_not_called")
+@pytest.mark.parametrize("function", library.SIGNATURES)
+def test_wrong_shapes_for_compiled_functions_are_errors(function):
+    right = arguments(function)
+    for name, tensor in right.items():
+        if isinstance(tensor, torch.Tensor):
+            longer = [torch.cat([tensor, tensor], dim) for dim in range(tensor.dim()) if name not in FREE or dim == 0]
+            for wrong in (*longer, tensor[:0], tensor[None], tensor.flatten()[0]):
+                with pytest.raises(ValueError, match=name):
+                    library.call(function, **right | {name: wrong})
+
+
+FREE = ("window_sums", "weights")  # how many windows there are follows from the pieces
+
+
+@pytest.mark.usefixtures("_compiled_functions_are_not_called")
+@pytest.mark.parametrize(
+    ("function", "sizes"),
+    [
+        ("dynamic_local_attention", {"window_size": 2}),
+        ("fused_dynamic_depthwise_conv", {"groups": 0}),
+        ("fused_dynamic_depthwise_conv", {"channels": 3, "groups": 2}),
+        ("channel_attention_sums", {"head_count": 2}),
+        ("products", {"a_first": 1}),
+        ("products", {"b_first": -1}),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other_are_errors(function, sizes):
+    with pytest.raises(ValueError, match=r"must be odd|cannot be divided|from channels"):
+        library.call(function, **arguments(function) | sizes)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_record_of_wrong_shapes_is_an_error(name):
+    """One tensor of a record, or x, has a wrong shape."""
+    call = CALLS[name]
+    for field in ("x", *call.record._fields):
+        tensor = call.x if field == "x" else getattr(call.record, field)
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        # x may have any batch, height and width; a convolution's groups may have any number of channels.
+        of_x = () if name.startswith("fused") else (1,)
+        dims = of_x if field == "x" else range(tensor.dim())
+        doubled = [torch.cat([tensor, tensor], dim) for dim in dims]
+        shorter = tensor[:, 1:] if field == "x" else tensor[1:]
+        for wrong in (*doubled, shorter, tensor[None]):
+            record = call.record if field == "x" else call.record._replace(**{field: wrong})
+            changed = call._replace(x=wrong if field == "x" else call.x, record=record)
+            with pytest.raises((ValueError, RuntimeError, IndexError)):
+                calls.results(native, changed)
+
+
 def test_signatures_are_those_of_the_sources():
     """Every exported C++ function has the arguments of the table, by name, kind and order."""
     declared = {}
     for path in build.HERE.glob("*.cpp"):
-        for name, arguments in re.findall(r"DLGSANET_API bool dlgsanet_(\w+)\(([^)]*)\)", path.read_text()):
-            declared[name] = [" ".join(a.split()).replace("const ", "") for a in arguments.split(",")]
+        for name, declaration in re.findall(r"DLGSANET_API bool dlgsanet_(\w+)\(([^)]*)\)", path.read_text()):
+            declared[name] = [" ".join(a.split()).replace("const ", "") for a in declaration.split(",")]
     assert declared.keys() == library.SIGNATURES.keys()
-    for name, (tensors, sizes) in library.SIGNATURES.items():
+    for name, signature in library.SIGNATURES.items():
+        tensors = [n for n, value in arguments(name).items() if isinstance(value, torch.Tensor)]
         pointers = [f"{'Piece' if t in library._INTEGERS else 'float'}* {t}" for t in tensors]
-        assert declared[name] == [*pointers, *(f"Index {s}" for s in sizes), "int threads"]
+        assert declared[name] == [*pointers, *(f"Index {s}" for s in signature.sizes), "int threads"]
 
 
 def test_shared_constants_have_one_source(monkeypatch):
-    """The sources know them as macros alone, and a library is never taken for one of other constants."""
+    """The sources have them as macros only, and a library with other constants is never loaded."""
     sources = "".join(p.read_text() for p in [*build.HERE.glob("*.cpp"), *build.HERE.glob("*.h")])
     assert {f"DLGSANET_{name}" for name in build.CONSTANTS} <= set(re.findall(r"DLGSANET_\w+", sources))
     name = build.library_name("avx2")
@@ -143,7 +199,7 @@ def _compute_one() -> torch.Tensor:
 
 
 class _Layer(Dataset):
-    """A data set whose workers compute a layer, having been forked from a process that did so too."""
+    """A data set that computes a layer in its workers, which are forked from a process that has computed one."""
 
     def __len__(self):
         return 4
@@ -159,7 +215,7 @@ def test_data_loader_workers_compute_layers():
 
 
 def _compute_with_two_threads(queue):
-    # A child that torch itself has not set to one thread.
+    # torch has not set this child to one thread.
     torch.set_num_threads(2)
     queue.put(_compute_one().numpy())
 
@@ -177,7 +233,7 @@ def test_a_fork_computes_layers_without_the_threads_it_lost():
         child.join()
 
 
-def test_calls_that_it_cannot_take():
+def test_calls_that_it_does_not_support():
     call = CALLS["gated_feed_forward"]
     assert "float32" in native.refuses(*call.map(torch.Tensor.double))
     assert "meta" in native.refuses(*call.map(lambda t: t.to("meta")))
@@ -237,7 +293,7 @@ def test_two_builds_at_the_same_time_and_one_that_was_killed(monkeypatch, tmp_pa
 
 @pytest.mark.long
 def test_random_calls_under_sanitizers(tmp_path):
-    """Address and undefined-behaviour sanitizers see random calls of every operation on every instruction set."""
+    """Random calls of every operation on every instruction set, with address and undefined-behaviour sanitizers."""
     sanitize = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
     if problem := build.build(tmp_path, sanitize):
         pytest.skip(problem)

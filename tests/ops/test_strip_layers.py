@@ -1,4 +1,4 @@
-"""The layers of PyTorch alone for CPUs against the reference in float64, and the golden values through them."""
+"""The `torch` backend: layers against the reference in float64, and golden values."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from dlgsanet.ops.backends.torch import dynamic_conv, inference
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 
-# Of the largest value; the order of sums differs from the reference's.
+# Relative to the largest value; the order of additions differs from the reference.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-6}
 
 
@@ -47,7 +47,7 @@ LAYERS = {
 
 
 def decides_by_rounding(layer: nn.Module, x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether top-k may choose between similarities that differ by rounding alone: then either choice is right."""
+    """Whether top-k may choose between similarities that differ only by rounding. Then both choices are right."""
     if getattr(layer, "activation", None) != "topk":
         return False
     window = layer.tlc_kernel or max(x.shape)
@@ -66,7 +66,7 @@ def images(draw) -> Tensor:
 
 
 def draw_parameters(layer: nn.Module) -> nn.Module:
-    """The layer in float64 with random parameters that keep the scale of what it is given."""
+    """The layer in float64 with random parameters that keep the scale of its input."""
     generator = torch.Generator().manual_seed(0)
     for parameter in layer.double().parameters():
         nn.init.normal_(parameter, std=1 / max(1, parameter[0].numel()) ** 0.5, generator=generator)

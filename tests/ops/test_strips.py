@@ -13,8 +13,8 @@ from dlgsanet.ops.backends.torch import dynamic_conv
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, tensors_of
 from tests.ops import calls
 
-# Of the largest sum of magnitudes, as terms may cancel: in the wide dtypes the order of sums alone differs; the narrow
-# ones round the same sum once.
+# Relative to the largest sum of magnitudes, because terms may cancel. In float64 and float32 the order of additions
+# differs; float16 and bfloat16 round the same sum once.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 

@@ -1,4 +1,4 @@
-"""What computes the layers: one file or folder for each backend, with an object `BACKEND` of the class below."""
+"""The backends: one file or folder each, with an object `BACKEND` of the class below."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,18 +25,18 @@ L = TypeVar("L")
 
 @dataclass(frozen=True)
 class LayerFunctions(Generic[L]):
-    """How a backend computes a layer: functions of the record and x [B, C, H, W] that return [B, C, H, W]."""
+    """The functions of a backend for a layer. They take the record and x [B, C, H, W] and return [B, C, H, W]."""
 
     infer: Callable[[L, Tensor], Tensor]  # without gradients
-    train: Callable[[L, Tensor], Tensor]  # autograd can follow it
+    train: Callable[[L, Tensor], Tensor]  # differentiable by autograd
 
 
 @dataclass(frozen=True)
 class ConvolutionFunctions(Generic[L]):
-    """How a backend computes a dynamic convolution and its gradients."""
+    """The functions of a backend for a dynamic convolution and its gradients."""
 
     forward: Callable[[L, Tensor], Tensor]  # (record, x)
-    # (record, x, gradient of the result) -> gradients of x and of the record's tensors; one of the bias in any case
+    # (record, x, gradient of the result) -> gradients of x and of the record's tensors, always including the bias
     backward: Callable[[L, Tensor, Tensor], tuple[Tensor, ...]]
 
 
@@ -46,13 +46,13 @@ def _takes_all(record: Record, x: Tensor, training: bool) -> None:
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute layers. What it has no functions for, the next backend computes.
+    """One way to compute layers. The next backend computes the layers for which this one has no functions.
 
     Attributes:
-        name: in ``DLGSANET_BACKEND``, ``backend=`` and messages.
-        unsuited: why it cannot take a call of a layer that it has, in a few words, or None.
-        feature_maps: tensors [B, C, H, W] that live at once while `channel_attention` runs without gradients; memory
-            is planned with it.
+        name: used in ``DLGSANET_BACKEND``, ``backend=`` and messages.
+        unsuited: a short reason why it does not support a call of a layer that it has, or None.
+        feature_maps: number of tensors [B, C, H, W] that exist at once while `channel_attention` runs without
+            gradients. Memory planning uses it.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Backend:
     feature_maps: int = 18
 
     def functions(self, kind: type) -> Any:
-        """`LayerFunctions` or `ConvolutionFunctions` for a kind of record, or None."""
+        """The `LayerFunctions` or `ConvolutionFunctions` for a type of record, or None."""
         return getattr(self, OPERATIONS[kind])
 
     def refuses(self, record: Record, x: Tensor, training: bool = False) -> str | None:
-        """Why this backend cannot take a call, in a few words, or None; training: a gradient will be wanted."""
+        """A short reason why this backend does not support a call, or None; training: gradients will be needed."""
         if self.functions(type(record)) is None:
             return NO_LAYER
         return self.unsuited(record, x, training)
@@ -79,12 +79,12 @@ class Backend:
         return self.functions(type(layer)).infer(layer, x)
 
     def train(self, layer: Layer, x: Tensor) -> Tensor:
-        """The layer's result, composed so that autograd can follow it."""
+        """The layer's result, differentiable by autograd."""
         return self.functions(type(layer)).train(layer, x)
 
     def convolve(self, convolution: Convolution, x: Tensor) -> Tensor:
         return self.functions(type(convolution)).forward(convolution, x)
 
     def convolve_backward(self, convolution: Convolution, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of x and of the record's tensors (without a bias: of the bias that was not added)."""
+        """Gradients of x and of the record's tensors. If the bias is None, there is a gradient for it all the same."""
         return self.functions(type(convolution)).backward(convolution, x, grad)

@@ -1,19 +1,19 @@
 """Layers of PyTorch's operations around the operator of the dynamic convolution, which has backends of its own.
 
-They run on any device, under autocast, and in graphs being traced.
+They run on any device, under autocast, and in graphs that are being traced. The operator is called by its registered
+name, as in a traced graph; `dlgsanet.ops.operators` registers it and chooses its backend.
 """
 
+import torch
 from torch import Tensor
 
-from dlgsanet.ops import operators
+from dlgsanet.ops.autocast import in_autocast_dtype
 from dlgsanet.ops.backends import Backend, LayerFunctions, reference
 from dlgsanet.ops.records import FusedDynamicConv, LocalAttention
 
 
 def _convolve(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
-    return operators.fused_dynamic_depthwise_conv(
-        x, convolution.z, convolution.weight, convolution.bias, convolution.window_size
-    )
+    return in_autocast_dtype(torch.ops.dlgsanet.fused_dynamic_depthwise_conv, x, *convolution)
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A backend's dynamic convolution as one step of autograd, for the backends' own compositions."""
+"""The dynamic convolution of a backend as one autograd function, for layers that the backend composes."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 
 
 def convolve(functions: ConvolutionFunctions[Any], convolution: DynamicConv | FusedDynamicConv, x: Tensor) -> Tensor:
-    """The convolution by a backend's functions, with the gradient that the backend writes out.
+    """The convolution and its gradient, both computed by a backend's functions.
 
-    Like the operators, it computes outside of autocast and returns contiguous tensors.
+    Like the operators, it computes outside autocast and returns contiguous tensors.
     """
     return _Convolve.apply(functions, type(convolution), x, *convolution)
 
@@ -35,7 +35,7 @@ class _Convolve(torch.autograd.Function):
         fields = [s if t is None else t for t, s in zip(tensors, ctx.settings, strict=True)]
         with torch.autocast(x.device.type, enabled=False):
             grads = iter(ctx.functions.backward(ctx.kind(*fields), x, grad.contiguous()))
-        # A gradient comes for a bias of None too; it is the last one.
+        # There is a gradient for a bias of None too; it is the last one and is dropped.
         of_x, *of_fields = (
             next(grads).contiguous(),
             *(None if t is None else next(grads).contiguous() for t in tensors),

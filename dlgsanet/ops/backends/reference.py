@@ -1,7 +1,7 @@
-"""Plain PyTorch definitions of every layer: any device, any float dtype, under autocast, differentiable.
+"""Plain PyTorch definitions of every layer, for any device and float dtype, under autocast, differentiable.
 
-The other backends must compute what these compute. Nothing here is tuned and no other backend is called: the code says
-what the paper says.
+The other backends must give the same results. The code follows the paper: nothing is tuned, and no other backend is
+called.
 
 Axes: B batch, C channels, H height, W width, G groups of channels that share a filter, K window size, D channels
 of the feature that filters are formed from, c channels of one attention head.
@@ -20,7 +20,6 @@ from dlgsanet.ops.windows import covering_windows
 
 LAYER_NORM_EPS = 1e-5
 
-
 # The dynamic depth-wise convolution ("On the Connection between Local Attention and Dynamic Depth-wise Convolution",
 # ICLR 2022), as in MHDLSA, DLGSANet section 3.2.
 
@@ -30,7 +29,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _taps(x: Tensor, groups: int, window_size: int) -> Iterator[Tensor]:
-    """Yield x shifted by every tap of the window, in row order, as [B, G, C // G, H, W], zero outside the image."""
+    """Yield x shifted by each tap of the window, in row order: [B, G, C // G, H, W], zero outside the image."""
     height, width = x.shape[2:]
     r = window_size // 2
     padded = F.pad(x, (r, r, r, r)).unflatten(1, (groups, -1))
@@ -87,7 +86,7 @@ def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Te
 def fused_dynamic_depthwise_conv_backward(
     convolution: FusedDynamicConv, x: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients with respect to x, z, weight and bias (without a bias: of the bias that was not added)."""
+    """Gradients with respect to x, z, weight and bias. There is one for a bias of None too."""
     z, weight, bias, _ = convolution
     filters = form_filters(convolution)
     dtype = filters.dtype
@@ -104,11 +103,11 @@ FUSED_CONVOLUTION = ConvolutionFunctions(fused_dynamic_depthwise_conv, fused_dyn
 
 
 def _convolve(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
-    """Differentiable by the gradient above: autograd would keep a tensor for each of the K * K taps."""
+    """Uses the gradient above: autograd would keep a tensor for each of the K * K taps."""
     return convolve(FUSED_CONVOLUTION, convolution, x)
 
 
-# Whole layers, with the normalisation before and the residual connection around each.
+# Whole layers, each with its normalisation and residual connection.
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -133,7 +132,7 @@ def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
 
 
 def select_similarities(similarities: Tensor, activation: str, topk_ratio: float = 0.5) -> Tensor:
-    """Weights [..., c, c] from similarities [..., c, c], rows being query channels (DLGSANet, section 3.3)."""
+    """Weights [..., c, c] from similarities [..., c, c]; rows are query channels (DLGSANet, section 3.3)."""
     if activation == "relu":
         return F.relu(similarities)
     if activation == "gelu":
@@ -145,10 +144,10 @@ def select_similarities(similarities: Tensor, activation: str, topk_ratio: float
     if activation == "topk":
         kept = max(1, round(topk_ratio * similarities.shape[-1]))
         values, keys = similarities.topk(kept, -1)
-        # Under autocast softmax answers in float32, so the zeros take its dtype.
+        # Under autocast softmax returns float32, so the zeros use its dtype.
         weights = values.softmax(-1)
         return torch.zeros_like(similarities, dtype=weights.dtype).scatter(-1, keys, weights)
-    raise ValueError(f"activation is {activation!r}; it must be one of relu, gelu, sigmoid, softmax, topk")
+    raise ValueError(f"unknown activation {activation!r}; choose from relu, gelu, sigmoid, softmax, topk")
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
@@ -184,7 +183,7 @@ def _attend_in_windows(layer: ChannelAttention, qkv: Tensor, window: int) -> Ten
 
 
 def _average_overlap(x: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
-    """Put entries of `dim` back to their places along an axis of length `size`, averaging those that share one."""
+    """Put entries of `dim` at their places along an axis of length `size`; average those with the same place."""
     shape = list(x.shape)
     shape[dim] = size
     total = x.new_zeros(shape).index_add(dim, places.flatten(), x)

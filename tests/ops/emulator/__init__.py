@@ -1,4 +1,4 @@
-"""The CUDA kernels on a CPU: their own source, compiled by g++, run thread by thread (see cuda_host.h)."""
+"""The CUDA kernels on a CPU: g++ compiles their source, which runs thread by thread (see cuda_host.h)."""
 
 import ctypes
 import functools
@@ -16,7 +16,7 @@ ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
 GUARD_BYTES = 8192
 
 COMPILER = shutil.which("g++")
-# What a GPU would fault at or take for another address ends the process: no library, and no message, is needed for it.
+# An access that would fail on a GPU, or go to a wrong address, ends the process. This needs no library or message.
 CHECKS = ["-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fsanitize-undefined-trap-on-error"]
 
 
@@ -45,11 +45,10 @@ def build(instance: Instance) -> ctypes.CDLL:
 
 
 class EmulatedModule:
-    """Stands in for `cuda_modules.Module`: every launch runs in this process.
+    """Replaces `cuda_modules.Module`: every launch runs in this process.
 
-    Tensors are moved between guard bands of NaN for the launch, so that reading outside of one spoils the result and
-    writing outside of one is an error. The barrier at `without_barrier`,
-    "file:line", is left out.
+    During a launch, tensors lie between guard bands of NaN. Reading outside a tensor spoils the result, and writing
+    outside a tensor is an error. The barrier at `without_barrier` ("file:line") is left out.
     """
 
     def __init__(self, instance: Instance, order: str, without_barrier: str = ""):
@@ -69,7 +68,7 @@ class EmulatedModule:
         self.run_values(kernel, first, count, threads, shared_bytes, [_value(a) for a in args])
 
     def run_values(self, kernel: str, first: int, count: int, threads: int, shared_bytes: int, values: list) -> None:
-        """The same, of arguments as a driver takes them: values of C's types, whose addresses it is given."""
+        """The same with arguments as for the driver: values of C types, which are passed by address."""
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         run = getattr(self.library, f"emulate_{kernel}")
         run.argtypes = [
@@ -86,7 +85,7 @@ class EmulatedModule:
 
 
 class LastBlocks(EmulatedModule):
-    """Runs the last blocks of a launch alone, on the tensors themselves: for images that no memory could hold."""
+    """Runs only the last blocks of a launch, on the tensors themselves, for images that are larger than memory."""
 
     def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: Tensor | int | None) -> None:
         count = min(blocks, 4)

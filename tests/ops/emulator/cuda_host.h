@@ -1,7 +1,7 @@
-// CUDA C++ on a CPU, for tests: enough of the language that the kernels' own source compiles with g++ and runs.
+// CUDA C++ on a CPU, for tests: the part of the language that the source of the kernels needs to compile with g++.
 //
 // Every CUDA thread is a fiber (ucontext); one block runs at a time. Threads run until they wait for others, in
-// ascending, descending or shuffled order, over poisoned shared memory, so that a missing barrier changes the results.
+// ascending, descending or shuffled order. Shared memory is poisoned first, so a missing barrier changes the results.
 // A barrier that not all threads reach is an error, and so is a write past the end of shared memory.
 #pragma once
 #include <ucontext.h>
@@ -48,7 +48,7 @@ inline char* shared;
 inline const char* error;
 inline char exchanged[2][64][32][8];  // [parity][warp][lane]: what a shuffle sends
 inline int parity[2048];
-inline std::string removed_barrier;  // "file:line" of one that threads pass by, to show that the tests catch it
+inline std::string removed_barrier;  // "file:line" of a barrier that is left out, to show that tests detect it
 
 inline void enter() {
   body();
@@ -67,7 +67,7 @@ inline void barrier(const char* path, int line) {
   if (place != removed_barrier) wait_for(kBlock);
 }
 
-// Lets go the warps, or else the block, whose threads all wait for each other. False: nothing can go on.
+// Release the warps in which all threads wait, or else the block. Returns false if nothing can continue.
 inline bool release() {
   bool any = false;
   size_t at_block = 0;
@@ -122,7 +122,7 @@ inline bool run_block(int order, unsigned& random) {
   }
 }
 
-// Blocks first ... first + count - 1 of a launch. Answers null, or what went wrong.
+// Run blocks first ... first + count - 1 of a launch. Returns null, or the error.
 inline const char* launch(long long first, long long count, unsigned threads, size_t shared_bytes, int order,
                           std::function<void()> kernel) {
   constexpr size_t kGuard = 4096;
@@ -143,7 +143,7 @@ inline const char* launch(long long first, long long count, unsigned threads, si
   return nullptr;
 }
 
-// As cuLaunchKernel: an array of pointers to the arguments' values.
+// As in cuLaunchKernel: an array of pointers to the values of the arguments.
 template <typename... A, size_t... I>
 inline std::function<void()> with_arguments(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
   return [=] { kernel(*(std::decay_t<A>*)arguments[I]...); };
@@ -165,7 +165,7 @@ template <typename T>
 inline T __shfl_xor_sync(unsigned, T value, int mask) {
   using namespace emulator;
   const unsigned thread = current->thread, warp = thread / 32, lane = thread % 32;
-  auto& slots = exchanged[parity[thread] ^= 1][warp];  // two in turn, so that one wait serves for an exchange
+  auto& slots = exchanged[parity[thread] ^= 1][warp];  // used alternately, so that one wait per exchange is enough
   memcpy(slots[lane], &value, sizeof value);
   wait_for(kWarp);
   T other;
@@ -173,7 +173,7 @@ inline T __shfl_xor_sync(unsigned, T value, int mask) {
   return other;
 }
 
-// As mma.h describes it: each lane publishes its factors, then forms its own four sums.
+// As described in mma.h: each lane publishes its factors, then computes its own four sums.
 inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   using namespace emulator;
   static unsigned factors[2][64][32][6];

@@ -1,4 +1,4 @@
-// An instantiation of the kernels for the emulator: SOURCE is the kernels' file, the rest as for the GPU's compiler.
+// An instantiation of the kernels for the emulator: SOURCE is the file of the kernels, other macros as for a GPU.
 #include "cuda_host.h"
 
 #include SOURCE

@@ -1,6 +1,6 @@
 """The dynamic depth-wise convolution on NVIDIA GPUs, by the CUDA kernels in `kernels/`.
 
-The fused kernels never write filters to memory: they form them from z in registers. The sources describe the design.
+The fused kernels form filters from z in registers and never write them to memory. The sources describe the design.
 """
 
 import functools
@@ -18,19 +18,25 @@ from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, Record, tensors_
 WINDOW_SIZES = (3, 5, 7, 9)
 SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
 
-# Pixels of a tile: 48 x 48 patches divide evenly. A thread computes four pixels of a row; in fused_grad_x, of two rows
-# (in float64 of tiles of half that height, which fit into the shared memory of every GPU). On tensor cores a thread
-# needs so many registers that low tiles use them better.
+# The kernels get these numbers, and those that follow from them, from the compiler's command line.
+
+# Size of a tile in pixels: patches of 48 x 48 divide evenly. A thread computes four pixels of a row. In fused_grad_x it
+# computes two rows, and float64 uses tiles of half the height, which fit into the shared memory of every GPU. On tensor
+# cores a thread needs many registers, so smaller blocks fill a multiprocessor better.
 TILE_WIDTH, TILE_HEIGHT, GRAD_X_HEIGHT, MMA_HEIGHT = 16, 24, 48, 16
-QUAD = 4  # adjacent pixels that a thread computes, and that are moved at once
-MARGIN = 4  # columns kept left and right of a tile: the widest radius, and whole quads
-MOST_CHANNELS = 8  # of a group at once, so that their sums fit into registers; larger groups are taken in parts
+GRAD_X_ROWS = 2  # rows that a thread computes in fused_grad_x
+MMA_STEP = 8  # features that one product on tensor cores adds up
+QUAD = 4  # adjacent pixels that a thread computes and moves at once
+VECTOR_BYTES = 16  # most bytes that a thread moves at once
+WARP = 32
+MARGIN = 4  # columns kept left and right of a tile: at least the largest radius, and whole quads
+MOST_CHANNELS = 8  # channels of a group whose sums fit into registers; larger groups are divided into parts
 THREADS = TILE_WIDTH // QUAD * TILE_HEIGHT
 SUM_THREADS = 512
 
-FEATURES_IN_REGISTERS = 24  # of four pixels, as 32-bit numbers
-ENOUGH_BLOCKS = 512  # to fill a GPU; more are not worth their scratch memory
-TWO_BLOCKS_FROM = 128 << 10  # bytes of shared memory from which on two blocks of fused_grad_x shall share it
+FEATURES_IN_REGISTERS = 24  # for four pixels, as 32-bit numbers
+ENOUGH_BLOCKS = 512  # to fill a GPU; more would only need more scratch memory
+TWO_BLOCKS_FROM = 128 << 10  # with this many bytes of shared memory, two blocks of fused_grad_x share them
 
 
 def unsuited(convolution: Record, x: Tensor, training: bool) -> str | None:
@@ -120,7 +126,7 @@ BACKEND = Backend(
 
 
 def _prepare(convolution: FusedDynamicConv) -> FusedDynamicConv:
-    """All contiguous, weight and bias in the dtype in which sums are formed."""
+    """Contiguous tensors, with weight and bias in the dtype in which sums are formed."""
     z, weight, bias, window_size = convolution
     accumulator = torch.float64 if z.dtype == torch.float64 else torch.float32
     bias = None if bias is None else bias.to(accumulator).contiguous()
@@ -128,32 +134,34 @@ def _prepare(convolution: FusedDynamicConv) -> FusedDynamicConv:
 
 
 def _tensor_cores_serve(x: Tensor, kernels: "_FusedKernels") -> bool:
-    """Whether TF32 is exact enough and the tensor cores' kernel takes these sizes."""
+    """Whether TF32 is exact enough, and the kernel for tensor cores supports these sizes."""
     exact_enough = x.dtype in (torch.float16, torch.bfloat16) or (x.dtype == torch.float32 and tf32_allowed())
     fits = kernels.window <= 7 and kernels.features <= FEATURES_IN_REGISTERS and kernels.channels <= 6
     return exact_enough and fits and cuda_modules.capability(x.device) >= (8, 0)
 
 
 def tf32_allowed() -> bool:
-    """Whether PyTorch may form float32 convolutions from TF32 products, by its newer switch or the older one."""
-    conv = getattr(torch.backends.cudnn, "conv", None)  # since PyTorch 2.9; reading both in one program is an error
+    """Whether PyTorch may compute float32 convolutions with TF32 products, by its newer setting or the older one."""
+    conv = getattr(torch.backends.cudnn, "conv", None)  # since PyTorch 2.9; a program must not read both settings
     return torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
 
 
 def _vectorized(*images: Tensor) -> bool:
-    """Whether four pixels may be moved at once: rows of whole quads, from an address that is a quad's."""
-    return all(t.shape[-1] % 4 == 0 and t.data_ptr() % min(16, 4 * t.element_size()) == 0 for t in images)
+    """Whether four pixels can be moved at once: rows are whole quads, and the address is aligned for a quad."""
+    return all(
+        t.shape[-1] % QUAD == 0 and t.data_ptr() % min(VECTOR_BYTES, QUAD * t.element_size()) == 0 for t in images
+    )
 
 
 def _passes(count: int, at_most: int) -> int:
-    """Size of the fewest equal passes of at most `at_most` that cover `count`."""
+    """Size of each pass when `count` is divided into as few equal passes of at most `at_most` as possible."""
     return math.ceil(count / math.ceil(count / at_most))
 
 
 class _Kernels:
-    """The kernels for a call's dtype, channels and window, and their launches.
+    """The kernels for the dtype, channels and window of a call, and their launches.
 
-    Numbers of elements in shared memory are those of the arrays named at the head of each kernel's source.
+    The sizes of the arrays in shared memory are computed here. Each kernel's source checks them when it is compiled.
     """
 
     def __init__(self, x: Tensor, groups: int, window_size: int):
@@ -163,11 +171,20 @@ class _Kernels:
         self.channels_in_group = channels // groups
         self.parts = math.ceil(self.channels_in_group / MOST_CHANNELS)
         self.channels = math.ceil(self.channels_in_group / self.parts)
-        self.taps = math.ceil(window_size / QUAD) * QUAD  # of a filter's row in shared memory, in whole quads
+        self.taps = math.ceil(window_size / QUAD) * QUAD  # length of a filter's row in shared memory, in whole quads
         self.item = 8 if x.dtype == torch.float64 else 4
 
-    def module(self, source: str, height: int, blocks: int, **more: int) -> Module:
-        """The kernels of a source; `blocks`: how many a multiprocessor shall hold at least."""
+    def module(self, source: str, height: int, blocks: int, threads: int, elements: int, **more: int) -> Module:
+        """The kernels of a source.
+
+        Args:
+            source: file in `kernels/`.
+            height: of a tile, pixels.
+            blocks: the fewest blocks that a multiprocessor should hold.
+            threads: of a block.
+            elements: numbers in the shared memory of a block.
+            more: further constants of the source.
+        """
         constants: dict[str, str | int] = {
             "SCALAR": SCALARS[self.dtype],
             "WINDOW": self.window,
@@ -175,11 +192,15 @@ class _Kernels:
             "TILE_WIDTH": TILE_WIDTH,
             "TILE_HEIGHT": height,
             "QUAD": QUAD,
+            "VECTOR_BYTES": VECTOR_BYTES,
             "MARGIN": MARGIN,
             "TAPS": self.taps,
             "PARTS": self.parts,
             "CHANNELS_IN_PART": self.channels,
+            "THREADS": threads,
             "BLOCKS": 1 if self.item == 8 else blocks,
+            "WARP": WARP,
+            "SHARED_ELEMENTS": elements,
             **more,
         }
         return cuda_modules.load(Instance(source, tuple(constants.items())), self.device)
@@ -191,9 +212,9 @@ class _Kernels:
         return (height + self.window - 1) * (TILE_WIDTH + 2 * MARGIN)
 
     def plain(self, kernel: str, parts: int, *tensors: Tensor) -> None:
-        self.module("plain.cu", TILE_HEIGHT, 4).launch(
-            kernel, self.tiles(TILE_HEIGHT) * self.groups * parts, THREADS,
-            self.channels * self.tile_elements(TILE_HEIGHT) * self.item,
+        elements = self.channels * self.tile_elements(TILE_HEIGHT)
+        self.module("plain.cu", TILE_HEIGHT, 4, THREADS, elements).launch(
+            kernel, self.tiles(TILE_HEIGHT) * self.groups * parts, THREADS, elements * self.item,
             *tensors, self.groups, self.height, self.width, _vectorized(*tensors),
         )  # fmt: skip
 
@@ -206,63 +227,66 @@ class _FusedKernels(_Kernels):
         self.grad_x_height = GRAD_X_HEIGHT * 4 // self.item
         self.shared_limit = cuda_modules.shared_memory_limit(x.device)
 
-    def _largest_pass(self, shared_bytes: Callable[[int], int], shared_limit: int, at_most: int) -> int:
-        """How many features a kernel takes at a time."""
-        while at_most > 1 and shared_bytes(at_most) > shared_limit:
+    def _largest_pass(self, elements: Callable[[int], int], shared_limit: int, at_most: int) -> int:
+        """How many features a kernel processes at a time."""
+        while at_most > 1 and elements(at_most) * self.item > shared_limit:
             at_most -= 1
         return _passes(self.features, at_most)
 
     def forward(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         features = _passes(self.features, self.in_registers)
         expansion = self.window * (features + 1) * self.taps
-        shared = (self.channels * self.tile_elements(TILE_HEIGHT) + expansion) * self.item
-        self.module("fused_forward.cu", TILE_HEIGHT, 4, FEATURES=self.features, PASS=features).launch(
-            "fused_forward", self.tiles(TILE_HEIGHT) * self.groups * self.parts, THREADS, shared,
+        elements = self.channels * self.tile_elements(TILE_HEIGHT) + expansion
+        constants = {"FEATURES": self.features, "PASS": features}
+        self.module("fused_forward.cu", TILE_HEIGHT, 4, THREADS, elements, **constants).launch(
+            "fused_forward", self.tiles(TILE_HEIGHT) * self.groups * self.parts, THREADS, elements * self.item,
             x, z, weight, bias, out, self.groups, self.height, self.width, _vectorized(x, z, out),
         )  # fmt: skip
 
     def forward_on_tensor_cores(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         threads = TILE_WIDTH // QUAD * MMA_HEIGHT
         tile = self.channels * (MMA_HEIGHT + self.window - 1) * (TILE_WIDTH + 2 * MARGIN + 1)
-        shared = (TILE_WIDTH // 2 * math.ceil(self.features / 8) * threads * 4 + tile) * self.item
-        self.module("fused_forward_mma.cu", MMA_HEIGHT, 4, FEATURES=self.features).launch(
-            "fused_forward_mma", self.tiles(MMA_HEIGHT) * self.groups * self.parts, threads, shared,
+        elements = TILE_WIDTH // 2 * math.ceil(self.features / MMA_STEP) * threads * QUAD + tile
+        constants = {"FEATURES": self.features, "STEP": MMA_STEP}
+        self.module("fused_forward_mma.cu", MMA_HEIGHT, 4, threads, elements, **constants).launch(
+            "fused_forward_mma", self.tiles(MMA_HEIGHT) * self.groups * self.parts, threads, elements * self.item,
             x, z, weight, bias, out, self.groups, self.height, self.width, _vectorized(x, z, out),
         )  # fmt: skip
 
-    def _grad_x_shared(self, features: int) -> int:
-        expansion = (self.window + 2) * (features + 1) * self.taps
-        return ((self.channels + features) * self.tile_elements(self.grad_x_height) + expansion) * self.item
+    def _grad_x_elements(self, features: int) -> int:
+        expansion = (self.window + 2 * (GRAD_X_ROWS - 1)) * (features + 1) * self.taps
+        return (self.channels + features) * self.tile_elements(self.grad_x_height) + expansion
 
     def grad_x(self, grad: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, grad_x: Tensor) -> None:
-        # Of two blocks, each takes 1 KB more than it asks for; of one, the limit has that taken off.
+        # The system takes 1 KB for each block. The limit for a single block already excludes it.
         limit = (self.shared_limit - 1024) // 2 if self.shared_limit > TWO_BLOCKS_FROM else self.shared_limit
-        features = self._largest_pass(self._grad_x_shared, limit, self.features)
-        height = self.grad_x_height
-        self.module("fused_grad_x.cu", height, 2, FEATURES=self.features, PASS=features).launch(
-            "fused_grad_x", self.tiles(height) * self.groups * self.parts, TILE_WIDTH // QUAD * height // 2,
-            self._grad_x_shared(features),
+        features = self._largest_pass(self._grad_x_elements, limit, self.features)
+        height, elements = self.grad_x_height, self._grad_x_elements(features)
+        threads = TILE_WIDTH // QUAD * height // GRAD_X_ROWS
+        constants = {"FEATURES": self.features, "PASS": features, "ROWS": GRAD_X_ROWS}
+        self.module("fused_grad_x.cu", height, 2, threads, elements, **constants).launch(
+            "fused_grad_x", self.tiles(height) * self.groups * self.parts, threads, elements * self.item,
             grad, z, weight, bias, grad_x, self.groups, self.height, self.width, _vectorized(grad, z, grad_x),
         )  # fmt: skip
 
-    def _grad_z_shared(self, features: int) -> int:
+    def _grad_z_elements(self, features: int) -> int:
         expansion = self.window * (features + 1) * self.taps
-        sums = THREADS // 32 * self.window**2 * (features + 1)
-        elements = self.channels * self.tile_elements(TILE_HEIGHT) + expansion + features * THREADS * 4 + sums
-        return elements * self.item
+        sums = THREADS // WARP * self.window**2 * (features + 1)
+        return self.channels * self.tile_elements(TILE_HEIGHT) + expansion + features * THREADS * QUAD + sums
 
     def grad_z_expansion(
         self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, grad_z: Tensor, grad_weight: Tensor, grad_bias: Tensor
     ) -> None:
-        features = self._largest_pass(self._grad_z_shared, self.shared_limit, self.in_registers)
-        module = self.module("fused_grad_z.cu", TILE_HEIGHT, 4, FEATURES=self.features, PASS=features)
+        features = self._largest_pass(self._grad_z_elements, self.shared_limit, self.in_registers)
+        elements, constants = self._grad_z_elements(features), {"FEATURES": self.features, "PASS": features}
+        module = self.module("fused_grad_z.cu", TILE_HEIGHT, 4, THREADS, elements, **constants)
         tiles = self.tiles(TILE_HEIGHT)
         groups_in_slice = max(1, min(self.groups, tiles * self.groups // ENOUGH_BLOCKS))
         slices = math.ceil(self.groups / groups_in_slice)
         of_slices = weight.new_empty(slices, *z.shape) if slices > 1 else None
         of_tiles = weight.new_empty(tiles, weight.numel() + len(weight))
         module.launch(
-            "fused_grad_z_expansion", tiles * slices, THREADS, self._grad_z_shared(features),
+            "fused_grad_z_expansion", tiles * slices, THREADS, elements * self.item,
             grad, x, z, weight, grad_z, of_slices, of_tiles, self.batch, self.groups, groups_in_slice,
             self.height, self.width, _vectorized(grad, x, z, grad_z),
         )  # fmt: skip
@@ -273,6 +297,6 @@ class _FusedKernels(_Kernels):
             )  # fmt: skip
         count = of_tiles.shape[1]
         module.launch(
-            "sum_grad_expansion", math.ceil(count / 32), SUM_THREADS, SUM_THREADS * self.item,
+            "sum_grad_expansion", math.ceil(count / WARP), SUM_THREADS, SUM_THREADS * self.item,
             of_tiles, grad_weight, grad_bias, tiles, weight.numel(), count,
         )  # fmt: skip

@@ -1,6 +1,6 @@
-"""CUDA kernels for one instantiation each: compiled by NVRTC (through CuPy), kept on disk, loaded once for a device.
+"""CUDA kernels, compiled by NVRTC (through CuPy) for the constants of a call, kept on disk, loaded once per device.
 
-Importing this imports no CuPy. Compiling needs no GPU and no driver, so that CI compiles what a GPU will load.
+Importing this module does not import CuPy. Compiling needs no GPU and no driver, so CI compiles what a GPU will load.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from torch import Tensor
 
 KERNELS = Path(__file__).parent / "kernels"
 LANGUAGE = "--std=c++17"
-SHARED_BYTES_UNASKED = 48 << 10  # that every block may have; for more the driver wants to be asked
+SHARED_BYTES_UNASKED = 48 << 10  # every block may have this many; more must be requested from the driver
 
 
 @dataclass(frozen=True)
 class Instance:
-    """A source file (of `kernels/`, or an absolute path) and the constants that it is compiled for."""
+    """A source file (in `kernels/`, or an absolute path) and the constants that it is compiled with."""
 
     source: str
     constants: tuple[tuple[str, str | int], ...]
@@ -42,7 +42,7 @@ class Instance:
 
 
 def compile_instance(instance: Instance, architecture: str, *options: str) -> tuple[bytes, str]:
-    """Machine code (cubin) for e.g. "sm_90", and the compiler's log.
+    """Machine code (cubin) for an architecture such as "sm_90", and the compiler's log.
 
     Raises:
         RuntimeError: the source does not compile; the message is the log.
@@ -66,12 +66,12 @@ def compile_instance(instance: Instance, architecture: str, *options: str) -> tu
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: `dlgsanet/kernels` in the user's cache folder ($XDG_CACHE_HOME)."""
+    """The folder of compiled kernels: `dlgsanet/kernels` in the user's cache folder ($XDG_CACHE_HOME)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlgsanet" / "kernels"
 
 
 def cached_cubin(instance: Instance, architecture: str) -> bytes:
-    """`compile_instance`, or what it gave earlier for the same sources, constants, architecture and compiler."""
+    """The cubin of `compile_instance`, from disk if the sources, constants, architecture and compiler are the same."""
     from cupy.cuda import nvrtc
 
     sources = [path.read_bytes() for path in (KERNELS / instance.source, *sorted(KERNELS.glob("*.h")))]
@@ -88,7 +88,7 @@ def cached_cubin(instance: Instance, architecture: str) -> bytes:
 def _keep(cubin: bytes, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # goes, whatever happens; the file is moved whole
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # removed in any case; the complete file is moved
             unfinished = Path(folder, path.name)
             unfinished.write_bytes(cubin)
             os.replace(unfinished, path)
@@ -97,7 +97,7 @@ def _keep(cubin: bytes, path: Path) -> None:
 
 
 class Module:
-    """The kernels of an instance on a device."""
+    """The kernels of an instance, loaded on a device."""
 
     def __init__(self, instance: Instance, device: torch.device):
         from cupy.cuda import function
@@ -106,15 +106,15 @@ class Module:
         with _current(device):
             if torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
-                    "a kernel would be loaded while a CUDA graph is captured; run the network once before capturing"
+                    "a kernel cannot be loaded while a CUDA graph is captured; run the network once before capturing"
                 )
             module = function.Module()
             module.load(cached_cubin(instance, "sm_{}{}".format(*capability(device))))
-            # All of them now: the driver may load a kernel only when it is first asked for, within a capture perhaps.
+            # All of them now: otherwise the driver may load a kernel at its first use, which could be in a capture.
             self._functions = {name: module.get_function(name) for name in instance.kernels}
 
     def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: Tensor | int | None) -> None:
-        """Start `kernel` on the device's current stream; integers are the kernel's `int`s, None a null pointer."""
+        """Start `kernel` on the device's current stream; integers are passed as `int`, None as a null pointer."""
         function = self._functions[kernel]
         with _current(self.device):
             if shared_bytes > SHARED_BYTES_UNASKED:
@@ -125,9 +125,9 @@ class Module:
 
 @contextlib.contextmanager
 def _current(device: torch.device) -> Iterator[None]:
-    """Make a device the current one of PyTorch and of CuPy, and its context the thread's.
+    """Make a device current in PyTorch and CuPy, and make its context the current one of this thread.
 
-    The driver's calls want one, autograd's threads may have none, and CuPy would choose another device's.
+    Calls of the driver need a context. Autograd's threads may have none, and CuPy could choose that of another device.
     """
     from cupy.cuda import runtime
 
@@ -143,7 +143,7 @@ def _allow_shared_memory(function: Any, shared_bytes: int) -> None:
 
 
 class _Stream:
-    """PyTorch's current stream, as CuPy's launcher takes it."""
+    """PyTorch's current stream in the form that CuPy's launcher expects."""
 
     def __init__(self, device: torch.device):
         self.ptr = torch.cuda.current_stream(device).cuda_stream
@@ -162,13 +162,13 @@ def load(instance: Instance, device: torch.device) -> Module:
 
 @functools.cache
 def capability(device: torch.device) -> tuple[int, int]:
-    """The device's compute capability, e.g. (9, 0)."""
+    """The device's compute capability, for example (9, 0)."""
     return torch.cuda.get_device_capability(device)
 
 
 @functools.cache
 def shared_memory_limit(device: torch.device) -> int:
-    """Bytes of shared memory that a block may have."""
+    """The most bytes of shared memory that a block can have."""
     from cupy.cuda import runtime
 
     return runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index)

@@ -1,9 +1,8 @@
-"""Compiled layers for CPUs, float32: C++ in this folder, called by ctypes on the memory of tensors.
+"""Compiled layers for CPUs in float32: C++ in this folder, called with ctypes on the memory of tensors.
 
-Each layer runs in tiles whose intermediate features stay in the processor's cache. There is one library for each
-instruction set, so that an AVX-512 machine and an old one get their own code and tiles. The one that fits what PyTorch
-itself uses here serves (PyTorch's variable ``ATEN_CPU_CAPABILITY`` sets both). The threads are PyTorch's, as many as
-`torch.get_num_threads`; results do not depend on their number.
+Each layer runs in tiles whose intermediate features stay in the processor's cache. There is one library per instruction
+set. The one for the instruction set that PyTorch itself uses is loaded (PyTorch's variable ``ATEN_CPU_CAPABILITY`` sets
+both). The threads are PyTorch's, as many as `torch.get_num_threads`. Results do not depend on their number.
 """
 
 import torch
@@ -17,7 +16,7 @@ from dlgsanet.ops.records import Record, tensors_of
 
 def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
     if any(t.is_cpu and t.dtype != torch.float32 for t in (x, *tensors_of(record))):
-        return "it computes in float32 alone"
+        return "it computes in float32 only"
     if reason := strips.unsuited(record, x, training):
         return reason
     if not library.library_path().exists():

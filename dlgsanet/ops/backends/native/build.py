@@ -1,12 +1,13 @@
-"""Build the native backend's libraries, one for each instruction set, next to their sources.
+"""Build the libraries of the native backend, one per instruction set, next to their sources.
 
-Run ``python dlgsanet/ops/backends/native/build.py`` in a source checkout; setup.py calls `build`. Only Python's own
-library is imported: neither torch nor this package has to be installed.
+Run ``python dlgsanet/ops/backends/native/build.py`` in a source checkout; setup.py calls `build`. It imports only
+Python's standard library, so neither torch nor this package has to be installed.
 """
 
 import functools
 import os
 import platform
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -22,16 +23,12 @@ _FLAGS = (
     "-std=c++17 -O3 -fPIC -shared -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math "
     "-ffp-contract=fast -Wall -Wextra -Wno-psabi -Wl,--as-needed"
 )
-# What Python and the C++ sources must agree on; the sources get them as DLGSANET_<name>.
-CONSTANTS = {
-    "COLUMN_STEP": 16,  # columns of matrices that are added up in: whole registers of the widest kind
-    "STRIP_ROWS": 64,  # most rows of an image whose share of a weight's gradient is summed up by itself
-    "CACHE_FLOATS": 100 * 1024,  # scratch memory of a thread, so that it stays in the second-level cache
-}
+# Python and the C++ sources share these numbers.
+CONSTANTS = {name: n for name, n in runpy.run_path(str(HERE.parents[1] / "constants.py")).items() if name.isupper()}
 _DEFINITIONS = [f"-DDLGSANET_{name}={value}" for name, value in CONSTANTS.items()]
 _ASIDE = ".build-"  # folders in which libraries are made
 _LONGEST_BUILD = 24 * 3600  # seconds
-# Registers of 16, 8 and 4 floats; fastest first.
+# Registers of 16, 8 and 4 floats, fastest first.
 _PORTABLE = {"portable": "-DDLGSANET_LANES=4"}
 _X86_64 = {
     "avx512": "-DDLGSANET_LANES=16 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma",
@@ -41,7 +38,7 @@ _X86_64 = {
 
 
 def instruction_sets() -> dict[str, str]:
-    """Compiler flags of every instruction set that this kind of machine may have, fastest first."""
+    """Compiler flags for every instruction set that this type of machine may have, fastest first."""
     return _X86_64 if platform.machine().lower() in ("x86_64", "amd64") else _PORTABLE
 
 
@@ -52,22 +49,22 @@ def _fingerprint() -> str:
 
 
 def library_name(instruction_set: str) -> str:
-    """The library's file: named after its sources and flags, so that one of other sources is never loaded."""
+    """The library's file name. It contains a hash of sources and flags, so an outdated library is never loaded."""
     return f"_{instruction_set}.{_fingerprint()}.so"
 
 
 def compiler() -> list[str] | None:
-    """The C++ compiler's command: ``CXX``, or the first of the usual ones that is there."""
+    """The command of the C++ compiler: ``CXX``, or the first of the usual ones that exists."""
     if named := os.environ.get("CXX"):
         return shlex.split(named)
     return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
 
 
 def build(folder: Path, extra_flags: str = "") -> str | None:
-    """Compile the libraries into `folder`, unless they are there, and delete those of other sources.
+    """Compile the libraries that are missing in `folder`, and delete outdated ones.
 
     Returns:
-        None, or one line that says why there are none. Nothing half-written is left.
+        None, or one line with the reason why they are not built. No incomplete file is left.
     """
     if sys.platform == "win32":
         return "native CPU layers are not built: Windows' compiler lacks the vector extensions of GCC and Clang"

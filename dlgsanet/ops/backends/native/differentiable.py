@@ -1,4 +1,4 @@
-"""Layers for training: little but a layer's input is kept for the backward pass, which makes the rest again."""
+"""Layers for training. They keep little more than their input; the backward pass computes the rest again."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from dlgsanet.ops.backends.native.dynamic_conv import (
 )
 from dlgsanet.ops.backends.native.layers import gated_feed_forward as infer_gated_feed_forward
 from dlgsanet.ops.backends.native.layers import sizes_of, weights_of
-from dlgsanet.ops.backends.native.library import round_up, strips
+from dlgsanet.ops.backends.native.signatures import round_up, strips
 from dlgsanet.ops.backends.torch.mixing import mixing_matrices
 from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, LocalAttention
 
@@ -31,7 +31,7 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     return _ChannelAttention.apply(x, *layer)
 
 
-# Each takes x and a record's fields one by one, as autograd wants them, and returns gradients in the same order.
+# Each takes x and the fields of a record as separate arguments, as autograd requires, and returns their gradients.
 
 
 class _DynamicLocalAttention(torch.autograd.Function):
@@ -68,7 +68,7 @@ class _DynamicLocalAttention(torch.autograd.Function):
 
 
 def _local_features_gradients(layer: LocalAttention, sizes: dict[str, int], **images: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of x and of the layer's tensors up to spatial_bias, from those of the layer's result, y and z."""
+    """Gradients of x and of the tensors up to spatial_bias, from the gradients of the layer's result, y and z."""
     weights, grad_x = weights_of(layer), torch.empty_like(images["x"])
     channels, squeezed, taps = sizes["channels"], sizes["squeezed"], layer.window_size**2
     pitch, squeeze_pitch = round_up(channels), round_up(channels + 1)
@@ -131,7 +131,7 @@ class _ChannelAttention(torch.autograd.Function):
             x=x, **normed, proj=weights["qkv_weight"], out=qkv, hidden=3 * channels, **sizes_of(x),
         )  # fmt: skip
         q, k, v = qkv.flatten(2).chunk(3, 1)
-        # What is small is left to autograd: from sums over all pixels to the matrix that is applied to each.
+        # Autograd handles the small part, from the sums over all pixels to the matrix that is applied to each pixel.
         heads = len(layer.temperature)
         gram = _products(qkv, qkv, heads, channels // heads, b_first=channels).requires_grad_()
         q_norms, k_norms = (torch.linalg.vector_norm(t, dim=2).requires_grad_() for t in (q, k))
@@ -152,7 +152,7 @@ class _ChannelAttention(torch.autograd.Function):
         grads = torch.autograd.grad(ctx.mixing, ctx.small, grad_mixing, retain_graph=True)
         grad_gram, grad_query_norms, grad_key_norms, grad_temperature, grad_proj_out = grads
 
-        # A norm's gradient is its channel divided by it, and 0 where it is 0.
+        # The gradient of a norm is its channel divided by the norm, and 0 where the norm is 0.
         of_squares = [
             torch.diag_embed(torch.where(n > 0, g / n, 0.0).unflatten(1, (heads, -1)))
             for g, n in zip((grad_query_norms, grad_key_norms), ctx.small[1:3], strict=True)
@@ -175,7 +175,7 @@ def _project(x: Tensor, matrices: Tensor, features: Tensor) -> Tensor:
 def _products(a: Tensor, b: Tensor, blocks: int = 1, channels: int | None = None, b_first: int = 0) -> Tensor:
     """Products of channels, summed over pixels: [B, blocks, channels, channels].
 
-    A BLAS would divide these sums among its threads, and give other bits with other numbers of them.
+    A BLAS would divide these sums among its threads, and the result would depend on the number of threads.
 
     Args:
         a, b: [B, channels of a, H, W] and [B, channels of b, H, W], contiguous.
@@ -207,12 +207,12 @@ def _products(a: Tensor, b: Tensor, blocks: int = 1, channels: int | None = None
 def _gradients(
     function: str, grad: Tensor, x: Tensor, normed: Sequence[Tensor], more_rows: int, **more: Tensor | int
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Call the backward pass `function` of a layer that begins with ``depthwise(proj(norm(x)))``.
+    """Call `function`, the backward pass of a layer that begins with ``depthwise(proj(norm(x)))``.
 
     Args:
         normed: norm_weight, norm_bias, proj and depthwise.
-        more_rows: rows, of C columns each, of the gradient of the function's own matrix.
-        more: the function's arguments next to these.
+        more_rows: rows of the gradient of the function's own matrix, which has C columns.
+        more: further arguments of the function.
 
     Returns:
         The gradients of x, of the function's own matrix [more_rows, C], and of `normed`.

@@ -1,11 +1,11 @@
-"""The fused dynamic depth-wise convolution by itself, and its gradients."""
+"""The fused dynamic depth-wise convolution outside a layer, and its gradients."""
 
 import torch
 from torch import Tensor
 
 from dlgsanet.ops.backends import ConvolutionFunctions
 from dlgsanet.ops.backends.native import library
-from dlgsanet.ops.backends.native.library import round_up, strips
+from dlgsanet.ops.backends.native.signatures import round_up, strips
 from dlgsanet.ops.records import FusedDynamicConv
 
 

@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlgsanet.ops import constants
 from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends.native import library
-from dlgsanet.ops.backends.native.build import CONSTANTS
+from dlgsanet.ops.backends.torch.mixing import NORMALIZE_EPS
 from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Layer, LocalAttention
 from dlgsanet.ops.windows import pieces
 
 
 def sizes_of(x: Tensor) -> dict[str, int]:
-    """The sizes of an image [B, C, H, W] by the names of `library.SIGNATURES`."""
+    """The sizes of an image [B, C, H, W] by the names of `signatures.SIGNATURES`."""
     return dict(zip(("batch", "channels", "height", "width"), x.shape, strict=True))
 
 
@@ -46,12 +47,12 @@ def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
     return out
 
 
-BAND = 16  # rows whose products of q and k are summed up first, whatever the threads
+BAND = 16  # rows in one partial sum of the products of q and k; it does not depend on the threads
 
 
 @functools.lru_cache(maxsize=64)
 def _pieces(size: int, window: int | None, grid: int) -> Tensor:
-    """[pieces, 4]: `dlgsanet.ops.windows.pieces` as the library reads them."""
+    """`dlgsanet.ops.windows.pieces` as a tensor [pieces, 4], which the library reads."""
     return torch.tensor(pieces(size, window, grid=grid), dtype=torch.int64)
 
 
@@ -59,7 +60,8 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     x, weights = x.contiguous(), weights_of(layer)
     batch, channels, height, width = x.shape
     heads = len(layer.temperature)
-    tile_width = max(64, CONSTANTS["CACHE_FLOATS"] // (22 * channels) // 16 * 16)
+    fitting = constants.CACHE_FLOATS // (22 * channels)
+    tile_width = max(64, fitting // constants.COLUMN_STEP * constants.COLUMN_STEP)  # whole registers
     bands, columns = _pieces(height, layer.window, BAND), _pieces(width, layer.window, tile_width)
     cut: dict[str, Any] = {
         "band_pieces": bands,
@@ -96,10 +98,10 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
 
 
 def _attention(layer: ChannelAttention, sums: Tensor, c: int) -> Tensor:
-    """Weights [..., heads, c, c] from each window's sums: the products of q and k, then their squares."""
+    """Weights [..., heads, c, c] from the sums over each window: products of q and k, then squares of q and of k."""
     heads = len(layer.temperature)
     products, squares = sums.split([heads * c * c, 2 * heads * c], -1)
-    norms = squares.sqrt().clamp_min(1e-12).unflatten(-1, (2, heads, c))
+    norms = squares.sqrt().clamp_min(NORMALIZE_EPS).unflatten(-1, (2, heads, c))
     norm_q, norm_k = norms.unbind(-3)
     products = products.unflatten(-1, (heads, c, c))
     similarities = products / (norm_q.unsqueeze(-1) * norm_k.unsqueeze(-2)) * layer.temperature

@@ -1,4 +1,4 @@
-"""The compiled libraries and how they are called: by ctypes, with arguments that are checked by name and type."""
+"""The compiled libraries and how they are called: by ctypes, after a check of every argument's name, type and shape."""
 
 import ctypes
 import functools
@@ -10,71 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.backends.native.build import CONSTANTS, instruction_sets, library_name
+from dlgsanet.ops.backends.native.build import instruction_sets, library_name
+from dlgsanet.ops.backends.native.signatures import SIGNATURES
 
-# The functions' arguments, as the C++ sources declare them: tensors, then sizes, in their order.
-_NORMED = "x norm_weight norm_bias"
-_IMAGE = "height width"
-_BACKWARD = "grad_x parts"
-SIGNATURES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    name: (tuple(tensors.split()), tuple(sizes.split()))
-    for name, (tensors, sizes) in {
-        "gated_feed_forward": (
-            f"{_NORMED} proj_in depthwise proj_out out",
-            f"batch channels half {_IMAGE}",
-        ),
-        "gated_feed_forward_backward": (
-            f"grad {_NORMED} proj depthwise proj_transposed depthwise_flipped proj_out_transposed {_BACKWARD}",
-            f"batch channels half {_IMAGE}",
-        ),
-        "dynamic_local_attention": (
-            f"{_NORMED} proj_in squeeze_weight squeeze_bias spatial_weight spatial_bias filter_weight filter_bias "
-            "proj_out out",
-            f"batch channels squeezed groups window_size {_IMAGE}",
-        ),
-        "local_features": (
-            f"{_NORMED} proj_in squeeze_weight squeeze_bias spatial_weight spatial_bias y z",
-            f"batch channels squeezed window_size {_IMAGE}",
-        ),
-        "local_features_backward": (
-            f"grad grad_y grad_z {_NORMED} proj_in squeeze_weight squeeze_bias proj_in_transposed squeeze_transposed "
-            f"spatial_flipped y {_BACKWARD}",
-            f"batch channels squeezed window_size {_IMAGE}",
-        ),
-        "fused_dynamic_depthwise_conv": (
-            "x z weight bias out",
-            f"batch channels inputs groups window_size {_IMAGE}",
-        ),
-        "fused_dynamic_depthwise_conv_backward": (
-            "grad x z weight bias weight_transposed grad_x grad_z parts",
-            f"batch channels inputs groups window_size {_IMAGE}",
-        ),
-        "channel_attention_sums": (
-            f"{_NORMED} qkv_weight depthwise band_pieces column_pieces v piece_sums window_sums",
-            f"batch channels head_count {_IMAGE} band_count column_count tile_width",
-        ),
-        "channel_attention_apply": (
-            "x v weights proj_out band_pieces column_pieces out",
-            f"batch channels head_count {_IMAGE} band_count column_count",
-        ),
-        "products": (
-            "a b parts",
-            f"batch a_channels a_first b_channels b_first blocks rows columns {_IMAGE}",
-        ),
-        "projected_depthwise": (
-            f"{_NORMED} proj depthwise out",
-            f"batch channels hidden {_IMAGE}",
-        ),
-        "channel_attention_backward": (
-            f"grad {_NORMED} proj depthwise proj_transposed depthwise_flipped qkv of_similarities mixing_transposed "
-            f"{_BACKWARD}",
-            f"batch channels heads {_IMAGE}",
-        ),
-    }.items()
-}
 _INTEGERS = frozenset({"band_pieces", "column_pieces"})  # int64; all other tensors are float32
 
-# OpenMP's threads do not survive a fork: a forked process computes with one thread, as torch does in its DataLoader's.
+# OpenMP's threads do not survive a fork, so a forked process computes with one thread, as PyTorch's DataLoader does.
 _forked = False
 
 
@@ -88,7 +29,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def instruction_set() -> str:
-    """The instruction set of the library that serves this process: what PyTorch's own kernels use."""
+    """The instruction set of the library for this process: the one that PyTorch's own kernels use."""
     here = torch.backends.cpu.get_cpu_capability().lower()
     return here if here in instruction_sets() else "portable"
 
@@ -98,44 +39,51 @@ def library_path() -> Path:
 
 
 @functools.cache
-def _entry(path: Path, function: str) -> Any:
+def _entry(path: Path, function: str, tensors: int, sizes: int) -> Any:
     entry = getattr(ctypes.CDLL(str(path)), f"dlgsanet_{function}")
-    tensors, sizes = SIGNATURES[function]
-    entry.argtypes = [ctypes.c_void_p] * len(tensors) + [ctypes.c_ssize_t] * len(sizes) + [ctypes.c_int]
+    entry.argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_ssize_t] * sizes + [ctypes.c_int]
     entry.restype = ctypes.c_bool
     return entry
 
 
 def call(function: str, **arguments: Tensor | int) -> None:
-    """Call ``dlgsanet_<function>`` with the arguments of `SIGNATURES`.
+    """Call ``dlgsanet_<function>``.
 
     Args:
         function: a key of `SIGNATURES`.
-        arguments: all of its tensors, contiguous and on the CPU, and all of its sizes, by name.
+        arguments: all its tensors, contiguous and on the CPU, and all its sizes, by name.
 
     Raises:
         TypeError: an argument is missing, unknown or of the wrong type, dtype, device or layout.
-        MemoryError: there was not enough for the threads' scratch.
+        ValueError: the sizes do not fit each other, or a tensor does not have the shape that they give.
+        MemoryError: there is not enough memory for the threads' scratch.
     """
-    tensors, sizes = SIGNATURES[function]
-    if wrong := arguments.keys() ^ {*tensors, *sizes}:
+    signature = SIGNATURES[function]
+    if missing := set(signature.sizes) - arguments.keys():
+        raise TypeError(f"{function}: missing arguments: {', '.join(sorted(missing))}")
+    numbers = {name: _number(function, name, arguments[name]) for name in signature.sizes}
+    shapes = signature.shapes(**numbers)
+    if wrong := arguments.keys() ^ {*shapes, *numbers}:
         raise TypeError(f"{function}: missing or unknown arguments: {', '.join(sorted(wrong))}")
-    memory = [_address(function, name, arguments[name]) for name in tensors]
-    numbers = [_number(function, name, arguments[name]) for name in sizes]
+    memory = [_address(function, name, arguments[name], shape) for name, shape in shapes.items()]
     threads = 1 if _forked else torch.get_num_threads()
-    if not _entry(library_path(), function)(*memory, *numbers, threads):
+    entry = _entry(library_path(), function, len(memory), len(numbers))
+    if not entry(*memory, *numbers.values(), threads):
         raise MemoryError(f"not enough memory for {function}")
 
 
-def _address(function: str, name: str, tensor: Tensor | int) -> int:
+def _address(function: str, name: str, tensor: Tensor | int, shape: tuple[int | None, ...]) -> int:
     dtype = torch.int64 if name in _INTEGERS else torch.float32
-    if isinstance(tensor, Tensor) and tensor.is_cpu and tensor.dtype == dtype and tensor.is_contiguous():
-        return tensor.data_ptr()
-    found = type(tensor).__name__
-    if isinstance(tensor, Tensor):
-        layout = "contiguous" if tensor.is_contiguous() else "not contiguous"
-        found = f"{tensor.dtype} on {tensor.device}, {layout}"
-    raise TypeError(f"{function}: {name} must be a contiguous tensor of {dtype} on the CPU, not {found}")
+    if not (isinstance(tensor, Tensor) and tensor.is_cpu and tensor.dtype == dtype and tensor.is_contiguous()):
+        found = type(tensor).__name__
+        if isinstance(tensor, Tensor):
+            layout = "contiguous" if tensor.is_contiguous() else "not contiguous"
+            found = f"{tensor.dtype} on {tensor.device}, {layout}"
+        raise TypeError(f"{function}: {name} must be a contiguous tensor of {dtype} on the CPU, not {found}")
+    if len(shape) != tensor.dim() or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{function}: {name} must be [{wanted}], got {list(tensor.shape)}")
+    return tensor.data_ptr()
 
 
 def _number(function: str, name: str, number: Tensor | int) -> int:
@@ -143,13 +91,3 @@ def _number(function: str, name: str, number: Tensor | int) -> int:
         return operator.index(number)
     except TypeError:
         raise TypeError(f"{function}: {name} must be a whole number, not {type(number).__name__}") from None
-
-
-def round_up(count: int) -> int:
-    """Columns of a matrix that the libraries add up in, for `count` that are used."""
-    return -(-count // CONSTANTS["COLUMN_STEP"]) * CONSTANTS["COLUMN_STEP"]
-
-
-def strips(batch: int, height: int) -> int:
-    """How many parts of a sum over images the libraries keep apart (`Strips` in partial_sums.h)."""
-    return batch * -(-height // CONSTANTS["STRIP_ROWS"])

@@ -1,7 +1,7 @@
-"""The layers for CPUs in PyTorch alone, in strips of rows: hidden tensors stay in the cache and are never whole.
+"""The layers for CPUs in plain PyTorch, in strips of rows, so that hidden tensors stay in the cache.
 
-Any float dtype, batch, size and window size. Peak memory grows with the features of the image, not with hidden
-tensors: the filters (G * K * K values per pixel), the two halves of the feed-forward network, the windows of TLC.
+Any float dtype, batch, image size and window size. Peak memory grows with the features of the image. It does not grow
+with the hidden tensors: filters (G * K * K values per pixel), both halves of the feed-forward network, TLC windows.
 """
 
 import torch
@@ -18,13 +18,13 @@ def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
     if devices != {"cpu"}:
         return f"the tensors are on {', '.join(sorted(devices))}"
     if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
-        return "the tensors are not plain ones"
+        return "the tensors are of a subclass"
     if x.numel() == 0:
         return "the tensors are empty"
     if torch.is_autocast_enabled("cpu"):
         return "autocast chooses the dtypes"
     if training and isinstance(record, ChannelAttention) and record.window is not None:
-        return "it has no gradients through windows; training does not use them"
+        return "it has no gradients for attention in windows, which training does not use"
     return None
 
 

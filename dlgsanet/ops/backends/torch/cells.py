@@ -1,4 +1,4 @@
-"""Sums and averages over the cells that an image falls into where the borders of overlapping windows (TLC) cross."""
+"""Sums and averages over cells: the parts of an image between the borders of overlapping windows (TLC)."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ class Cells:
     """The cells of an image; see `dlgsanet.ops.windows`.
 
     Args:
-        height, width: of the image, pixels.
-        window: side of the windows, pixels, or None: one window, the image.
-        highest: most rows of a cell.
+        height, width: of the image in pixels.
+        window: side of the windows in pixels; None: one window, the whole image.
+        highest: the most rows of a cell.
 
     Attributes:
-        windows: how many windows there are, (down, across).
-        bands: each row of cells as (its rows of pixels, the rows of windows that hold it).
-        columns: the columns of pixels of each cell of a band.
+        windows: number of windows (down, across).
+        bands: for each row of cells, its rows of pixels and the rows of windows that contain it.
+        columns: the columns of pixels of each cell in a band.
     """
 
     def __init__(self, height: int, width: int, window: int | None, highest: int):
@@ -25,15 +25,15 @@ class Cells:
         across = pieces(width, window)
         self.columns = [piece.pixels for piece in across]
         self.windows = len(window_starts(height, window or height)), len(window_starts(width, window or width))
-        # [windows across, cells across], 1 where the window holds the cell
+        # [windows across, cells across], 1 where the window contains the cell
         self._cover = torch.zeros(self.windows[1], len(across), dtype=torch.float64)
         for i, piece in enumerate(across):
             self._cover[piece.windows, i] = 1
 
     def sum_across(self, values: Tensor) -> Tensor:
-        """Sums over the pixels of a band within each window across, from those of its cells [cells across, ...]."""
+        """Sums over the part of a band in each window across, from the sums over its cells [cells across, ...]."""
         return torch.tensordot(self._cover.to(values), values, 1)
 
     def average_across(self, values: Tensor) -> Tensor:
-        """For each cell of a band the mean over the windows across that hold it, of values [windows across, ...]."""
+        """For each cell of a band, the mean of values [windows across, ...] over the windows that contain the cell."""
         return torch.tensordot((self._cover / self._cover.sum(0)).t().to(values), values, 1)

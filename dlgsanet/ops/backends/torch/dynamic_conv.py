@@ -1,7 +1,7 @@
 """The dynamic depth-wise convolution and its gradients, in strips of rows.
 
-One matrix product forms the filters of a strip; they are used at once, by a multiply-add of the shifted strip for each
-tap. The backward pass forms them again. In the reference each of these is a tensor of G * K * K channels.
+One matrix product forms the filters of a strip. They are used immediately, by one multiply-add of the shifted strip per
+tap. The backward pass forms them again. The reference has a tensor of filters, of G * K * K channels, for all pixels.
 
 Axes as in `dlgsanet.ops.backends.reference`; n pixels of a strip.
 """
@@ -18,7 +18,7 @@ from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 
 # The filters of a strip: 4 MB in float32, which stay in a processor's last level of cache.
 FILTERS_IN_STRIP = 1 << 20
-# The fewest elements that PyTorch gives a thread: smaller strips would leave threads without work.
+# The fewest elements that PyTorch gives to a thread. With smaller strips, some threads would have no work.
 ELEMENTS_PER_THREAD = 1 << 15
 
 
@@ -87,7 +87,7 @@ def fused_dynamic_depthwise_conv_backward(
         strip, grad_strip = z[images, :, rows].to(dtype), grad[images, ..., rows, :]
         filters = _form(strip, matrix, column, window_size)
         _scatter(_with_border(grad_padded, images, rows, window_size), grad_strip, filters)
-        grad_filters = filters  # which are not needed any more: their memory is used again
+        grad_filters = filters  # reuses the memory of the filters, which are no longer needed
         _correlate(grad_filters, _with_border(padded, images, rows, window_size), grad_strip)
         grad_filters = grad_filters.flatten(4).flatten(1, 3)  # [b, G * K * K, n]
         transposed = matrix.t().expand(len(strip), -1, -1)
@@ -102,7 +102,7 @@ FUSED_CONVOLUTION = ConvolutionFunctions(fused_dynamic_depthwise_conv, fused_dyn
 
 
 def _strips(x: Tensor, groups: int, window_size: int) -> Iterator[tuple[slice, slice]]:
-    """Yield (images, rows) of the strips that cover the batch: rows of one image, or whole images if they are small."""
+    """Yield (images, rows) of the strips of a batch: rows of one image, or several whole images if they are small."""
     batch, channels, height, width = x.shape
     pixels = max(
         FILTERS_IN_STRIP // (groups * window_size**2), ELEMENTS_PER_THREAD * torch.get_num_threads() // channels
@@ -115,7 +115,7 @@ def _strips(x: Tensor, groups: int, window_size: int) -> Iterator[tuple[slice, s
 
 
 def _pad(x: Tensor, groups: int, window_size: int, dtype: torch.dtype) -> Tensor:
-    """[B, C, H, W] -> [B, G, C // G, H + K - 1, W + K - 1] with zeros around, planar."""
+    """[B, C, H, W] -> [B, G, C // G, H + K - 1, W + K - 1] with a border of zeros, contiguous."""
     batch, channels, height, width = x.shape
     border = window_size - 1
     padded = torch.zeros(batch, groups, channels // groups, height + border, width + border, dtype=dtype)
@@ -140,7 +140,7 @@ def _column(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def _with_border(padded: Tensor, images: slice, rows: slice, window_size: int) -> Tensor:
-    """What the windows of a strip's pixels see of a padded image."""
+    """The part of a padded image in which the windows of a strip's pixels lie."""
     return padded[images, ..., rows.start : rows.stop + window_size - 1, :]
 
 

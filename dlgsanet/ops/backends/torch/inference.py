@@ -1,6 +1,6 @@
 """The whole layers for inference on CPUs, one image at a time, in strips of rows.
 
-Images are [H, W, C] (channels last) inside. A strip's hidden tensors are used at once and freed.
+Inside, images are [H, W, C] (channels last). The hidden tensors of a strip are freed before the next strip.
 
 Axes: H height, W width, C channels, D channels of the feature that filters are formed from, n pixels of a strip.
 """
@@ -19,7 +19,7 @@ from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedFo
 
 # The hidden tensor of a strip: 4 MB in float32.
 ELEMENTS_IN_STRIP = 1 << 20
-# Fewest rows of a strip: the rows above and below it, which a 3x3 convolution needs, are computed twice.
+# Fewest rows of a strip: the neighbouring rows that a 3x3 convolution needs are computed twice.
 FEWEST_ROWS = 8
 
 
@@ -34,7 +34,7 @@ def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
-    """See `Cells` for why overlapping windows cost no more than the image itself."""
+    """Overlapping windows cost no more than the image itself, because sums are formed over `Cells`."""
     channels, dtype = x.shape[1], accumulation_dtype(x.dtype)
 
     def compute(image: Tensor, out: Tensor) -> None:
@@ -61,7 +61,7 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
-    """From the first projection to the last the image is planar: its shifts are then contiguous."""
+    """Between the first and the last projection the image is [C, H, W], so that its shifts are contiguous."""
     channels, features = x.shape[1], len(layer.squeeze_weight)
     proj_in, squeeze, bias = layer.proj_in.flatten(1), layer.squeeze_weight.flatten(1), layer.squeeze_bias.unsqueeze(1)
 
@@ -111,11 +111,11 @@ def _normalise_project_filter(
     """Some rows [rows, W, hidden] of ``depthwise_3x3(projection(norm(image)))``."""
     start, stop = max(rows.start - 1, 0), min(rows.stop + 1, len(image))
     hidden = F.linear(_normalise(layer, image[start:stop]), projection.flatten(1)).unsqueeze(0).movedim(-1, 1)
-    # The zeros of the padding are right at the image's border alone; elsewhere the rows next to them are dropped.
+    # The zero padding is correct only at the border of the image. Elsewhere the rows next to it are dropped.
     filtered = F.conv2d(hidden, layer.depthwise, padding=1, groups=len(layer.depthwise))
     return filtered.movedim(1, -1).squeeze(0)[rows.start - start : rows.stop - start]
 
 
 def _add_projection(image: Tensor, out: Tensor, rows: slice, hidden: Tensor, matrix: Tensor) -> None:
-    """Write ``image + matrix @ hidden`` to some rows of out; hidden [..., its channels], in the order of the pixels."""
+    """Write ``image + matrix @ hidden`` to some rows of out; hidden is [..., channels], in the order of the pixels."""
     torch.add(image[rows], F.linear(hidden, matrix).view(image[rows].shape), out=out[rows])

@@ -1,4 +1,4 @@
-"""Channel attention as one matrix for each set of pixels: selection and output projection in one product."""
+"""Channel attention as one matrix per set of pixels, which combines the attention weights and the output projection."""
 
 import torch
 from torch import Tensor
@@ -6,23 +6,23 @@ from torch import Tensor
 from dlgsanet.ops.backends.reference import select_similarities
 from dlgsanet.ops.records import ChannelAttention
 
-NORMALIZE_EPS = 1e-12  # of torch.nn.functional.normalize
+NORMALIZE_EPS = 1e-12  # as in torch.nn.functional.normalize
 
 
 def in_heads(matrices: Tensor, heads: int) -> Tensor:
-    """[n, C, C] -> [n, heads, c, c], the blocks on the diagonal: each head's own channels."""
+    """[n, C, C] -> [n, heads, c, c]: the blocks on the diagonal, one per head."""
     blocks = matrices.unflatten(2, (heads, -1)).unflatten(1, (heads, -1))
     return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
 
 
 def mixing_matrices(layer: ChannelAttention, gram: Tensor, query_norms: Tensor, key_norms: Tensor) -> Tensor:
-    """Matrices [n, C, C] that turn values into the attention's projected output: proj_out times the heads' weights.
+    """Matrices [n, C, C] that map values to the projected output of the attention: proj_out times the heads' weights.
 
     Args:
-        layer: its temperature, projection and selection are used.
-        gram: [n, heads, c, c], products of each head's query channels (rows) with its key channels, summed over each
+        layer: supplies the temperature, the output projection and the activation.
+        gram: [n, heads, c, c], products of the query channels (rows) and key channels of each head, summed over each
             of n sets of pixels.
-        query_norms, key_norms: [n, C], the L2 norms of the channels over those pixels.
+        query_norms, key_norms: [n, C], the L2 norms of the channels over the same pixels.
     """
     heads, channels = len(layer.temperature), query_norms.shape[-1]
     rows = query_norms.clamp_min(NORMALIZE_EPS).unflatten(1, (heads, -1, 1))

@@ -1,18 +1,18 @@
-// The 1x1 convolution that forms filters from z: its weights in shared memory, and filters' rows in registers.
+// The 1x1 convolution that forms filters from z. Its weights are in shared memory, the rows of filters in registers.
 #pragma once
 #include "tile.h"
 
 //   FEATURES  D, channels of z
-//   PASS      features that a kernel takes at a time
+//   PASS      features that a kernel processes at a time
 constexpr int kFeatures = FEATURES;
 constexpr int kPass = PASS;
 
-// Of a pass over the features first ... first + kPass - 1, for a group: [WINDOW][kPass + 1][kTaps], the last row being
-// the bias (in the first pass; zero in later ones).
+// The weights of a group for features first ... first + kPass - 1: [WINDOW][kPass + 1][kTaps]. Entry kPass is the bias
+// in the first pass, and zero in later passes.
 struct Expansion {
   static constexpr int kRow = (kPass + 1) * kTaps;
 
-  // Rows first_row ... first_row + rows - 1 of the filters; rows outside of the window are zero.
+  // Copy rows first_row ... first_row + rows - 1 of the filters; rows outside the window are zero.
   static __device__ __forceinline__ void stage(Accumulator* to, const Accumulator* __restrict__ weight,
                                                const Accumulator* __restrict__ bias, int group, int first,
                                                int first_row, int rows) {

@@ -1,13 +1,13 @@
-// The dynamic depth-wise convolution with filters formed on the fly: filters = weight @ z + bias never exist in memory.
+// The dynamic depth-wise convolution with filters = weight @ z + bias, which are never written to memory:
 //
 //   out[c, p] = sum_t f[t](p) x[c, p + t],   f[t](p) = bias[g, t] + sum_k weight[g, t, k] z[k, p]
 //
 // for the taps t of a K x K window and the channels c of group g (DLGSANet, section 3.2). A thread forms one row of the
-// filters of four pixels at a time and applies it to the group's channels.
+// filters of four pixels at a time and applies it to the channels of the group.
 #include "expansion.h"
 
-constexpr int kThreads = kThreadsAcross * TILE_HEIGHT;
-constexpr int kTileRows = TILE_HEIGHT + 2 * kRadius;
+static_assert(kThreads == kThreadsAcross * TILE_HEIGHT, "one thread for each quad of a tile");
+static_assert(SHARED_ELEMENTS == kChannels * kTileRows * kStride + kWindow * Expansion::kRow, "the layout below");
 
 extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
     fused_forward(const Scalar* __restrict__ x, const Scalar* __restrict__ z, const Accumulator* __restrict__ weight,
@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
             place.x - kMargin);
   Accumulator sum[kChannels][kQuad] = {};
   for (int first = 0; first < kFeatures; first += kPass) {
-    if (first) __syncthreads();  // nobody reads the last pass's weights any more
+    if (first) __syncthreads();  // all threads have read the weights of the last pass
     Expansion::stage(expansion, weight, bias, share.group, first, 0, kWindow);
     Accumulator features[kPass][kQuad];
     const Scalar* planes = z + ((long long)place.batch * kFeatures + first) * image.pixels();

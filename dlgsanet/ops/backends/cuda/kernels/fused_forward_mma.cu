@@ -1,24 +1,28 @@
 // The fused dynamic depth-wise convolution (see fused_forward.cu) with filters formed on tensor cores, in TF32.
 //
-// Four neighbouring lanes compute the 16 pixels of a tile's row together: lane t takes the rows t, t + 4, ... of the
-// window. Matrix products give it just those: with pixels 2 m and 2 m + 1 of eight rows of the tile as the 16 rows of a
-// product, and taps 2 n and 2 n + 1 of the filters' rows 4 pass ... 4 pass + 3 as its 8 columns, the numbers that a
-// lane is left with are two taps of one row of its own pixels' filters. At the end the four lanes share out their sums.
+// Four neighbouring lanes compute the 16 pixels of a tile's row together. Lane t handles rows t, t + 4, ... of the
+// window. The matrix products are arranged so that each lane receives the taps of these rows. The 16 rows of a product
+// are pixels 2 m and 2 m + 1 of eight rows of the tile. Its 8 columns are taps 2 n and 2 n + 1 of the filters' rows
+// 4 pass ... 4 pass + 3. A lane then holds two taps of one row of its own pixels' filters. At the end the four lanes
+// add up their sums.
 #include "mma.h"
 #include "tile.h"
 
 //   FEATURES  D, channels of z
-constexpr int kThreads = kThreadsAcross * TILE_HEIGHT;
-constexpr int kTileRows = TILE_HEIGHT + 2 * kRadius;
-constexpr int kOddStride =
-    kStride + 1;  // rows of the tile start at different banks, for lanes that read below each other
-constexpr int kSteps = (FEATURES + 7) / 8;  // of 8 features
+//   STEP      features that one product adds up
+constexpr int kStep = STEP;
+constexpr int kOddStride = kStride + 1;  // lanes that read from neighbouring rows of the tile use different banks
+constexpr int kSteps = (FEATURES + kStep - 1) / kStep;
 constexpr int kTapPairs = (WINDOW + 1) / 2;
-constexpr int kPasses = (WINDOW + 3) / 4;  // over the window's rows
-constexpr int kPairs = TILE_WIDTH / 2;     // of pixels in a row
-static_assert(kThreadsAcross == 4, "four lanes share a row");
+constexpr int kPasses = (WINDOW + 3) / 4;  // over the rows of the window
+constexpr int kPairs = TILE_WIDTH / 2;     // pairs of pixels in a row
+static_assert(kStep == 8 && kWarp == 32, "the shapes of mma.h");
+static_assert(kThreadsAcross == 4 && TILE_WIDTH == 16, "four lanes share a row of 16 pixels");
+static_assert(kThreads == kThreadsAcross * TILE_HEIGHT, "one thread for each quad of a tile");
+static_assert(SHARED_ELEMENTS == kPairs * kSteps * kThreads * kQuad + kChannels * kTileRows * kOddStride,
+              "the layout below");
 
-// The four lanes' sums over all 16 pixels added up; each lane is left with its four.
+// Add up the sums of four lanes over all 16 pixels. Each lane gets the totals of its own four pixels.
 __device__ __forceinline__ void share_out(float (&own)[kQuad], const float (&sums)[TILE_WIDTH]) {
   const bool right = threadIdx.x & 2, odd = threadIdx.x & 1;
   float half[8];
@@ -44,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   const Image image = {height, width, vectorized != 0};
   const GroupTile share(blockIdx.x, groups, image);
   const TilePlace& place = share.place;
-  const int row = threadIdx.x / 4, lane = threadIdx.x % 32, t = lane % 4, column_of_b = lane / 4;
+  const int row = threadIdx.x / 4, lane = threadIdx.x % kWarp, t = lane % 4, column_of_b = lane / 4;
 
   for (int i = threadIdx.x; i < kChannels * kTileRows * (kStride / kQuad); i += kThreads) {
     const int quad = i % (kStride / kQuad), line = i / (kStride / kQuad), channel = line / kTileRows;
@@ -55,14 +59,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
 #pragma unroll
     for (int j = 0; j < kQuad; j++) tile[line * kOddStride + quad * kQuad + j] = pixels[j];
   }
-  // The factors a of the products: z of the row's pixels, features t and t + 4 of every step. No other lane needs them.
+  // The factors a of the products: features t and t + 4 of every step at the row's pixels. No other lane needs them.
   const Scalar* planes = z + (long long)place.batch * FEATURES * image.pixels();
   for (int step = 0; step < kSteps; step++)
     for (int quad = 0; quad < kThreadsAcross; quad++) {
       float pixels[2][kQuad] = {};
 #pragma unroll
       for (int upper = 0; upper < 2; upper++) {
-        const int k = step * 8 + upper * 4 + t;
+        const int k = step * kStep + upper * 4 + t;
         if (k < FEATURES)
           load_quad(pixels[upper], planes + k * image.pixels(), image, place.y + row, place.x + quad * kQuad);
       }
@@ -88,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
       for (int step = 0; step < kSteps; step++)
 #pragma unroll
         for (int upper = 0; upper < 2; upper++) {
-          const int k = step * 8 + upper * 4 + t;
+          const int k = step * kStep + upper * 4 + t;
           factors[n][step][upper] = b_row < WINDOW && b_tap < WINDOW && k < FEATURES ? to_tf32(weights[k]) : 0;
         }
 #pragma unroll
@@ -98,9 +102,9 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
         start[n][odd] = present ? bias[(share.group * WINDOW + filter_row) * WINDOW + tap] : 0;
       }
     }
-    // Below the window the filters are zero; the tile's last row stands in for one that is not there.
+    // Rows below the window have filters of zero. They read the last row of the window, so that they stay in the tile.
     const float* line = tile + (row + min(filter_row, WINDOW - 1)) * kOddStride + kMargin - kRadius;
-    float window[kChannels][WINDOW + 1];  // what both pixels of a pair need
+    float window[kChannels][WINDOW + 1];  // the pixels that both pixels of a pair need
 #pragma unroll
     for (int c = 0; c < kChannels; c++)
 #pragma unroll

@@ -1,20 +1,24 @@
-// Gradients of the fused dynamic depth-wise convolution with respect to z and to the expansion (weight and bias), from
-// the gradient of the filters, which exists a row at a time in registers:
+// Gradients of the fused dynamic depth-wise convolution with respect to z and to the expansion (weight and bias). They
+// are formed from the gradient of the filters, of which one row at a time exists, in registers:
 //
 //   grad_z[k, p] = sum_gt weight[g, t, k] grad_f[t](p)
 //   grad_weight[g, t, k] = sum_p grad_f[t](p) z[k, p],   grad_bias[g, t] = sum_p grad_f[t](p)
 //
-// A block takes a tile and a slice of the groups. What it sums goes to memory of its own, where `sum_grad_z` (over
-// slices) and `sum_grad_expansion` (over tiles) find it: all sums are in a fixed order. With one slice, grad_z goes
-// straight to its place.
+// A block processes a tile for a slice of the groups and writes its sums to its own memory. `sum_grad_z` adds them up
+// over slices and `sum_grad_expansion` over tiles, so that the order of additions is fixed. With a single slice, the
+// block writes grad_z itself.
 #include "expansion.h"
 #include "grad_filter.h"
 
-constexpr int kWarps = kThreads / 32;
-constexpr int kSumsAtOnce = 32 / kWindow;  // features whose sums with all taps of a row fit one lane each
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kSumsAtOnce = kWarp / kWindow;  // features for which a warp has one lane for each tap of a row
+static_assert(kThreads % kWarp == 0, "whole warps");
+static_assert(SHARED_ELEMENTS == kChannels * kTileRows * kStride + kWindow * Expansion::kRow +
+                                     kPass * kThreads * kQuad + kWarps * kWindow * (kPass + 1) * kWindow,
+              "the layout below");
 
-// Sums over the lanes of a warp of values[0 ... kCount - 1], kCount a power of two up to 32; lane i is left with the
-// sum number i % kCount. Lanes that differ in a bit share out between them the values they have, until each has one.
+// Sum values[0 ... kCount - 1] over the lanes of a warp; kCount is a power of two, at most kWarp. Lane i gets sum
+// i % kCount. In each step two lanes that differ in one bit exchange half of their values, until each has one left.
 template <int kCount>
 __device__ __forceinline__ Accumulator share_sums(const Accumulator (&values)[kCount]) {
   if constexpr (kCount == 1) {
@@ -35,7 +39,7 @@ template <int kCount>
 __device__ __forceinline__ Accumulator sum_over_lanes(const Accumulator (&values)[kCount]) {
   Accumulator sum = share_sums(values);
 #pragma unroll
-  for (int bit = kCount; bit < 32; bit *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
+  for (int bit = kCount; bit < kWarp; bit *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
   return sum;
 }
 
@@ -55,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   const int slices = ceil_div(groups, groups_in_slice), slice = blockIdx.x % slices, tile_number = blockIdx.x / slices;
   const TilePlace place(tile_number, image, TILE_HEIGHT);
   const int py = place.y + thread_row(), px = place.x + thread_column();
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int outputs = groups * kWindow * kWindow;
   Accumulator* grad_weight = grad_expansion_tiles + (long long)tile_number * outputs * (kFeatures + 1);
   Accumulator* grad_bias = grad_weight + (long long)outputs * kFeatures;
@@ -63,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   for (int first = 0; first < kFeatures; first += kPass) {
     const int present = min(kPass, kFeatures - first);
     const long long z_plane = (long long)place.batch * kFeatures + first;
-    for (int k = 0; k < kPass; k++) {  // each thread's own pixels: no barrier
+    for (int k = 0; k < kPass; k++) {  // each thread reads only its own pixels: no barrier is needed
       Quad<Accumulator> quad = {};
       if (k < present) load_quad(quad.v, z + (z_plane + k) * image.pixels(), image, py, px);
       own_features[k * kThreads] = quad;
@@ -79,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
         Accumulator* row_sums = sums + warp * kSums + i * (kPass + 1) * kWindow;  // [kPass + 1][WINDOW]
 #pragma unroll
         for (int k0 = 0; k0 < kPass; k0 += kSumsAtOnce) {
-          Accumulator products[32] = {};
+          Accumulator products[kWarp] = {};
 #pragma unroll
           for (int k = k0; k < min(k0 + kSumsAtOnce, kPass); k++) {
             Accumulator taps[kTaps];
@@ -104,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
         const Accumulator sum = sum_over_lanes(pixel_sums);
         if (lane < kWindow) row_sums[kPass * kWindow + lane] = sum;
       }
-      __syncthreads();  // every warp's sums are there, and nobody reads the tile and the weights any more
+      __syncthreads();  // all sums are written, and all threads have read the tile and the weights
       for (int i = threadIdx.x; i < kSums; i += kThreads) {
         const int tap = i % kWindow, k = i / kWindow % (kPass + 1);
         const int filter_row = i / (kWindow * (kPass + 1));
@@ -114,7 +118,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
         if (k < present) grad_weight[output * kFeatures + first + k] = sum;
         if (k == kPass && first == 0) grad_bias[output] = sum;
       }
-      // The next group's first barrier stands between these reads of the sums and the next writes.
+      // The first barrier of the next group separates these reads of the sums from the next writes.
     }
 #pragma unroll
     for (int k = 0; k < kPass; k++) {
@@ -139,22 +143,22 @@ extern "C" __global__ void sum_grad_z(const Accumulator* __restrict__ grad_z_sli
   narrow(sum, grad_z[i]);
 }
 
-// Sums over tiles of the gradients of weight (the first `weights` of `count` numbers) and bias (the rest). A block
-// takes 32 numbers, and its warps share out the tiles.
+// Sum the gradients of weight (the first `weights` of `count` numbers) and bias (the rest) over tiles. A block sums
+// kWarp numbers; each of its warps adds up some of the tiles.
 extern "C" __global__ void sum_grad_expansion(const Accumulator* __restrict__ tiles,
                                               Accumulator* __restrict__ grad_weight,
                                               Accumulator* __restrict__ grad_bias, int tile_count, int weights,
                                               int count) {
-  SHARED_MEMORY(shared);  // [shares][32]
-  const int lane = threadIdx.x % 32, share = threadIdx.x / 32, shares = blockDim.x / 32;
-  const int i = blockIdx.x * 32 + lane;
+  SHARED_MEMORY(shared);  // [shares][kWarp]
+  const int lane = threadIdx.x % kWarp, share = threadIdx.x / kWarp, shares = blockDim.x / kWarp;
+  const int i = blockIdx.x * kWarp + lane;
   Accumulator sum = 0;
   if (i < count)
     for (int tile = share; tile < tile_count; tile += shares) sum += tiles[(long long)tile * count + i];
   shared[threadIdx.x] = sum;
   __syncthreads();
   if (share || i >= count) return;
-  for (int s = 1; s < shares; s++) sum += shared[s * 32 + lane];
+  for (int s = 1; s < shares; s++) sum += shared[s * kWarp + lane];
   if (i < weights)
     grad_weight[i] = sum;
   else

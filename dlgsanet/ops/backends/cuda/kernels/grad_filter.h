@@ -1,22 +1,23 @@
-// The gradient of the filters of a thread's pixels, a row of them at a time: grad_f[t](p) = sum_c grad[c, p] x[c, p +
-// t].
+// The gradient of the filters of a thread's pixels, one row of the filters at a time:
+//
+//   grad_f[t](p) = sum_c grad[c, p] x[c, p + t]
 #pragma once
 #include "tile.h"
 
-constexpr int kThreads = kThreadsAcross * TILE_HEIGHT;
-constexpr int kTileRows = TILE_HEIGHT + 2 * kRadius;
+static_assert(kThreads == kThreadsAcross * TILE_HEIGHT, "one thread for each quad of a tile");
 
 struct FilterGradient {
   Accumulator* tile;  // [kChannels][kTileRows][kStride], of x
   const TilePlace& place;
   const Image& image;
-  const long long first_plane;  // of the group
+  const long long first_plane;  // index of the first plane of the group
   Accumulator grads[kChannels][kQuad];
 
   __device__ FilterGradient(Accumulator* tile, const TilePlace& place, const Image& image, int groups, int group)
       : tile(tile), place(place), image(image), first_plane(((long long)place.batch * groups + group) * CHANNELS) {}
 
-  // Row i of the filters; rows in ascending order, all threads together. Before row 0 no thread may read the tile.
+  // Row i of the filters. All threads call it together, for rows in ascending order. No thread may still read the tile
+  // when row 0 begins.
   __device__ __forceinline__ void row(Accumulator (&to)[kWindow][kQuad], const Scalar* __restrict__ grad,
                                       const Scalar* __restrict__ x, int i) {
 #pragma unroll
@@ -41,7 +42,7 @@ struct FilterGradient {
                                        bool in_use) {
     const int first = part * kChannels, channels = min(kChannels, CHANNELS - first);
     const long long plane = first_plane + first;
-    if (in_use) __syncthreads();  // nobody reads the part before any more
+    if (in_use) __syncthreads();  // all threads have read the previous part
     load_tile(tile, x + plane * image.pixels(), image, kChannels, channels, kTileRows, place.y - kRadius,
               place.x - kMargin);
 #pragma unroll

@@ -1,15 +1,15 @@
 // Products of small matrices on tensor cores.
 #pragma once
 
-#ifndef DLGSANET_EMULATED  // the emulator of the tests brings its own
-// To TF32 (10 bits after the point), nearest.
+#ifndef DLGSANET_EMULATED  // the tests' emulator defines its own
+// Round to the nearest TF32 value (10 bits after the point).
 __device__ __forceinline__ unsigned to_tf32(float value) {
   unsigned bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
   return bits;
 }
 
-// sum[16 x 8] += a[16 x 8] b[8 x 8], spread over a warp. With lane = 4 g + t, a lane holds (PTX ISA, mma.m16n8k8):
+// sum[16 x 8] += a[16 x 8] b[8 x 8], distributed over a warp. Lane 4 g + t holds (PTX ISA, mma.m16n8k8):
 // a at (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b at (t, g), (t + 4, g);
 // sum at (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
 __device__ __forceinline__ void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {

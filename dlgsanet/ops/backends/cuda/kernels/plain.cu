@@ -1,4 +1,4 @@
-// The dynamic depth-wise convolution with filters read from memory, once for all channels of a group:
+// The dynamic depth-wise convolution with filters from memory. They are read once for all channels of a group:
 //
 //   out[c, p] = sum_t f[t](p) x[c, p + t]
 //   grad_x[c, p] = sum_t f[t](p - t) grad[c, p - t],   grad_f[t](p) = sum_c grad[c, p] x[c, p + t]
@@ -6,9 +6,11 @@
 // for the taps t of a K x K window and the channels c of a group. filters are [B, G, K, K, H, W].
 #include "grad_filter.h"
 
+static_assert(SHARED_ELEMENTS == kChannels * kTileRows * kStride, "the tile of x or of the gradient");
+
 constexpr int kTapsOfFilter = WINDOW * WINDOW;
 
-// sum[c][j] += filter[t][j] * tile[c] at the row of a thread's window, with taps in ascending or descending order.
+// sum[c][j] += filter[t][j] * tile[c] for one row of the window, with taps in ascending or descending order.
 template <bool kDescending>
 __device__ __forceinline__ void apply(Accumulator (&sum)[kChannels][kQuad], const Accumulator (&filter)[kWindow][kQuad],
                                       const Accumulator* tile, int row) {
@@ -61,7 +63,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   __syncthreads();
   Accumulator sum[kChannels][kQuad] = {};
 #pragma unroll 1
-  for (int i = 0; i < kWindow; i++) {  // the rows above and below, whose filters reach this one with row WINDOW - 1 - i
+  for (int i = 0; i < kWindow; i++) {  // rows above and below: row WINDOW - 1 - i of their filters reaches this row
     const Scalar* taps = filters + (share.of_group * kTapsOfFilter + (kWindow - 1 - i) * kWindow) * image.pixels();
     Accumulator filter[kWindow][kQuad];
 #pragma unroll

@@ -1,6 +1,6 @@
-// The element types of tensors, and their conversions from and to the type that sums are formed in.
+// The element types of tensors, and conversions to and from the type in which sums are formed.
 //
-// Written without CUDA's own headers (cuda_fp16.h, cuda_bf16.h), which CuPy does not ship.
+// CUDA's own headers (cuda_fp16.h, cuda_bf16.h) are not used, because CuPy does not contain them.
 #pragma once
 
 struct Half {
@@ -19,7 +19,7 @@ struct AccumulatorOf<double> {
   typedef double type;
 };
 
-#ifndef DLGSANET_EMULATED  // the emulator of the tests brings its own conversions of bits
+#ifndef DLGSANET_EMULATED  // the tests' emulator defines its own conversions
 __device__ __forceinline__ float half_to_float(unsigned short bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));

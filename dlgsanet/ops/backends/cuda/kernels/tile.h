@@ -1,20 +1,23 @@
 // How an image is divided into tiles, and how tiles are moved to shared memory and back.
 //
 // A block of threads computes one tile of one group of channels. A thread computes kQuad adjacent pixels of a row, so
-// that one window of a row in registers serves several taps of several pixels.
+// that it loads one window of a row into registers and uses it for several taps of several pixels.
 #pragma once
 #include "scalar.h"
 
-// An instantiation is named on the compiler's command line:
+// The compiler's command line gives the constants of an instantiation. `cuda/__init__.py` is their only source:
 //   SCALAR       type of x, z, filters, output and their gradients: float, double, Half or BFloat16
 //   WINDOW       K, side of the filters: 3, 5, 7 or 9
 //   CHANNELS     channels that share a filter
-//   TILE_WIDTH, TILE_HEIGHT  pixels of a tile
+//   TILE_WIDTH, TILE_HEIGHT  size of a tile in pixels
 //   QUAD         adjacent pixels that a thread computes
-//   MARGIN       columns kept left and right of a tile: the widest radius, and whole quads
-//   PARTS, CHANNELS_IN_PART  in how many parts a group's channels are taken, and how many are in a part
-//   TAPS         of a filter's row in shared memory, padded to whole quads
-//   BLOCKS       fewest blocks that a multiprocessor should hold: it bounds a thread's registers
+//   VECTOR_BYTES most bytes that a thread loads or stores at once
+//   MARGIN       columns kept left and right of a tile: at least the largest radius, and whole quads
+//   PARTS, CHANNELS_IN_PART  parts that a group's channels are divided into, and channels of a part
+//   TAPS         length of a filter's row in shared memory, padded to whole quads
+//   THREADS, BLOCKS  threads of a block, and the fewest blocks per multiprocessor (it limits a thread's registers)
+//   WARP         lanes of a warp
+//   SHARED_ELEMENTS  numbers in the shared memory of a block
 typedef SCALAR Scalar;
 typedef AccumulatorOf<Scalar>::type Accumulator;
 
@@ -25,19 +28,22 @@ constexpr int kMargin = MARGIN;
 constexpr int kStride = TILE_WIDTH + 2 * kMargin;  // of a row of a tile in shared memory
 constexpr int kThreadsAcross = TILE_WIDTH / kQuad;
 constexpr int kTaps = TAPS;
+constexpr int kThreads = THREADS;
+constexpr int kWarp = WARP;
+constexpr int kTileRows = TILE_HEIGHT + 2 * kRadius;
 
-// Large groups are taken in parts of equal size, so that a part's sums fit into registers.
+// Large groups are divided into parts of equal size, so that the sums of a part fit into registers.
 constexpr int kParts = PARTS;
 constexpr int kChannels = CHANNELS_IN_PART;
 
 static_assert(kRadius <= kMargin, "the margin must hold the window");
 
 template <typename T>
-struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Quad {
+struct alignas(kQuad * sizeof(T) > VECTOR_BYTES ? VECTOR_BYTES : kQuad * sizeof(T)) Quad {
   T v[kQuad];
 };
 
-#ifndef SHARED_MEMORY  // the emulator of the tests brings its own
+#ifndef SHARED_MEMORY  // the tests' emulator defines its own
 #define SHARED_MEMORY(name)                                     \
   extern __shared__ __align__(16) unsigned char shared_bytes[]; \
   Accumulator* name = reinterpret_cast<Accumulator*>(shared_bytes)
@@ -45,7 +51,7 @@ struct alignas(4 * sizeof(T) > 16 ? 16 : 4 * sizeof(T)) Quad {
 
 struct Image {
   int height, width;
-  bool vectorized;  // every row of every plane starts at an address where a quad may be loaded in one piece
+  bool vectorized;  // every row of every plane starts at an address from which a quad can be loaded at once
 
   __device__ long long pixels() const { return (long long)height * width; }
   __device__ bool has_row(int y) const { return (unsigned)y < (unsigned)height; }
@@ -54,7 +60,7 @@ struct Image {
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Which tile of which image a number names, tiles of an image in row order.
+// The position of the tile with a given number. The tiles of an image are numbered row by row.
 struct TilePlace {
   int batch, y, x;
 
@@ -70,7 +76,7 @@ struct TilePlace {
 struct GroupTile {
   int group, first_channel, channels;
   TilePlace place;
-  long long of_group, plane;  // numbers of the group in the batch, and of its first channel's plane
+  long long of_group, plane;  // index of the group in the batch, and index of its first channel's plane
 
   __device__ GroupTile(int block, int groups, const Image& image)
       : group(block / kParts % groups),
@@ -81,7 +87,7 @@ struct GroupTile {
         plane(of_group * CHANNELS + first_channel) {}
 };
 
-// Pixels (y, x) to (y, x + 3) of a plane, zero outside the image.
+// Pixels (y, x) to (y, x + kQuad - 1) of a plane, zero outside the image.
 template <typename T>
 __device__ __forceinline__ void load_pixels(Accumulator (&to)[kQuad], const T* __restrict__ plane, const Image& image,
                                             int y, int x) {
@@ -90,7 +96,7 @@ __device__ __forceinline__ void load_pixels(Accumulator (&to)[kQuad], const T* _
   for (int j = 0; j < kQuad; j++) to[j] = image.has_row(y) && image.has_column(x + j) ? widen(at[j]) : 0;
 }
 
-// The same in one piece where that can be; x is a multiple of kQuad.
+// The same with one load where possible; x is a multiple of kQuad.
 template <typename T>
 __device__ __forceinline__ void load_quad(Accumulator (&to)[kQuad], const T* __restrict__ plane, const Image& image,
                                           int y, int x) {
@@ -119,8 +125,8 @@ __device__ __forceinline__ void store_quad(T* __restrict__ plane, const Image& i
   }
 }
 
-// `count` planes' pixels of rows y ... y + rows - 1 and columns x ... x + kStride - 1 into tile[count][rows][kStride];
-// planes from `present` on are zero.
+// Load rows y ... y + rows - 1 and columns x ... x + kStride - 1 of `count` planes into tile[count][rows][kStride].
+// Planes from number `present` on are filled with zeros.
 __device__ __forceinline__ void load_tile(Accumulator* tile, const Scalar* __restrict__ planes, const Image& image,
                                           int count, int present, int rows, int y, int x) {
   constexpr int kQuads = kStride / kQuad;
@@ -132,13 +138,13 @@ __device__ __forceinline__ void load_tile(Accumulator* tile, const Scalar* __res
   }
 }
 
-// The window of a tile's row that a quad of pixels needs: pixel j with tap t reads window[kMargin - kRadius + t + j].
+// The part of a tile's row that a quad of pixels needs: tap t of pixel j reads v[kMargin - kRadius + t + j].
 struct Window {
   Accumulator v[kQuad + 2 * kMargin];
 
   __device__ __forceinline__ explicit Window(const Accumulator* row) {
 #pragma unroll
-    for (int q = 0; q < 3; q++) {
+    for (int q = 0; q < (kQuad + 2 * kMargin) / kQuad; q++) {
       const Quad<Accumulator> quad = reinterpret_cast<const Quad<Accumulator>*>(row)[q];
 #pragma unroll
       for (int j = 0; j < kQuad; j++) v[q * kQuad + j] = quad.v[j];
@@ -147,8 +153,8 @@ struct Window {
   __device__ __forceinline__ Accumulator at(int tap, int j) const { return v[kMargin - kRadius + tap + j]; }
 };
 
-// Row of the tile that a thread computes. The swap of neighbouring rows keeps eight threads' loads (two rows of four
-// quads, kStride apart) on different banks of shared memory.
+// Row of the tile that a thread computes. Neighbouring rows are swapped so that the loads of eight threads (two rows of
+// four quads, kStride apart) use different banks of shared memory.
 __device__ __forceinline__ int thread_row() {
   const int row = threadIdx.x / kThreadsAcross;
   return (row & ~3) | (row & 1) << 1 | (row >> 1 & 1);
