@@ -36,7 +36,7 @@ from dlgsanet.files import printable, write_whole, written_aside
 
 FORMATS = (".pth", ".safetensors")
 _ZIP, _PICKLE = b"PK", b"\x80"  # how a .pth begins, now and before PyTorch 1.6
-# State dicts inside a .pth, the first one that is there is taken: BasicSR, Lightning and OpenMMLab, others.
+# State dicts inside a .pth. The first one that is there is read: BasicSR, Lightning and OpenMMLab, others.
 _KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g", "generator", "network", "net")
 _OTHER_KINDS = {
     b"\x89HDF": "an HDF5 file (Keras)",
@@ -64,8 +64,8 @@ def read_checkpoint(path: Path | str, key: str | None = None) -> Checkpoint:
 
     Args:
         path: the file.
-        key: which state dict of a .pth to take, ``params`` or ``params_ema``. None takes the averaged weights
-            (``params_ema``) where there are any.
+        key: state dict of a .pth to read, ``params`` or ``params_ema``. None: the averaged weights (``params_ema``) if
+            there are any.
 
     Raises:
         UserError: there is no such file, it is damaged or would run code, or it holds no state dict.
@@ -88,7 +88,7 @@ def read_checkpoint(path: Path | str, key: str | None = None) -> Checkpoint:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         held = f": it holds {found[1]}; save the state dict of the network alone" if found else ""
         raise UserError(f"{path}: refused, it is damaged or would run code when unpickled{held}") from None
-    # The readers raise whatever a damaged file makes them stumble over.
+    # A damaged file makes the readers raise exceptions of any kind.
     except Exception as error:
         raise UserError(f"{path}: damaged or not a checkpoint ({_first_line(error)})") from None
 
@@ -222,7 +222,7 @@ def _stated_options(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def contradicted_options(checkpoint: Checkpoint, options: Mapping[str, Any]) -> list[str]:
-    """Where `network_g` options of a DLGSANet differ from those that the weights were trained with, a line each.
+    """One line for each `network_g` option of a DLGSANet that differs from what the weights were trained with.
 
     Raises:
         UserError: the metadata cannot be read.

@@ -1,4 +1,4 @@
-"""The `network_g` options that a state dict proves: what its names and shapes say about the network they belong to."""
+"""Detect the `network_g` options of a network from the names and shapes of its state dict."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dlgsanet.archs.sizes import TLC_KERNELS
 
-# Names of which every published state dict has the first, and no network without its layers has the second.
+# Every published state dict has the first name, and names that begin with the second.
 SHALLOW = "overlap_embed.0.proj.weight"
 _DEEP = "deep_feature_extraction"
 
@@ -19,7 +19,7 @@ def is_dlgsanet(names: Mapping[str, Any]) -> bool:
 
 
 def proven_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Options that the shapes of a state dict (published names) leave no choice about.
+    """Options that follow from the shapes of a state dict with published names.
 
     Not among them: `tlc_flag`, `tlc_kernel`, `activation`, `topk_ratio`, `img_range`, and, where there are local and
     global layers, whether `buildblock_type` is `sparseedge` or `edge`. See `published_options`.
@@ -100,9 +100,9 @@ def _feed_forward_options(state: Mapping[str, Tensor], name: str, kind: str, dim
 
 
 def published_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Every option of the network: those that the shapes prove, and the published values of the others.
+    """Every option of the network: those that follow from the shapes, and the published values of the others.
 
-    Taken for granted: the paper's `sparseedge` with ReLU where there are local and global layers, test-time local
+    Assumed: the paper's `sparseedge` with ReLU where there are local and global layers, test-time local
     conversion with windows of 96, 72 and 48 pixels for x2, x3 and x4 (48 for other scales), `img_range` 1.
 
     Raises:
@@ -120,7 +120,7 @@ def published_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def contradictions(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> list[str]:
-    """Where `options` say something other than the shapes prove, a line each.
+    """One line for each option that contradicts the shapes.
 
     Raises:
         ValueError: not the state dict of a DLGSANet.
@@ -133,7 +133,7 @@ def contradictions(options: Mapping[str, Any], state: Mapping[str, Tensor]) -> l
     ]
 
 
-def _agree(name: str, told: Any, proven: Any, dim: int) -> bool:
+def _agree(name: str, stated: Any, proven: Any, dim: int) -> bool:
     if name.endswith("_expansion_factor"):  # several factors round to one width
-        return isinstance(told, (int, float)) and math.isfinite(told) and int(dim * told) == int(dim * proven)
-    return bool(told == proven)
+        return isinstance(stated, (int, float)) and math.isfinite(stated) and int(dim * stated) == int(dim * proven)
+    return bool(stated == proven)

@@ -1,4 +1,4 @@
-"""`dlgsanet data`: from downloaded archives to verified data roots; the work of a subcommand is in its own module."""
+"""`dlgsanet data`: download, prepare, check and store data sets. The work is in `dlgsanet.data`."""
 
 import argparse
 import sys
@@ -22,11 +22,11 @@ EXAMPLES = """examples:
   dlgsanet data meta-info datasets/DIV2K/HR meta.txt
 
 Data roots are laid out as the option files expect them: NAME/HR/0001.png and NAME/LR_bicubic/X4/0001x4.png.
-A command that is interrupted or run again does only what is missing."""
+A command that was interrupted, or is run again, does only what is missing."""
 
 
 def main(argv: list[str]) -> int:
-    """Run a subcommand; bad images are told all at once, after the work on all others."""
+    """Run a subcommand. Images that cannot be used are reported together, after the work on all others."""
     arguments = _parser().parse_args(argv)
     return arguments.run(arguments)
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "open every image, check pairs, look for duplicates")
     check.add_argument("data_roots", type=Path, nargs="+", metavar="ROOT", help="data roots, or folders of images")
     check.add_argument(
-        "--against", type=Path, nargs="+", default=[], metavar="ROOT", help="must share no picture with them"
+        "--against", type=Path, nargs="+", default=[], metavar="ROOT", help="roots that must have no picture in common"
     )
 
     subimages = command("subimages", _subimages, "cut HR and LR images into pieces", "those that ROOT has")

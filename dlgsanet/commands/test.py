@@ -11,7 +11,7 @@ from dlgsanet.ownership import owned
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(
         prog="dlgsanet test",
-        description="Test a network on the data sets of an option file: a table of its scores beside bicubic's, "
+        description="Test a network on the data sets of an option file: a table of its scores and bicubic's, "
         "every picture's scores as CSV and Markdown, and the pictures, in results/NAME.",
     )
     add_option_file(parser)

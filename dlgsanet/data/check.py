@@ -1,5 +1,5 @@
-"""Looking for what makes figures wrong in a data root: damaged or odd images, wrong pairs, LR images by another rule,
-images that are there twice, and images of one root that are also in another."""
+"""Check a data root for what makes scores wrong: damaged or odd images, wrong pairs, LR images that were shrunk by
+another rule, images that are there twice, and images that are also in another root."""
 
 import hashlib
 from collections import defaultdict
@@ -44,10 +44,10 @@ def originals_of(root: Path) -> list[Path]:
 
 
 def check_root(root: Path, workers: int | None = None) -> tuple[list[Picture], list[str]]:
-    """Look at all images of a data root.
+    """Check all images of a data root.
 
     Returns:
-        The originals, and what is wrong, one line for each fault.
+        The originals, and one line for each fault.
 
     Raises:
         UserError: there is no such folder, or no image in it.
@@ -110,7 +110,7 @@ def _check_original(path: Path, root: Path, scales: Sequence[int]) -> Picture:
 
 
 def _examine(path: Path, picture: Picture) -> np.ndarray | None:
-    """The image, if it can be used; what is wrong or odd about the file goes to `picture`."""
+    """The image, or None if it cannot be used. Faults and notes about the file are added to `picture`."""
     try:
         with opened(path) as header:
             held = "JPEG" if header.format == "MPO" else header.format  # a camera's JPEG with a preview behind it
@@ -152,7 +152,7 @@ def _as_colour(image: np.ndarray) -> np.ndarray:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """Gray `[8, 8]` of zero mean and unit norm; all zero for an almost even image, which is like any other such."""
+    """Gray `[8, 8]` of zero mean and unit norm; all zero for an almost even image, since all of these look alike."""
     small = Image.fromarray(image).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     values = np.asarray(small, np.float64)
     values = values - values.mean()

@@ -1,4 +1,4 @@
-"""Downloading archives of gigabytes over connections that break."""
+"""Download archives of gigabytes over connections that break."""
 
 import fcntl
 import hashlib
@@ -14,22 +14,21 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
 from dlgsanet.errors import UserError
 from dlgsanet.files import sync_folder, write_whole
+from dlgsanet.progress import Counter
 
 BLOCK = 1 << 20
 ATTEMPTS = 5  # in a row without a byte received
 
 
 def download(address: str, target: Path, pause: float = 2.0) -> None:
-    """Bring a file from an HTTP address; what came before a break, in this or an earlier run, is not asked for again.
+    """Download a file from an HTTP address. After a break, also in a later run, only what is missing is requested.
 
     Prints the SHA-256 of the file, to compare with what its source or others state.
 
     Args:
-        target: there only once it is whole; until then `.NAME.part` and `.NAME.version` are beside it.
+        target: where the complete file goes. Until then `.NAME.part` and `.NAME.version` are in its folder.
         pause: seconds before the first retry, doubled before each further one.
 
     Raises:
@@ -91,11 +90,11 @@ def _download(address: str, part: Path, version: Path, pause: float) -> None:
 def _receive(address: str, part: Path, version: Path) -> None:
     """Append to `part` what is missing of it.
 
-    The server's name for this version of the file is kept beside it: when the file has changed in between, the server
-    sends the new one from its beginning.
+    The server's name for this version of the file is kept in the file `version`. If the file has changed since, the
+    server sends the new one from its beginning.
 
     Raises:
-        ConnectionError: less came than the server had promised.
+        ConnectionError: the server sent less than it announced.
     """
     request = urllib.request.Request(address)
     start = _size(part)
@@ -117,11 +116,11 @@ def _receive(address: str, part: Path, version: Path) -> None:
             write_whole(version, name.encode())
         length = answer.headers["Content-Length"]
         total = start + int(length) if length else None
-        bar = tqdm(desc=part.name, total=total, initial=start, unit="B", unit_scale=True, disable=None)
-        with open(part, "ab" if start else "wb") as file, bar:
+        megabytes = None if total is None else total // BLOCK
+        with open(part, "ab" if start else "wb") as file, Counter(part.name, megabytes, "MB") as counter:
             while block := answer.read(BLOCK):
                 file.write(block)
-                bar.update(len(block))
+                counter.done(file.tell() // BLOCK - counter.count)
             file.flush()
             os.fsync(file.fileno())
     if total is not None and _size(part) != total:
@@ -134,7 +133,8 @@ def _size(path: Path) -> int:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, Counter(f"SHA-256 of {path.name}", _size(path) // BLOCK, "MB") as counter:
         while block := file.read(BLOCK):
             digest.update(block)
+            counter.done(file.tell() // BLOCK - counter.count)
     return digest.hexdigest()

@@ -25,7 +25,7 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp
 
 
 def list_images(folder: Path, option: str) -> list[Path]:
-    """The images lying directly in `folder`, by name. Hidden files and other kinds of files are passed over.
+    """The images directly in `folder`, sorted by name. Hidden files and other kinds of files are skipped.
 
     Raises:
         UserError: there is no such folder, or no image in it; the message names `option`.

@@ -73,8 +73,11 @@ def find_originals(known: KnownSet, archives: Sequence[Path]) -> dict[str, dict[
 
 
 def _folder_of(part: str, archive: Path, folders: Iterable[Path]) -> Path | None:
-    """The folder of a part's originals: of those not named as derived from them, the one called after the
-    part, of several such the one called `HR` or `original`."""
+    """The folder with a part's originals.
+
+    Folders whose names mark derived images (LR, crops) do not count. A folder named after the part is preferred, and
+    among several of them one named `HR` or `original`.
+    """
     candidates = [f for f in folders if not any(_DERIVED.search(name) for name in f.relative_to(archive).parts)]
     candidates = [f for f in candidates if part in f.parts] or candidates
     candidates = [f for f in candidates if f.name in ("HR", "original")] or candidates

@@ -20,7 +20,7 @@ from dlgsanet.files import write_whole
 
 @dataclass
 class Outcome:
-    """What became of the originals of one set; `skipped` has one line for each that was left out."""
+    """What was done with the originals of one set; `skipped` has one line for each that was left out."""
 
     root: Path
     images: int

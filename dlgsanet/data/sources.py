@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from dlgsanet.data.images import UnreadableImageError, is_image_name
 from dlgsanet.errors import UserError
 from dlgsanet.files import printable
+from dlgsanet.progress import Counter
 
 # No photograph's file is as large; a ZIP of kilobytes can hold a member of gigabytes.
 LARGEST_FILE = 1 << 31
@@ -141,20 +142,29 @@ _TEXT_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfil
                tarfile.GNUTYPE_LONGLINK)  # fmt: skip
 
 
-def _tar_members(root: Path) -> Members:
+def _open_tar(root: Path) -> tuple[tarfile.TarFile, list[tarfile.TarInfo]]:
+    """A tar archive and its members.
+
+    Raises:
+        UserError: it unpacks to far more than an archive of images.
+        Exception: what tarfile and the decompressors raise for a damaged file.
+    """
     size = max(root.stat().st_size, 1 << 18)
-    most = LARGEST_RATIO * size
-    try:
-        archive = tarfile.open(root, tarinfo=_TarMember)  # noqa: SIM115  # open as long as members may be read
-        members = []
-        for member in archive:
-            if member.offset_data + member.size > most:  # before tarfile unpacks it to get to the next one
-                raise UserError(f"{root}: more than {most} bytes when unpacked; no archive of images is so large")
+    archive = tarfile.open(root, tarinfo=_TarMember)  # noqa: SIM115  # open as long as members may be read
+    members = []
+    with Counter(f"listing {root.name}", None, "members") as counter:
+        for member in counter.each(archive):
             members.append(member)
-            if len(members) > size // LEAST_MEMBER:
-                raise UserError(
-                    f"{root}: more than {len(members)} members in {size} bytes; no archive of images has so many"
-                )
+            # Found before tarfile unpacks the member to get to the next one.
+            too_large = member.offset_data + member.size > LARGEST_RATIO * size
+            if too_large or len(members) > size // LEAST_MEMBER:
+                raise UserError(f"{root}: would unpack to far more than its size; no archive of images does")
+    return archive, members
+
+
+def _tar_members(root: Path) -> Members:
+    try:
+        archive, members = _open_tar(root)
     # Whatever a damaged stream raises: tarfile knows gzip, bzip2 and LZMA. Its message may have a line for each.
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = " ".join(str(error).split())

@@ -87,4 +87,4 @@ def _header_size(path: Path) -> tuple[int, int]:
         with opened(path) as image:
             return image.height, image.width
     except UnreadableImageError:
-        return 0, 0  # told with all others when they are decoded
+        return 0, 0  # reported with all others when they are decoded

@@ -1,8 +1,8 @@
 """Sub-images: overlapping pieces of large originals, which BasicSR's `PairedImageDataset` reads faster than the whole.
 
-The recipe is BasicSR's for DIV2K: pieces of 480x480 every 240 pixels, the last of a row flush with the border if more
-than a threshold of pixels would be left out without it; `0001_s001.png` is the first of `0001.png`, and goes by the
-same name among the HR and among the LR pieces.
+The recipe is BasicSR's for DIV2K: pieces of 480x480 pixels, one every 240 pixels. If more than a threshold of pixels
+would be left over at the border, one more piece ends there. `0001_s001.png` is the first piece of `0001.png`; HR and LR
+pieces have the same names.
 """
 
 from collections.abc import Sequence
@@ -61,9 +61,9 @@ def cut(root: Path, scales: Sequence[int], recipe: Recipe, workers: int | None =
 
 
 def _sign(signature: Path, recipe: Recipe) -> None:
-    """Note by which recipe a folder is cut, for a later run must not mix it with another."""
+    """Write down the recipe of a folder, so that a later run does not mix it with another one."""
     if signature.exists() and signature.read_text() != f"{recipe}\n":
-        raise UserError(f"{signature.parent} was cut by {signature.read_text().strip()}; remove it to cut it anew")
+        raise UserError(f"{signature.parent} was cut by {signature.read_text().strip()}; remove it to cut it again")
     write_whole(signature, f"{recipe}\n".encode())
 
 

@@ -156,7 +156,7 @@ def measure(network: nn.Module, x: Tensor, runs: int) -> Cost:
     """Time and memory of the network on its device, after one run to warm up.
 
     On a GPU by CUDA events and its allocator's peak; on a CPU by the wall clock and the process's peak of resident
-    memory (Linux alone can tell that; elsewhere None).
+    memory (on Linux; None elsewhere).
 
     Raises:
         UserError: the memory does not suffice.
@@ -212,7 +212,7 @@ def _return_free_memory() -> None:
 
 
 def _peak_resident(reset: bool = False) -> int | None:
-    """Peak of this process's resident memory in bytes since the last reset; None where the system does not tell."""
+    """Peak of this process's resident memory in bytes since the last reset; None where it is not known."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")

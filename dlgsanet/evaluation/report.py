@@ -81,7 +81,7 @@ def _published_lines(
     paper = figures(entry.size, entry.scale) if entry.size and not entry.ensemble else {}
     if not any(name in paper for name in datasets):
         return []
-    told = [_cell_of_paper(paper.get(name), metrics) for name in datasets]
+    published = [_cell_of_paper(paper.get(name), metrics) for name in datasets]
     differences = []
     for name in datasets:
         both = [m for m in metrics if name in paper and name in scores and m in paper[name]]
@@ -89,7 +89,7 @@ def _published_lines(
         cells = [_signed(m, float(figure(m, scores[name][m])) - paper[name][m]) for m in both]
         differences.append("/".join(cells) or NONE)
     blank = [""] * 4
-    return [[f"{entry.size} (paper)", *blank, *told], [f"{entry.name} − paper", *blank, *differences]]
+    return [[f"{entry.size} (paper)", *blank, *published], [f"{entry.name} − paper", *blank, *differences]]
 
 
 def _cell_of_paper(scores: dict[str, float] | None, metrics: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Run a network over a test set, picture by picture, and score what it gives."""
+"""Run a network on a test set and score its pictures."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,24 +78,24 @@ def score(picture: Picture, image: np.ndarray, metrics: Mapping[str, Metric]) ->
 
 
 def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
-    """What every network is compared with: `lr` uint8 [H, W, 3] enlarged by MATLAB's rule."""
+    """What every network is compared with: `lr` uint8 [H, W, 3] upscaled by MATLAB's rule."""
     return imresize(lr, scale)
 
 
 def super_resolve(
     network: Network, pairs: Sequence[Pair], scale: int, device: torch.device | str, batch: int = 1
 ) -> Iterator[Picture]:
-    """Enlarge the LR image of every pair; neighbours of equal size go together, `batch` at most.
+    """Upscale the LR image of every pair. Neighbours of equal size go together, at most `batch` of them.
 
     Raises:
-        UserError: an image cannot be read, the network enlarges by another factor, or memory does not suffice.
+        UserError: an image cannot be read, the network upscales by another factor, or there is too little memory.
     """
     for _, group in groupby(pairs, key=lambda pair: pair.sizes(scale)[1]):
         equal = list(group)
         for start in range(0, len(equal), batch):
             some = equal[start : start + batch]
             images = [pair.read(scale) for pair in some]
-            outputs = _enlarge(network, [lr for lr, _ in images], device, some[0])
+            outputs = _upscaled(network, [lr for lr, _ in images], device, some[0])
             for pair, (lr, hr), output in zip(some, images, outputs, strict=True):
                 if output.shape != hr.shape:
                     raise UserError(
@@ -105,7 +105,7 @@ def super_resolve(
                 yield Picture(pair, lr, hr, output)
 
 
-def _enlarge(
+def _upscaled(
     network: Network, images: Sequence[np.ndarray], device: torch.device | str, first: Pair
 ) -> list[np.ndarray]:
     try:
@@ -118,8 +118,8 @@ def _enlarge(
             raise UserError(f"{first.lq.name}: {width}x{height} pixels need more memory than {device} has") from None
     half = len(images) // 2  # outside of the handler, which keeps the failed attempt's tensors alive
     return [
-        *_enlarge(network, images[:half], device, first),
-        *_enlarge(network, images[half:], device, first),
+        *_upscaled(network, images[:half], device, first),
+        *_upscaled(network, images[half:], device, first),
     ]
 
 

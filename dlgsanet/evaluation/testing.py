@@ -86,7 +86,7 @@ def check_images(datasets: dict[str, list[Pair]], scale: int) -> None:
     """Read every image once.
 
     Raises:
-        UserError: names all that cannot be read and all pairs whose sizes do not fit, a line each.
+        UserError: images that cannot be read or whose sizes do not fit; one line for each.
     """
 
     def check(pair: Pair) -> None:

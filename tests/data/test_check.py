@@ -32,9 +32,9 @@ def root(photo_root, tmp_path) -> Path:
 
 def test_a_sound_root(photo_root, capsys):
     check(photo_root)
-    told = capsys.readouterr().out.splitlines()
-    assert told[0].endswith("Photos: 3 originals, 151x150 to 150x200")
-    assert [line.split(",")[0] for line in told[1:]] == [f"  x{scale}: 3 pairs" for scale in (2, 3, 4)]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("Photos: 3 originals, 151x150 to 150x200")
+    assert [line.split(",")[0] for line in printed[1:]] == [f"  x{scale}: 3 pairs" for scale in (2, 3, 4)]
 
 
 def test_all_faults_are_listed_at_once(root, capsys):
@@ -48,7 +48,7 @@ def test_all_faults_are_listed_at_once(root, capsys):
     shutil.copy(x2 / "astronautx2.png", x2 / "strangerx2.png")
     with pytest.raises(UserError, match="faults: 13, listed above"):
         check(root)
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for fault in (
         "HR/astronaut.png: image file is truncated",
         "HR/chelsea.png: holds JPEG, its name says otherwise",
@@ -60,7 +60,7 @@ def test_all_faults_are_listed_at_once(root, capsys):
         "X2/copyx2.png: there is no such file",
         "HR/coffee.png and",
     ):
-        assert fault in told
+        assert fault in printed
 
 
 def test_an_lr_image_by_another_rule_is_found(root, capsys):
@@ -80,19 +80,19 @@ def test_odd_images_are_noted(tmp_path, capsys):
     coffee.quantize(64).save(tmp_path / "palette.png")
     coffee.convert("RGBA").save(tmp_path / "opaque.png")
     check(tmp_path)
-    told = capsys.readouterr().out
-    assert "gray.png: gray" in told
-    assert "palette.png: has a palette" in told
-    assert "opaque.png: has RGBA pixels" in told
+    printed = capsys.readouterr().out
+    assert "gray.png: gray" in printed
+    assert "palette.png: has a palette" in printed
+    assert "opaque.png: has RGBA pixels" in printed
 
 
 def test_gray_images_are_read_both_ways(originals, tmp_path, capsys):
     Image.open(originals / "coffee.png").convert("L").save(tmp_path / "gray.png")
     root = lay_out(images_of(tmp_path), tmp_path / "Gray", [2]).root
     check(root)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     three_channels, one_channel = (
-        float(told.split(f"{word} ")[1].split(" dB")[0]) for word in ("bicubic", "3 channels,")
+        float(printed.split(f"{word} ")[1].split(" dB")[0]) for word in ("bicubic", "3 channels,")
     )
     # Luma has 219 levels for the 255 of gray: 20 log10(255 / 219) dB.
     assert three_channels - one_channel == pytest.approx(1.32, abs=0.02)
@@ -128,10 +128,10 @@ def test_the_benchmarks(capsys):
     benchmark = Path(os.environ["DLGSANET_SHARED"], "data", "benchmark")
     with pytest.raises(UserError, match="faults: 1, listed above"):
         check(benchmark / "Set14", "--against", benchmark / "Set5")
-    told = capsys.readouterr()
-    assert "x4: 5 pairs, bicubic 28.43 dB (published: 28.42)" in told.out
-    assert "bicubic 26.09 dB read as 3 channels, 25.99 dB with gray images read as 1 (published: 26.00)" in told.out
-    assert "face.png and" in told.err
+    printed = capsys.readouterr()
+    assert "x4: 5 pairs, bicubic 28.43 dB (published: 28.42)" in printed.out
+    assert "bicubic 26.09 dB read as 3 channels, 25.99 dB with gray images read as 1 (published: 26.00)" in printed.out
+    assert "face.png and" in printed.err
 
 
 def test_several_roots(photo_root, root, tmp_path, capsys):

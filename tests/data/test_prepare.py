@@ -85,7 +85,7 @@ def test_jpegs_are_turned_upright_and_keep_their_pixels(tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
 def test_known_set_is_found_among_other_folders(kind, originals, tmp_path):
-    """As in the archive of EDSR's authors, beside LR images, another set, and what macOS adds."""
+    """As in the archive of EDSR's authors, next to LR images, another set, and what macOS adds."""
     tree = tmp_path / "benchmark"
     for number in range(5):
         content = (originals / "coffee.png").read_bytes()
@@ -120,7 +120,7 @@ def test_div2k_from_two_archives(originals, tmp_path, monkeypatch):
     assert files_under(tmp_path / "DIV2K_valid") == ["HR/chelsea.png", "LR_bicubic/X2/chelseax2.png"]
 
 
-def test_wrong_archive_is_told_with_what_is_in_it(originals):
+def test_wrong_archive_is_reported_with_what_is_in_it(originals):
     with pytest.raises(UserError, match=r"no folder with 14 images \(Set14\); images found: .*originals\d* \(3\)"):
         prepare("set14", originals)
 
@@ -181,15 +181,15 @@ def damaged_images(folder: Path) -> dict[str, str]:
     }
 
 
-def test_bad_images_are_skipped_and_told_all_at_once(originals, tmp_path, capsys):
+def test_bad_images_are_skipped_and_reported_all_at_once(originals, tmp_path, capsys):
     expected = damaged_images(tmp_path / "in")
     write_whole(tmp_path / "in/good.png", (originals / "coffee.png").read_bytes())
     write_whole(tmp_path / "in/Thumbs.db", b"not by the name of an image")
     with pytest.raises(UserError, match="images skipped: 7, listed above"):
         prepare("folder", tmp_path / "in", "--name", "Photos", "--root", tmp_path)
-    told = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr().err.splitlines()
     for name, message in expected.items():
-        assert any(name in line and message in line for line in told), (name, told)
+        assert any(name in line and message in line for line in printed), (name, printed)
     assert files_under(tmp_path / "Photos/HR") == ["good.png"]
     assert len(files_under(tmp_path / "Photos")) == 4
 
@@ -278,8 +278,8 @@ def test_killed_and_started_again(tmp_path):
 
 def test_help_has_examples_and_errors_are_one_line():
     script = [sys.executable, "scripts/prepare_data.py"]
-    told = subprocess.run([*script, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    assert "dlgsanet data folder ~/photos --name MyPhotos" in told
+    printed = subprocess.run([*script, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert "dlgsanet data folder ~/photos --name MyPhotos" in printed
     failed = subprocess.run(
         [*script, "folder", "nowhere", "--name", "x"], cwd=REPOSITORY, capture_output=True, text=True
     )

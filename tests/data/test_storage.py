@@ -106,9 +106,9 @@ def test_an_lr_image_missing_or_of_another_scale_is_skipped(root, capsys):
     shutil.copy(root / "LR_bicubic/X4/chelseax4.png", root / "LR_bicubic/X3/chelseax3.png")
     with pytest.raises(UserError, match="images skipped: 2"):
         data("subimages", root, "--size", 96, "--step", 48)
-    told = capsys.readouterr().err
-    assert "coffeex2.png: there is no such file" in told
-    assert "chelseax3.png is not 1/3 of" in told
+    printed = capsys.readouterr().err
+    assert "coffeex2.png: there is no such file" in printed
+    assert "chelseax3.png is not 1/3 of" in printed
 
 
 def test_lmdb_reads_the_same_with_basicsr_and_with_ours(root):

@@ -8,7 +8,7 @@ import yaml
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.cli import main
 from dlgsanet.evaluation.ablation import VARIANTS, variant_options
-from tests.evaluation.conftest import SMALL
+from tests.evaluation.conftest import SMALL, small_weights
 
 
 @pytest.fixture
@@ -95,3 +95,14 @@ def test_errors_come_before_training(base, arguments, named, capsys):
     assert main(["ablate", "-opt", str(base), "--iterations", "2", *arguments]) == 2
     assert named in capsys.readouterr().err
     assert not (base.parent / "experiments").exists()
+
+
+def test_the_variant_that_the_weights_favour_is_named(base, capfd):
+    options = yaml.safe_load(base.read_text())
+    weights = small_weights(base.parent / "start.pth", activation="topk", topk_ratio=0.25)
+    options["path"]["pretrain_network_g"] = str(weights)
+    base.write_text(yaml.safe_dump(options))
+    assert main(["ablate", "-opt", str(base), "--iterations", "2", "--variants", "topk25", "topk"]) == 0
+    note = f"start from {weights}, which was trained as topk25 "
+    assert note in capfd.readouterr().out
+    assert note in (base.parent / "results/ablation/ablation.md").read_text()

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.cli import main
 from dlgsanet.evaluation.perceptual import perceptual_metric
 from dlgsanet.inference.self_ensemble import self_ensemble
+from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import small_weights, write_set
 
 
@@ -217,3 +220,35 @@ def test_self_ensemble_is_a_method_beside_the_plain_one(place):
     assert benchmark("A.pth", "--self-ensemble") == 0
     scores = image_scores()
     assert scores["mean", "A+"] != scores["mean", "A"]
+
+
+def test_names_that_are_not_utf8(place):
+    """Of the test set, of a picture, of the weights and of the folder of the results."""
+    odd = os.fsdecode(b"caf\xe9")
+    for folder, suffix in (("HR", ""), ("LR_bicubic/X2", "x2")):
+        os.rename(f"datasets/Photos/{folder}/coffee{suffix}.png", f"datasets/Photos/{folder}/{odd}{suffix}.png")
+    os.rename("datasets/Photos", f"datasets/{odd}")
+    os.rename("B.safetensors", f"{odd}.safetensors")
+    files = [f"{odd}.safetensors", "A.pth"]
+    assert main(["benchmark", *files, "--data", f"datasets/{odd}", "--runs", "0", "-o", f"out{odd}"]) == 0
+    scores = image_scores(f"out{odd}/x2.csv")
+    assert {("caf\\xe9", "caf\\xe9"), ("caf\\xe9", "A"), ("mean", "caf\\xe9")} <= set(scores)
+    page = (place / f"out{odd}/x2.html").read_text(encoding="utf-8")
+    assert "caf\\\\xe9" in page
+    assert str(place) not in page  # a page may be passed on
+    assert main(["figure", f"{odd}/{odd}", "--scale", "2", "--results", f"out{odd}", "-o", odd]) == 0
+    assert (place / f"{odd}.pdf").is_file()
+
+
+@pytest.mark.parametrize("limit", [16, 32])
+def test_few_open_files(place, limit):
+    for number in range(30):
+        for folder, suffix in (("HR", ""), ("LR_bicubic/X2", "x2")):
+            path = place / "datasets/Photos" / folder
+            shutil.copy(path / f"chelsea{suffix}.png", path / f"{number}{suffix}.png")
+    command = [sys.executable, "-m", "dlgsanet", "benchmark", "A.pth", "--data", "datasets/Photos", "--runs", "0"]
+    limited = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(limited, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list((place / "results/benchmark/pictures/x2/A/Photos").iterdir())) == 33

@@ -75,3 +75,20 @@ def test_a_crop_of_the_original():
     image = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
     assert (Crop(4, 2, 2).of(image) == image[2:4, 4:6]).all()
     assert (Crop(4, 2, 2).of(image, 2) == image[1:2, 2:3]).all()
+
+
+def test_the_data_are_read_where_the_benchmark_read_them(tmp_path, photographs, monkeypatch, capsys):
+    """Without --data-root, and from another folder than that of the benchmark."""
+    photographs.rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    small_weights(tmp_path / "A.pth")
+    assert main(["benchmark", "A.pth", "--data", "elsewhere/Photos", "--runs", "0"]) == 0
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    arguments = ["figure", "Photos/chelsea", "--scale", "2", "--results", "../results/benchmark"]
+    assert main(arguments) == 0
+    assert Image.open("figure.png").size[0] > 2000
+    (tmp_path / "elsewhere").rename(tmp_path / "moved")
+    assert main(arguments) == 2
+    assert str(tmp_path / "elsewhere/Photos") in capsys.readouterr().err
+    assert main([*arguments, "--data-root", "../moved"]) == 0
