@@ -15,10 +15,9 @@ from torch import Tensor
 
 from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions
 from dlgsanet.ops.backends.gradients import convolve
+from dlgsanet.ops.constants import LAYER_NORM_EPS
 from dlgsanet.ops.records import ChannelAttention, DynamicConv, FusedDynamicConv, GatedFeedForward, LocalAttention
 from dlgsanet.ops.windows import covering_windows
-
-LAYER_NORM_EPS = 1e-5
 
 # The dynamic depth-wise convolution ("On the Connection between Local Attention and Dynamic Depth-wise Convolution",
 # ICLR 2022), as in MHDLSA, DLGSANet section 3.2.

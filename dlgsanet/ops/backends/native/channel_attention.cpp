@@ -1,10 +1,10 @@
 // (Sparse) global self-attention between channels over windows (DLGSANet, section 3.3; TLC, ECCV 2022), in two passes.
 //
 // Windows overlap. Their borders divide the image into pieces; all pixels of a piece lie in the same windows. The first
-// pass computes q, k and v row by row. It keeps v, and the products of q and k summed over each piece: the sum over a
+// pass computes q, k and v row by row. It keeps v and the products of q and k, summed over each piece. The sum over a
 // window is the sum over its pieces. Between the passes the caller turns similarities into weights. Attention is linear
-// in its weights, so the second pass averages the weights of all windows that hold a piece, multiplies the output
-// projection in, and multiplies every pixel of v once.
+// in its weights, so the second pass averages the weights of all windows that contain a piece, multiplies the output
+// projection by the average, and multiplies the result by every pixel of v once.
 
 #include "depthwise.h"
 #include "gemm.h"
@@ -16,7 +16,7 @@ using namespace dlgsanet;
 
 namespace {
 
-// A stretch of rows or of columns within one cell, and the windows that cover it.
+// Rows or columns [start, stop) that lie in the same windows, and the first and last of these windows.
 struct Piece {
     Index start, stop, first_window, last_window;
 
@@ -42,17 +42,17 @@ struct Heads {
     Index count, channels;
 
     Index all_channels() const { return count * channels; }
-    // What is summed over a piece: each head's c x c products of q and k, then the squares of all of q, then of k.
+    // Sums over a piece: the c x c products of q and k for each head, then the squares of all of q, then of k.
     Index products() const { return count * channels * channels; }
     Index sums() const { return products() + 2 * all_channels(); }
 };
 
-constexpr Index batch_rows = 4;  // rows of q and k that are multiplied at once
+constexpr Index batch_rows = 4;  // rows of q and k that are multiplied together
 
 struct Scratch {
-    Rows normed, v, qk[batch_rows];  // qk: q and k, each piece from a whole register on and zero to the end of its last
+    Rows normed, v, qk[batch_rows];  // q and k; each piece begins at a whole register and is padded with zeros
     RowRing qkv;
-    float* sums;  // a register for each sum of each piece of a tile
+    float* sums;  // one register for each sum of each piece of a tile
 
     Scratch(Arena& arena, const Heads& heads, Index width, Index pieces)
         : normed(arena.rows(heads.all_channels(), width + 2)),
@@ -81,7 +81,7 @@ void add_products(const Scratch& s, const Heads& heads, Index rows, Columns colu
     }
 }
 
-// The first pass over some bands (pieces of rows) and one tile of columns, itself divided into pieces.
+// The first pass over some bands (pieces of rows) and one tile of columns, which is divided into pieces.
 struct FirstPass {
     const Shape& shape;
     const Heads& heads;
@@ -125,7 +125,7 @@ struct FirstPass {
         }
     }
 
-    // The depth-wise convolution of row y: q and k to scratch, v to its tensor.
+    // The depth-wise convolution of row y. It writes q and k to scratch, and v to its tensor.
     void convolve(Index y, const Tile& tile, const Scratch& s, Rows qk) const {
         const Rows above = s.qkv[y - 1], here = s.qkv[y], below = s.qkv[y + 1];
         auto at = [&](Index c, Index q) {
@@ -157,7 +157,7 @@ struct FirstPass {
     }
 };
 
-// Add up the pieces of every window in order; window_sums [B, windows down, windows across, sums].
+// Add up the pieces of each window in order; window_sums [B, windows down, windows across, sums].
 void sum_windows(Index batch, Pieces bands, Pieces columns, Index sums, const float* piece_sums, float* window_sums) {
     for (Index image = 0; image < batch; image++)
         for (Index down = 0; down < bands.windows(); down++)
@@ -183,8 +183,8 @@ struct SecondScratch {
           output(arena.rows(heads.all_channels(), width)) {}
 };
 
-// folded = proj_out @ the heads' weights, averaged over the windows that cover a cell. weights [windows down, windows
-// across, heads, c, c].
+// folded = proj_out @ the heads' weights, averaged over the windows that contain a piece.
+// weights is [windows down, windows across, heads, c, c].
 void fold(const Heads& heads, const Piece& band, const Piece& column, Index across, const float* weights,
           const float* proj_out, const SecondScratch& s) {
     const Index c = heads.channels, all = heads.all_channels();
@@ -197,15 +197,15 @@ void fold(const Heads& heads, const Piece& band, const Piece& column, Index acro
                 for (Index k = 0; k < c; k++) s.weights.row(row)[k] += window[k] * share;
             }
     }
-    for (Index h = 0; h < heads.count; h++)  // whole registers: a head's last columns are overwritten by the next
+    for (Index h = 0; h < heads.count; h++)  // writes whole registers: the next head overwrites the columns past the end
         gemm<Start::zero>(Weights(Rows{const_cast<float*>(proj_out) + h * c, all}, all, c), s.weights.below(h * c),
                           s.folded.at(h * c), c);
 }
 
 }  // namespace
 
-// `bands` and `columns` are arrays of pieces, four integers each; no piece of columns crosses a multiple of tile_width.
-// v [B, C, H, W] and window_sums are results, piece_sums [B, bands, columns, sums] is memory to work in.
+// The arrays of pieces have four integers per piece. No piece of columns crosses a multiple of tile_width. The results
+// are v [B, C, H, W] and window_sums; piece_sums [B, bands, columns, sums] is working memory.
 DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* norm_weight, const float* norm_bias,
                                                   const float* qkv_weight, const float* depthwise,
                                                   const Piece* band_pieces, const Piece* column_pieces, float* v,
@@ -240,7 +240,7 @@ DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* n
     return done;
 }
 
-// out = x + proj_out @ (weights of each pixel's windows, averaged) @ v.
+// out = x + proj_out @ (average of the weights over the windows of each pixel) @ v.
 DLGSANET_API bool dlgsanet_channel_attention_apply(const float* x, const float* v, const float* weights,
                                                    const float* proj_out, const Piece* band_pieces,
                                                    const Piece* column_pieces, float* out, Index batch, Index channels,

@@ -1,5 +1,5 @@
 // Channel attention (DLGSANet, section 3.3) over whole images, for training: q, k and v = depthwise_3x3(proj(norm(x))),
-// and the layer's gradients. The caller forms and differentiates the matrices between channels.
+// and the gradients of the layer. The caller computes the matrices between channels and their gradients.
 
 #include "projected_depthwise_backward.h"
 
@@ -7,10 +7,10 @@ using namespace dlgsanet;
 
 namespace {
 
-// Matrices of an image: what its gradients are made of.
+// The matrices of an image from which its gradients are computed.
 struct Mixing {
     const float* of_similarities;  // [heads, 2, 2, c, c]: q from q, q from k, k from q, k from k
-    const float* transposed;       // [C, C], from the gradient of the result to that of v
+    const float* transposed;       // [C, C], maps the gradient of the result to the gradient of v
 };
 
 // The gradient of a row of q, k and v [3 * C, columns].
@@ -59,8 +59,8 @@ DLGSANET_API bool dlgsanet_projected_depthwise(const float* x, const float* norm
     });
 }
 
-// grad_x, and `parts`, zero on entry: what ProjectedDepthwise hands in for each strip. The first strip's place gets the
-// sums over all of them.
+// Writes grad_x and `parts`, which must be zero on entry: for each strip the sums of ProjectedDepthwise. The part of the
+// first strip receives the sums over all strips.
 DLGSANET_API bool dlgsanet_channel_attention_backward(
     const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* proj,
     const float* depthwise, const float* proj_transposed, const float* depthwise_flipped, const float* qkv,

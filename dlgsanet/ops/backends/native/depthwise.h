@@ -6,7 +6,7 @@
 
 namespace dlgsanet {
 
-// One register of a 3x3 convolution; above, here and below point at the register's first column in three rows.
+// One register of a 3x3 convolution; above, here and below point to its first column in three rows.
 inline vec depthwise_3x3(const float* above, const float* here, const float* below, const float* weight) {
     vec even = load(above - 1) * weight[0], odd = load(above) * weight[1];
     even += load(above + 1) * weight[2];
@@ -19,8 +19,8 @@ inline vec depthwise_3x3(const float* above, const float* here, const float* bel
     return even + odd;
 }
 
-// A K x K convolution, row by row: row y of the source is added to the K rows of sums around it, so that each of its
-// values is loaded once for all of them. Row y - K / 2 of the sums is then complete.
+// A K x K convolution, row by row. Row y of the source is added to the K rows of sums around it, so each of its values
+// is loaded once for all of them. After that, row y - K / 2 of the sums is complete.
 class RunningDepthwise {
 public:
     template <class Arena>
@@ -36,14 +36,14 @@ public:
             add_rows<7>(y, 0, c, source.row(c) - window_size_ / 2, weight + c * window_size_ * window_size_, columns);
     }
 
-    // Start row `first` of the sums with the bias, or with 0 where bias is null; the row may lie outside the image.
+    // Set row `first` of the sums to the bias, or to 0 if bias is null. The row may lie outside the image.
     void begin(Index first, const float* bias, Index columns) const {
         for (Index c = 0; c < sums_.channels; c++)
             std::fill(sums_[first].row(c), sums_[first].row(c) + round_up(columns, lanes), bias ? bias[c] : 0.f);
     }
 
 private:
-    // Window rows from i on, `Down` at a time.
+    // Process the window's rows from row i, `Down` at a time.
     template <int Down>
     void add_rows(Index y, Index i, Index c, const float* source, const float* weight, Index columns) const {
         for (; i + Down <= window_size_; i += Down) {

@@ -1,4 +1,4 @@
-// The fused dynamic depth-wise convolution by itself, for training and for callers of the operator.
+// The fused dynamic depth-wise convolution outside a layer: for training, and for callers of the operator.
 
 #include "dynamic_conv.h"
 #include "image.h"

@@ -1,4 +1,4 @@
-// The dynamic depth-wise convolution of one row of pixels, its filters formed in registers from the feature z
+// The dynamic depth-wise convolution of one row of pixels. Its filters are formed in registers from the feature z
 // (DLGSANet, section 3.2): filters = weight @ z + bias, out[c] = sum over taps of filter[tap] * source[c] at the tap.
 #pragma once
 
@@ -17,8 +17,8 @@ struct FilterMaker {
     const float* bias_of(Index group) const { return bias + group * taps(); }
 };
 
-// `Channels` channels from `first` of a group on, `Vectors` registers of columns from x on. The window is taken `Taps`
-// taps of a row at a time, so that filters and sums stay in registers.
+// Computes `Channels` channels of a group from channel `first`, and `Vectors` registers of columns from column x. It
+// processes `Taps` taps of a row at a time, so that filters and sums stay in registers.
 template <int Channels, int Taps, int Vectors>
 inline void filter_block(const FilterMaker& make, Index group, Index first, Index x, Rows z, const RowRing& source,
                          Index y, Rows out) {
@@ -66,13 +66,13 @@ inline void filter_channels(const FilterMaker& make, Index group, Index first, I
 template <int Taps>
 inline void filter_groups(const FilterMaker& make, Index channels, Rows z, const RowRing& source, Index y, Rows out,
                           Index columns) {
-    constexpr int most = 6;  // channels at once
+    constexpr int most = 6;  // channels computed together
     const Index share = channels / make.groups;
     for (Index group = 0; group < make.groups; group++)
         filter_channels<most, Taps>(make, group, group * share, share, z, source, y, out, columns);
 }
 
-// out[c][columns] for all channels of row y. z and out need room for pairs of registers.
+// out[c][columns] for all channels of row y. z and out must have space for pairs of registers.
 inline void dynamic_conv_row(const FilterMaker& make, Index channels, Rows z, const RowRing& source, Index y, Rows out,
                              Index columns) {
     if (make.window_size % 7 == 0)

@@ -1,4 +1,4 @@
-// Gradients of the fused dynamic depth-wise convolution. Filters are formed again row by row: filters and their
+// Gradients of the fused dynamic depth-wise convolution. Filters are formed again, row by row. Filters and their
 // gradients exist for one row of one group at a time.
 
 #include "dynamic_conv.h"
@@ -13,9 +13,9 @@ namespace {
 
 struct Scratch {
     RowRing x, grad, grad_x;
-    Rows z, grad_z, z_by_pixel;  // z_by_pixel [columns, D + 1], the last of a pixel being 1, for the bias
+    Rows z, grad_z, z_by_pixel;  // z_by_pixel [columns, D + 1]; the last value of a pixel is 1, for the bias
     RowRing filters;
-    Rows grad_filters;  // [K * K, columns] of one group, as filters
+    Rows grad_filters;  // [K * K, columns] of one group
 
     Scratch(Arena& arena, const FilterMaker& make, Index channels, Index width)
         : x(arena, channels, width, make.window_size, make.window_size / 2),
@@ -28,7 +28,7 @@ struct Scratch {
           grad_filters(arena.rows(make.taps(), width)) {}
 };
 
-// grad_filters[tap] (+)= sum over `Channels` channels from `first` on of grad * x at the tap, for row y.
+// grad_filters[tap] = (or +=, if `add`) the sum of grad * x at the tap over `count` channels from `first`, for row y.
 template <int Channels>
 void correlate(const Scratch& s, Index first, Index count, bool add, Index window_size, Index y, Index columns) {
     const Index r = window_size / 2;
@@ -51,7 +51,7 @@ void correlate(const Scratch& s, Index first, Index count, bool add, Index windo
         if (count) correlate<Channels - 1>(s, first, count, add, window_size, y, columns);
 }
 
-// Row y's share of the gradient with respect to row y + i - r of x, where i is the window's row.
+// Add the contribution of row y to the gradient of row y + i - r of x; i is the row of the window.
 template <int Channels>
 void spread(const Scratch& s, Index first, Index count, Index window_size, Index y, Index i, Index columns) {
     const Index r = window_size / 2;
@@ -75,7 +75,7 @@ struct Task {
     const FilterMaker& make;
     const float *x, *z, *grad, *weight_transposed;  // [G, D, K * K]
     float *grad_x, *grad_z;
-    Rows grad_weight;  // [G * K * K, D + 1], this strip's
+    Rows grad_weight;  // [G * K * K, D + 1], the part of this strip
     Index image, top, bottom;
 
     Index r() const { return make.window_size / 2; }
@@ -133,8 +133,9 @@ struct Task {
 
 }  // namespace
 
-// grad_x, grad_z, and `parts`, zero on entry: for each strip [G * K * K, D + 1 rounded up to column_step], the gradients of
-// weight and, as one more column, of bias. The first strip's place gets the sums over all of them.
+// Writes grad_x, grad_z and `parts`, which must be zero on entry: for each strip [G * K * K, D + 1 rounded up to
+// column_step], the gradients of weight and, as the last column, of bias. The part of the first strip receives the sums
+// over all strips.
 DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv_backward(
     const float* grad, const float* x, const float* z, const float* weight, const float* bias,
     const float* weight_transposed, float* grad_x, float* grad_z, float* parts, Index batch, Index channels,

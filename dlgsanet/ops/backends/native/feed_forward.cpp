@@ -1,5 +1,5 @@
 // The gated depth-wise feed-forward network (Restormer, section 3.2): x + proj_out(gelu(a) * b) with
-// a, b = depthwise_3x3(proj_in(norm(x))). Only three rows of a tile of the hidden feature exist at a time.
+// a, b = depthwise_3x3(proj_in(norm(x))). Only three rows of the hidden feature of a tile exist at a time.
 
 #include "depthwise.h"
 #include "gelu.h"
@@ -21,7 +21,7 @@ struct Scratch {
           hidden(arena, 2 * half, width, 3, 1) {}
 };
 
-// gated[c] = gelu(a[c]) * b[c] of row y.
+// gated[c] = gelu(a[c]) * b[c] for row y.
 void gate(const RowRing& hidden, Index y, const float* depthwise, Rows gated, Index columns) {
     const Index half = hidden.channels / 2;
     const Rows above = hidden[y - 1], here = hidden[y], below = hidden[y + 1];

@@ -19,7 +19,7 @@ struct Scratch {
           grad_by_pixel(arena.rows(layer.enter.shape.width, layer.channels())) {}
 };
 
-// From the gradient of gelu(a) * b to that of a and b in row y; gelu(a) * b itself for the projection's gradient.
+// The gradients of a and b in row y from that of gelu(a) * b. Also gelu(a) * b, for the gradient of the projection.
 void differentiate_gate(const Scratch& s, Index y, const float* depthwise, Index columns, Rows out) {
     const RowRing& hidden = s.back.hidden;
     const Index half = hidden.channels / 2;
@@ -39,8 +39,9 @@ void differentiate_gate(const Scratch& s, Index y, const float* depthwise, Index
 
 }  // namespace
 
-// grad_x, and `parts`, zero on entry: for each strip the gradients of proj_out transposed [half, C], its rows padded as
-// proj_in's, then what ProjectedDepthwise hands in. The first strip's place gets the sums over all of them.
+// Writes grad_x and `parts`, which must be zero on entry: for each strip the gradient of proj_out transposed [half, C],
+// with rows padded as those of proj_in, then the sums of ProjectedDepthwise. The part of the first strip receives the
+// sums over all strips.
 DLGSANET_API bool dlgsanet_gated_feed_forward_backward(
     const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* proj,
     const float* depthwise, const float* proj_transposed, const float* depthwise_flipped,

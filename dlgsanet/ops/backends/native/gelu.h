@@ -1,15 +1,15 @@
-// The exact (erf) GELU and its derivative, to float32's accuracy.
+// The exact (erf) GELU and its derivative, to the accuracy of float32.
 #pragma once
 
 #include "vector.h"
 
 namespace dlgsanet {
 
-// 1/2 + x * R(x^2) within [-end, end], its value there beyond. The polynomials were fitted for this project by
+// 1/2 + x * R(x^2) in [-end, end], and constant outside. The polynomials were fitted for this project by
 // reweighted least squares at Chebyshev points, in t = 2 (x / end)^2 - 1.
 template <int Terms>
 inline vec half_plus_odd(vec x, float end, const float (&R)[Terms]) {
-    vec inside = x < -end ? fill(-end) : x;  // NaN stays
+    vec inside = x < -end ? fill(-end) : x;  // keeps NaN
     inside = inside > end ? fill(end) : inside;
     const vec t = inside * inside * (2.f / (end * end)) - 1.f;
     vec r = fill(R[Terms - 1]);
@@ -17,7 +17,7 @@ inline vec half_plus_odd(vec x, float end, const float (&R)[Terms]) {
     return inside * r + 0.5f;
 }
 
-// The normal distribution function; gelu(x) = x * Phi(x) is within 7e-7 of the exact one.
+// The normal distribution function Phi. The error of gelu(x) = x * Phi(x) is at most 7e-7.
 inline vec normal_cdf(vec x) {
     constexpr float R[] = {0.13465934991836548f,    -0.06712678074836731f,   0.04964565858244896f,
                            -0.03976457193493843f,   0.032034147530794144f,   -0.02503100596368313f,
@@ -30,7 +30,7 @@ inline vec normal_cdf(vec x) {
 
 inline vec gelu(vec x) { return x * normal_cdf(x); }
 
-// Within 4e-7 of the exact one.
+// The error is at most 4e-7.
 inline vec gelu_derivative(vec x) {
     constexpr float R[] = {0.12875916063785553f,   -0.06574012339115143f,  0.05367128551006317f,
                            -0.0537266805768013f,   0.06017911434173584f,   -0.06884419173002243f,

@@ -1,4 +1,4 @@
-// Products of a small matrix with many pixels, all operands in the cache.
+// Products of a small matrix with many pixels. All operands are in the cache.
 #pragma once
 
 #include "vector.h"
@@ -7,7 +7,7 @@ namespace dlgsanet {
 
 enum class Start { zero, bias, accumulate };
 
-// A matrix of weights [rows, inner], rows `pitch` floats apart, and a bias [rows] if the product starts with one.
+// A matrix of weights [rows, inner] with `pitch` floats from row to row, and an optional bias [rows].
 struct Weights {
     const float* start;
     Index rows, inner, pitch;
@@ -21,7 +21,7 @@ struct Weights {
     const float* row(Index m) const { return start + m * pitch; }
 };
 
-// `Down` rows and `Across` registers of columns of the product, held in registers.
+// `Down` rows and `Across` registers of columns of the product, kept in registers.
 template <int Down, int Across, Start start>
 inline void gemm_block(const Weights& a, Index m, Rows x, Rows out) {
     vec sum[Down][Across];
@@ -40,7 +40,7 @@ inline void gemm_block(const Weights& a, Index m, Rows x, Rows out) {
         for (int n = 0; n < Across; n++) store(out.row(m + i) + n * lanes, sum[i][n]);
 }
 
-// Rows from m on: in blocks of `Down`, then one block of what is left.
+// Rows from m: blocks of `Down` rows, then one block of the remaining rows.
 template <int Down, int Across, Start start>
 inline void gemm_down(const Weights& a, Index m, Rows x, Rows out) {
     for (; m + Down <= a.rows; m += Down) gemm_block<Down, Across, start>(a, m, x, out);
@@ -57,8 +57,8 @@ inline void gemm_across(const Weights& a, Rows x, Rows out, Index columns) {
         if (n < columns) gemm_across<Across - 1, start>(a, x.at(n), out.at(n), columns - n);
 }
 
-// out[m][n] = start + sum_k a[m][k] * x[k][n]. Columns are read and written in whole registers: x and out need room for
-// `columns` rounded up to `lanes`.
+// out[m][n] = start + sum_k a[m][k] * x[k][n]. Columns are read and written in whole registers: x and out must have
+// space for `columns` rounded up to `lanes`.
 template <Start start>
 void gemm(const Weights& a, Rows x, Rows out, Index columns) {
     gemm_across<many_registers ? 4 : 2, start>(a, x, out, columns);

@@ -1,5 +1,5 @@
-// Images [B, C, H, W] in memory. They are processed in tiles, whose rows are copied to padded buffers and back: only
-// these copies touch a tensor's memory, so that kernels may work on whole registers.
+// Images [B, C, H, W] in memory. They are processed in tiles. The rows of a tile are copied to padded buffers and back.
+// Only these copies access the memory of a tensor, so kernels can work on whole registers.
 #pragma once
 
 #include "vector.h"
@@ -19,7 +19,7 @@ struct Tile {
 };
 
 // The tiles of images. They are as wide as the second-level cache allows with `floats_per_column` floats per column, and
-// as tall as possible while each thread still gets several. The tiling must not change any pixel's value.
+// as tall as possible while each thread still gets several tiles. The tiling must not change the value of any pixel.
 class Tiling {
 public:
     Tiling(const Shape& shape, Index floats_per_column, int threads) : shape_(shape) {
@@ -61,7 +61,7 @@ struct Strip {
         return (image * shape.channels + channel) * shape.pixels() + y * shape.width + left;
     }
 
-    // Prefetches the next row too: it arrives from memory while this one is processed.
+    // Also prefetches the next row, which arrives from memory while this one is processed.
     void read(const float* tensor, Rows to) const { read(tensor, to, shape.channels); }
 
     // Only the first `channels` channels.
@@ -79,15 +79,15 @@ struct Strip {
             std::memcpy(tensor + at(c), from.row(c), sizeof(float) * (right - left));
     }
 
-    // residual + from: the end of a residual layer.
+    // Write residual + from, the last step of a residual layer.
     void write_sum(Rows from, const float* residual, float* tensor) const {
         for (Index c = 0; c < shape.channels; c++)
             for (Index x = 0; x < right - left; x++) tensor[at(c) + x] = residual[at(c) + x] + from.row(c)[x];
     }
 };
 
-// The last `count` rows of a feature that is computed row by row, for the convolution after it. There are `margin` more
-// columns on both sides of a tile's columns.
+// The last `count` rows of a feature that is computed row by row, for the convolution after it. There are `margin`
+// additional columns on both sides of the columns of a tile.
 class RowRing {
 public:
     template <class Arena>
@@ -97,12 +97,12 @@ public:
 
     const Index channels;
 
-    // Column 0 of a tile; y from -count up.
+    // Row y from column 0 of the tile; y is at least -count.
     Rows operator[](Index y) const { return all_.below((y + count_) % count_ * channels).at(margin_); }
 
     void clear(Index y) const { clear_around(y, 0, 0); }
 
-    // Set all columns but [from, to) to zero.
+    // Set all columns except [from, to) to zero.
     void clear_around(Index y, Index from, Index to) const {
         const Rows rows = (*this)[y];
         for (Index c = 0; c < channels; c++) {

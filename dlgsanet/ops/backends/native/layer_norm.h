@@ -7,10 +7,10 @@
 
 namespace dlgsanet {
 
-// Mean 0 and variance 1 over the channels of one register of pixels, in place; scaled by weight and shifted by bias
-// where they are given. Returns the factor of the centred values.
+// Normalise one register of pixels to mean 0 and variance 1 over the channels, in place. Then apply weight and bias, if
+// given. Returns the factor by which the centred values are multiplied.
 inline vec normalise_columns(Rows x, Index channels, const float* weight = nullptr, const float* bias = nullptr) {
-    constexpr float eps = 1e-5f;
+    constexpr float eps = DLGSANET_LAYER_NORM_EPS;
     const float share = 1.f / channels;
     vec mean{}, rest{}, squares{};
     for (Index c = 0; c < channels; c++) mean += load(x.row(c));
@@ -20,7 +20,7 @@ inline vec normalise_columns(Rows x, Index channels, const float* weight = nullp
         rest += centred;
         squares += centred * centred;
     }
-    // The rounding error of the mean matters where the channels hardly differ.
+    // The rounding error of the mean is significant if the channels are almost equal.
     rest *= share;
     float scales[lanes];
     store(scales, squares * share - rest * rest);
@@ -38,7 +38,7 @@ inline void layer_norm(Rows x, Index channels, Index columns, const float* weigh
     for (Index n = 0; n < columns; n += lanes) normalise_columns(x.at(n), channels, weight, bias);
 }
 
-// The same without weight and bias, for the gradient; scale[columns] is the inverse of the deviation.
+// The same without weight and bias, for the gradient; scale[columns] is the inverse standard deviation.
 inline void normalise(Rows x, Index channels, Index columns, float* scale) {
     for (Index n = 0; n < columns; n += lanes) store(scale + n, normalise_columns(x.at(n), channels));
 }

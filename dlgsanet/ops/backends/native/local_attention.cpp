@@ -1,5 +1,5 @@
 // Multi-head dynamic local self-attention (DLGSANet, section 3.2), from the normalisation to the residual connection:
-// x + proj_out(dynamic convolution of y, filters formed from z), y and z as in local_features.h. Only the rows of y
+// x + proj_out(dynamic convolution of y with filters formed from z); y and z as in local_features.h. Only the rows of y
 // in the window exist at a time.
 
 #include "dynamic_conv.h"

@@ -1,6 +1,5 @@
 // Multi-head dynamic local self-attention (DLGSANet, section 3.2) for training: the features y and z of
-// local_features.h, and their gradients. The dynamic convolution between them and the projection after it are calls of
-// their own.
+// local_features.h, and their gradients. The dynamic convolution and the projection after it are separate calls.
 
 #include "local_features.h"
 #include "normed_projection_backward.h"
@@ -9,7 +8,7 @@ using namespace dlgsanet;
 
 namespace {
 
-// sums[tap] += grad * source, shifted by as many columns as the tap's number, a register for each tap.
+// sums[tap] += grad * source shifted by `tap` columns; one register per tap.
 template <int Taps>
 void correlate(const float* grad, const float* source, float* sums, Index taps, Index columns) {
     for (; taps >= Taps; taps -= Taps, source += Taps, sums += Taps * lanes) {
@@ -23,8 +22,8 @@ void correlate(const float* grad, const float* source, float* sums, Index taps, 
         if (taps) correlate<Taps - 1>(grad, source, sums, taps, columns);
 }
 
-// The sums of a task: gradients of proj_in [C, C], squeeze's weight and, as one more column, bias [D, C + 1], the
-// spatial weight [D, K, K] and bias [D], norm_weight and norm_bias [C]; rows of matrices are padded to column_step.
+// The sums of a task: gradients of proj_in [C, C], of squeeze's weight and, as the last column, bias [D, C + 1], of the
+// spatial weight [D, K, K] and bias [D], of norm_weight and norm_bias [C]. Rows of matrices are padded to column_step.
 struct Layout {
     Index channels, squeezed, taps;
 
@@ -47,8 +46,8 @@ struct Backward {
         NormedProjectionBackward enter;
         RowRing squeezed, grad_z;
         RunningDepthwise grad_squeezed;
-        Rows y, y_by_pixel;   // y_by_pixel [columns, C + 1], the last of a pixel being 1, for the bias
-        float* grad_spatial;  // a register for each tap of each channel, and for its bias
+        Rows y, y_by_pixel;   // y_by_pixel [columns, C + 1]; the last value of a pixel is 1, for the bias
+        float* grad_spatial;  // one register for each tap of each channel, and one for its bias
 
         Scratch(Arena& arena, const LocalFeatures& layer, const float* proj_in_transposed)
             : enter(arena, layer.enter, proj_in_transposed),
@@ -91,7 +90,7 @@ struct Backward {
         s.squeezed.clear_around(row, 0, width());
     }
 
-    // A row of the gradient of z: its share of that of squeeze(y), and of the filters'.
+    // Add the contribution of a row of the gradient of z to the gradients of squeeze(y) and of the spatial filters.
     void spread(Index image, Index row, bool inside, const Scratch& s) const {
         const Index height = layer.enter.shape.height, k = layer.window_size;
         if (row < 0 || row >= height) return s.grad_squeezed.begin(row + r(), nullptr, width());
@@ -110,7 +109,7 @@ struct Backward {
         }
     }
 
-    // The gradient of y, to which that of squeeze(y) adds, and that of squeeze itself.
+    // The gradient of y, including the contribution of squeeze(y), and the gradient of squeeze's weights.
     void differentiate_squeeze(Index image, Index row, Rows grad_squeeze, const Scratch& s) const {
         const Index channels = layout.channels;
         const Strip strip{layer.enter.shape, image, row, 0, width()};
@@ -151,8 +150,8 @@ DLGSANET_API bool dlgsanet_local_features(const float* x, const float* norm_weig
     });
 }
 
-// From the gradients of the layer's result, y and z: grad_x, and `parts`, zero on entry: `Layout` for each strip. The
-// first strip's place gets the sums over all of them.
+// Writes grad_x and `parts` from the gradients of the layer's result, y and z. `parts` must be zero on entry; it has a
+// `Layout` for each strip. The part of the first strip receives the sums over all strips.
 DLGSANET_API bool dlgsanet_local_features_backward(
     const float* grad, const float* grad_y, const float* grad_z, const float* x, const float* norm_weight,
     const float* norm_bias, const float* proj_in, const float* squeeze_weight, const float* squeeze_bias,

@@ -26,11 +26,11 @@ public:
           normed_(arena.rows(layer.squeeze.inner, width + 2 * layer.window_size)),
           squeezed_(arena, layer.squeeze.rows, width, 1, layer.r()) {}
 
-    // y, with the margins that the window needs, and z.
+    // y with the margins that the window needs, and z.
     const RowRing projected;
     const RunningDepthwise z;
 
-    // Compute the next row of a tile, from tile.top - r on; row `row` - r of z is then complete.
+    // Compute the next row of a tile; the first is tile.top - r. After that, row `row` - r of z is complete.
     void make(Index row, const Tile& tile) const {
         const Index r = layer_.r(), height = layer_.enter.shape.height, width = layer_.enter.shape.width;
         layer_.enter.make_row(row, tile, r, normed_, projected);

@@ -1,4 +1,4 @@
-// proj(norm(x)), computed row by row: every layer begins with it.
+// proj(norm(x)), row by row. Every layer begins with it.
 #pragma once
 
 #include "gemm.h"
@@ -12,7 +12,7 @@ struct NormedProjection {
     const float *x, *norm_weight, *norm_bias;
     Weights weights;
 
-    // Write row y of a tile, with `margin` more columns on both sides, to out[y]; zero outside the image.
+    // Write row y of a tile to out[y], with `margin` additional columns on both sides; zero outside the image.
     void make_row(Index y, const Tile& tile, Index margin, Rows normed, const RowRing& out) const {
         if (y < 0 || y >= shape.height) return out.clear(y);
         const Index left = std::max<Index>(0, tile.left - margin), right = std::min(shape.width, tile.right + margin);

@@ -9,7 +9,7 @@ namespace dlgsanet {
 
 class NormedProjectionBackward {
 public:
-    // The sums of a task: the gradients of proj [hidden, C], with `pitch` floats from row to row, of norm_weight [C] and
+    // The sums of a task: the gradients of proj [hidden, C] with `pitch` floats from row to row, of norm_weight [C] and
     // of norm_bias [C].
     struct Sums {
         float *projection, *norm;
@@ -26,7 +26,7 @@ public:
           inverse_deviation_(arena.take(round_up(width(), lanes))),
           grad_norm_(arena.take(2 * channels() * lanes)) {}
 
-    // The caller fills it with the gradient of a full row of proj(norm(x)) before it calls `row`.
+    // The caller stores the gradient of a full row of proj(norm(x)) here before it calls `row`.
     const Rows grad_hidden;
 
     void begin() const { std::memset(grad_norm_, 0, sizeof(float) * 2 * channels() * lanes); }
@@ -57,7 +57,7 @@ private:
     Index channels() const { return layer_.shape.channels; }
     Index width() const { return layer_.shape.width; }
 
-    // grad_normed_ becomes the gradient with respect to x; weight and bias are applied to normed_.
+    // Turn grad_normed_ into the gradient with respect to x, and apply weight and bias to normed_.
     void differentiate_norm() const {
         const float share = 1.f / channels(), *weight = layer_.norm_weight, *bias = layer_.norm_bias;
         for (Index x = 0; x < width(); x += lanes) {

@@ -1,8 +1,8 @@
-// Divide tasks among threads, each with its own scratch memory.
+// Divides tasks among threads. Each thread has its own scratch memory.
 //
 // The threads are those of the OpenMP runtime that torch has loaded; its functions are found by name when this library
-// is loaded. A second pool of threads would compete with torch's, whose idle threads spin. Without such a runtime the
-// tasks run one by one.
+// is loaded. A second pool of threads would compete with torch's, because idle threads of torch keep spinning. Without
+// such a runtime the tasks run one after the other.
 #pragma once
 
 #include <atomic>
@@ -17,14 +17,14 @@ __attribute__((weak)) int omp_get_thread_num(void);
 
 namespace dlgsanet {
 
-// Gives out pieces of one block of memory, each on its own cache line. Without a block it measures how much is needed.
+// Divides one block of memory into pieces that begin on cache lines. Without a block it measures the size needed.
 class Arena {
 public:
     explicit Arena(float* start) : start_(start) {}
 
     float* take(Index floats) {
         float* piece = start_ ? start_ + taken_ : nullptr;
-        // Two lines apart: kernels work on whole registers and may run past the last column.
+        // Two cache lines between pieces: kernels work on whole registers and may access columns past the last one.
         taken_ += round_up(floats, 16) + 2 * 16;
         return piece;
     }
@@ -41,8 +41,8 @@ private:
     Index taken_ = 0;
 };
 
-// Call work(task, scratch) for every task in [0, tasks). make(arena) lays out a thread's scratch, which is zero before
-// its first task. Returns false if there was not enough memory; then nothing was done.
+// Call work(task, scratch) for every task in [0, tasks). make(arena) creates the scratch of a thread, which is zero
+// before its first task. Returns false if there is not enough memory; then no task has run.
 template <class Make, class Work>
 bool parallel(int threads, Index tasks, const Make& make, const Work& work) {
     Arena measure(nullptr);

@@ -1,13 +1,13 @@
-// Sums over tasks, such as gradients of weights. Each task has its own part, and the parts are added in the order of
-// the tasks, so that the result does not depend on the number of threads.
+// Sums over tasks, for example gradients of weights. Each task writes its own part. The parts are added in the order of
+// the tasks, so the result does not depend on the number of threads.
 #pragma once
 
 #include "vector.h"
 
 namespace dlgsanet {
 
-// Images of `height` rows in strips, one task each. Their number does not depend on the threads; they are few, so that
-// their sums stay small.
+// The strips of images of `height` rows; each strip is one task. Their number does not depend on the threads. There are
+// few strips, so that their sums need little memory.
 struct Strips {
     Index batch, height;
 
@@ -25,7 +25,7 @@ inline void sum_up(float* parts, Index tasks, Index floats) {
         for (Index n = 0; n < floats; n++) parts[n] += parts[task * floats + n];
 }
 
-// The sum of a register's lanes, in their order.
+// The sum of the lanes of a register, in order.
 inline float sum_lanes(const float* lane) {
     float sum = 0.f;
     for (int i = 0; i < lanes; i++) sum += lane[i];

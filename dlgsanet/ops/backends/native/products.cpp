@@ -1,5 +1,5 @@
 // Products of the channels of two features, summed over the pixels of each image. The sums are formed in strips of a
-// fixed size and added up in their order, so that they do not depend on the number of threads, as a BLAS's do.
+// fixed size, which are added in order. So they do not depend on the number of threads, unlike those of a BLAS.
 
 #include "parallel.h"
 #include "partial_sums.h"
@@ -22,12 +22,12 @@ struct Channels {
     }
 };
 
-constexpr Index most_columns = 512;  // pixels that are read at once
+constexpr Index most_columns = 512;  // most pixels that are read at once
 
 }  // namespace
 
-// parts [strips, blocks, rows, columns]: for each block of `rows` channels of a and `columns` channels of b their
-// products. The place of each image's first strip gets the sums over all of its strips.
+// parts [strips, blocks, rows, columns]: the products of `rows` channels of a and `columns` channels of b, for each
+// block. The part of the first strip of an image receives the sums over all strips of the image.
 DLGSANET_API bool dlgsanet_products(const float* a, const float* b, float* parts, Index batch, Index a_channels,
                                     Index a_first, Index b_channels, Index b_first, Index blocks, Index rows,
                                     Index columns, Index height, Index width, int threads) {

@@ -1,17 +1,17 @@
-// Products of the rows of a matrix with each other: sums over their columns, all operands in the cache.
+// Products of pairs of rows of a matrix, summed over columns. All operands are in the cache.
 #pragma once
 
 #include "vector.h"
 
 namespace dlgsanet {
 
-// Whole registers of columns; from `size` on they are zero.
+// A range of columns. Its last register is padded with zeros.
 struct Columns {
     Index start, size;
 };
 
-// sums[i][j] += sum over `count` matrices and their columns of row q + i times row k + j; each sum is a register of
-// partial sums. `Q` by `K` sums are held in registers.
+// sums[i][j] += row q + i times row k + j, summed over columns and `count` matrices. Each sum is a register of partial
+// sums. `Q` by `K` sums are kept in registers.
 template <int Q, int K>
 inline void multiply_block(const Rows* matrices, Index count, Index q, Index k, Columns columns, float* sums,
                            Index pitch) {
@@ -50,7 +50,7 @@ inline void multiply_down(const Rows* matrices, Index count, Index q, Index q_en
         if (q < q_end) multiply_down<Q - 1>(matrices, count, q, q_end, k, k_end, columns, sums);
 }
 
-// The sums for rows [q, q_end) with rows [k, k_end), as above.
+// The same sums for rows [q, q_end) and rows [k, k_end).
 inline void multiply_rows(const Rows* matrices, Index count, Index q, Index q_end, Index k, Index k_end,
                           Columns columns, float* sums) {
     multiply_down<4>(matrices, count, q, q_end, k, k_end, columns, sums);

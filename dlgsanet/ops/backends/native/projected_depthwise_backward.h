@@ -1,5 +1,5 @@
-// Gradients of depthwise_3x3(proj(norm(x))): the feed-forward network and channel attention both begin with it.
-// Everything is computed again from x, row by row, so that only x is kept from the forward pass.
+// Gradients of depthwise_3x3(proj(norm(x))), the first part of the feed-forward network and of channel attention.
+// Everything is computed again from x, row by row, so only x is kept from the forward pass.
 #pragma once
 
 #include "depthwise.h"
@@ -9,14 +9,14 @@ namespace dlgsanet {
 
 struct ProjectedDepthwise {
     const NormedProjection& enter;
-    const float *depthwise, *depthwise_flipped;  // [hidden, 3, 3], the second one's taps in reverse
+    const float *depthwise, *depthwise_flipped;  // [hidden, 3, 3], the second with taps in reverse order
     const float* weights_transposed;             // [C, hidden]
 
     Index channels() const { return enter.shape.channels; }
     Index hidden() const { return enter.weights.rows; }
 
-    // The sums of a task: gradients of proj [hidden, C], depthwise [hidden, 9], norm_weight [C], norm_bias [C]; there are
-    // `projection_pitch` floats from row to row of the first.
+    // The sums of a task: gradients of proj [hidden, C], depthwise [hidden, 9], norm_weight [C], norm_bias [C]. The
+    // first has `projection_pitch` floats from row to row.
     Index projection_pitch() const { return round_up(channels(), column_step); }
     Index depthwise_at() const { return hidden() * projection_pitch(); }
     Index norm_at() const { return depthwise_at() + 9 * hidden(); }
@@ -33,11 +33,11 @@ public:
           normed_(arena.rows(layer.channels(), width() + 2)),
           grad_depthwise_(arena.take(9 * layer.hidden() * lanes)) {}
 
-    // Rows y - 1, y and y + 1 of proj(norm(x)), while row y of the gradient is asked for.
+    // Rows y - 1, y and y + 1 of proj(norm(x)) while `gradient` computes row y.
     const RowRing hidden;
 
     // Compute the gradient with respect to x for the full rows [tile.top, tile.bottom) and pass it row by row to
-    // write(y, rows). gradient(y, rows) must give the gradient of row y of the result. `parts` receives the sums.
+    // write(y, rows). gradient(y, rows) must store the gradient of row y of the result. `parts` receives the sums.
     template <class Gradient, class Write>
     void run(const Tile& tile, float* parts, const Gradient& gradient, const Write& write) const {
         const NormedProjectionBackward::Sums sums{parts, parts + layer_.norm_at(), layer_.projection_pitch()};
@@ -66,7 +66,7 @@ public:
 private:
     Index width() const { return layer_.enter.shape.width; }
 
-    // The gradient of the depth-wise filters, a register for each tap.
+    // Add to the gradient of the depth-wise filters; one register per tap.
     void add_depthwise(Index y) const {
         const Rows grad = grad_convolved_[y], rows[3] = {hidden[y - 1], hidden[y], hidden[y + 1]};
         for (Index c = 0; c < layer_.hidden(); c++) {
@@ -81,7 +81,7 @@ private:
         }
     }
 
-    // From row y of the convolution's gradient, and its neighbours, to that of proj(norm(x)).
+    // Row y of the gradient of proj(norm(x)), from rows y - 1 to y + 1 of the gradient of the convolution.
     void differentiate_depthwise(Index y) const {
         const Rows above = grad_convolved_[y - 1], here = grad_convolved_[y], below = grad_convolved_[y + 1];
         for (Index c = 0; c < layer_.hidden(); c++) {

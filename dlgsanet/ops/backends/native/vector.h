@@ -1,4 +1,4 @@
-// One SIMD register of floats, by the compilers' vector extension: the same source serves every instruction set.
+// One SIMD register of floats, by the vector extension of GCC and Clang: one source works for all instruction sets.
 #pragma once
 
 #include <algorithm>
@@ -12,8 +12,8 @@ namespace dlgsanet {
 using Index = std::ptrdiff_t;
 
 constexpr int lanes = DLGSANET_LANES;
-constexpr Index column_step = DLGSANET_COLUMN_STEP;  // of matrices that are added up in
-// Registers that a matrix product's block may fill: AVX-512 has 32, AVX2 and SSE 16.
+constexpr Index column_step = DLGSANET_COLUMN_STEP;  // matrices that collect sums have a multiple of it
+// AVX-512 has 32 registers, AVX2 and SSE have 16. It limits the size of a block of a matrix product.
 constexpr bool many_registers = lanes == 16;
 
 typedef float vec __attribute__((vector_size(4 * lanes)));
@@ -27,14 +27,14 @@ inline Index round_up(Index n, Index step) { return (n + step - 1) / step * step
 
 constexpr Index floats_of_line = 16;  // of a cache line
 
-// Floats from one row of a buffer to the next: an odd number of cache lines, so that a column of rows spreads over all
-// sets of the cache.
+// Floats from one row of a buffer to the next: an odd number of cache lines, so that the rows of a column are
+// distributed over all sets of the cache.
 inline Index pitch_of(Index width) {
     const Index lines = round_up(width, floats_of_line) / floats_of_line;
     return floats_of_line * (lines | 1);
 }
 
-// A matrix in scratch memory, most often channels by columns of pixels.
+// A matrix in scratch memory, usually channels by columns of pixels.
 struct Rows {
     float* start;
     Index pitch;

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlgsanet.ops.backends.gradients import convolve
-from dlgsanet.ops.backends.reference import LAYER_NORM_EPS, accumulation_dtype
+from dlgsanet.ops.backends.reference import accumulation_dtype
 from dlgsanet.ops.backends.torch.dynamic_conv import FUSED_CONVOLUTION
 from dlgsanet.ops.backends.torch.mixing import in_heads, mixing_matrices
+from dlgsanet.ops.constants import LAYER_NORM_EPS
 from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, Layer, LocalAttention
 
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlgsanet.ops.backends.reference import LAYER_NORM_EPS, accumulation_dtype
+from dlgsanet.ops.backends.reference import accumulation_dtype
 from dlgsanet.ops.backends.torch import dynamic_conv
 from dlgsanet.ops.backends.torch.cells import Cells
 from dlgsanet.ops.backends.torch.mixing import in_heads, mixing_matrices
+from dlgsanet.ops.constants import LAYER_NORM_EPS
 from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, Layer, LocalAttention
 
 # The hidden tensor of a strip: 4 MB in float32.
