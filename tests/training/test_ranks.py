@@ -76,19 +76,13 @@ def test_shared_validation_gives_the_figures_of_a_single_process(workplace, rank
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 def test_lost_rank_stops_the_run_which_resumes_on_another_number_of_ranks(workplace, finished, how):
     batch_per_rank(workplace, 2)
-    workplace.options["dist_params"] = {"timeout": 3}
-    workplace.options["train"]["total_iter"] = 100_000
-    first, second = workplace.start_ranks(2)
-    first.wait_for(" 5/")
-    second.signal(how)
+    # On a busy machine a rank may be slow to answer. One that has died is noticed earlier.
+    workplace.options["dist_params"] = {"timeout": 30 if how == signal.SIGSTOP else 600}
+    first, second = workplace.start_ranks(2, stop=(7, how))
     last = first.end(2).splitlines()[-1]
     assert "rank 0" in last
     assert ".state" in last
     second.process.kill()
-    workplace.options["train"]["total_iter"] = 12
-    for path in sorted(workplace.experiment().glob("training_states/*.state")):
-        if int(path.stem) > 10:  # it went on beyond what is compared
-            path.unlink()
     batch_per_rank(workplace, 1)
     workplace.train("--auto_resume")
     assert difference(workplace, finished) < TOLERANCE
@@ -116,10 +110,8 @@ def test_bad_batch_of_one_rank_makes_all_skip_the_step(tmp_path):
 
 
 def test_signal_to_one_rank_stops_all_at_the_same_iteration(workplace):
-    workplace.options["train"]["total_iter"] = 100_000
     batch_per_rank(workplace, 2)
-    first, second = workplace.start_ranks(2)
-    first.wait_for(" 3/")
-    second.signal(signal.SIGUSR1)
+    first, second = workplace.start_ranks(2, stop=(3, signal.SIGUSR1))
     assert "SIGUSR1" in first.end(75)
     second.end(75)
+    assert workplace.checkpoint(3)["position"]["samples"] == 3 * 4

@@ -53,7 +53,7 @@ sys.exit(max(task.wait() for task in tasks))
 )
 OVERRIDES = [
     "datasets:train:gt_size=24", "datasets:train:num_worker_per_gpu=0", "datasets:train:patches_per_image=2",
-    "network_g:dim=12", "network_g:groups=1", "network_g:blocks=1", "network_g:window_size=3", "train:total_iter=12",
+    "network_g:dim=12", "network_g:groups=1", "network_g:blocks=1", "network_g:window_size=3", "train:total_iter=40",
     "train:ema_decay=0.9", "val:val_freq=6", "logger:print_freq=1", "logger:use_tb_logger=false", f"name={NAME}",
 ]  # fmt: skip
 
@@ -95,11 +95,11 @@ def test_job_is_warned_queued_again_and_ends_as_if_it_had_not_been(cluster, work
     job = submit(cluster, tasks, f"datasets:train:batch_size_per_gpu={4 // tasks}")
     log = cluster / "slurm_logs/job-17.log"
     before = log.read_text()
-    while " 4/12" not in log.read_text()[len(before) :]:
+    while " 4/40" not in log.read_text()[len(before) :]:
         assert job.poll() is None, log.read_text()
         time.sleep(0.01)
     os.kill(int((cluster / "batch.pid").read_text()), signal.SIGUSR1)
     assert job.wait(timeout=600) == 0, log.read_text()
     assert (cluster / "codes").read_text().split() == ["0", "75", "0"], log.read_text()
     workplace.folder = cluster
-    assert identical(workplace.checkpoint(12, NAME), workplace.checkpoint(12, "whole"))
+    assert identical(workplace.checkpoint(40, NAME), workplace.checkpoint(40, "whole"))

@@ -142,24 +142,24 @@ def state(slurm: dict[str, str], job: str) -> str:
 def test_jobs_finish_and_a_job_that_is_warned_is_queued_again(slurm, repository, workplace):
     whole = submit(slurm, repository, "name=whole", "datasets:train:batch_size_per_gpu=4")
     log = repository / f"slurm_logs/Tinyx2-{whole}.log"
-    wait_until(lambda: " 2/12" in (log.read_text() if log.exists() else ""), 300, lambda: logs(repository))
+    wait_until(lambda: " 2/40" in (log.read_text() if log.exists() else ""), 600, lambda: logs(repository))
     assert "CPUs=8" in ask(slurm, "scontrol", "show", "step", f"{whole}.0")  # srun got the job's --cpus-per-task
     assert ask(slurm, "squeue", "-h", "-j", whole, "-o", "%.8j").strip() == "Tinyx2"
-    wait_until(lambda: "COMPLETED" in state(slurm, whole), 300, lambda: state(slurm, whole) + logs(repository))
+    wait_until(lambda: "COMPLETED" in state(slurm, whole), 600, lambda: state(slurm, whole) + logs(repository))
     assert not any((repository.parent / "elsewhere").iterdir())
 
     job = submit(slurm, repository, "datasets:train:batch_size_per_gpu=4")
     log = repository / f"slurm_logs/Tinyx2-{job}.log"
-    wait_until(lambda: " 4/12" in (log.read_text() if log.exists() else ""), 300, lambda: logs(repository))
+    wait_until(lambda: " 4/40" in (log.read_text() if log.exists() else ""), 600, lambda: logs(repository))
     assert ask(slurm, "scancel", "--batch", "--signal=USR1", job) == ""
-    wait_until(lambda: "exit code 75" in log.read_text(), 300, lambda: logs(repository))
+    wait_until(lambda: "exit code 75" in log.read_text(), 600, lambda: logs(repository))
     wait_until(lambda: "COMPLETED" in state(slurm, job), 600, lambda: state(slurm, job) + logs(repository))
     assert "from iteration" in log.read_text()
     workplace.folder = repository
-    assert identical(workplace.checkpoint(12, NAME), workplace.checkpoint(12, "whole"))
+    assert identical(workplace.checkpoint(40, NAME), workplace.checkpoint(40, "whole"))
 
 
 def test_a_script_that_asks_for_a_gpu_runs_where_there_is_none_if_told_so(slurm, repository):
     one = ("datasets:train:batch_size_per_gpu=4", "name=none", "train:total_iter=1")
     job = submit(slurm, repository, *one, options=("--gres=none",))
-    wait_until(lambda: "COMPLETED" in state(slurm, job), 300, lambda: state(slurm, job) + logs(repository))
+    wait_until(lambda: "COMPLETED" in state(slurm, job), 600, lambda: state(slurm, job) + logs(repository))
