@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dlgsanet.data.images import luma
 from dlgsanet.data.pairs import Pair, check_sizes, find_pairs
 from dlgsanet.data.pixel_cache import decode_all
 from dlgsanet.errors import UserError
@@ -71,7 +72,7 @@ class CachedPairedImageDataset(Dataset[Any]):
         if opt.get("dataset_enlarge_ratio", 1) != 1:
             raise UserError("dataset_enlarge_ratio: it repeats the crops of an epoch; use patches_per_image")
 
-        parts = _find_parts(opt)
+        parts = pairs_by_root(opt)
         pairs = [pair for part in parts for pair in part]
         self.parts = _parts_of_an_epoch([len(part) for part in parts], self.patches_per_image, opt.get("shares"))
         self.paths = [{"gt_path": pair.gt.name, "lq_path": pair.lq.name} for pair in pairs]
@@ -140,7 +141,7 @@ class CachedPairedImageDataset(Dataset[Any]):
         # In NumPy: torch would wake a thread on every core for each of these small arrays.
         values = np.divide(np.ascontiguousarray(image), np.float32(255), dtype=np.float32)
         if self.gray:
-            values = _luma(values)
+            values = luma(values)
         if self.normalisation:
             mean, std = self.normalisation
             values = (values - mean) / std
@@ -157,8 +158,8 @@ class _Part:
     pairs: int
 
 
-def _find_parts(opt: Mapping[str, Any]) -> list[list[Pair]]:
-    """The pairs of every data root."""
+def pairs_by_root(opt: Mapping[str, Any]) -> list[list[Pair]]:
+    """The pairs of every data root of a data set: of one, or of each in lists."""
     gt, lq = opt.get("dataroot_gt"), opt.get("dataroot_lq")
     if not isinstance(gt, list) or not isinstance(lq, list):
         return [find_pairs(opt)]
@@ -173,12 +174,6 @@ def _parts_of_an_epoch(counts: list[int], patches_per_image: int, shares: list[f
     stops = [round(total * patches_per_image * share) for share in np.cumsum(shares)]
     first_pairs = [0, *np.cumsum(counts).tolist()]
     return [_Part(*part) for part in zip([0, *stops], stops, first_pairs, counts, strict=False)]
-
-
-def _luma(image: np.ndarray) -> np.ndarray:
-    """The Y channel float32 [1, h, w] of an RGB image in [0, 1], as BasicSR's `bgr2ycbcr` has it (ITU-R BT.601)."""
-    y = np.dot(image[::-1].transpose(1, 2, 0), [24.966, 128.553, 65.481]) + 16.0
-    return (y / 255.0).astype(np.float32)[None]
 
 
 def _at_least_one(opt: Mapping[str, Any], option: str) -> int:

@@ -68,6 +68,12 @@ def read_rgb(path: Path, content: bytes | None = None) -> np.ndarray:
     return image if image.ndim == 3 else np.stack([image] * 3, axis=-1)
 
 
+def luma(image: np.ndarray) -> np.ndarray:
+    """The Y channel float32 [1, h, w] of RGB [3, h, w] in [0, 1], as BasicSR's `bgr2ycbcr` computes it (BT.601)."""
+    y = np.dot(image[::-1].transpose(1, 2, 0), [24.966, 128.553, 65.481]) + 16.0
+    return (y / 255.0).astype(np.float32)[None]
+
+
 def png_bytes(image: np.ndarray, compress_level: int = 3) -> bytes:
     """uint8 `[H, W]` or RGB `[H, W, 3]` as a PNG file."""
     buffer = io.BytesIO()

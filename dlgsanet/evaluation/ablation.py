@@ -154,8 +154,9 @@ def _score(options: dict[str, Any], variant: str, seed: int, with_bicubic: bool)
     tested["path"]["param_key_g"] = "params_ema" if options["train"].get("ema_decay") else "params"
     network, device = network_of(tested)
     metrics, rows = standard_metrics(scale), []
-    for key, dataset in options["datasets"].items():
-        for picture in super_resolve(network, pairs_to_test(dataset), scale, device) if key.startswith("val") else ():
+    for dataset in (opt for key, opt in options["datasets"].items() if key.startswith("val")):
+        color = dataset.get("color")
+        for picture in super_resolve(network, pairs_to_test(dataset), scale, device, color=color):
             name = f"{variant} {seed}"
             outputs = {name: picture.output} | ({BICUBIC: bicubic(picture.lr, scale)} if with_bicubic else {})
             for method, image in outputs.items():

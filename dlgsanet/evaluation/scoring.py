@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dlgsanet.data.images import luma
 from dlgsanet.data.pairs import Pair
 from dlgsanet.data.resize import imresize
 from dlgsanet.device import is_out_of_memory
@@ -24,7 +25,7 @@ _OURS = {"calculate_psnr": psnr, "calculate_ssim": ssim}
 
 @dataclass(frozen=True)
 class Picture:
-    """A pair of a test set read into memory, and what the network made of it; all uint8 RGB."""
+    """A pair of a test set read into memory, and what the network made of it; uint8 RGB [H, W, 3] or luma [H, W, 1]."""
 
     pair: Pair
     lr: np.ndarray
@@ -83,13 +84,22 @@ def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
 
 
 def super_resolve(
-    network: Network, pairs: Sequence[Pair], scale: int, device: torch.device | str, batch: int = 1
+    network: Network,
+    pairs: Sequence[Pair],
+    scale: int,
+    device: torch.device | str,
+    batch: int = 1,
+    color: str | None = None,
 ) -> Iterator[Picture]:
     """Upscale the LR image of every pair. Neighbours of equal size go together, at most `batch` of them.
+
+    With `color="y"` the network has one channel and gets luma. As in training it is not rounded for the network, and
+    rounded to 8 bits in the pictures that come back.
 
     Raises:
         UserError: an image cannot be read, the network upscales by another factor, or there is too little memory.
     """
+    network = _on_luma(network) if color == "y" else network
     for _, group in groupby(pairs, key=lambda pair: pair.sizes(scale)[1]):
         equal = list(group)
         for start in range(0, len(equal), batch):
@@ -97,12 +107,29 @@ def super_resolve(
             images = [pair.read(scale) for pair in some]
             outputs = _upscaled(network, [lr for lr, _ in images], device, some[0])
             for pair, (lr, hr), output in zip(some, images, outputs, strict=True):
-                if output.shape != hr.shape:
+                if output.shape[:2] != hr.shape[:2]:
                     raise UserError(
                         f"the network makes {output.shape[1]}x{output.shape[0]} of the {lr.shape[1]}x{lr.shape[0]} "
                         f"pixels of {pair.lq.name}; scale: {scale} does not fit it"
                     )
+                if color == "y":
+                    lr, hr = _luma_image(lr), _luma_image(hr)
                 yield Picture(pair, lr, hr, output)
+
+
+def _on_luma(network: Network) -> Network:
+    """A network [B, 1, H, W] -> [B, 1, scale * H, scale * W] as one that takes RGB."""
+
+    def upscale(lq: Tensor) -> Tensor:
+        y = np.stack([luma(image) for image in lq.cpu().numpy()])
+        return network(torch.from_numpy(y).to(lq.device))
+
+    return upscale
+
+
+def _luma_image(image: np.ndarray) -> np.ndarray:
+    y = luma(to_tensor([image], "cpu")[0].numpy())
+    return to_images(torch.from_numpy(y)[None])[0]
 
 
 def _upscaled(
@@ -135,6 +162,6 @@ def to_tensor(images: Sequence[np.ndarray], device: torch.device | str) -> Tenso
 
 
 def to_images(x: Tensor) -> list[np.ndarray]:
-    """[B, 3, H, W] as uint8 images [H, W, 3], clipped and rounded as BasicSR's `tensor2img` does."""
+    """[B, C, H, W] as uint8 images [H, W, C], clipped and rounded as BasicSR's `tensor2img` does."""
     rounded = x.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return list(rounded.permute(0, 2, 3, 1).contiguous().cpu().numpy())

@@ -44,14 +44,17 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
     def finish(dataset: str, picture: Picture) -> list[Row]:
         if validation.get("save_img"):
             name = f"{Path(picture.pair.lq.name).stem}_{validation.get('suffix') or method}.png"
-            write_whole(Path(options["path"]["visualization"], dataset, name), png_bytes(picture.output))
+            gray = picture.output.shape[2] == 1
+            png = png_bytes(picture.output[..., 0] if gray else picture.output)
+            write_whole(Path(options["path"]["visualization"], dataset, name), png)
         images = {BICUBIC: bicubic(picture.lr, scale), method: picture.output}
         return [Row(dataset, picture.pair.name, by, score(picture, image, metrics)) for by, image in images.items()]
 
+    colors = {opt["name"]: opt.get("color") for opt in options["datasets"].values()}
     rows: list[Row] = []
     for dataset, pairs in datasets.items():
         with Counter(dataset, len(pairs), "pictures") as counter:
-            for picture in counter.each(super_resolve(network, pairs, scale, device)):
+            for picture in counter.each(super_resolve(network, pairs, scale, device, color=colors[dataset])):
                 rows += finish(dataset, picture)
     return _report(rows, list(metrics), Path(options["path"]["results_root"]), f"{method}, ×{scale}")
 
@@ -74,8 +77,8 @@ def pairs_to_test(opt: Mapping[str, Any]) -> list[Pair]:
     where = f"data set {opt['name']}"
     if not opt.get("dataroot_gt"):
         raise UserError(f"{where}: has no originals to compare with (dataroot_gt); see `dlgsanet upscale`")
-    if unmet := [key for key in ("mean", "std", "color") if opt.get(key) is not None]:
-        raise UserError(f"{where}: {', '.join(unmet)}: not for testing; images are tested as they are, in RGB")
+    if unmet := [key for key in ("mean", "std") if opt.get(key) is not None]:
+        raise UserError(f"{where}: {', '.join(unmet)}: not for testing; images are tested as they are")
     try:
         return find_pairs(opt)
     except UserError as error:

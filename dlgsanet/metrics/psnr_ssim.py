@@ -26,9 +26,9 @@ def psnr(image: np.ndarray, reference: np.ndarray, crop_border: int, y_channel: 
     """Peak signal-to-noise ratio in dB; infinite for equal images.
 
     Args:
-        image, reference: uint8 [H, W, 3] in RGB.
+        image, reference: uint8 [H, W, 3] in RGB, or [H, W, 1].
         crop_border: pixels left out along each edge; the field leaves out as many as the scale.
-        y_channel: compare luma; otherwise all three channels at once.
+        y_channel: compare the luma of RGB images; otherwise all channels at once.
 
     Raises:
         ValueError: the sizes differ, or nothing is left after cropping.
@@ -66,5 +66,5 @@ def _comparable(
         raise ValueError(f"{width}x{height} pixels are left after cropping {crop_border}; {least}x{least} are needed")
     rows, columns = slice(crop_border, crop_border + height), slice(crop_border, crop_border + width)
     cropped = (array[rows, columns] for array in (image, reference))
-    a, b = (luma(c)[..., None] if y_channel else c for c in cropped)
+    a, b = (luma(c)[..., None] if y_channel and c.shape[2] == 3 else c for c in cropped)
     return a.astype(np.float64), b.astype(np.float64)

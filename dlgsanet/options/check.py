@@ -135,10 +135,7 @@ def _channels(options: dict[str, Any], where: str, data_set: dict[str, Any]) -> 
     given = 1 if data_set.get("color") == "y" else 3
     name = "num_in_ch" if "num_in_ch" in network else "in_chans"
     taken = network.get(name, 3 if network["type"] == "DLGSANet" else given)
-    if "train" not in options:
-        if taken != 3:
-            yield f"network_g.{name}: is {shown(taken)}, but tests compare RGB images"
-    elif taken != given:
+    if taken != given:
         fix = "set color: y" if given == 3 and taken == 1 else f"set network_g.{name}: {given}"
         yield f"{where}: has images of {given} channel(s), but network_g.{name} is {shown(taken)}; {fix}"
     mean, std = data_set.get("mean"), data_set.get("std")

@@ -11,7 +11,8 @@ from basicsr.data import build_dataset
 from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 
 import dlgsanet.plugin  # noqa: F401  # registers what is ours
-from dlgsanet.data.pairs import check_sizes, find_pairs
+from dlgsanet.data.cached_paired_dataset import pairs_by_root
+from dlgsanet.data.pairs import check_sizes
 from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError, faults_of
 from dlgsanet.models.build import build_model
@@ -196,7 +197,7 @@ def first_samples(options: dict[str, Any], train_set: Any, epoch_length: int, co
 
 def _check_pairs(where: str, opt: dict[str, Any], metrics: dict[str, Any]) -> None:
     try:
-        pairs = find_pairs(opt)
+        pairs = [pair for part in pairs_by_root(opt) for pair in part]
         sizes = check_sizes(pairs, opt["scale"], opt.get("gt_size", 1) // opt["scale"])
         check_metrics(metrics, min(zip(sizes[::2], pairs, strict=True), key=lambda pair: min(pair[0]))[1], opt["scale"])
     except UserError as error:

@@ -151,10 +151,10 @@ def test_channels_of_network_and_images(options):
 
 
 @pytest.mark.parametrize("options", ["test"], indirect=True)
-def test_a_gray_network_cannot_be_tested(options):
+def test_channels_of_network_and_test_images(options):
     options["path"]["pretrain_network_g"] = None
     options["network_g"]["in_chans"] = 1
-    with pytest.raises(UserError, match=r"network_g\.in_chans: is 1, but tests compare RGB"):
+    with pytest.raises(UserError, match=r"datasets\.test_\d.*network_g\.in_chans.*color: y"):
         read(options, is_train=False)
 
 

@@ -1,12 +1,16 @@
 """Runs that BasicSR's options allow: they work, or they are refused in one line before work begins."""
 
+import csv
 import shutil
+from pathlib import Path
 
 import cv2
 import pytest
 import torch
+import yaml
 
 from dlgsanet.archs.checkpoint import read_checkpoint, write_checkpoint
+from dlgsanet.cli import main
 
 
 def srmodel(workplace) -> None:
@@ -27,6 +31,30 @@ def test_a_gray_network_trains_on_luma(workplace):
     assert any(tensor.ndim == 4 and tensor.shape[1] == 1 for tensor in weights.values())
     picture = next(workplace.experiment().glob("visualization/*/2/*.png"))
     assert cv2.imread(str(picture), cv2.IMREAD_UNCHANGED).ndim == 2
+
+
+@pytest.mark.parametrize("model", ["DLGSANetModel", "SRModel"])
+def test_a_gray_network_is_tested_with_the_scores_of_its_validation(workplace, monkeypatch, model):
+    workplace.options["network_g"]["in_chans"] = 1
+    workplace.options["train"]["total_iter"] = 2
+    workplace.options["val"] |= {"val_freq": 2, "save_img": True}
+    for data_set in workplace.options["datasets"].values():
+        data_set["color"] = "y"
+    validated = float(workplace.train().split("Best psnr on Crops: ")[1].split()[0])
+    test = {key: workplace.options[key] for key in ("name", "scale", "num_gpu", "network_g")}
+    test |= {"model_type": model, "datasets": {"test_1": workplace.options["datasets"]["val"]}}
+    test["path"] = {"pretrain_network_g": "experiments/run/models/net_g_latest.pth", "param_key_g": "params_ema"}
+    test["val"] = {"save_img": True, "metrics": workplace.options["val"]["metrics"]}
+    (workplace.folder / "test.yml").write_text(yaml.safe_dump(test))
+    monkeypatch.chdir(workplace.folder)
+    assert main(["test", "-opt", "test.yml"]) == 0
+    with open("results/run/scores.csv") as file:
+        means = {row["method"]: row for row in csv.DictReader(file) if row["image"] == "mean"}
+    assert float(means["run"]["psnr"]) == pytest.approx(validated, abs=1e-4)  # of which the log has 4 digits
+    assert float(means["bicubic"]["psnr"]) > 20
+    for made in Path("results/run/visualization/Crops").glob("*.png"):
+        seen = workplace.experiment() / f"visualization/Crops/2/{made.name.replace('_run', '')}"
+        assert (cv2.imread(str(made), -1) == cv2.imread(str(seen), -1)).all()
 
 
 def test_gray_samples_are_basicsrs(workplace):
