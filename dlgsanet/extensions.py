@@ -50,8 +50,9 @@ def import_all(names: Iterable[str], near: Path | None = None) -> list[str]:
 
 
 def names_in(value: object) -> list[str]:
-    """The names that an option file's key `import` gives: one, or a list of them."""
-    return [value] if isinstance(value, str) else list(value) if isinstance(value, (list, tuple)) else []
+    """The names in an option file's key `import`: one, or a list of them. The check reports what is not text."""
+    several = value if isinstance(value, (list, tuple)) else [value]
+    return [name for name in several if isinstance(name, str)]
 
 
 def _find(path: Path, near: Path | None) -> Path:
