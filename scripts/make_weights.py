@@ -1,14 +1,17 @@
-"""Make the shipped weights from a folder of photographs; docs/model_zoo.md says from which ones and how long it takes.
+"""Make the shipped weights from a folder of photographs; docs/model_zoo.md describes them.
 
-  python scripts/make_weights.py --photos PHOTOS --valid PHOTOS_TO_VALIDATE_ON --scales 2 3 4
-  python scripts/make_weights.py --photos PHOTOS --valid PHOTOS_TO_VALIDATE_ON --scales 2 --now
+  python scripts/make_weights.py --photos PHOTOS --valid VALIDATION --scales 2 3 4
+  python scripts/make_weights.py --photos PHOTOS --valid VALIDATION --scales 2 --now
+  python scripts/make_weights.py --photos PHOTOS --valid VALIDATION --scales 2 --from FILE
 
-Each scale has one recipe, an option file in options/train. Its run trains at a constant rate to the end, or is stopped
-before; then a branch of it lets the rate decay (`dlgsanet train --decay-now`). With `--now` the branch starts from the
-newest checkpoint at once, and the run can go on later. Whatever was interrupted is continued.
+Each scale has one recipe, an option file in options/train. x2 starts as a linear filter, x3 and x4 start from the
+weights of x2; `--from` starts from other weights. The run trains at a constant rate to its last iteration. Then a
+branch of the run lets the rate decay (`dlgsanet train --decay-now`). With `--now` the branch starts from the newest
+checkpoint, and the run can continue later. The same command continues what was interrupted.
 
-The averaged weights of the branch go to weights/DLGSANet_Tiny_x{scale}.safetensors with a description. Losses and
-validation scores go to docs/training/DLGSANet_Tiny_x{scale}.csv and .png; rows there of earlier stages are kept.
+The averaged weights of the branch are written to weights/DLGSANet_Tiny_x{scale}.safetensors, with their history as
+metadata. Losses and validation scores are written to docs/training/DLGSANet_Tiny_x{scale}.csv and .png. If the run
+started from weights of the same scale, the rows of earlier stages are kept.
 """
 
 import argparse
@@ -27,21 +30,12 @@ from dlgsanet.options.parse import load_yaml
 RECIPES = {
     scale: f"train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx{scale}_constant_img_size_64_lr1e_3" for scale in (2, 3, 4)
 }
-# What the weights that a recipe starts from had behind them.
-STARTS = {
-    2: "2600 iterations of 8 LR patches of 32x32, Adam at 0.001, EMA 0.995; then 1200 iterations of 8 LR patches of "
-    "32x32, Adam at 0.0005, EMA 0.995; then 8000 iterations of 8 LR patches of 32x32, Adam at 0.001, EMA 0.998; then "
-    "2000 iterations of 8 LR patches of 48x48, Adam at 0.0005, EMA 0.998; then 8000 iterations of 4 LR patches of "
-    "48x48, Adam at 0.001, EMA 0.998",
-    3: "the body of DLGSANet_Tiny_x2",
-    4: "the body of DLGSANet_Tiny_x2",
-}
 TRAINING_DATA = (
     "399 photographs of BSDS500 train and test (research use; without 302003, which is Set5's woman), "
     "143 of Unsplash (Unsplash licence) and of Ubuntu's wallpapers (CC BY-SA 3.0), shrunk by MATLAB's bicubic rule"
 )
 COLUMNS = ("stage", "iteration", "hours", "l_pix", "psnr", "below_bicubic")
-PAUSE = 900  # seconds between two log lines after which a run was not working
+PAUSE = 900  # seconds; a longer gap between two log lines was a pause
 
 
 def main() -> None:
@@ -49,18 +43,37 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs to train on")
     parser.add_argument("--valid", type=Path, required=True, help="folder of photographs to validate on")
     parser.add_argument("--scales", type=int, nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument(
+        "--from", dest="start", type=Path, metavar="FILE", help="start from these weights; one scale only"
+    )
     parser.add_argument("--decay", type=int, default=8000, help="iterations of the decay; default: 8000")
-    parser.add_argument("--now", action="store_true", help="branch from the newest checkpoint; do not train on before")
+    parser.add_argument("--now", action="store_true", help="branch from the newest checkpoint; do not train before")
     arguments = parser.parse_args()
+    if arguments.start and len(arguments.scales) > 1:
+        parser.error("--from: name one scale with --scales")
     scales = [str(scale) for scale in arguments.scales]
     for folder, name in ((arguments.photos, "Photos542"), (arguments.valid, "DIV2K_crops")):
         dlgsanet("data", "folder", str(folder), "--name", name, "--scales", *scales)
     for scale in arguments.scales:
-        file = f"options/train/{RECIPES[scale]}.yml"
+        file = Path(f"options/train/{RECIPES[scale]}.yml")
+        start = copy_of_start(RECIPES[scale], arguments.start or load_yaml(file)["path"]["pretrain_network_g"])
+        changes = [f"path:pretrain_network_g={start}", "train:network_init=random"] if start else []
+        command = ["train", "-opt", str(file), *(["--force-yml", *changes] if changes else [])]
         if not arguments.now:
-            dlgsanet("train", "-opt", file, "--auto-resume")
-        dlgsanet("train", "-opt", file, "--decay-now", str(arguments.decay))
-        release(scale, newest_branch(RECIPES[scale]))
+            dlgsanet(*command, "--auto-resume")
+        dlgsanet(*command, "--decay-now", str(arguments.decay))
+        release(scale, newest_branch(RECIPES[scale]), start)
+
+
+def copy_of_start(run: str, weights: Path | str | None) -> Path | None:
+    """The weights that a run starts from, or started from: a copy, since a release may overwrite the file itself."""
+    copy = Path("experiments", f"{run}_start.safetensors")
+    if not copy.exists():
+        if not weights:
+            return None
+        found = read_checkpoint(weights)
+        write_checkpoint(copy, found.state, metadata=found.metadata)
+    return copy
 
 
 def dlgsanet(*arguments: str) -> None:
@@ -79,24 +92,36 @@ def branched_at(branch: str) -> int:
     return int(branch.rpartition("_")[2])
 
 
-def release(scale: int, branch: str) -> None:
-    """Write the weights of a branch with a description, and the curves that lead to it."""
+def release(scale: int, branch: str, start: Path | None) -> None:
+    """Write the weights of a branch with their history, and the curves that lead to them."""
     name = f"DLGSANet_Tiny_x{scale}"
     options = load_yaml(Path("experiments", branch, f"{branch}.yml"))
-    rows = curves(RECIPES[scale], branch, Path("docs/training", f"{name}.csv"))
+    before = read_checkpoint(start).metadata if start else {}
+    stages = earlier_stages(scale, Path("docs/training", f"{name}.csv")) if before.get("scale") == str(scale) else []
+    rows = curves(RECIPES[scale], branch, stages, float(before.get("hours", 0)) if stages else 0.0)
     state = read_checkpoint(Path("experiments", branch, "models/net_g_latest.pth"), "params_ema").state
     network = {key: value for key, value in options["network_g"].items() if key != "type"}
     metadata = {
         "scale": str(scale),
         "training_data": TRAINING_DATA,
-        "training": f"{STARTS[scale]}; then {described(options)}",
+        "training": f"{history(before, scale)}; then {described(options)}",
         "hardware": hardware_of(branch),
-        "hours": str(last(rows, "hours")),
+        "hours": last(rows, "hours"),
         "figures": f"DIV2K 0801-0900 256x256 crops: {float(last(rows, 'psnr')):.2f} dB PSNR on Y",
         "date": time.strftime("%Y-%m-%d"),
     }
     write_checkpoint(f"weights/{name}.safetensors", state, network, metadata)
     write_curves(rows, Path("docs/training", name))
+
+
+def history(start: dict[str, str], scale: int) -> str:
+    """How the weights that a run started from were trained, from their metadata; empty: it started from none."""
+    if not start:
+        return "started as a linear filter"
+    training = start.get("training", "no history")
+    return (
+        training if start.get("scale") == str(scale) else f"the body of weights of x{start.get('scale')} ({training})"
+    )
 
 
 def hardware_of(run: str) -> str:
@@ -115,21 +140,26 @@ def described(branch: dict[str, Any]) -> str:
     )
 
 
-def events(run: str, tag: str) -> list:
-    """What a run wrote to TensorBoard under a tag."""
+def events(run: str, tag: str) -> list[Any]:
+    """The scalars of a run in TensorBoard under a tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(f"tb_logger/{run}", size_guidance={"scalars": 0}).Reload()
     return found.Scalars(tag) if tag in found.Tags()["scalars"] else []
 
 
-def curves(run: str, branch: str, kept: Path) -> list[dict[str, Any]]:
-    """Rows of the stages before the recipe, of its run as far as the branch, and of the branch."""
-    with open(kept, newline="") as file:
-        before = [row for row in csv.DictReader(file) if not row["stage"].startswith(run)]
-    rows = before if run == RECIPES[2] else []  # the other scales start from x2
-    rows += curve(run, float(last(rows, "hours") if rows else 0), branched_at(branch))
-    return rows + curve(branch, float(last(rows, "hours")))
+def earlier_stages(scale: int, file: Path) -> list[dict[str, Any]]:
+    """Rows of the stages before the recipe, as the released CSV has them."""
+    if not file.exists():
+        return []
+    with open(file, newline="") as opened:
+        return [row for row in csv.DictReader(opened) if not row["stage"].startswith(RECIPES[scale])]
+
+
+def curves(run: str, branch: str, before: list[dict[str, Any]], hours: float) -> list[dict[str, Any]]:
+    """Rows of the stages before, of a run as far as its branch, and of the branch."""
+    rows = curve(run, hours, branched_at(branch))
+    return before + rows + curve(branch, float(last(rows, "hours")))
 
 
 def curve(run: str, hours: float, end: float = float("inf")) -> list[dict[str, Any]]:

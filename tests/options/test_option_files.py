@@ -199,7 +199,13 @@ def test_a_test_file_is_of_the_network_that_its_training_file_makes(path):
 def test_the_recipes_of_the_shipped_weights_differ_in_their_scale_and_their_start_alone():
     recipes = {scale: load_yaml(next(p for p in TRAIN if f"SRx{scale}_constant_" in p.stem)) for scale in (2, 3, 4)}
     for scale, options in recipes.items():
-        without(options, "name", "scale", "network_g.upscale", "network_g.tlc_kernel", "path.strict_load_g")
+        without(options, "name", "scale", "network_g.upscale", "network_g.tlc_kernel")
+        start = options.pop("path"), options["train"].pop("network_init", "random")
+        weights = None if scale == 2 else "weights/DLGSANet_Tiny_x2.safetensors"
+        assert start == (
+            {"pretrain_network_g": weights, "strict_load_g": scale == 2, "resume_state": None},
+            "linear" if scale == 2 else "random",
+        )
         without(options, "val.metrics.psnr.crop_border", "val.metrics.ssim.crop_border", "datasets.train.gt_size")
         for dataset in options["datasets"].values():
             assert dataset.pop("dataroot_lq").endswith(f"X{scale}")
