@@ -281,7 +281,8 @@ class ListOf(Kind):
         return {"type": "array", "items": self.kind.schema()} | length
 
     def __str__(self) -> str:
-        return f"list of {self.length or ''} {self.kind}s".replace("  ", " ")
+        noun, separator, bounds = str(self.kind).partition(" from ")
+        return f"list of {self.length or ''} {noun}s{separator}{bounds}".replace("  ", " ")
 
 
 @dataclass(frozen=True)

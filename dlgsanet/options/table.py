@@ -47,13 +47,28 @@ _LQ = (
     Option("type", Text(), REQUIRED, "Class of the data set, ours, BasicSR's or another plugin's."),
     Option("dataroot_lq", PathName(), REQUIRED, "Folder (or LMDB) of the low-quality images."),
     Option("io_backend", _IO_BACKEND, {}, "How the images are stored."),
-    Option("mean", _CHANNELS, None, "Subtracted from each channel, in [0, 1]; needs `std`."),
-    Option("std", _CHANNELS, None, "What each channel is divided by after `mean` was subtracted."),
-    Option("color", Maybe(OneOf(("y",))), None, "`y`: one channel, luma, for networks with `in_chans: 1`."),
+    Option(
+        "mean",
+        _CHANNELS,
+        None,
+        "Mean of each channel, on the scale of [0, 1]: samples are (x - mean) / std. Needs `std`.",
+    ),
+    Option("std", _CHANNELS, None, "Standard deviation of each channel, on the scale of [0, 1]. Needs `mean`."),
+    Option(
+        "color",
+        Maybe(OneOf(("y",))),
+        None,
+        "`y`: convert images to luma (one channel), for networks with `in_chans: 1`. Empty: RGB.",
+    ),
 )
 _PAIRS = (
     Option("dataroot_gt", PathName(), REQUIRED, "Folder (or LMDB) of the originals (ground truth)."),
-    Option("filename_tmpl", Template(), "{}", "Name of the low-quality image of an original, without extension."),
+    Option(
+        "filename_tmpl",
+        Template(),
+        "{}",
+        "Name of the low-quality image, without extension; `{}` is the name of the original. Example: `{}x4`.",
+    ),
     Option("meta_info_file", Maybe(PathName()), None, "File that names the originals to use, one per line."),
 )
 _CROP = (
@@ -76,9 +91,20 @@ _CACHED = (
 )
 _ROOTS = Either((ListOf(PathName()), PathName()))
 _CACHED_TRAINING = (
-    Option("shares", Maybe(ListOf(Number(0, 1))), None, "With lists of data roots: the share of each in an epoch."),
-    Option("patches_per_image", Whole(1), 1, "Crops of each image in an epoch."),
-    Option("crop_candidates", Whole(1, 64), 1, "Positions drawn for each crop; the one with the most detail is taken."),
+    Option(
+        "shares",
+        Maybe(ListOf(Number(0, 1))),
+        None,
+        "If `dataroot_gt` and `dataroot_lq` are lists: fraction of the samples of an epoch from each root, in order; "
+        "sum 1. Empty: every image is used equally often.",
+    ),
+    Option("patches_per_image", Whole(1), 1, "Number of different random crops of each image in an epoch."),
+    Option(
+        "crop_candidates",
+        Whole(1, 64),
+        1,
+        "Number of random positions per crop; the crop with the largest mean gradient is used. 1: no selection.",
+    ),
 )
 
 # Options by type of data set. Other types, of other plugins, have options that we cannot know, next to the loader's.
@@ -119,46 +145,91 @@ _SCHEDULER = Registered(
 NETWORK = Registered("ARCH", examples=("DLGSANet",))
 _TEACHER = Section(
     (
-        Option("path", PathName(), REQUIRED, "Weights of the teacher."),
-        Option("network", Maybe(NETWORK), Unset("found from the weights"), "Its class and arguments."),
+        Option("path", PathName(), REQUIRED, "File of the teacher's weights: .pth or .safetensors."),
         Option(
-            "share", Number(0, 1), 0.5, "Share of the teacher's output in the pixel loss; the rest is the original."
+            "network",
+            Maybe(NETWORK),
+            Unset("detected from the weights, for DLGSANet and what spandrel knows"),
+            "Class and arguments of the teacher, as in `network_g`.",
+        ),
+        Option(
+            "share",
+            Number(0, 1),
+            0.5,
+            "Weight w: `pixel_opt` becomes (1 - w) loss(output, original) + w loss(output, teacher).",
         ),
     )
 )
 LOSSES = (
-    Option("pixel_opt", _LOSS, None, "Loss on pixels."),
-    Option("fft_opt", _LOSS, None, "Loss on spectra, e.g. `{type: FFTLoss, loss_weight: 0.1}`.", only=OURS),
+    Option("pixel_opt", _LOSS, None, "Loss between output and original."),
+    Option(
+        "fft_opt",
+        _LOSS,
+        None,
+        "Loss between the Fourier transforms, e.g. `{type: FFTLoss, loss_weight: 0.1}`.",
+        only=OURS,
+    ),
     Option("perceptual_opt", _LOSS, None, "Loss on features of a VGG network; its weights are downloaded."),
 )
 TRAIN = Section(
     (
-        Option("total_iter", Whole(1), REQUIRED, "Iterations of the run."),
+        Option("total_iter", Whole(1), REQUIRED, "Number of iterations (optimizer steps)."),
         Option(
-            "optim_g", _OPTIMIZER, REQUIRED, "Optimizer: a class of `torch.optim`, or our `Muon`, and its arguments."
+            "optim_g",
+            _OPTIMIZER,
+            REQUIRED,
+            "Optimizer and its arguments: a class of `torch.optim`, or `Muon` (docs/training.md).",
         ),
         Option(
-            "scheduler", _SCHEDULER, REQUIRED, "Learning-rate schedule in iterations: PyTorch's, BasicSR's or `WSD`."
+            "scheduler",
+            _SCHEDULER,
+            REQUIRED,
+            "Learning-rate schedule and its arguments, in iterations: a class of PyTorch or BasicSR, or `WSD` "
+            "(constant, then decay).",
         ),
-        Option("warmup_iter", Whole(-1), -1, "Iterations over which the learning rate rises from 0; -1 for none."),
-        Option("ema_decay", Number(0, 1), 0, "Decay of the average of the weights; 0 keeps no average."),
-        Option("ema_warmup", Flag(), False, "Limit that decay to (1 + n) / (10 + n) after n steps.", only=OURS),
+        Option("warmup_iter", Whole(-1), -1, "Iterations of linear warm-up of the learning rate; -1: no warm-up."),
+        Option(
+            "ema_decay",
+            Number(0, 1),
+            0,
+            "Decay d of the moving average of the weights (EMA): d * average + (1 - d) * weights; 0: no average.",
+        ),
+        Option(
+            "ema_warmup",
+            Flag(),
+            False,
+            "After n steps the decay is min(`ema_decay`, (1 + n) / (10 + n)): the average forgets the first weights.",
+            only=OURS,
+        ),
         Option(
             "network_init",
             OneOf(("random", "linear")),
             "random",
-            "`linear`: start as the best 5x5 filter for the training set, computed from it.",
+            "`random`: the initialization of the class. `linear`: the network starts as the 5x5 linear filter "
+            "with the least squared error on the training set.",
             only=OURS,
         ),
         *LOSSES,
-        Option("teacher_opt", Maybe(_TEACHER), None, "A trained network as a second target.", only=OURS),
-        Option("precision", OneOf(("fp32", "bf16", "fp16")), "fp32", "Autocast; fp16 with loss scaling.", only=OURS),
+        Option(
+            "teacher_opt",
+            Maybe(_TEACHER),
+            None,
+            "Distillation: the output of a trained network is a second target.",
+            only=OURS,
+        ),
+        Option(
+            "precision",
+            OneOf(("fp32", "bf16", "fp16")),
+            "fp32",
+            "Mixed precision with autocast; fp16 uses loss scaling.",
+            only=OURS,
+        ),
         Option("compile", _COMPILE, False, "Compile the training step; true or a mode of `torch.compile`.", only=OURS),
-        Option("channels_last", Flag(), False, "Store features channels-last.", only=OURS),
-        Option("accumulate", Whole(1), 1, "Batches per iteration, one after the other.", only=OURS),
-        Option("grad_clip", Maybe(Number(0)), None, "Largest norm of the gradient.", only=OURS),
+        Option("channels_last", Flag(), False, "Use the channels-last memory format.", only=OURS),
+        Option("accumulate", Whole(1), 1, "Gradient accumulation: batches per iteration.", only=OURS),
+        Option("grad_clip", Maybe(Number(0)), None, "Clip the gradient to this norm. Empty: no clipping.", only=OURS),
         Option("max_bad_steps", Whole(1), 20, "Stop after this many skipped (non-finite) steps in a row.", only=OURS),
-        Option("deterministic", Flag(), False, "Use only kernels whose results do not vary; slower on GPUs."),
+        Option("deterministic", Flag(), False, "Use deterministic kernels only; slower on GPUs."),
     )
 )
 
@@ -252,9 +323,15 @@ _COMMON = (
         "import",
         Maybe(Either((ListOf(Text()), Text()))),
         Unset("nothing"),
-        "Python files or modules that register networks and other classes of your own.",
+        "Python files or modules to import first; they register classes of your own. Files are looked for in the "
+        "working folder, then next to the option file.",
     ),
-    Option("find_unused_parameters", Flag(), False, "For networks that do not use all parameters in each pass."),
+    Option(
+        "find_unused_parameters",
+        Flag(),
+        False,
+        "Passed to DistributedDataParallel: for networks that do not use all parameters in each pass.",
+    ),
 )
 _TRAINING_DATA = DataSets((("train", _CROPS), ("val", _WHOLE_IMAGES)), required="train")
 _TEST_DATA = DataSets((("test", _WHOLE_IMAGES), ("val", _WHOLE_IMAGES)))
