@@ -62,7 +62,7 @@ lint: setup-test
 
 # Measure with nothing else running.
 bench: setup-test
-	$(bin)/python scripts/bench_cpu.py --output docs/benchmarks/cpu.md
+	$(bin)/python scripts/benchmark_cpu.py --output docs/benchmarks/cpu.md
 
 PARTS ?= tiny large inference training graphs
 bench-gpu: setup-test
@@ -79,7 +79,7 @@ bench-training: setup
 	$(bin)/python scripts/benchmark_training.py --output docs/benchmarks/training.md
 
 bench-upscale: setup
-	$(bin)/python scripts/bench_upscale.py --size 1920x1080 --ways exact 1024 512
+	$(bin)/python scripts/benchmark_upscale.py --size 1920x1080 --ways exact 1024 512
 
 # One wheel, with the native layers and the weights inside, under the platform tag that auditwheel grants it. BasicSR's
 # wheel is in dist/needs: `pip install --find-links dist/needs dist/*.whl` works on every Python.

@@ -1,4 +1,4 @@
-"""The speed of making LR images: ours beside BasicSR's `imresize`, on one image, in one run.
+"""The speed of making LR images: ours next to BasicSR's `imresize`, on one image, in one run.
 
 python scripts/benchmark_resize.py [IMAGE]      a photograph of DIV2K's size by default
 """

@@ -19,7 +19,7 @@ OPTIONS = sorted(REPOSITORY.glob("options/*/*.yml"))
 TRAIN = next(path for path in SCRIPTS if path.stem.startswith("train_SISR_ClassicDIV2K_Large"))
 TEST = next(path for path in SCRIPTS if path.stem.startswith("test_SISR_ClassicDIV2K_Large"))
 
-# Stands for dlgsanet/train.py and dlgsanet/test.py: writes down how it was called, ends with the code it is told.
+# Stands for dlgsanet/train.py and dlgsanet/test.py: writes down how it was called, ends with the code that it is given.
 COMMAND = """
 import json, os, sys
 slurm = {key: value for key, value in os.environ.items() if key.startswith("SRUN_")}

@@ -1,9 +1,9 @@
 """CPU benchmark: the dynamic convolution, the networks, a training step and their memory, each backend in turn.
 
-  python scripts/bench_cpu.py                             the whole table, below 8 minutes on two cores
-  python scripts/bench_cpu.py --quick                     the same at small sizes, to see that all of it runs
-  python scripts/bench_cpu.py --output docs/benchmarks/cpu.md
-  python scripts/bench_cpu.py --memory-curve              peak memory from 0.06 to 4 megapixels of input
+  python scripts/benchmark_cpu.py                             the whole table, below 8 minutes on two cores
+  python scripts/benchmark_cpu.py --quick                     the same at small sizes, to see that all of it runs
+  python scripts/benchmark_cpu.py --output docs/benchmarks/cpu.md
+  python scripts/benchmark_cpu.py --memory-curve              peak memory from 0.06 to 4 megapixels of input
 
 Measure with nothing else running. Rows of a table are run alternately within one process, a round after the other,
 after one round to warm up; times are medians, ratios are to the table's first row. Everything is measured twice, in a
@@ -53,7 +53,7 @@ ALLOCATORS = ("stock", "tuned")
 OTHERS = ("SwinIR-light", "EDSR-baseline")
 EXPORTING = ("onnx", "onnxscript", "onnxruntime")
 EXPORTED = {"onnxruntime": EXPORTING, "OpenVINO": (*EXPORTING, "openvino")}  # rows and the packages that they need
-EXPORTED_FILE = "DLGSANET_BENCH_EXPORTED"  # the variable that tells child processes where the exported network is
+EXPORTED_FILE = "DLGSANET_BENCH_EXPORTED"  # the variable with which child processes find where the exported network is
 SWINIR_WINDOW = 8
 MEGAPIXELS = (0.0576, 0.25, 1.0, 4.0)
 
@@ -144,7 +144,7 @@ def heading(sizes: Sizes, rounds: int) -> Iterator[str]:
     yield (
         f"{datetime.date.today()}: {processor()}, {capability}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32; "
-        f"{rounds} rounds; `python scripts/bench_cpu.py`."
+        f"{rounds} rounds; `python scripts/benchmark_cpu.py`."
     )
     for row in EXPORTED:
         if missing := missing_packages(row):
@@ -164,7 +164,7 @@ def in_child(allocator_name: str, quick: bool, *part: str, rounds: int = 1):
     environment = os.environ | {allocator.VARIABLE: allocator_name}
     child = subprocess.run(command, env=environment, stdout=subprocess.PIPE)
     if child.returncode:
-        sys.exit(f"bench_cpu.py: {' '.join(part)} with the {allocator_name} allocator failed")
+        sys.exit(f"benchmark_cpu.py: {' '.join(part)} with the {allocator_name} allocator failed")
     return json.loads(child.stdout)
 
 

@@ -1,6 +1,6 @@
 """What bfloat16 costs on a CPU: PSNR on Y in float32 and in bfloat16, and the time of each, over data roots.
 
-  python scripts/bench_bf16.py weights/DLGSANet_Tiny_x2.safetensors datasets/Set5 datasets/Set14
+  python scripts/benchmark_bf16.py weights/DLGSANet_Tiny_x2.safetensors datasets/Set5 datasets/Set14
 
 A data root holds HR/NAME.png and LR_bicubic/X2/NAMEx2.png (docs/data.md). Images are enlarged alternately in each
 precision; times are sums over the images and mean something with nothing else running.
