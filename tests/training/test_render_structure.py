@@ -49,5 +49,5 @@ def test_it_is_a_second_data_root_with_a_share(workplace, monkeypatch):
     train["dataroot_lq"] = ["train/X2", "datasets/Structure/LR_bicubic/X2"]
     train |= {"shares": [0.5, 0.5], "batch_size_per_gpu": 3}
     workplace.options["train"]["total_iter"] = 2
-    assert "6 images" in workplace.train()
+    assert "6 samples" in workplace.train()
     assert workplace.weights(2)
