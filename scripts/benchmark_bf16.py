@@ -2,8 +2,8 @@
 
   python scripts/benchmark_bf16.py weights/DLGSANet_Tiny_x2.safetensors datasets/Set5 datasets/Set14
 
-A data root holds HR/NAME.png and LR_bicubic/X2/NAMEx2.png (docs/data.md). Images are enlarged alternately in each
-precision; times are sums over the images and mean something with nothing else running.
+A data root holds HR/NAME.png and LR_bicubic/X2/NAMEx2.png (docs/data.md). Each image is enlarged in one precision, then
+in the other. Times are sums over the images; they are valid only if nothing else is running.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Batches a second of our training data set, and of BasicSR's `PairedImageDataset` from PNG sub-images.
+"""Batches per second of our training data set and of BasicSR's `PairedImageDataset` from PNG sub-images.
 
 python scripts/benchmark_loader.py --workers 0 1 2
 """

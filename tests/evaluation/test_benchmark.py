@@ -130,7 +130,7 @@ def test_what_fails_is_named_and_the_rest_is_done(place, capsys):
     assert all(scored.count((name, m)) == count for name, count in expected for m in ("bicubic", "A"))
 
 
-def test_any_network_of_basicsr_stands_beside(place, option_file):
+def test_any_network_of_basicsr_is_compared(place, option_file):
     options = yaml.safe_load(option_file.read_text())
     network = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
     options |= {"name": "EDSR", "network_g": network, "path": {"pretrain_network_g": None}}
@@ -155,7 +155,7 @@ def test_swinir_is_padded_as_basicsr_pads_it(place, option_file):
     assert ("mean", "A") in image_scores()
 
 
-def test_the_papers_figures_stand_below_a_published_size(place, capsys):
+def test_the_papers_figures_are_shown_below_a_published_size(place, capsys):
     from dlgsanet.archs.sizes import size_options
 
     options = size_options("Tiny", 2)
@@ -216,7 +216,7 @@ def test_self_ensemble_is_the_mean_of_the_eight_orientations(tmp_path, size):
     torch.testing.assert_close(ensemble(x), torch.stack(turned).mean(0).float(), rtol=0, atol=1e-6)
 
 
-def test_self_ensemble_is_a_method_beside_the_plain_one(place):
+def test_self_ensemble_is_a_method_of_its_own(place):
     assert benchmark("A.pth", "--self-ensemble") == 0
     scores = image_scores()
     assert scores["mean", "A+"] != scores["mean", "A"]

@@ -1,4 +1,4 @@
-"""The linear start: the network is its filter, the filter is better than bicubic, and what else it must not change."""
+"""The linear start: the network equals its filter, and the filter is better than bicubic interpolation."""
 
 import pytest
 import torch

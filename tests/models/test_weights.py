@@ -1,4 +1,4 @@
-"""Loading published checkpoints into a network, and what is said of those that do not fit."""
+"""Loading published checkpoints into a network, and the messages for those that do not fit."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_missing_and_foreign_weights_are_named(tmp_path):
         load_weights(network(), tmp_path / "net.pth")
 
 
-def test_without_strict_what_fits_is_loaded_and_the_rest_told(tmp_path, caplog):
+def test_without_strict_what_fits_is_loaded_and_the_rest_is_reported(tmp_path, caplog):
     source, target, untouched = network(upscale=4, seed=1), network(seed=2), network(seed=2)
     torch.save({"params": source.state_dict()}, tmp_path / "x4.pth")
     load_weights(target, tmp_path / "x4.pth", strict=False)

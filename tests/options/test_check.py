@@ -1,4 +1,4 @@
-"""What BasicSR accepts but a run cannot do, and what no option can be: found before work begins, a line each."""
+"""Options that BasicSR accepts but a run cannot use, and impossible values: one line for each, before work begins."""
 
 import pytest
 import yaml
@@ -55,7 +55,7 @@ NO_NUMBERS = (".nan", ".inf", "-.inf", "1.0e+400", "9" * 400, "9" * 5000, "[]", 
 
 @pytest.mark.parametrize("text", NO_NUMBERS, ids=lambda text: text[:10])
 @pytest.mark.parametrize(("section", "key"), [("train", "ema_decay"), ("train", "total_iter"), ("network_g", "dim")])
-def test_what_is_no_number(options, section, key, text):
+def test_values_that_are_not_numbers(options, section, key, text):
     options[section][key] = "PIECE"
     with open("file.yml", "w") as file:
         file.write(yaml.safe_dump(options).replace("PIECE", text))
@@ -66,7 +66,7 @@ def test_what_is_no_number(options, section, key, text):
 
 @pytest.mark.parametrize("value", [[], {}, None, 1, True, "L1loss", "x" * 5000])
 @pytest.mark.parametrize("where", [("network_g",), ("train", "optim_g"), ("train", "pixel_opt"), ("datasets", "train")])
-def test_a_type_that_names_nothing(options, where, value):
+def test_unknown_types(options, where, value):
     section = options
     for key in where:
         section = section[key]
@@ -75,7 +75,7 @@ def test_a_type_that_names_nothing(options, where, value):
 
 
 @pytest.mark.parametrize("template", ["{", "}", "{}{}", "{0.__class__}", "{:>99999999}", "{!r}", "x2", "", "a/{}"])
-def test_a_template_that_is_none(options, template):
+def test_templates_without_a_place_for_the_name(options, template):
     options["datasets"]["train"]["filename_tmpl"] = template
     assert "datasets.train.filename_tmpl" in fault(options)
 
@@ -103,7 +103,7 @@ def test_dates_are_text(options):
     ],
     ids=["deep", "open", "itself", "laughs", "merged laughs", "many keys", "keys", "long", "list as key", "surrogate"],
 )
-def test_files_made_to_hurt_are_refused_in_a_line_at_once(tmp_path, text):
+def test_malicious_files_are_refused_quickly_in_one_line(tmp_path, text):
     import time
 
     path = tmp_path / "file.yml"

@@ -1,4 +1,4 @@
-"""Mutated option files: whatever is in them, reading ends in options or in a UserError, and soon."""
+"""Mutated option files: reading one quickly gives options or a UserError, whatever it contains."""
 
 import os
 import random

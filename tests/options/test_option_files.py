@@ -1,4 +1,4 @@
-"""The option files that the repository offers: right, runnable, and alike in all they do not mean to differ in."""
+"""The option files of the repository are correct and runnable, and differ only where they are meant to differ."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def test_a_network_is_built_and_trained_for_a_step(path):
 
 
 def expected(path) -> dict:
-    """What a file must say that the others need not, from its name."""
+    """Options that follow from the name of a file."""
     name = SISR.fullmatch(path.stem).groupdict()
     scale = int(name["scale"])
     dim, groups, blocks = (int(n) for n in re.findall(r"\d+", CODES[name["size"]]))
@@ -169,7 +169,7 @@ def test_a_file_differs_only_in_what_it_means_to_differ_in(path):
 
 
 @pytest.mark.parametrize("path", TRAIN, ids=lambda path: path.stem)
-def test_a_training_fits_itself(path):
+def test_schedule_and_length_of_a_training_file_agree(path):
     options = load_yaml(path)
     train = options["train"]
     if train["scheduler"]["type"] == "CosineAnnealingLR":

@@ -1,4 +1,4 @@
-"""Option files as users write them: every fault named at once, with what is allowed and the nearest name."""
+"""Option files as users write them: one message lists every fault, the allowed values and the nearest name."""
 
 import pytest
 import yaml
