@@ -1,6 +1,6 @@
 """Exact and tiled upscaling of a big photograph: time, peak memory, and how far tiles are from exact.
 
-python scripts/benchmark_upscale.py --weights Tiny --size 1920x1080 --ways exact 1024 512 [--photo FILE] [--markdown FILE]
+python scripts/benchmark_upscale.py --weights Tiny --size 1920x1080 --ways exact 1024 512 [--photo FILE]
 
 Without --photo, scikit-image's photographs are laid side by side until the size is filled. Every way runs in a process
 of its own; the peak is of resident memory. PSNR is over all pixels and channels, against exact. The step at tile

@@ -42,18 +42,16 @@ def read_options(
     Returns:
         The options with every default of `dlgsanet.options.table` filled in, and with what BasicSR's classes expect:
         `rank`, `world_size`, `dist`, `manual_seed`, `num_gpu` (no more than there are), `phase` and `scale` of every
-        data set, and the run's folders under the working folder in `path`. `import` includes `imports`, files with
-        absolute paths. Data sets of a test file that are not there are left out; `absent` has a line for each of them.
+        data set, and the run's folders under the working folder in `path`. Data sets of a test file that are not there
+        are left out; `absent` has a line for each of them.
 
     Raises:
         UserError: the file cannot be read, or has faults, all of which are named, a line each.
     """
     options = load_options(path, changes)
-    imported = import_all([*imports, *names_in(options.get("import"))], near=Path(path).parent)
+    import_all([*imports, *names_in(options.get("import"))], near=Path(path).parent)
     check_options(options, is_train, path)
     options = (TRAINING_FILE if is_train else TEST_FILE).completed(options)
-    if imported:
-        options["import"] = imported
     if datasets is not None:
         _choose(options, datasets)
     _expand_paths(options, data_root, path, is_train)

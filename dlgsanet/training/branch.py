@@ -62,8 +62,6 @@ class Branch:
             "total_iter": newest.iteration + self.iterations,
             "scheduler": {"type": "WSD", "decay_iter": self.iterations},
         }
-        if "import" in run:
-            branch["import"] = run["import"]  # the branch's file is in another folder
         branch["path"].pop("resume_state", None)  # its own folder has the checkpoint
         check_options(branch, True, f"{self.file['path']} with --decay-now")
         text = f"# The last {self.iterations} iterations of {run['name']}, from iteration {newest.iteration}.\n"
