@@ -63,11 +63,13 @@ def start_server() -> None:
     """Start the process that workers are forked from; it imports the packages while this one continues.
 
     It never sees signals of `FOR_THE_MAIN_PROCESS`, nor do the workers: those are blocked from its first instant.
+    The same holds for multiprocessing's resource tracker, which by itself ignores all of them but SIGUSR1.
     """
     forkserver.set_forkserver_preload(PRELOADED)
-    resource_tracker.ensure_running()  # unblocks signals at its end
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_MAIN_PROCESS)
     try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_MAIN_PROCESS)  # the line before has unblocked two of them
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -106,6 +106,29 @@ def test_signal_to_all_processes_lets_the_workers_go_on_until_the_run_has_saved(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_signal_to_all_processes_of_a_run_with_a_resource_tracker_of_its_own(endless, number):
+    endless.options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    (endless.folder / "options.yml").write_text(yaml.safe_dump(endless.options))
+    # Not a `Start`: those share the tracker of the tests, which is in another group.
+    with (
+        (endless.folder / "said.txt").open("w+") as said,
+        subprocess.Popen(
+            TRAIN, cwd=endless.folder, env=ENVIRONMENT, stdout=said, stderr=said, start_new_session=True
+        ) as process,
+    ):
+        while " 3/" not in (endless.folder / "said.txt").read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, number)
+        assert process.wait() == 75
+        said.seek(0)
+        text = said.read()
+    assert signal.Signals(number).name in text
+    assert "Traceback" not in text
+    assert "resource_tracker" not in text
+
+
 def test_samples_that_do_not_fit_together():
     samples = SeededSamples([{"lq": torch.rand(3, 4, 4)}, {"lq": torch.rand(3, 5, 4)}], seed=0)
     batches = endless_loader(samples, LOADING, SampleStream(2, 2, seed=0), workers=0)
