@@ -33,6 +33,14 @@ class ArgumentError(UserError):
         return f"--{self.argument.replace('_', '-')}: {self.problem}"
 
 
+def missing_package(error: ImportError) -> UserError:
+    """The error for a package of the installation that cannot be imported."""
+    name = (error.name or "").partition(".")[0] or "NAME"
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(f"the package {name} is not installed; pip install {name}")
+    return UserError(f"the package {name} cannot be imported ({error}); pip install --force-reinstall {name}")
+
+
 @contextmanager
 def faults_of(where: str) -> Iterator[None]:
     """Turn errors of PyTorch's or BasicSR's classes about their arguments into a UserError that names the options."""

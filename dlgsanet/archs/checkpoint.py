@@ -31,7 +31,7 @@ from torch import Tensor
 
 from dlgsanet.archs.detect import SHALLOW, contradictions, published_options
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, missing_package
 from dlgsanet.files import printable, write_whole, written_aside
 
 FORMATS = (".pth", ".safetensors")
@@ -88,6 +88,8 @@ def read_checkpoint(path: Path | str, key: str | None = None) -> Checkpoint:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         held = f": it holds {found[1]}; save the state dict of the network alone" if found else ""
         raise UserError(f"{path}: refused, it is damaged or would run code when unpickled{held}") from None
+    except ImportError as error:
+        raise missing_package(error) from error
     # A damaged file makes the readers raise exceptions of any kind.
     except Exception as error:
         raise UserError(f"{path}: damaged or not a checkpoint ({_first_line(error)})") from None

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, missing_package
 from dlgsanet.pictures.bounds import MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.picture import Picture
@@ -251,6 +251,8 @@ def _named(path: Path, content: bytes | None = None) -> Iterator[None]:
         with _named(path):
             beginning = _beginning(path) if content is None else content[:256]
         raise UnreadableImageError(f"{path}: {_what_it_is(beginning)}") from None
+    except ModuleNotFoundError as error:
+        raise missing_package(error) from error
     # Decoders raise almost anything on damaged files: OSError, SyntaxError, ValueError, struct.error...
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import resource
+import sys
 import time
 import zipfile
 
@@ -233,6 +234,14 @@ def test_bad_files_are_refused_in_one_line(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
         assert message in str(caught.value), f"{name}: {caught.value}"
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_package_is_not_called_a_damaged_file(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "a.safetensors", DLGSANet(**SMALL).state_dict())
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(UserError, match="pip install safetensors") as caught:
+        read_checkpoint(tmp_path / "a.safetensors")
+    assert "damaged" not in str(caught.value)
 
 
 def test_a_missing_file_and_a_folder(tmp_path):
