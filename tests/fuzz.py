@@ -1,4 +1,4 @@
-"""Read damaged files until the time is up: what the fuzz drivers of pictures, LMDB data bases and checkpoints share.
+"""Read damaged files until the time is up: what the fuzz drivers of pictures, LMDB databases and checkpoints share.
 
 A driver is a module with ``main(seed, seconds)``, run as a process of its own: `python -m DRIVER FIRST_SEED SECONDS`.
 """

@@ -52,8 +52,9 @@ class DLGSANet(nn.Module):
         dim: feature channels C, a multiple of `idynamic_num_heads` and `restormer_num_heads`.
         groups: residual groups (RHDTG).
         blocks: blocks (HDTB) in a group.
-        buildblock_type: `sparseedge`: MHDLSA then SparseGSA, the paper's network; `edge`: MHDLSA then the same
-            attention with softmax (MDTA); `idynamic`: MHDLSA alone; `restormer`: MDTA alone.
+        buildblock_type: `sparseedge`: MHDLSA then SparseGSA; `edge`: MHDLSA then the same attention with softmax
+            (MDTA); `idynamic`: MHDLSA alone; `restormer`: MDTA alone. The default is the published code's; the
+            paper's network is `sparseedge`.
         window_size: side of MHDLSA's filters, odd.
         idynamic_num_heads: channels that share a filter. Despite its published name, it is not a number of heads.
         idynamic_ffn_type: `GDFN` or `BaseFFN`, after MHDLSA.

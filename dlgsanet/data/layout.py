@@ -2,7 +2,7 @@
 
 - `ROOT/HR/0001.png`: the originals, as PNG, pixels untouched;
 - `ROOT/LR_bicubic/X4/0001x4.png`: cropped to a multiple of 4 and shrunk by MATLAB's rule;
-- `ROOT/HR.lmdb`, `ROOT/LR_bicubic_X4.lmdb`: the same images as LMDB data bases, if `dlgsanet data lmdb` made them.
+- `ROOT/HR.lmdb`, `ROOT/LR_bicubic_X4.lmdb`: the same images as LMDB databases, if `dlgsanet data lmdb` made them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ def lr_path(root: Path, stem: str, scale: int) -> Path:
 
 
 def hr_lmdb(root: Path, sub: bool = False) -> Path:
-    """The LMDB data base of the originals, or of the sub-images cut from them."""
+    """The LMDB database of the originals, or of the sub-images cut from them."""
     return root / f"HR{'_sub' if sub else ''}.lmdb"
 
 

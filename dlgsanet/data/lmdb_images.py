@@ -1,7 +1,7 @@
-"""Reading the images of an LMDB data base as BasicSR lays it out: `data.mdb`, and `meta_info.txt` with the keys.
+"""Reading the images of an LMDB database as BasicSR lays it out: `data.mdb`, and `meta_info.txt` with the keys.
 
 The file is read here, not by the package `lmdb`: that maps the file into memory and trusts it, so that a truncated or
-damaged data base kills the process (SIGBUS, SIGSEGV). It also must not be opened twice in a process, nor used after a
+damaged database kills the process (SIGBUS, SIGSEGV). It also must not be opened twice in a process, nor used after a
 fork. The format is that of LMDB 0.9 on 64-bit machines: http://www.lmdb.tech/doc, `mdb.c`, structs MDB_meta, MDB_page
 and MDB_node.
 """
@@ -37,7 +37,7 @@ def lmdb_images(root: Path, option: str) -> dict[str, Source]:
     """The images by key, in the order of `meta_info.txt`.
 
     Raises:
-        UserError: `root` is not such a data base, it is damaged, or it lacks a key that its `meta_info.txt` names; the
+        UserError: `root` is not such a database, it is damaged, or it lacks a key that its `meta_info.txt` names; the
             message names `option`.
     """
     lines = meta_info_lines(root / "meta_info.txt", option)
@@ -47,7 +47,7 @@ def lmdb_images(root: Path, option: str) -> dict[str, Source]:
             values = dict(_values(opened, file.stat().st_size))
     except (OSError, _DamagedError, struct.error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{option}: {file} is not a whole LMDB data base: {reason}; make it again") from None
+        raise UserError(f"{option}: {file} is not a whole LMDB database: {reason}; make it again") from None
     images = {}
     for key in (line.split(".")[0] for line in lines):
         if key.encode() not in values:

@@ -68,7 +68,7 @@ def find_pairs(opt: Mapping[str, Any]) -> list[Pair]:
 
     Args:
         opt: the data set's section of an option file. `dataroot_gt` and `dataroot_lq` are folders, or, with
-            `io_backend: {type: lmdb}`, LMDB data bases. `filename_tmpl` is the LQ image's name for a GT image's,
+            `io_backend: {type: lmdb}`, LMDB databases. `filename_tmpl` is the LQ image's name for a GT image's,
             without extension: `'{}x4'` pairs `0001.png` with `0001x4.*`. `meta_info_file` names the GT images to use,
             one per line.
 
@@ -85,7 +85,7 @@ def find_pairs(opt: Mapping[str, Any]) -> list[Pair]:
 
 
 def find_pairs_in(root: Path, scale: int) -> list[Pair]:
-    """The pairs of a data root as `dlgsanet data` lays it out: its folders, or else its LMDB data bases.
+    """The pairs of a data root as `dlgsanet data` lays it out: its folders, or else its LMDB databases.
 
     Raises:
         UserError: as `find_pairs`; the message begins with `root`.

@@ -1,4 +1,4 @@
-"""What BasicSR reads besides folders: meta-info files and LMDB data bases."""
+"""What BasicSR reads besides folders: meta-info files and LMDB databases."""
 
 from pathlib import Path
 
@@ -40,10 +40,10 @@ def _fits_meta_info(name: str) -> bool:
 
 
 def write_lmdb(folder: Path, target: Path, suffix: str = "", workers: int | None = None) -> int:
-    """Write the images of a folder as the LMDB data base that BasicSR's `io_backend: lmdb` reads; returns how many.
+    """Write the images of a folder as the LMDB database that BasicSR's `io_backend: lmdb` reads; returns how many.
 
     Args:
-        target: the folder of the data base; its name ends in `.lmdb`.
+        target: the folder of the database; its name ends in `.lmdb`.
         suffix: taken off the names of the images to make their keys, which must be the same for HR and LR (`x4`).
 
     Raises:
@@ -59,7 +59,7 @@ def write_lmdb(folder: Path, target: Path, suffix: str = "", workers: int | None
 
 
 def _fill(base_folder: Path, paths: list[Path], suffix: str, title: str, workers: int | None) -> list[str]:
-    """Put the images into a new data base; returns the lines of its meta-info file."""
+    """Put the images into a new database; returns the lines of its meta-info file."""
     import lmdb
 
     def put(path: Path) -> str:

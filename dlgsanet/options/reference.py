@@ -21,7 +21,7 @@ Every option of training and test files. This page, the JSON schemas in `options
 one table, `dlgsanet/options/table.py`; `python -m dlgsanet.options.reference` writes the page and the schemas again.
 
 The first line of each option file names its schema: editors with a YAML language server complete and check the file.
-`~` is an empty value. An option whose default column is empty may be left out; the meaning says what happens then.
+`~` is an empty value. Empty default: optional; see the last column.
 
 `network_g`, `optim_g`, `scheduler`, losses and metrics are sections with a `type`: the name of a class, ours,
 PyTorch's, BasicSR's or another plugin's. Their other options are the arguments of that class.

@@ -45,7 +45,13 @@ _CHANNELS: Kind = Maybe(ListOf(Number()))
 _LQ = (
     Option("name", FileName(), REQUIRED, "What logs, tables and folders call the data set."),
     Option("type", Text(), REQUIRED, "Class of the data set, ours, BasicSR's or another plugin's."),
-    Option("dataroot_lq", PathName(), REQUIRED, "Folder (or LMDB) of the low-quality images."),
+    Option(
+        "dataroot_lq",
+        PathName(),
+        REQUIRED,
+        "Folder (or LMDB) of the low-quality images. Path, or list of paths in training sets of type "
+        "CachedPairedImageDataset.",
+    ),
     Option("io_backend", _IO_BACKEND, {}, "How the images are stored."),
     Option(
         "mean",
@@ -62,7 +68,13 @@ _LQ = (
     ),
 )
 _PAIRS = (
-    Option("dataroot_gt", PathName(), REQUIRED, "Folder (or LMDB) of the originals (ground truth)."),
+    Option(
+        "dataroot_gt",
+        PathName(),
+        REQUIRED,
+        "Folder (or LMDB) of the originals (ground truth). Path, or list of paths in training sets of type "
+        "CachedPairedImageDataset.",
+    ),
     Option(
         "filename_tmpl",
         Template(),
@@ -80,7 +92,12 @@ _LOADER = (
     Option("batch_size_per_gpu", Whole(1), REQUIRED, "Crops per batch of each rank."),
     Option("num_worker_per_gpu", Whole(0, 512), REQUIRED, "Processes that load data, per rank; 0 loads in the rank."),
     Option("use_shuffle", Flag(), True, "Draw a new order in each epoch."),
-    Option("dataset_enlarge_ratio", Whole(1), 1, "Repeats the data set within an epoch."),
+    Option(
+        "dataset_enlarge_ratio",
+        Whole(1),
+        1,
+        "Repeats the data set within an epoch. In CachedPairedImageDataset `patches_per_image` takes its place.",
+    ),
     Option("pin_memory", Flag(), False, "Load into page-locked memory, which a GPU copies faster."),
     Option("num_prefetch_queue", Whole(1, 1024), 2, "Batches that each worker loads ahead."),
     Option("prefetch_mode", Maybe(OneOf(("cpu", "cuda"))), None, "Accepted from published files, without effect."),
@@ -305,7 +322,7 @@ DIST = Section(
     (
         Option("backend", OneOf(("nccl", "gloo")), Unset("nccl on GPUs, else gloo"), "How ranks communicate."),
         Option("port", Whole(1, 65535), Unset("from the job's number"), "Port of the first rank, under slurm."),
-        Option("timeout", Number(1, 1e6), 600, "Seconds after which a rank that does not answer is given up."),
+        Option("timeout", Number(1, 10**6), 600, "Seconds after which a rank that does not answer is given up."),
     )
 )
 _GPUS = Either((OneOf(("auto",)), Whole(0)))

@@ -1,4 +1,4 @@
-"""Writing pictures: what each format holds, and how."""
+"""Encoding pictures: what each format holds, and how. `files.write_whole` writes the bytes to a file."""
 
 import io
 import struct

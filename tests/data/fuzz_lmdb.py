@@ -1,4 +1,4 @@
-"""Read damaged LMDB data bases until the time is up: `python -m tests.data.fuzz_lmdb FIRST_SEED SECONDS`."""
+"""Read damaged LMDB databases until the time is up: `python -m tests.data.fuzz_lmdb FIRST_SEED SECONDS`."""
 
 import random
 import struct

@@ -1,4 +1,4 @@
-"""LMDB data bases that are damaged: one line, and the process lives on."""
+"""LMDB databases that are damaged: one line, and the process lives on."""
 
 import random
 import shutil

@@ -1,4 +1,4 @@
-"""Sub-images, LMDB data bases and meta-info files, as BasicSR's own data set reads them."""
+"""Sub-images, LMDB databases and meta-info files, as BasicSR's own data set reads them."""
 
 import os
 import resource
