@@ -80,10 +80,12 @@ def _layers() -> Iterator[str]:
     from dlgsanet.ops import dispatch
     from dlgsanet.ops.records import OPERATIONS
 
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+    gpu = torch.cuda.is_available()
+    for device in ("cpu", "cuda") if gpu else ("cpu",):
         x = torch.zeros(1, 12, 8, 8, device=device)
         for record, training in _calls(device):
             *refused, (taken, _) = dispatch.explain(record, x, training)
+            refused = [(name, reason) for name, reason in refused if gpu or name != "cuda"]
             operation = f"{OPERATIONS[type(record)]}, {'training' if training else 'inference'}"
             yield f"{operation} on {device}, float32: {taken}{dispatch.because(refused)}"
 

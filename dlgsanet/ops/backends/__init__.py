@@ -18,7 +18,7 @@ from dlgsanet.ops.records import (
     Record,
 )
 
-NO_LAYER = "it has no such layer"
+NO_LAYER = "this backend does not have this layer"
 
 L = TypeVar("L")
 
