@@ -1,6 +1,7 @@
 """Find weights by name: the files that come with the package, or those in the `weights/` folder of a checkout."""
 
 import re
+from numbers import Integral, Real
 from pathlib import Path
 
 from dlgsanet.errors import ArgumentError
@@ -27,8 +28,12 @@ def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, o
         outscale: without `scale`, the smallest scale from this up is chosen, or else the largest that exists.
 
     Raises:
-        ArgumentError: no such file or name; the message lists the names that exist.
+        ArgumentError: no such file or name (the message lists the names that exist), or a scale that is not a number.
     """
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Integral)):
+        raise ArgumentError("scale", f"{scale!r} is not a whole number")
+    if isinstance(outscale, bool) or not isinstance(outscale, Real):
+        raise ArgumentError("outscale", f"{outscale!r} is not a number")
     path = Path(weights)
     if path.suffix in (".pth", ".safetensors") or path.is_file():
         if not path.is_file():

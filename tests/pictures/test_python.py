@@ -52,6 +52,9 @@ def test_shipped_weights_are_found_by_name_and_scale(tmp_path, monkeypatch):
         weights.find_weights("Huge")
     with pytest.raises(UserError, match="'Tiny' at x3"):
         weights.find_weights("Tiny", 3)
+    for name, value in (("scale", "2"), ("scale", 2.5), ("scale", True), ("outscale", "2")):
+        with pytest.raises(UserError, match=rf"^{name}: .* is not a "):
+            weights.find_weights("Tiny", **{name: value})
     with pytest.raises(UserError, match=r"no file .*none\.pth"):
         weights.find_weights(tmp_path / "none.pth")
 
