@@ -4,6 +4,7 @@ another rule, images that are there twice, and images that are also in another r
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -64,8 +65,8 @@ def check_root(root: Path, workers: int | None = None) -> tuple[list[Picture], l
 
 def summary(root: Path, pictures: Sequence[Picture]) -> Iterable[str]:
     """What a root holds and how bicubic upscaling scores on it, line by line."""
-    sizes = sorted(picture.size for picture in pictures)
-    extent = f"{sizes[0][1]}x{sizes[0][0]} to {sizes[-1][1]}x{sizes[-1][0]}"
+    sizes = sorted(picture.size for picture in pictures if picture.digest)
+    extent = f"{sizes[0][1]}x{sizes[0][0]} to {sizes[-1][1]}x{sizes[-1][0]}" if sizes else "none of them readable"
     yield f"{root}: {len(pictures)} originals, {extent}"
     for scale in scales_of(root):
         scores = np.array([picture.scores[scale] for picture in pictures if scale in picture.scores])
@@ -111,14 +112,15 @@ def _check_original(path: Path, root: Path, scales: Sequence[int]) -> Picture:
 
 def _examine(path: Path, picture: Picture) -> np.ndarray | None:
     """The image, or None if it cannot be used. Faults and notes about the file are added to `picture`."""
+    # Pillow does not open every TIFF; what is wrong with a file is for `read_image` to say.
+    with suppress(UnreadableImageError), opened(path) as header:
+        held = "JPEG" if header.format == "MPO" else header.format  # a camera's JPEG with a preview behind it
+        if Image.registered_extensions().get(path.suffix.lower()) != held:
+            picture.faults.append(f"{path}: holds {held}, its name says otherwise")
+        if header.mode not in ("L", "RGB"):
+            kind = {"P": "a palette", "1": "black and white"}.get(header.mode, f"{header.mode} pixels")
+            picture.notes.append(f"{path}: has {kind}")
     try:
-        with opened(path) as header:
-            held = "JPEG" if header.format == "MPO" else header.format  # a camera's JPEG with a preview behind it
-            if Image.registered_extensions().get(path.suffix.lower()) != held:
-                picture.faults.append(f"{path}: holds {held}, its name says otherwise")
-            if header.mode not in ("L", "RGB"):
-                kind = {"P": "a palette", "1": "black and white"}.get(header.mode, f"{header.mode} pixels")
-                picture.notes.append(f"{path}: has {kind}")
         image = read_image(path)
     except UnreadableImageError as error:
         picture.faults.append(str(error))

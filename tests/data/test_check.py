@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from skimage import data as photographs
 
@@ -61,6 +62,22 @@ def test_all_faults_are_listed_at_once(root, capsys):
         "HR/coffee.png and",
     ):
         assert fault in printed
+
+
+def test_what_is_wrong_with_a_picture_is_said_as_the_reader_says_it(tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "float.tif", np.zeros((9, 9), np.float32))
+    tifffile.imwrite(
+        tmp_path / "bands.tif", np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig="contig"
+    )
+    with pytest.raises(UserError, match="faults: 2"):
+        check(tmp_path)
+    out, err = capsys.readouterr()
+    assert "0x0" not in out
+    for path in tmp_path.iterdir():
+        with pytest.raises(UserError) as caught:
+            read_image(path)
+        assert str(caught.value) in err
+    assert "not an image" not in err
 
 
 def test_an_lr_image_by_another_rule_is_found(root, capsys):
