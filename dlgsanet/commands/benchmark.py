@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     if failures:
-        raise UserError(f"{len(failures)} parts of the benchmark failed, see above; the rest is done")
+        parts = "1 part" if len(failures) == 1 else f"{len(failures)} parts"
+        raise UserError(f"{parts} of the benchmark failed, see above; the rest is done")
     return 0
 
 

@@ -24,14 +24,15 @@ class Outcome:
 
     root: Path
     images: int
-    megapixels: float
+    pixels: int
     written: int
     found: int
     skipped: list[str]
 
     def __str__(self) -> str:
+        extent = f"{self.pixels / 1e6:.1f} Mpixel" if self.pixels >= 100_000 else f"{self.pixels:,} pixels"
         return (
-            f"{self.root}: {self.images} images of {self.megapixels:.1f} Mpixel; {self.written} files written, "
+            f"{self.root}: {self.images} images of {extent}; {self.written} files written, "
             f"{self.found} were there, {len(self.skipped)} images skipped"
         )
 
@@ -79,7 +80,7 @@ def lay_out(originals: Mapping[str, Source], root: Path, scales: Sequence[int], 
     return Outcome(
         root,
         images=len(results),
-        megapixels=sum(pixels for _, pixels in results) / 1e6,
+        pixels=sum(pixels for _, pixels in results),
         written=written,
         found=len(results) * (1 + len(scales)) - written,
         skipped=skipped,

@@ -88,7 +88,8 @@ def _change(options: dict[str, Any], change: str) -> None:
         raise UserError(f"{change}: write KEY:KEY=VALUE, e.g. train:ema_decay=0.99")
     for key in sections:
         if not isinstance(options.get(key), dict):
-            raise UserError(f"{change}: the option file has no section {key}")
+            sections_there = [name for name, value in options.items() if isinstance(value, dict)]
+            raise UserError(f"{change}: {unknown('section', key, sections_there)}")
         options = options[key]
     options[last] = parse_value(value, change)
 

@@ -53,7 +53,7 @@ def assert_whole(root: Path, originals: Path) -> None:
 def test_folder(originals, tmp_path, capsys):
     prepare("folder", originals, "--name", "Photos", "--root", tmp_path)
     assert_whole(tmp_path / "Photos", originals)
-    assert "3 images of 0.1 Mpixel; 12 files written, 0 were there, 0 images skipped" in capsys.readouterr().out
+    assert "3 images of 91,050 pixels; 12 files written, 0 were there, 0 images skipped" in capsys.readouterr().out
 
 
 def test_again_does_only_what_is_missing(originals, tmp_path, capsys):

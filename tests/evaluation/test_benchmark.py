@@ -128,6 +128,8 @@ def test_what_fails_is_named_and_the_rest_is_done(place, capsys):
         scored = [(row["data set"], row["method"]) for row in csv.DictReader(file) if row["image"] != "mean"]
     expected = [("Photos", 3), ("Broken", 2)]
     assert all(scored.count((name, m)) == count for name, count in expected for m in ("bicubic", "A"))
+    assert main(["benchmark", *arguments, "--data", "datasets/Photos"]) == 2
+    assert "1 part of the benchmark failed" in capsys.readouterr().err
 
 
 def test_any_network_of_basicsr_is_compared(place, option_file):

@@ -213,7 +213,8 @@ def test_force_yml_takes_them_in_lists_and_leaves_text_alone(options):
     ("assignment", "expected"),
     [
         ("train:ema_dcay=0.9", "train: unknown option 'ema_dcay'; did you mean ema_decay?"),
-        ("trian:ema_decay=0.9", "the option file has no section trian"),
+        ("trian:ema_decay=0.9", "unknown section 'trian'; did you mean train? Choose from datasets, "),
+        ("datasets:test:name=a", "datasets:test:name=a: unknown section 'test'; choose from train"),
         ("train:ema_decay", "write KEY:KEY=VALUE"),
         ("train:total_iter=__import__('os').getpid()", "is not a whole number"),
     ],
