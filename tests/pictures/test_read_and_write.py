@@ -1,6 +1,7 @@
 """Reading and writing: what a picture has is kept."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
 
+from dlgsanet.errors import UserError
 from dlgsanet.pictures.picture import Picture
 from dlgsanet.pictures.reading import read_picture
 from dlgsanet.pictures.writing import encode
@@ -46,6 +48,13 @@ def test_lossless_formats_give_back_what_was_written(photo, extension):
         assert back.color.dtype == picture.color.dtype, name
         assert np.array_equal(back.pixels, picture.pixels), name
         assert back.icc_profile == (None if extension == ".bmp" else picture.icc_profile), name
+
+
+def test_missing_package_is_not_called_a_damaged_picture(photo, monkeypatch):
+    content = encode(Picture(photo), ".png")
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    with pytest.raises(UserError, match="pip install imagecodecs"):
+        read_picture(NAME, content)
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".webp"])
