@@ -17,17 +17,21 @@ setup-test: setup .venv/.ready-test
 	  || { echo "Python 3.10 or later is needed: make PYTHON=python3.12" >&2; exit 2; }
 	test -x $(bin)/python || $(PYTHON) -m venv .venv
 	$(pip) 'setuptools>=77,<81' wheel
-	$(bin)/python -c 'import torch, importlib.metadata as m; m.version("torchvision")' 2>/dev/null || $(pip) $(TORCH)
+	@$(bin)/python -c 'import torch, importlib.metadata as m; m.version("torchvision")' 2>/dev/null \
+	  || { echo "downloading torch"; $(pip) $(TORCH); }
+	@echo "installing BasicSR and the other packages"
 	PIP_QUIET=1 $(bin)/python scripts/install_basicsr.py
 	$(pip) --no-build-isolation --editable '.[figures]'
 	@touch $@
 
 .venv/.ready-test: .venv/.ready
+	@echo "installing the packages for tests"
 	$(pip) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 # The libraries of a checkout follow its sources; without a compiler the network runs on PyTorch alone.
 .venv/.native: .venv/.ready $(wildcard dlgsanet/ops/backends/native/*.cpp dlgsanet/ops/backends/native/*.h dlgsanet/ops/backends/native/build.py)
+	@echo "compiling the layers"
 	@$(bin)/python dlgsanet/ops/backends/native/build.py || true
 	@touch $@
 
