@@ -83,7 +83,7 @@ def test_worker_that_is_killed_and_workers_of_a_killed_run(endless):
     line = last_line(started.end(2))
     assert "killed" in line
     started = endless.start("--auto_resume")
-    started.wait_for(" 4/")
+    started.wait_for("  l_pix ")  # it continues from an iteration that the machine's speed decides
     assert workers_of(started.process.pid)
     os.kill(started.process.pid, signal.SIGKILL)  # and nobody else
     started.end(-signal.SIGKILL)
