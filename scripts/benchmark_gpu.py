@@ -1,4 +1,4 @@
-"""Time and memory of the dynamic convolution and of whole networks on an NVIDIA GPU, beside other ways to compute them.
+"""Time and memory of the dynamic convolution and of whole networks on an NVIDIA GPU, next to other implementations.
 
 python scripts/benchmark_gpu.py tiny        the layer that Tiny and Light share, in every way
 python scripts/benchmark_gpu.py large       the layer of Large
@@ -8,9 +8,9 @@ python scripts/benchmark_gpu.py graphs      a training step of Tiny by torch.com
 
 Every part prints a Markdown table, and how long it took: each is meant to take less than 8 minutes. Times are medians
 by CUDA events, in milliseconds, with the caches emptied before each run: of layers the GPU's own time, of networks with
-what waiting for the CPU adds. Memory is the most that was in use, in MB. Figures stand beside those of the kernel as
-published, in the same run, and beside the project's goals where there is one. A row that cannot be measured says so,
-and the others go on; the exit code is then 1.
+what waiting for the CPU adds. Memory is the most that was in use, in MB. Figures are shown next to those of the
+published kernel in the same run, and next to the project's goals. A row that cannot be measured says so, and the others
+go on; the exit code is then 1.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def set_tf32(on: bool) -> None:
 
 @contextlib.contextmanager
 def or_a_word(row: list[str], columns: int, seconds: int) -> Iterator[None]:
-    """Fill the row with why it could not be measured: memory, time or an error, which is told on stderr."""
+    """Fill the row with why it could not be measured: memory, time or an error, which is reported on stderr."""
 
     def too_long(*_):
         raise TimeoutError
