@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
-from dlgsanet.device import is_out_of_memory
+from dlgsanet.memory import is_out_of_memory
 from dlgsanet.ops import operators
 from dlgsanet.ops.backends import cuda, reference
 from dlgsanet.ops.backends.cuda import modules as cuda_modules

@@ -137,8 +137,8 @@ def options_of(name: str, folder: str, arguments: argparse.Namespace) -> dict[st
 def measure(name: str, folder: str, arguments: argparse.Namespace) -> str:
     """One row of the table."""
     from dlgsanet.training.loop import peak_memory
+    from dlgsanet.training.resume import Position
     from dlgsanet.training.run import batches_of, build_model, data_sets
-    from dlgsanet.training.state import Position
 
     options = options_of(name, folder, arguments)
     del options["datasets"]["val"]

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlgsanet.device import is_out_of_memory
 from dlgsanet.errors import UserError
+from dlgsanet.memory import is_out_of_memory
 
 
 @dataclass(frozen=True)

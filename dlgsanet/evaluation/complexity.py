@@ -19,10 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dlgsanet.archs.checkpoint import FORMATS, network_options, read_checkpoint
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
-from dlgsanet.device import describe, find_device, is_out_of_memory
+from dlgsanet.device import describe, find_device
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.networks import load_network_options, registered_network
 from dlgsanet.evaluation.tables import Table, terminal_width
+from dlgsanet.memory import is_out_of_memory
 from dlgsanet.progress import Counter
 
 HD = (1280, 720)  # width and height of the output at which the field states complexity

@@ -13,8 +13,8 @@ from torch import Tensor
 from dlgsanet.data.images import luma
 from dlgsanet.data.pairs import Pair
 from dlgsanet.data.resize import imresize
-from dlgsanet.device import is_out_of_memory
 from dlgsanet.errors import UserError
+from dlgsanet.memory import is_out_of_memory
 from dlgsanet.metrics import psnr, ssim
 
 Network = Callable[[Tensor], Tensor]  # [B, 3, H, W] in [0, 1] -> [B, 3, scale * H, scale * W]

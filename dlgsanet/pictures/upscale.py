@@ -12,13 +12,12 @@ from torch import Tensor
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import ArgumentError
-from dlgsanet.files import write_whole
 from dlgsanet.inference.loading import load_model
 from dlgsanet.inference.weights import DEFAULT_NAME
 from dlgsanet.pictures.picture import MOST, Picture
 from dlgsanet.pictures.reading import NOT_RGB, pixels_of, read_picture
-from dlgsanet.pictures.upscale_pixels import Progress, upscale_pixels
-from dlgsanet.pictures.writing import check_format, encode
+from dlgsanet.pictures.upscale_in_tiles import Progress, upscale_pixels
+from dlgsanet.pictures.writing import check_format, write_picture
 
 LARGEST_OVERSHOOT = 2.0  # of floating-point pixels that are still taken for a picture in [0, 1]
 
@@ -74,7 +73,7 @@ def upscale(
         target = Path(output)
         picture = read_picture(Path(image))
         check_format(str(target), target.suffix, result_size(network, picture, outscale), picture.alpha is not None)
-        write_whole(target, encode(work(picture), target.suffix))
+        write_picture(work(picture), target)
         return type(image)(target)  # type: ignore[call-arg]  # str or Path: both take a Path
     if output is not None:
         raise ValueError("upscale: output= belongs to a path; this picture is returned")

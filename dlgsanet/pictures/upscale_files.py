@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.device import is_out_of_memory
 from dlgsanet.errors import UserError
-from dlgsanet.files import write_whole
+from dlgsanet.memory import is_out_of_memory
 from dlgsanet.pictures.find_files import STREAM, Job
 from dlgsanet.pictures.picture import Picture
 from dlgsanet.pictures.reading import read_picture
 from dlgsanet.pictures.upscale import result_size, upscale_picture
-from dlgsanet.pictures.writing import check_format, encode
+from dlgsanet.pictures.writing import check_format, encode, write_picture
 from dlgsanet.progress import duration, progress_of
 
 EXTENSION_OF = {"JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}  # else .png
@@ -78,12 +77,11 @@ class FileUpscaler:
             result = upscale_picture(
                 self.network, picture, self.outscale, self.tile, self.self_ensemble, progress=progress
             )
-        content = encode(result, extension, self.quality)
         if job.target == STREAM:
-            sys.stdout.buffer.write(content)
+            sys.stdout.buffer.write(encode(result, extension, self.quality))
             sys.stdout.buffer.flush()
         else:
-            write_whole(job.target, content)
+            write_picture(result, job.target, self.quality)
         self.report(f"{counted}{line}, {duration(time.monotonic() - begun)}")
 
     def _extension(self, job: Job, picture: Picture) -> str:

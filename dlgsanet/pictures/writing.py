@@ -1,13 +1,15 @@
-"""Encoding pictures: what each format holds, and how. `files.write_whole` writes the bytes to a file."""
+"""Writing pictures to files: what each format holds, and how."""
 
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from dlgsanet.errors import UserError
+from dlgsanet.files import write_whole
 from dlgsanet.pictures.formats import WRITTEN
 from dlgsanet.pictures.picture import Picture
 
@@ -40,8 +42,17 @@ def check_format(name: str, extension: str, size: tuple[int, int], transparent: 
         raise UserError(f"{name}: has transparent pixels, which {file_format} cannot hold; use .png (--ext png)")
 
 
+def write_picture(picture: Picture, path: Path, quality: int = 95) -> None:
+    """Write a picture in the format of the path's extension; arguments as for `encode`.
+
+    Raises:
+        UserError: the file cannot be written; nothing is left half-written.
+    """
+    write_whole(path, encode(picture, path.suffix, quality))
+
+
 def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:
-    """A picture (uint8 or uint16) as a file. JPEG, WebP and BMP keep 8 bits a channel.
+    """The bytes of a picture (uint8 or uint16) as a file. JPEG, WebP and BMP keep 8 bits a channel.
 
     Args:
         picture: what to write; `check_format` has accepted it.

@@ -9,7 +9,7 @@ import numpy as np
 
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
-from dlgsanet.training.state import Position
+from dlgsanet.training.resume import Position
 
 OF_VALIDATION = ("metrics/", "pictures/")
 

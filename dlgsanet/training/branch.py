@@ -17,7 +17,7 @@ from dlgsanet.files import write_whole
 from dlgsanet.options.read import check_options, load_options, read_options
 from dlgsanet.training.checkpoints import Checkpoints
 from dlgsanet.training.conditions import with_schedule
-from dlgsanet.training.state import with_constant_rate
+from dlgsanet.training.resume import with_constant_rate
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dlgsanet.training.conditions import differences
-from dlgsanet.training.state import Position
+from dlgsanet.training.resume import Position
 from dlgsanet.training.validation import ValidationSet
 
 SWITCHES = ("compile", "channels_last", "deterministic")

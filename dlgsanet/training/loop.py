@@ -19,7 +19,7 @@ from dlgsanet.signals import StopSignals, exit_code, signal_name
 from dlgsanet.training.board import Board
 from dlgsanet.training.checkpoints import Checkpoints
 from dlgsanet.training.messages import Pace, ProgressLine, duration, progress_text
-from dlgsanet.training.state import Position, state_of, weights_of
+from dlgsanet.training.resume import Position, state_of, weights_of
 from dlgsanet.training.validation import BELOW_BICUBIC, StoppedError, ValidationSet
 
 logger = logging.getLogger("dlgsanet")

@@ -20,15 +20,15 @@ from dlgsanet.ownership import owned
 from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
 from dlgsanet.training.branch import Branch
-from dlgsanet.training.checkpoints import Checkpoint, Checkpoints, iteration_of
+from dlgsanet.training.checkpoints import Checkpoints
 from dlgsanet.training.conditions import conditions
 from dlgsanet.training.introduction import introduce
 from dlgsanet.training.loader import LoadingError, endless_loader, start_server
 from dlgsanet.training.loop import Loop
 from dlgsanet.training.messages import start_logging
 from dlgsanet.training.record import write_record
+from dlgsanet.training.resume import Position, checkpoint_to_resume, restore
 from dlgsanet.training.samples import SampleStream, SeededSamples
-from dlgsanet.training.state import Position, restore
 from dlgsanet.training.validation import ValidationSet, check_metrics
 
 
@@ -100,7 +100,7 @@ def _not_of_this_process(error: RuntimeError, options: dict[str, Any]) -> str | 
 def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     if options["datasets"]["train"]["num_worker_per_gpu"]:
         start_server()  # it imports while the data are checked
-    checkpoint = _checkpoint_to_resume(options, checkpoints)
+    checkpoint = checkpoint_to_resume(options, checkpoints)
     before = checkpoint.state.get("conditions", {}) if checkpoint else {}
     if options["seed_is_drawn"]:
         options["manual_seed"] = before.get("manual_seed", options["manual_seed"])
@@ -147,18 +147,6 @@ def _choose_kernels(deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
-
-
-def _checkpoint_to_resume(options: dict[str, Any], checkpoints: Checkpoints) -> Checkpoint | None:
-    if options["auto_resume"] and (newest := checkpoints.newest()):
-        return newest
-    if path := options["path"].get("resume_state"):
-        state = Path(path)
-        iteration = iteration_of(state)
-        if iteration is None:
-            raise UserError(f"path.resume_state: {path} is not named ITERATION.state")
-        return Checkpoints(state.parent.parent).read(iteration)
-    return None
 
 
 def _make_folders(options: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def test_a_backend_that_cannot_serve_is_named_with_its_reason():
     layer, x = GDFN(12).double(), X.double()
     with pytest.raises(ValueError, match=r"native .*float32"):
         ops.apply(layer.record(), x, backend="native")
-    with pytest.raises(ValueError, match="cuda .*gated_feed_forward"):
+    with pytest.raises(ValueError, match=r"cuda .*gated_feed_forward"):
         ops.apply(layer.record(), x, backend="cuda")
     with pytest.raises(ValueError, match="'metal'; choose from cuda, native, torch, composed, reference"):
         ops.apply(layer.record(), x, backend="metal")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dlgsanet import device
-from dlgsanet.device import find_device, free_memory, is_out_of_memory
+from dlgsanet import device, memory
+from dlgsanet.device import find_device
 from dlgsanet.errors import ArgumentError
-from dlgsanet.pictures import upscale_pixels as upscale_pixels_module
-from dlgsanet.pictures import upscale_whole
-from dlgsanet.pictures.upscale_pixels import upscale_pixels
+from dlgsanet.memory import free_memory, is_out_of_memory
+from dlgsanet.pictures import upscale_in_tiles, upscale_whole
+from dlgsanet.pictures.upscale_in_tiles import upscale_pixels
 from tests.conftest import REPOSITORY
 
 GIB = 2**30
@@ -64,7 +64,7 @@ def test_smaller_tiles_are_tried_after_any_out_of_memory_error(network, monkeypa
             raise error
         return upscale_whole.upscale_whole(network, image, tick)
 
-    monkeypatch.setattr(upscale_pixels_module, "upscale_whole", starved)
+    monkeypatch.setattr(upscale_in_tiles, "upscale_whole", starved)
     assert upscale_pixels(network, pixels).shape == (320, 440, 3)
 
 
@@ -110,16 +110,16 @@ def groups(root, limits, version, member, mounted="/"):
 def test_limits_of_control_groups(tmp_path, version, unlimited, limits, member, mounted, expected):
     limits = {path: (unlimited if most == "none" else most, *rest) for path, (most, *rest) in limits.items()}
     process = groups(tmp_path, limits, version, member, mounted)
-    assert list(device._free_in_control_groups(process)) == expected
+    assert list(memory._free_in_control_groups(process)) == expected
 
 
 def test_no_control_groups_at_all(tmp_path):
-    assert list(device._free_in_control_groups(tmp_path)) == []
+    assert list(memory._free_in_control_groups(tmp_path)) == []
 
 
 def test_free_memory_follows_the_limit_of_the_address_space():
     code = (
-        "import resource, torch; from dlgsanet.device import free_memory; "
+        "import resource, torch; from dlgsanet.memory import free_memory; "
         "before = free_memory(torch.device('cpu')); "
         "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); "
         "resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, -1)); "

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from dlgsanet.errors import UserError
 from dlgsanet.ops.windows import window_starts
-from dlgsanet.pictures import upscale_memory, upscale_whole
-from dlgsanet.pictures import upscale_pixels as upscale_pixels_module
-from dlgsanet.pictures.upscale_pixels import upscale_pixels
-from dlgsanet.pictures.upscale_tiles import spans
+from dlgsanet.pictures import tile_sizes, upscale_in_tiles, upscale_whole
+from dlgsanet.pictures.tile_layout import spans
+from dlgsanet.pictures.upscale_in_tiles import upscale_pixels
 from tests.small_network import small_network
 
 VARIANTS = {
@@ -92,7 +91,7 @@ def test_auto_goes_smaller_when_memory_runs_out(network, monkeypatch):
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         return upscale_whole.upscale_whole(network, image, tick)
 
-    monkeypatch.setattr(upscale_pixels_module, "upscale_whole", starved)
+    monkeypatch.setattr(upscale_in_tiles, "upscale_whole", starved)
     shares = []
     out = upscale_pixels(network, photo, "auto", progress=shares.append)
     assert out.shape == (320, 440, 3)
@@ -103,14 +102,14 @@ def test_auto_goes_smaller_when_memory_runs_out(network, monkeypatch):
 
 
 def test_auto_takes_exact_if_it_fits_and_else_the_largest_tile_that_does(network, monkeypatch):
-    monkeypatch.setattr(upscale_memory, "free_memory", lambda device: None)
-    assert next(upscale_memory.tile_sizes_to_try(network, 3000, 4000, "auto")) is None
+    monkeypatch.setattr(tile_sizes, "free_memory", lambda device: None)
+    assert next(tile_sizes.tile_sizes_to_try(network, 3000, 4000, "auto")) is None
     sides = []
     for free in (2**30, 2**31, 2**33):
-        monkeypatch.setattr(upscale_memory, "free_memory", lambda device, free=free: free)
-        side = next(upscale_memory.tile_sizes_to_try(network, 6000, 8000, "auto"))
+        monkeypatch.setattr(tile_sizes, "free_memory", lambda device, free=free: free)
+        side = next(tile_sizes.tile_sizes_to_try(network, 6000, 8000, "auto"))
         assert side is not None
-        assert upscale_memory.needed_memory(network, 6000, 8000, side) < free
+        assert tile_sizes.needed_memory(network, 6000, 8000, side) < free
         sides.append(side)
     assert sides == sorted(set(sides))
 
@@ -118,11 +117,11 @@ def test_auto_takes_exact_if_it_fits_and_else_the_largest_tile_that_does(network
 def test_tiles_stay_large_where_little_memory_is_free(monkeypatch):
     """A network of Tiny's width in 500 MB: what strips need follows the size of the tile."""
     monkeypatch.setenv("DLGSANET_BACKEND", "torch")
-    monkeypatch.setattr(upscale_memory, "free_memory", lambda device: 500 * 2**20)
+    monkeypatch.setattr(tile_sizes, "free_memory", lambda device: 500 * 2**20)
     network = small_network(dim=48, tlc_kernel=96)
-    side = next(upscale_memory.tile_sizes_to_try(network, 1000, 1500, "auto"))
+    side = next(tile_sizes.tile_sizes_to_try(network, 1000, 1500, "auto"))
     assert side >= 256
-    assert upscale_memory.needed_memory(network, 1000, 1500, side) < 400 * 2**20
+    assert tile_sizes.needed_memory(network, 1000, 1500, side) < 400 * 2**20
 
 
 def test_no_tiles_where_attention_spans_the_image():

@@ -1,4 +1,4 @@
-"""The state of a run, apart from its weights: how it is taken from a model and restored.
+"""Resuming a run: which checkpoint it continues from, and how its state is taken from a model and restored.
 
 Works with any BasicSR model: its networks are the attributes `net_*` (`net_g_ema` holds the averages of `net_g`).
 """
@@ -6,6 +6,7 @@ Works with any BasicSR model: its networks are the attributes `net_*` (`net_g_em
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 
 from dlgsanet.distributed import gather
 from dlgsanet.errors import UserError
-from dlgsanet.training.checkpoints import Checkpoint
+from dlgsanet.training.checkpoints import Checkpoint, Checkpoints, iteration_of
 
 AVERAGES = "_ema"
 BAD_STEPS = ("bad_steps", "bad_steps_in_row")
@@ -31,6 +32,23 @@ class Position:
     best: dict[str, Any] = field(default_factory=dict)  # value and iteration of the best validation
     seconds: float = 0.0  # spent so far, over all starts
     by_epoch: bool = False  # BasicSR saved it: this start began at the start of the epoch
+
+
+def checkpoint_to_resume(options: dict[str, Any], checkpoints: Checkpoints) -> Checkpoint | None:
+    """The checkpoint from which a run continues: its newest with `--auto-resume`, else that of `path.resume_state`.
+
+    Raises:
+        UserError: the file of `path.resume_state` is not a training state, or no checkpoint is whole.
+    """
+    if options["auto_resume"] and (newest := checkpoints.newest()):
+        return newest
+    if path := options["path"].get("resume_state"):
+        state = Path(path)
+        iteration = iteration_of(state)
+        if iteration is None:
+            raise UserError(f"path.resume_state: {path} is not named ITERATION.state")
+        return Checkpoints(state.parent.parent).read(iteration)
+    return None
 
 
 def weights_of(model: BaseModel) -> dict[str, dict[str, Any]]:

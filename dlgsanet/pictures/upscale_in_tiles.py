@@ -1,4 +1,4 @@
-"""Upscale one array of pixels: whole if memory allows it, else in tiles."""
+"""Upscale one array of pixels tile by tile. A single tile is the whole image, if memory allows it."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.device import is_out_of_memory, release_cached_memory
 from dlgsanet.errors import UserError
 from dlgsanet.inference.self_ensemble import self_ensemble as averaged
+from dlgsanet.memory import is_out_of_memory, release_cached_memory
 from dlgsanet.pictures.picture import MOST
-from dlgsanet.pictures.upscale_memory import tile_sizes_to_try
-from dlgsanet.pictures.upscale_tiles import tiles_of
+from dlgsanet.pictures.tile_layout import tiles_of
+from dlgsanet.pictures.tile_sizes import tile_sizes_to_try
 from dlgsanet.pictures.upscale_whole import steps, upscale_whole
 
 Progress = Callable[[float], None]

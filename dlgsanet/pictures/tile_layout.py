@@ -4,8 +4,6 @@ SparseGSA forms its matrices from whole TLC windows, which lie evenly over the w
 other windows, other matrices, and a visible border. Here a tile is a run of the whole image's windows. The rule that
 places windows gives it the same ones again, except at the end of an axis: the last step there is shorter, and the
 windows of the last tile may lie a few pixels off. Windows around the kept ones are the halo, which is cut off.
-
-The loop over the tiles is in `upscale_pixels.py`.
 """
 
 from dataclasses import dataclass
