@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from dlgsanet import __version__
 from dlgsanet.allocator import keep_freed_memory
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, unknown
 
 # name -> what it does; its arguments and `main` are in `dlgsanet.commands.NAME`.
 SUBCOMMANDS = {
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"dlgsanet {__version__}")
         return 0
     if argv[0] not in SUBCOMMANDS:
-        return _fail(f"unknown command {argv[0]!r}; choose from {', '.join(SUBCOMMANDS)}")
+        return _fail(unknown("command", argv[0], SUBCOMMANDS))
     return run(f"dlgsanet.commands.{argv[0]}:main", argv[1:])
 
 

@@ -1,7 +1,9 @@
-"""Errors that the user can fix."""
+"""Errors that the user can fix. Imports nothing heavy."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.error import URLError
 
 
@@ -31,6 +33,26 @@ class ArgumentError(UserError):
 
     def for_command(self) -> str:
         return f"--{self.argument.replace('_', '-')}: {self.problem}"
+
+
+def shown(value: Any) -> str:
+    """The value for a message: at most about 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
+
+
+def nearest(given: Any, names: Iterable[str]) -> str | None:
+    """The name that was probably meant."""
+    near = difflib.get_close_matches(given, list(names), 1) if isinstance(given, str) and len(given) <= 60 else []
+    return near[0] if near else None
+
+
+def unknown(what: str, given: Any, allowed: Iterable[Any]) -> str:
+    """The message for a wrong choice: `unknown X 'y'; did you mean a? Choose from a, b, c`."""
+    names = list(map(str, allowed))
+    near = nearest(given, names)
+    hint = f"did you mean {near}? Choose" if near else "choose"
+    return f"unknown {what} {shown(given)}; {hint} from {', '.join(names) or 'nothing'}"
 
 
 def missing_package(error: ImportError) -> UserError:

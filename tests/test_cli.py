@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dlgsanet.cli import SUBCOMMANDS
+from dlgsanet.cli import SUBCOMMANDS, main
 from tests.conftest import REPOSITORY
 
 
@@ -42,6 +42,51 @@ def test_an_unknown_command_is_one_line():
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "train" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["benchmrk"], "benchmark"),
+        (["data", "chekc"], "check"),
+        (["explain", "lamm"], "lam"),
+        (["upscale", "photo.png", "--weigths", "Tiny"], "--weights"),
+        (["benchmark", "a.pth", "--datta", "datasets/Set5"], "--data"),  # although --data is required
+        (["data", "div2k", "--rot", "folder"], "--root"),
+        (["train", "-opt", "a.yml", "--force_yaml", "scale=2"], "--force-yml"),
+        (["train", "-opt", "a.yml", "--launcher", "pytroch"], "pytorch"),
+    ],
+)
+def test_a_misspelt_word_gets_the_one_that_was_meant(words, meant, capsys):
+    assert code_of(words) == 2
+    message = capsys.readouterr().err
+    assert f"did you mean {meant}?" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["upscale", "photo.png", "--scale", "7"], "--scale"),
+        (["upscale", "photo.png", "--xyzzy"], "--xyzzy"),
+        (["complexity", "Tiny", "--runs", "-1"], "--runs"),
+        (["test", "-opt", "a.yml", "b.yml"], "b.yml"),
+        (["train"], "-opt"),
+        (["explain"], "COMMAND"),
+    ],
+)
+def test_wrong_arguments_are_one_line(words, named, capsys):
+    assert code_of(words) == 2
+    message = capsys.readouterr().err
+    assert named in message
+    assert message.count("\n") == 1
+
+
+def code_of(words):
+    try:
+        return main(words)
+    except SystemExit as stopped:
+        return stopped.code
 
 
 @pytest.mark.parametrize("script", ["train", "test"])

@@ -6,6 +6,7 @@ from typing import Any
 from dlgsanet.archs.feed_forward import FEED_FORWARDS
 from dlgsanet.archs.reconstruction import UPSAMPLERS
 from dlgsanet.archs.sparse_gsa import ACTIVATIONS
+from dlgsanet.errors import unknown
 
 BLOCK_TYPES = ("sparseedge", "edge", "idynamic", "restormer")
 
@@ -30,7 +31,7 @@ def check_network_options(options: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, words in CHOICES.items():
         if options[name] not in words:
-            problems.append(f"unknown {name} {options[name]!r}; choose from {', '.join(map(repr, words))}")
+            problems.append(unknown(name, options[name], words))
     for name, largest in _COUNTS.items():
         if not _is_number(options[name], int) or not 1 <= options[name] <= largest:
             problems.append(f"{name} is {options[name]!r}; it must be a whole number from 1 to {largest}")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.errors import unknown
 
 SIZES: dict[str, dict[str, int]] = {
     "Tiny": {"dim": 48, "groups": 3, "blocks": 3},
@@ -44,9 +45,9 @@ def size_options(size: str, scale: int) -> dict[str, Any]:
         ValueError: unknown size or scale.
     """
     if size not in SIZES:
-        raise ValueError(f"unknown size {size!r}; choose from {', '.join(SIZES)}")
+        raise ValueError(unknown("size", size, SIZES))
     if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}; choose from {', '.join(map(str, SCALES))}")
+        raise ValueError(unknown("scale", scale, SCALES))
     shared = {"buildblock_type": "sparseedge", "upsampler": "pixelshuffledirect", "upscale": scale}
     return SIZES[size] | shared | {"tlc_kernel": TLC_KERNELS[scale]}
 

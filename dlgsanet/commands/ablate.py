@@ -29,12 +29,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("results/ablation"), help="default: %(default)s")
     arguments = parser.parse_args(argv)
 
-    from dlgsanet.errors import ArgumentError
+    from dlgsanet.errors import ArgumentError, unknown
     from dlgsanet.evaluation.ablation import VARIANTS, ablate
 
     variants = list(dict.fromkeys(arguments.variants or VARIANTS))
-    if unknown := [name for name in variants if name not in VARIANTS]:
-        raise ArgumentError("variants", f"unknown variant {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
+    if wrong := [name for name in variants if name not in VARIANTS]:
+        raise ArgumentError("variants", unknown("variant", wrong[0], VARIANTS))
     seeds = list(dict.fromkeys(arguments.seeds))
     print(ablate(arguments.opt, variants, seeds, arguments.iterations, arguments.data_root, arguments.output))
     return 0

@@ -1,15 +1,47 @@
 """What the commands' arguments have in common."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import takewhile
+from typing import Any, NoReturn
+
+from dlgsanet.errors import nearest, unknown
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Flags are written with hyphens; the spelling with underscores, as BasicSR has it, works too."""
+    """A parser whose errors are one line, with the option or choice that was probably meant.
+
+    Flags are written with hyphens; the spelling with underscores, as BasicSR has it, works too.
+    """
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        return super().parse_known_args(None if args is None else [_with_hyphens(arg) for arg in args], namespace)
+        given = [_with_hyphens(arg) for arg in (sys.argv[1:] if args is None else args)]
+        if not self._subparsers:  # a subcommand has a parser of its own, which knows its options
+            for argument in takewhile(lambda argument: argument != "--", given):
+                self._check_option(argument.partition("=")[0])
+        known, rest = super().parse_known_args(given, namespace)
+        if rest:
+            self.error(f"unexpected argument {rest[0]!r}; {self.prog} --help lists the arguments")
+        return known, rest
+
+    def _check_option(self, flag: str) -> None:
+        """Refuse an unknown option before anything else, such as a required one that is missing, can be reported."""
+        options = self._option_string_actions
+        if flag.startswith("--") and not any(option.startswith(flag) for option in options):
+            near = nearest(flag, options)
+            hint = f"did you mean {near}?" if near else f"{self.prog} --help lists the options"
+            self.error(f"unknown option {flag!r}; {hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = "command" if isinstance(action, argparse._SubParsersAction) else action.dest
+            flag = f"{action.option_strings[0]}: " if action.option_strings else ""
+            raise argparse.ArgumentError(None, flag + unknown(what, value, action.choices))
+
+    def error(self, message: str) -> NoReturn:
+        hint = f"; {self.prog} --help lists them" if message.startswith("the following arguments are required") else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint}\n")
 
 
 def _with_hyphens(argument: str) -> str:

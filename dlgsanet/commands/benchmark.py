@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
-from dlgsanet.errors import ArgumentError, UserError
+from dlgsanet.errors import ArgumentError, UserError, unknown
 
 EXAMPLES = """examples:
   dlgsanet benchmark weights/*.safetensors --data datasets/Set5 datasets/Set14
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
 
     for name in arguments.metrics:
         if name not in METRICS:
-            raise ArgumentError("metrics", f"unknown metric {name!r}; choose from {', '.join(METRICS)}")
+            raise ArgumentError("metrics", unknown("metric", name, METRICS))
     imports = import_all(arguments.imports)
     failures: list[str] = []
     networks = []

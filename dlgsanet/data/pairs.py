@@ -16,7 +16,7 @@ from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
 from dlgsanet.data.lmdb_images import lmdb_images, meta_info_lines
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.data.sources import Source, file_source
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, unknown
 from dlgsanet.files import printable
 
 
@@ -78,7 +78,7 @@ def find_pairs(opt: Mapping[str, Any]) -> list[Pair]:
     gt_root, lq_root = _root(opt, "dataroot_gt"), _root(opt, "dataroot_lq")
     backend = (opt.get("io_backend") or {}).get("type", "disk")
     if backend not in ("disk", "lmdb"):
-        raise UserError(f"io_backend.type: unknown backend {backend!r}; choose from disk, lmdb")
+        raise UserError(f"io_backend.type: {unknown('backend', backend, ['disk', 'lmdb'])}")
     if backend == "lmdb":
         return _lmdb_pairs(gt_root, lq_root, opt.get("meta_info_file"))
     return _folder_pairs(gt_root, lq_root, opt.get("filename_tmpl") or "{}", opt.get("meta_info_file"))

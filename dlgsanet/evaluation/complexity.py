@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dlgsanet.archs.checkpoint import FORMATS, network_options, read_checkpoint
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.device import describe, find_device
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, unknown
 from dlgsanet.evaluation.networks import load_network_options, registered_network
 from dlgsanet.evaluation.tables import Table, terminal_width
 from dlgsanet.memory import is_out_of_memory
@@ -98,7 +98,7 @@ def _networks(name: str, scales: Sequence[int]) -> Iterator[tuple[str, int, Mapp
     """Name, scale and `network_g` options of a size at all scales, an option file or a weight file."""
     if name in SIZES:
         if unpublished := set(scales) - set(SCALES):
-            raise UserError(f"unknown scale {min(unpublished)} of {name}; choose from {', '.join(map(str, SCALES))}")
+            raise UserError(f"{name}: {unknown('scale', min(unpublished), SCALES)}")
         yield from ((name, scale, {"type": "DLGSANet", **size_options(name, scale)}) for scale in scales)
     elif Path(name).suffix in (".yml", ".yaml"):
         options = load_network_options(name)
@@ -107,9 +107,7 @@ def _networks(name: str, scales: Sequence[int]) -> Iterator[tuple[str, int, Mapp
         network = network_options(read_checkpoint(name))
         yield Path(name).stem, network["upscale"], {"type": "DLGSANet", **network}
     else:
-        raise UserError(
-            f"unknown network {name!r}; choose from {', '.join(SIZES)}, or give an option file (.yml) or a weight file"
-        )
+        raise UserError(f"{unknown('network', name, SIZES)}, or give an option file (.yml) or a weight file")
 
 
 def parameters(network: nn.Module) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dlgsanet.data.images import read_image
 from dlgsanet.data.pairs import find_pairs_in
-from dlgsanet.errors import ArgumentError, UserError
+from dlgsanet.errors import ArgumentError, UserError, unknown
 from dlgsanet.evaluation.benchmark import picture_path
 from dlgsanet.evaluation.crops import Crop
 from dlgsanet.evaluation.page import telling_crop
@@ -58,8 +58,8 @@ def read_panel(
         raise UserError(f"{results}/x{scale}.json: has no picture {image} of {dataset}")
     folder = data_root / dataset if data_root else Path(known.get("data", {}).get(dataset, f"datasets/{dataset}"))
     names = list(methods or rows)
-    if unknown := [name for name in names if name not in rows]:
-        raise ArgumentError("methods", f"unknown method {unknown[0]!r}; choose from {', '.join(rows)}")
+    if wrong := [name for name in names if name not in rows]:
+        raise ArgumentError("methods", unknown("method", wrong[0], rows))
     pair = next((pair for pair in find_pairs_in(folder, scale) if pair.name == image), None)
     if pair is None:
         raise UserError(f"{folder}: has no picture {image} any more")

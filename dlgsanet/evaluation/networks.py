@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dlgsanet.archs.checkpoint import contradicted_options, read_checkpoint
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, unknown
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.extensions import import_all, names_in
-from dlgsanet.options.kinds import unknown
 from dlgsanet.options.parse import load_yaml
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.portable import PortableDLGSANet
 from dlgsanet.archs.sparse_gsa import tlc_window
-from dlgsanet.errors import ArgumentError, UserError
+from dlgsanet.errors import ArgumentError, UserError, unknown
 from dlgsanet.files import write_whole
 
 OPSET = 18
@@ -56,7 +56,7 @@ def export(
     if path.suffix not in (".onnx", ".pt2"):
         raise ArgumentError("output", f"{path}: the name must end in .onnx or .pt2")
     if precision not in TOLERANCE:
-        raise ArgumentError("precision", f"unknown precision {precision!r}; choose from {', '.join(TOLERANCE)}")
+        raise ArgumentError("precision", unknown("precision", precision, TOLERANCE))
     if path.suffix == ".onnx":
         _require_packages()
     portable = PortableDLGSANet(deepcopy(network).half() if precision == "fp16" else network)

@@ -9,7 +9,7 @@ import torch
 from dlgsanet.archs.checkpoint import Checkpoint, build_network, network_options, read_checkpoint
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.device import find_device
-from dlgsanet.errors import ArgumentError
+from dlgsanet.errors import ArgumentError, unknown
 from dlgsanet.inference.weights import DEFAULT_NAME, find_weights
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,7 +39,7 @@ def load_model(
         UserError: weights that are missing, damaged or of another scale; an unknown device or precision.
     """
     if precision not in PRECISIONS:
-        raise ArgumentError("precision", f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+        raise ArgumentError("precision", unknown("precision", precision, PRECISIONS))
     network = build_network(load_checkpoint(weights, scale, outscale))
     return network.to(find_device(device), PRECISIONS[precision])
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, unknown
 from dlgsanet.ops.backends import NO_LAYER, Backend
 from dlgsanet.ops.records import OPERATIONS, Record
 
@@ -39,7 +39,7 @@ def candidates() -> list[str]:
     if not first:
         return names
     if first not in names:
-        raise UserError(f"DLGSANET_BACKEND: {_unknown(first)}")
+        raise UserError(f"DLGSANET_BACKEND: {unknown('backend', first, BACKENDS)}")
     return names[names.index(first) :]
 
 
@@ -88,14 +88,10 @@ def load(name: str) -> Backend:
 
 def _named(name: str, record: Record, x: Tensor, training: bool) -> Backend:
     if name not in BACKENDS:
-        raise ValueError(_unknown(name))
+        raise ValueError(unknown("backend", name, BACKENDS))
     if reason := load(name).refuses(record, x, training):
         raise ValueError(f"the {name} backend does not support this call of {OPERATIONS[type(record)]}: {reason}")
     return load(name)
-
-
-def _unknown(name: str) -> str:
-    return f"unknown backend {name!r}; choose from {', '.join(BACKENDS)}"
 
 
 @functools.cache

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from dlgsanet.options.kinds import ListOf, Number, inside, phase_of, shown, unknown
+from dlgsanet.errors import shown, unknown
+from dlgsanet.options.kinds import ListOf, Number, inside, phase_of
 from dlgsanet.options.table import LOSSES, OURS, TEST_FILE, TRAIN, TRAINING_FILE
 
 # What the models of BasicSR take.

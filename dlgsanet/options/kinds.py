@@ -4,7 +4,6 @@ A check takes where the value is in the file (`train.optim_g.lr`), the value, an
 yields one line per fault.
 """
 
-import difflib
 import inspect
 import math
 import re
@@ -12,6 +11,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from dlgsanet.errors import shown, unknown
 
 # The classes or functions of a registry (ARCH, LOSS, METRIC, MODEL, DATASET, OPTIMIZER, SCHEDULER) by name.
 Registries = Callable[[str], Mapping[str, Callable[..., Any]]]
@@ -37,20 +38,6 @@ class Kind:
 
     def __str__(self) -> str:
         raise NotImplementedError
-
-
-def shown(value: Any) -> str:
-    """The value for a message: at most about 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
-
-
-def unknown(what: str, given: Any, allowed: Iterable[Any]) -> str:
-    """The message for a wrong choice: `unknown X 'y'; did you mean a? Choose from a, b, c`."""
-    names = sorted(map(str, allowed))
-    near = difflib.get_close_matches(given, names, 1) if isinstance(given, str) and len(given) <= 60 else []
-    hint = f"did you mean {near[0]}? Choose" if near else "choose"
-    return f"unknown {what} {shown(given)}; {hint} from {', '.join(names) or 'nothing'}"
 
 
 @dataclass(frozen=True)

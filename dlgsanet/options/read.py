@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlgsanet.errors import ArgumentError, UserError
+from dlgsanet.errors import ArgumentError, UserError, unknown
 from dlgsanet.extensions import import_all, names_in
 from dlgsanet.options.check import faults_of_options
-from dlgsanet.options.kinds import phase_of, unknown
+from dlgsanet.options.kinds import phase_of
 from dlgsanet.options.parse import load_yaml, parse_value
 from dlgsanet.options.table import TEST_FILE, TRAINING_FILE
 

@@ -69,6 +69,8 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
         for source, _ in sources:
             _add(found, Job(source, output), "give -o another name")
         return found
+    if output.suffix.lower() in WRITTEN and not os.path.isdir(output):
+        raise UserError(f"-o: {output} is the name of a file, but {inputs[0]} is a folder; give a folder")
     if output.suffix.lower() in PICTURES + VIDEOS + OTHER_PICTURES and not os.path.isdir(output):
         raise UserError(f"-o: cannot write {output.suffix} files; use one of {', '.join(WRITTEN)}, or give a folder")
     _add_for_folder(found, dict.fromkeys(sources), output, extension, suffix)

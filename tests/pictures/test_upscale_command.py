@@ -129,6 +129,7 @@ def test_options_change_what_they_say(folder, weights, network, photo):
     ("arguments", "message"),
     [
         (["in/a.png", "in/sub/b.jpg", "-o", "one.png"], "one.png is one file, but there are 2 pictures"),
+        (["in", "-o", "one.png"], "one.png is the name of a file, but in is a folder"),
         (["in/a.png", "-o", "a.gif"], "cannot write .gif files"),
         (["in/a.png", "-o", "film.mp4"], "cannot write .mp4 files"),
         (["in", "-o", "in"], "its result would replace it"),
