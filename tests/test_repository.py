@@ -62,3 +62,11 @@ def test_the_checks_of_pull_requests_are_those_of_ci():
     hooks = (REPOSITORY / ".pre-commit-config.yaml").read_text()
     for command in re.findall(r"\$\(bin\)/(ruff \w+|mypy)", lint[1]):
         assert f".venv/bin/{command}" in hooks
+
+
+def test_a_long_step_of_make_shows_that_it_goes_on():
+    """It prints a line every BEAT seconds, keeps the exit code of the command, and ends with it."""
+    call = ["make", "--no-print-directory", "BEAT=1", "--eval=step: ; @$(call patiently,waiting,sleep 2.5; exit 3)"]
+    done = subprocess.run([*call, "step"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout.startswith("waiting\n  waiting: 1 s\n")
+    assert "Error 3" in done.stderr
