@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,11 +39,15 @@ _PROCESS = secrets.token_hex(4)  # not the process id: containers give the same 
 def written_aside(path: Path) -> Iterator[BinaryIO]:
     """A file, open for reading and writing. It gets the name `path` when the block ends without an exception.
 
-    The file's `name` is temporary until then. If the block raises, the file is deleted.
+    The file's `name` is temporary until then. If the block raises, the file is deleted. A symbolic link at `path`
+    stays, and what it points to is replaced.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full; nothing is left behind.
+        UserError: the folder cannot be written, the disk is full, or `path` is a folder, device or pipe; nothing is
+            left behind.
     """
+    with _errors_name(path):
+        path = _target(path)
     with _errors_name(path), _made(path.parent), _temporary_file(path.parent) as file:
         yield file
         file.flush()
@@ -84,6 +89,21 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
         file.writelines([content] if isinstance(content, bytes) else content)
 
 
+class _CheckedError(Exception):
+    """Ends the check of `check_can_write`."""
+
+
+def check_can_write(path: Path) -> None:
+    """Check before long work that `write_whole` can write a file of this name. Nothing is left behind.
+
+    Raises:
+        UserError: as `write_whole`, unless the disk becomes full later.
+    """
+    with suppress(_CheckedError), written_aside(path):
+        _target(path)  # in its folder, which may be new, its name may be too long
+        raise _CheckedError
+
+
 def sync_folder(folder: Path) -> None:
     """Write the names in a folder to disk, where the file system can do that, so that they survive a power failure."""
     with suppress(OSError):
@@ -97,6 +117,22 @@ def sync_folder(folder: Path) -> None:
 def printable(name: str | Path) -> str:
     """A file name with bytes that are not UTF-8 written as ``\\xe4``, so that it can be printed and stored."""
     return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _target(path: Path) -> Path:
+    """The file that is to be replaced: where symbolic links lead.
+
+    Raises:
+        OSError: the name is too long, or is that of something other than a file.
+    """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(mode):  # the file would take the place of a device or pipe
+            raise OSError(errno.EINVAL, "it is not a regular file")
+    return path
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from dlgsanet import files
 from dlgsanet.errors import UserError
-from dlgsanet.files import folder_written_aside, write_whole, written_aside
+from dlgsanet.files import check_can_write, folder_written_aside, write_whole, written_aside
 from tests.conftest import REPOSITORY
 
 # Writes a file again and again: the writer's letter, a million times.
@@ -153,3 +153,40 @@ def test_missing_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/inside"):
         write_whole(tmp_path / "file/inside", b"x")
+
+
+LONG = "n" * 256
+
+
+@pytest.mark.parametrize(
+    "name", ["file/inside", "folder", "pipe", "pipe_link", "loop", LONG, f"new/{LONG}", "a/" * 3000 + "x", "/dev/null"]
+)
+def test_name_that_cannot_be_written_is_found_before_the_work(tmp_path, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe_link").symlink_to("pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.rglob("*"))
+    for call in (check_can_write, lambda path: write_whole(path, b"x")):
+        with pytest.raises(UserError, match=name[:40]):
+            call(tmp_path / name)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check_of_a_name_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_bytes(b"former")
+    before = sorted(tmp_path.rglob("*"))
+    check_can_write(tmp_path / "file")
+    check_can_write(tmp_path / "new" / "folder" / "file")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_bytes() == b"former"
+
+
+def test_symbolic_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+    (tmp_path / "file").write_bytes(b"former")
+    for name, target in (("link", "file"), ("dangling", "new/file")):
+        (tmp_path / name).symlink_to(target)
+        write_whole(tmp_path / name, b"x")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / target).read_bytes() == b"x"

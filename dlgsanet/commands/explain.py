@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
+from dlgsanet.files import check_can_write
 
 EXAMPLES = """examples:
   dlgsanet explain lam weights/*_x4.safetensors edsr_x4.yml --image butterflyx4.png --at 120 88
@@ -15,6 +16,7 @@ EXAMPLES = """examples:
 
 def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
+    check_can_write(arguments.output)
     arguments.run(arguments)
     print(arguments.output)
     return 0

@@ -38,9 +38,11 @@ def main(argv: list[str]) -> int:
 
     from dlgsanet.errors import UserError
     from dlgsanet.evaluation.crops import Crop
-    from dlgsanet.evaluation.figure import read_panel, write_panels
-    from dlgsanet.files import printable
+    from dlgsanet.evaluation.figure import panel_files, read_panel, write_panels
+    from dlgsanet.files import check_can_write, printable
 
+    for path in panel_files(arguments.output):
+        check_can_write(path)
     scale, crop = arguments.scale, Crop(*arguments.crop) if arguments.crop else None
     if crop and (crop.side < 1 or any(v % scale for v in (crop.x, crop.y, crop.side))):
         raise UserError(f"--crop: {crop.x} {crop.y} {crop.side} must be multiples of the scale, {scale}")

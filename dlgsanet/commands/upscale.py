@@ -3,12 +3,14 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from dlgsanet.commands.arguments import ArgumentParser, whole_number
 from dlgsanet.errors import UserError
-from dlgsanet.pictures.find_files import STREAM, Found, find_files
+from dlgsanet.files import check_can_write
+from dlgsanet.pictures.find_files import STREAM, Found, Job, find_files
 from dlgsanet.pictures.formats import WRITTEN
 
 DESCRIPTION = """\
@@ -94,9 +96,10 @@ def main(argv: list[str]) -> int:
     extension = None if arguments.ext == "auto" else f".{arguments.ext}"
     found = find_files(inputs, arguments.output, extension, arguments.suffix)
     failures = found.faults
-    waiting = [job for job in found.jobs if arguments.overwrite or job.target == STREAM or not _exists(job.target)]
+    waiting = [job for job in found.jobs if arguments.overwrite or not os.path.isfile(job.target)]
     if skipped := len(found.jobs) - len(waiting):
         _say(f"{skipped} there already, skipped (--overwrite replaces them)")
+    waiting = list(_writable(waiting, failures))
     try:
         if waiting:
             from dlgsanet.inference.loading import load_model  # loads torch: not for --help or a misspelt option
@@ -123,8 +126,15 @@ def main(argv: list[str]) -> int:
     return 2 if failures else 0
 
 
-def _exists(path: Path) -> bool:
-    return os.path.exists(path)  # False, where Path.exists raises: a folder without access, too long a name
+def _writable(jobs: list[Job], faults: list[str]) -> Iterator[Job]:
+    """The jobs with results that can be written; a line for each of the others is added to `faults`."""
+    for job in jobs:
+        try:
+            if job.target != STREAM:
+                check_can_write(job.target)
+            yield job
+        except UserError as error:
+            faults.append(f"{job.name}: {error}")
 
 
 def _report_left_out(found: Found, suffix: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from dlgsanet.data.images import UnreadableImageError, list_images, opened, png_bytes, read_image
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.errors import UserError
-from dlgsanet.files import folder_written_aside, printable, write_whole
+from dlgsanet.files import check_can_write, folder_written_aside, printable, write_whole
 
 PAGE = 4096
 COMPRESS_LEVEL = 1  # as BasicSR's own script: files a little larger, written much faster
@@ -18,6 +18,7 @@ def write_meta_info(folder: Path, target: Path, workers: int | None = None) -> i
         UserError: no images, some cannot be read, a name that such a file cannot have, or `target` cannot be written.
             The message names the images.
     """
+    check_can_write(target)
     paths = list_images(folder, "FOLDER")
     # A meta-info file is text in UTF-8. Its lines begin with a name, which ends at the first space.
     if unfit := [printable(path.name) for path in paths if not _fits_meta_info(path.name)]:

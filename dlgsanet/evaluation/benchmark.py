@@ -30,7 +30,7 @@ from dlgsanet.evaluation.perceptual import PERCEPTUAL, perceptual_metric
 from dlgsanet.evaluation.rows import Row
 from dlgsanet.evaluation.scoring import Metric, Network, Picture, bicubic, score, standard_metrics, super_resolve
 from dlgsanet.extensions import import_all
-from dlgsanet.files import printable, write_whole
+from dlgsanet.files import check_can_write, printable, write_whole
 from dlgsanet.metrics import psnr, ssim
 from dlgsanet.progress import Counter
 
@@ -125,6 +125,9 @@ def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], se
         outcome.sizes[name] = len(pairs)
         outcome.folders[name] = folder.resolve()
         outcome.pairs[name] = _usable(pairs, scale, outcome.failures)
+    for entry in outcome.entries:
+        for dataset in outcome.pairs:
+            check_can_write(picture_path(settings.output, scale, entry.name, dataset, "image"))
     journal = Journal(settings.output / "journal.jsonl")
     try:
         _score(outcome, journal, settings)

@@ -66,7 +66,7 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
         network = {"type": "DLGSANet", **network_options(read_checkpoint(path))}
         options, scale, content = {"network_g": network}, network["upscale"], [path]
         name = printable(name or path.stem)
-    if Path(name).name != name or name == BICUBIC:
+    if Path(name).name != name or name in ("..", BICUBIC):
         raise UserError(f"{argument}: {name!r} cannot name a network: its pictures go to a folder of that name")
     size = size_of(network) if network["type"] == "DLGSANet" else None
     return Entry(

@@ -91,6 +91,11 @@ def _read_results(path: Path) -> Mapping[str, Any]:
     return known
 
 
+def panel_files(stem: Path) -> list[Path]:
+    """The files that `write_panels` writes."""
+    return [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
+
+
 def write_panels(panels: Sequence[Panel], stem: Path, width: float = 7.16) -> list[Path]:
     """Write `stem`.pdf and `stem`.png; `width` in inches is by default that of two columns of an IEEE page.
 
@@ -102,10 +107,9 @@ def write_panels(panels: Sequence[Panel], stem: Path, width: float = 7.16) -> li
     parts = page.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)
     for part, panel in zip(parts.ravel(), panels, strict=True):
         _draw(part, panel, width)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    for path in paths:
+    for path in panel_files(stem):
         write_figure(page, path, dpi=300)
-    return paths
+    return panel_files(stem)
 
 
 _CAPTION, _TITLE, _GAP = 0.27, 0.18, 0.06  # inches: two lines below a crop, one below the whole picture, between

@@ -21,7 +21,7 @@ class Journal:
         self._known: dict[str, Any] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # open for the object's life
+            self._file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  # open for the object's life
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from None
         self._file.seek(0)

@@ -17,7 +17,7 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.portable import PortableDLGSANet
 from dlgsanet.archs.sparse_gsa import tlc_window
 from dlgsanet.errors import ArgumentError, UserError, unknown
-from dlgsanet.files import write_whole
+from dlgsanet.files import check_can_write, write_whole
 
 OPSET = 18
 LARGEST_SIDE = 65536
@@ -50,13 +50,14 @@ def export(
         The largest difference from PyTorch over `checked_sizes`.
 
     Raises:
-        UserError: another extension, a missing package, or a result that differs from PyTorch's by more than 1e-4
-            (fp16: 5e-3). Nothing is written then.
+        UserError: another extension, a file that cannot be written, a missing package, or a result that differs from
+            PyTorch's by more than 1e-4 (fp16: 5e-3). Nothing is written then.
     """
     if path.suffix not in (".onnx", ".pt2"):
         raise ArgumentError("output", f"{path}: the name must end in .onnx or .pt2")
     if precision not in TOLERANCE:
         raise ArgumentError("precision", unknown("precision", precision, TOLERANCE))
+    check_can_write(path)
     if path.suffix == ".onnx":
         _require_packages()
     portable = PortableDLGSANet(deepcopy(network).half() if precision == "fp16" else network)

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import tifffile
 from PIL import Image
-from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, SAMPLEFORMAT
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, SAMPLEFORMAT
 
-from dlgsanet.pictures.bounds import MAX_PIXELS, excess
+from dlgsanet.pictures.bounds import MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans, jpeg_size
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 
@@ -22,6 +22,17 @@ _KINDS = {
     SAMPLEFORMAT.COMPLEXINT: "complex numbers", SAMPLEFORMAT.COMPLEXIEEEFP: "complex numbers",
 }  # fmt: skip
 _JPEG = (COMPRESSION.JPEG, COMPRESSION.ALT_JPEG)
+# The parts of a picture are compressed as streams that say nothing about their size, or as files that Pillow knows.
+_STREAMS = (
+    COMPRESSION.NONE, COMPRESSION.CCITTRLE, COMPRESSION.CCITTFAX3, COMPRESSION.CCITTFAX4, COMPRESSION.LZW,
+    COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE, COMPRESSION.PACKBITS, COMPRESSION.LZMA, COMPRESSION.ZSTD,
+    COMPRESSION.ZSTD_DEPRECATED,
+)  # fmt: skip
+_FILES: dict[int, str] = {
+    COMPRESSION.PNG: "PNG", COMPRESSION.WEBP: "WEBP", COMPRESSION.WEBP_DEPRECATED: "WEBP",
+    COMPRESSION.JPEG2000: "JPEG2000",
+}  # fmt: skip
+_ROUNDED = 32  # pixels that a part may have beyond its place: JPEG codes blocks of up to 32x32
 _INK_SET, _DNG_VERSION, _ORIENTATION = 332, 50706, 274
 _PREVIEW, _CMYK = 1, 1  # values of the tags NewSubfileType and InkSet
 
@@ -51,6 +62,8 @@ def decode_tiff(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarra
         profile = page.iccprofile if page.photometric != PHOTOMETRIC.SEPARATED else None
         if page.photometric == PHOTOMETRIC.YCBCR and page.compression not in _JPEG:
             return _by_libtiff(content, page), profile, 1  # Pillow turns it upright itself
+        if page.compression not in _STREAMS:
+            _refuse_parts(page, content)
         values = page.asarray(squeeze=False)[:, 0]  # [planes, H, W, samples of a plane]
         values = np.moveaxis(values[..., 0], 0, -1) if len(values) > 1 else values[0]
         return _pixels(page, values, extra), profile, orientation
@@ -88,6 +101,31 @@ def _refuse(file: tifffile.TiffFile, page: tifffile.TiffPage, file_bytes: int, m
     if kind == EXTRASAMPLE.UNSPECIFIED:
         raise ValueError("has a channel that is neither colour nor transparency; remove it")
     return kind
+
+
+def _refuse_parts(page: tifffile.TiffPage, content: bytes) -> None:
+    """Raise ValueError for strips or tiles that say that they are larger than the picture has room for."""
+    if page.compression not in (*_JPEG, *_FILES):
+        kind = getattr(page.compression, "name", page.compression)
+        raise ValueError(f"compressed as {kind}; save it again, with LZW or Deflate")
+    height, width = page.chunks[:2] if page.planarconfig == PLANARCONFIG.CONTIG else page.chunks[-2:]
+    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
+        part = content[offset : offset + length]
+        if not part:
+            continue
+        size = jpeg_size(part) if page.compression in _JPEG else _file_size(part, _FILES[page.compression])
+        if size is None or size[0] > width + _ROUNDED or size[1] > height + _ROUNDED:
+            raise ValueError("damaged; a strip or tile is not of the size that it should have")
+        if page.compression in _JPEG and has_too_many_scans(part):
+            raise ValueError(f"over {MAX_SCANS} scans; save it again")
+
+
+def _file_size(content: bytes, file_format: str) -> tuple[int, int] | None:
+    try:
+        with Image.open(io.BytesIO(content), formats=[file_format]) as image:
+            return image.size
+    except Exception:  # Pillow raises many kinds for damaged headers
+        return None
 
 
 def _has_second_page(file: tifffile.TiffFile) -> bool:

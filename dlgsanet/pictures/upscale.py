@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import ArgumentError
+from dlgsanet.files import check_can_write
 from dlgsanet.inference.loading import load_model
 from dlgsanet.inference.weights import DEFAULT_NAME
 from dlgsanet.pictures.picture import MOST, Picture
@@ -73,6 +74,7 @@ def upscale(
         target = Path(output)
         picture = read_picture(Path(image))
         check_format(str(target), target.suffix, result_size(network, picture, outscale), picture.alpha is not None)
+        check_can_write(target)
         write_picture(work(picture), target)
         return type(image)(target)  # type: ignore[call-arg]  # str or Path: both take a Path
     if output is not None:

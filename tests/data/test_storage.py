@@ -208,6 +208,12 @@ def test_meta_info_is_what_basicsr_reads(root, tmp_path):
     assert [Path(pair["gt_path"]).name for pair in pairs] == ["astronaut.png", "chelsea.png"]
 
 
+def test_meta_info_that_cannot_be_written_is_found_before_images_are_read(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlgsanet.data.storage.for_each", None)
+    with pytest.raises(UserError, match="HR/new"):
+        data("meta-info", root / "HR", next((root / "HR").iterdir()) / "HR/new")
+
+
 def test_meta_info_names_damaged_images(root, tmp_path):
     write_whole(root / "HR/coffee.png", (root / "HR/coffee.png").read_bytes()[:9000])
     with pytest.raises(UserError, match=r"cannot be read \(1\): .*coffee.png: .*truncated"):

@@ -132,6 +132,13 @@ def test_what_fails_is_named_and_the_rest_is_done(place, capsys):
     assert "1 part of the benchmark failed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "n" * 256])
+def test_name_that_no_folder_can_have_is_found_before_the_work(place, capsys, name):
+    assert main(["benchmark", f"{name}=A.pth", "--runs", "0", "-o", "new", "--data", "datasets/Photos"]) == 2
+    assert name in capsys.readouterr().err
+    assert not list(place.glob("new/**/*.png"))
+
+
 def test_any_network_of_basicsr_is_compared(place, option_file):
     options = yaml.safe_load(option_file.read_text())
     network = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}

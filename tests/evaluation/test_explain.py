@@ -105,6 +105,11 @@ def test_each_command_draws_its_picture(place, arguments):
     assert np.array(Image.open("out.png").convert("L")).std() > 10
 
 
+def test_output_that_cannot_be_written_is_found_before_the_image_is_read(place, capsys):
+    assert main(["explain", "kept", "A.pth", "--image", "none.png", "-o", "A.pth/out.png"]) == 2
+    assert "A.pth/out.png" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

@@ -63,10 +63,11 @@ def test_writes_pdf_and_png(finished):
         (["Photos/chelsea", "--crop", "40", "40", "40"], "--crop: does not lie within"),
         (["Photos/chelsea", "--crop", "1", "0", "16"], "must be multiples of the scale"),
         (["Photos/chelsea", "--results", "nowhere"], "run `dlgsanet benchmark` first"),
+        (["Photos/chelsea", "--results", "nowhere", "-o", "n" * 260], "nnn.pdf"),
     ],
 )
 def test_errors_name_the_argument(finished, arguments, named, capsys):
-    assert main(["figure", *arguments, "--scale", "2", "-o", "none"]) == 2
+    assert main(["figure", "--scale", "2", "-o", "none", *arguments]) == 2
     assert named in capsys.readouterr().err
     assert not list(finished.glob("none*"))
 

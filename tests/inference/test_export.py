@@ -134,6 +134,13 @@ def test_an_export_that_differs_is_not_written(network, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_output_that_cannot_be_written_is_found_before_the_network_is_traced(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "_trace", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/a\.pt2"):
+        export_module.export(network, tmp_path / "file/a.pt2")
+
+
 def test_weights_go_both_ways_unchanged(weights, tmp_path):
     steps = [weights, tmp_path / "b.pth", tmp_path / "c.safetensors"]
     for source, target in itertools.pairwise(steps):

@@ -45,6 +45,12 @@ def pictures() -> list[bytes]:
         (alpha, {"photometric": "rgb", "extrasamples": ["assocalpha"], "bigtiff": True}),
         (alpha, {"photometric": "separated"}),
         (deep[..., 0] >> 4, {"bitspersample": 12, "photometric": "miniswhite"}),
+        (photo, {"photometric": "rgb", "compression": "jpeg", "tile": (16, 16)}),
+        (photo, {"photometric": "rgb", "compression": "png"}),
+        (photo, {"photometric": "rgb", "compression": "webp", "tile": (16, 16)}),
+        (photo, {"photometric": "rgb", "compression": "jpeg2000"}),
+        (deep, {"photometric": "rgb", "compression": "lzma", "rowsperstrip": 5}),
+        (deep, {"photometric": "rgb", "compression": "zstd", "rowsperstrip": 5}),
     ]:
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, pixels, **options)

@@ -143,6 +143,31 @@ def test_what_is_not_read_is_named(photo, make, named, bits):
         read_picture(NAME, make(samples(photo, bits)))
 
 
+@pytest.mark.parametrize("tile", [None, (32, 48)])
+@pytest.mark.parametrize("compression", ["png", "jpeg2000", "webp", "lzma"])
+def test_strips_and_tiles_that_are_files(photo, compression, tile):
+    values = samples(photo, 8)[..., :3]
+    picture = read_picture(NAME, tiff(values, photometric="rgb", compression=compression, tile=tile))
+    assert np.array_equal(picture.color, values)
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "png", "jpeg2000", "webp", "jpegxl", "lerc"])
+def test_tile_that_claims_more_pixels_than_its_place_has_is_refused(photo, compression):
+    """Its decoder would allocate them all."""
+    small, large = (tiff(photo[:16, :side], photometric="rgb", compression=compression, tile=(16, side)) for side in
+                    (16, 80))  # fmt: skip
+    pages = [tifffile.TiffFile(io.BytesIO(content)).pages[0] for content in (small, large)]
+    (start,), (length,) = pages[1].dataoffsets, pages[1].databytecounts
+    entry, count = (pages[0].tags[name].valueoffset for name in ("TileOffsets", "TileByteCounts"))
+    forged = bytearray(small + large[start : start + length])
+    forged[entry : entry + 4], forged[count : count + 4] = (
+        len(small).to_bytes(4, "little"),
+        length.to_bytes(4, "little"),
+    )
+    with pytest.raises(UserError, match=r"size|compressed"):
+        read_picture(NAME, bytes(forged))
+
+
 def test_a_damaged_palette_is_named(photo):
     content = saved(Image.fromarray(photo).quantize(16), "TIFF")
     entry = content.index((320).to_bytes(2, "little") + (3).to_bytes(2, "little"))  # ColorMap, of shorts

@@ -283,6 +283,16 @@ def test_names_that_are_too_long(folder, weights, arguments, monkeypatch, capsys
     assert "Error:" not in last
 
 
+@pytest.mark.parametrize("output", ["in/notes.txt/a.png", f"{LONG}.png", "out"])
+def test_output_that_cannot_be_written_is_found_before_weights_are_read(folder, output, monkeypatch, capsys):
+    """Also where a folder has the name of a result, which is not a result that is there already."""
+    monkeypatch.chdir(folder)
+    (folder / "out/a.png").mkdir(parents=True)
+    assert run("none.pth", "in/a.png", "-o", output, *(["--dry-run"] if output == "out" else [])) == 2
+    assert output in (last := capsys.readouterr().err.splitlines()[-1])
+    assert "none.pth" not in last
+
+
 def in_shell(folder, weights, line, before="true"):
     """`dlgsanet upscale` as a shell runs it."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
