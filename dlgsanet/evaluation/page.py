@@ -47,10 +47,10 @@ def write_page(
         "sets": list(outcome.pairs),
         "paper": _paper_points(outcome),
         "published": [
-            {"name": f"{peer.name} (published)", "parameters": peer.parameters, "means": peer.means}
-            for peer in (peers(outcome.scale) if published else ())
+            {"name": f"{peer.name} (published)", **peer.cost, "means": peer.means}
+            for peer in (peers(outcome.scale, outcome.pairs) if published else ())
         ],
-        "sources": sources(outcome.scale),
+        "sources": sources(outcome.scale, outcome.pairs),
         "pictures": pictures,
         "quality": quality,
         "left out": sum(map(len, outcome.pairs.values())) - len(shown),

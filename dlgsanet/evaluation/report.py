@@ -51,9 +51,9 @@ def main_table(outcome: Outcome, metrics: tuple[str, ...], published: bool = Fal
         cells = [_cell(scores.get(name), metrics) + _share(outcome, name, entry.name) for name in outcome.pairs]
         lines.append([entry.name, *_cost_cells(outcome.costs.get(entry.name, {})), *cells])
         lines += _published_lines(entry, scores, list(outcome.pairs), metrics)
-    for peer in peers(outcome.scale) if published else ():
+    for peer in peers(outcome.scale, outcome.pairs) if published else ():
         cells = [_cell_of_paper(peer.means.get(name), metrics) for name in outcome.pairs]
-        lines.append([f"{peer.name} (published)", *_cost_cells({"parameters": peer.parameters}), *cells])
+        lines.append([f"{peer.name} (published)", *_cost_cells(peer.cost), *cells])
     header = ["method", "params [K]", "GMACs", "latency [ms]", "memory [MiB]", *outcome.pairs]
     return Table(header, lines)
 
@@ -107,7 +107,7 @@ def _notes(outcome: Outcome, metrics: tuple[str, ...], published: bool) -> str:
         parts.append("Parameters, multiply-accumulates, latency and memory at a 1280x720 output, batch 1.")
     parts += {f"Measured on {cost['device']}." for cost in outcome.costs.values() if "device" in cost}
     if published:
-        parts.append(f"Published figures: {sources(outcome.scale)}.")
+        parts.append(f"Published figures: {sources(outcome.scale, outcome.pairs)}.")
     return "\n".join(line for part in parts for line in textwrap.wrap(part, 100))
 
 

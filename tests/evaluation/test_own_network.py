@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from dlgsanet.cli import main
+from dlgsanet.evaluation.published import figures, peers
 from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import small_weights, write_set
 
@@ -127,8 +128,26 @@ def test_published_figures_of_others(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "38.00/0.9605" in out  # IMDN on Set5 at x2
     assert "arXiv 2108.10257" in " ".join(out.split())
+    assert "SAFMN" not in out  # its figures are of Urban100 alone
     page = (tmp_path / "out/x2.html").read_text()
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     imdn = next(method for method in data["published"] if method["name"].startswith("IMDN"))
     assert imdn["means"]["Set5"] == {"psnr": 38.0, "ssim": 0.9605}
-    assert imdn["parameters"] == 694_000
+    assert (imdn["parameters"], imdn["macs"]) == (694_000, 158.8e9)
+
+
+def test_every_published_row_is_within_the_range_of_its_kind_and_has_a_source():
+    """A typing error in `peers.csv` gives a figure that no network of this kind has."""
+    for scale in (2, 3, 4):
+        for peer in peers(scale, ["Set5", "Set14", "B100", "Urban100", "Manga109"]):
+            assert "arXiv" in peer.source or "github.com" in peer.source or "CVPR" in peer.source, peer
+            assert 100e3 < peer.cost.get("parameters", 1e6) < 2e6, peer
+            assert 1e9 < peer.cost.get("macs", 2e9) < 300e9, peer
+            assert peer.means
+            for dataset, scores in peer.means.items():
+                best = figures("Large", scale)[dataset]
+                assert best["psnr"] - 2.1 < scores["psnr"] < best["psnr"] + 0.2, (peer.name, dataset)
+                assert best["ssim"] - 0.05 < scores.get("ssim", best["ssim"]) < best["ssim"] + 0.002, (
+                    peer.name,
+                    dataset,
+                )
