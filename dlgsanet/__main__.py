@@ -1,7 +1,5 @@
 """`python -m dlgsanet`: the `dlgsanet` command."""
 
-import sys
+from dlgsanet.cli import entry
 
-from dlgsanet.cli import main
-
-sys.exit(main())
+entry()

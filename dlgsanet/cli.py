@@ -14,6 +14,7 @@ from contextlib import suppress
 from dlgsanet import __version__
 from dlgsanet.allocator import keep_freed_memory
 from dlgsanet.errors import UserError, unknown
+from dlgsanet.startup import leave
 
 # name -> what it does; its arguments and `main` are in `dlgsanet.commands.NAME`.
 SUBCOMMANDS = {
@@ -32,6 +33,10 @@ SUBCOMMANDS = {
 }
 
 
+# They only run a network: nothing has to be done when they end.
+LEAVE_AT_ONCE = ("upscale", "doctor")
+
+
 def usage() -> str:
     width = max(map(len, SUBCOMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in SUBCOMMANDS.items()]
@@ -46,6 +51,14 @@ def usage() -> str:
             "dlgsanet COMMAND --help shows the arguments of a command, dlgsanet --version the version.",
         ]
     )
+
+
+def entry() -> None:
+    """`main` as a process of its own."""
+    code = main()
+    if sys.argv[1:2] and sys.argv[1] in LEAVE_AT_ONCE:
+        leave(code)
+    sys.exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:

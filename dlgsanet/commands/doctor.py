@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dlgsanet import __version__
 from dlgsanet.commands.arguments import ArgumentParser
 from dlgsanet.packages import versions
+from dlgsanet.startup import quick_imports
 
 if TYPE_CHECKING:
     from dlgsanet.ops.records import Record
@@ -42,7 +43,8 @@ def _packages() -> Iterator[str]:
 
 
 def _processors() -> Iterator[str]:
-    import torch
+    with quick_imports():
+        import torch
 
     from dlgsanet.ops.backends.native.build import instruction_sets
     from dlgsanet.ops.backends.native.library import instruction_set, library_path

@@ -12,6 +12,7 @@ from dlgsanet.errors import UserError
 from dlgsanet.files import check_can_write
 from dlgsanet.pictures.find_files import STREAM, Found, Job, find_files
 from dlgsanet.pictures.formats import WRITTEN
+from dlgsanet.startup import quick_imports
 
 DESCRIPTION = """\
 Upscale pictures: PNG, JPEG, WebP, TIFF, BMP, AVIF, HEIC; 8 or 16 bits per
@@ -102,8 +103,9 @@ def main(argv: list[str]) -> int:
     waiting = list(_writable(waiting, failures))
     try:
         if waiting:
-            from dlgsanet.inference.loading import load_model  # loads torch: not for --help or a misspelt option
-            from dlgsanet.pictures.upscale_files import FileUpscaler
+            with quick_imports():
+                from dlgsanet.inference.loading import load_model  # loads torch: not for --help or a misspelt option
+                from dlgsanet.pictures.upscale_files import FileUpscaler
 
             a = arguments
             upscaler = FileUpscaler(

@@ -20,8 +20,8 @@ from dlgsanet.errors import UserError, missing_package
 from dlgsanet.pictures.bounds import MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.picture import Picture
-from dlgsanet.pictures.reading_tiff import TIFF_MAGIC, decode_tiff
 
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow; their colour profiles are not valid for RGB
 # MPO is what many phones call JPEG.
 READ_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF", "HEIF")
@@ -90,6 +90,10 @@ def read_picture(path: Path, content: bytes | None = None, max_pixels: int = MAX
         warnings.simplefilter("ignore")  # about harmless damage, in words that mean nothing to users
         if content[:4] in TIFF_MAGIC:
             with _named(path):
+                from dlgsanet.pictures.reading_tiff import (
+                    decode_tiff,
+                )  # loads tifffile: slow, and not for other formats
+
                 pixels, profile, orientation = decode_tiff(content, max_pixels)
             return _picture(pixels, profile, None, orientation, "TIFF")
         with opened(path, content) as image:

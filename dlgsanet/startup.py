@@ -1,0 +1,70 @@
+"""A short start and end of commands that only run a network: most of their time on a small picture is imports."""
+
+import atexit
+import gc
+import importlib
+import os
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# How PyTorch computes shapes while it traces a graph: a quarter of its import.
+_FOR_TRACING = "torch._meta_registrations"
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import torch and what needs it faster.
+
+    Garbage collections are left out, since imported modules stay. The part of PyTorch that only tracing uses
+    (torch.compile, export) is imported when it is used.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    deferred = None if "torch" in sys.modules else _defer(_FOR_TRACING)
+    try:
+        yield
+    finally:
+        if deferred and sys.modules.get(_FOR_TRACING) is deferred:
+            del sys.modules[_FOR_TRACING]  # the next import is the real one
+            sys.meta_path.insert(0, _BeforeTracing())
+        gc.freeze()
+        if collects:
+            gc.enable()
+
+
+class _BeforeTracing:
+    """Import `_FOR_TRACING` before torch._dynamo, which relies on it, as `import torch` would have done."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "torch._dynamo" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            importlib.import_module(_FOR_TRACING)
+
+
+def _defer(name: str) -> types.ModuleType:
+    """Put an empty module in place of `name`. The first access to anything in it imports the real one."""
+    placeholder = types.ModuleType(name)
+
+    def real_attribute(attribute: str) -> object:
+        if attribute.startswith("__"):  # the import system's own questions
+            raise AttributeError(attribute)
+        if sys.modules.get(name) is placeholder:
+            del sys.modules[name]
+        return getattr(importlib.import_module(name), attribute)
+
+    placeholder.__getattr__ = real_attribute  # type: ignore[method-assign]
+    sys.modules[name] = placeholder
+    return placeholder
+
+
+def leave(code: int) -> None:
+    """End the process as `sys.exit` does, without freeing what the system frees faster."""
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # closed, or the disk is full
+        code = code or 120  # as Python itself
+    os._exit(code)
