@@ -15,6 +15,8 @@ from dlgsanet.data.pixel_cache import decode_all
 from dlgsanet.errors import UserError
 from dlgsanet.options.table import CACHED_SET, CACHED_TRAINING_SET
 
+PAIRED_SETS = ("PairedImageDataset", "CachedPairedImageDataset")  # those with pairs that `pairs_by_root` finds
+
 
 class CachedPairedImageDataset(Dataset[Any]):
     """LQ and GT images in pairs, as BasicSR's `PairedImageDataset` gives them, fast enough to feed a GPU.

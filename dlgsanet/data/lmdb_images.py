@@ -52,7 +52,8 @@ def lmdb_images(root: Path, option: str) -> dict[str, Source]:
     for key in (line.split(".")[0] for line in lines):
         if key.encode() not in values:
             raise UserError(f"{option}: {root} has no image {key!r}, which its meta_info.txt names; make it again")
-        images[key] = Source(key, file, partial(_read, file, *values[key.encode()]))
+        start, length = values[key.encode()]
+        images[key] = Source(key, file, partial(_read, file, start, length), start=start, length=length)
     return images
 
 

@@ -35,12 +35,15 @@ class Source:
         file: the file that holds it.
         read: returns its bytes.
         alone: whether `file` holds this image and nothing else.
+        start, length: where in an LMDB database its bytes are.
     """
 
     name: str
     file: Path
     read: Callable[[], bytes] = field(compare=False, repr=False)
     alone: bool = False
+    start: int = 0
+    length: int = 0
 
 
 def file_source(path: Path) -> Source:

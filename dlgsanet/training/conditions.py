@@ -8,11 +8,15 @@ from typing import Any
 import torch
 
 import dlgsanet
+from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
+from dlgsanet.data.contents import fingerprint
+from dlgsanet.data.sources import Source, file_source
 
 # Options of the training data that do not change the samples: where they are read from, and how fast.
 _HOW_READ = {"name", "phase", "scale", "manual_seed", "num_worker_per_gpu", "num_prefetch_queue", "prefetch_mode"}
 _HOW_READ |= {"pin_memory", "cache_dir", "io_backend", "dataroot_gt", "dataroot_lq", "meta_info_file", "filename_tmpl"}
 _HOW_READ |= {"batch_size_per_gpu"}
+IMAGE_CONTENTS = "image contents"
 # Options of schedules that their saved state does not contain.
 _NOT_SAVED = (".milestones", ".decay_iter")
 
@@ -27,12 +31,13 @@ def conditions(options: dict[str, Any], train_set: Any, samples_of_iteration: in
     """
     data = {key: value for key, value in options["datasets"]["train"].items() if key not in _HOW_READ}
     train = {key: value for key, value in options["train"].items() if key != "total_iter"}
-    values = {
+    values: dict[str, Any] = {
         "manual_seed": options["manual_seed"],
         "model_type": options["model_type"],
         "scale": options["scale"],
         "images": len(train_set),
-        "image files": _fingerprint(train_set),
+        "image files": _names_and_sizes(train_set),
+        IMAGE_CONTENTS: _contents(options, train_set),
         "samples of an iteration": samples_of_iteration,
         "ranks": options["world_size"],
         "threads": torch.get_num_threads(),
@@ -58,6 +63,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str],
     saved = ("train.optim_", "train.scheduler.") if same_schedule else ("train.optim_",)
     for name in sorted(before.keys() | now.keys()):
         a, b = before.get(name), now.get(name)
+        if name == IMAGE_CONTENTS and a is None:  # the checkpoint is of a version that did not record it
+            continue
         if a != b and (a or b):  # an option that is not set is one that is off
             (kept if name.startswith(saved) and not name.endswith(_NOT_SAVED) else changed).append(
                 f"{name} was {a}, is {b}"
@@ -77,13 +84,28 @@ def _flat(where: str, value: Any) -> list[tuple[str, Any]]:
     return [(where, list(value) if isinstance(value, tuple) else value)]
 
 
-def _fingerprint(train_set: Any) -> str | None:
+def _contents(options: dict[str, Any], train_set: Any) -> str | None:
+    """None on ranks other than the first, which do not record anything."""
+    return fingerprint(_sources(options["datasets"]["train"], train_set)) if options["rank"] == 0 else None
+
+
+def _sources(opt: dict[str, Any], train_set: Any) -> list[Source]:
+    if opt["type"] in PAIRED_SETS:
+        return [source for part in pairs_by_root(opt) for pair in part for source in (pair.gt, pair.lq)]
+    return [file_source(path) for path in _paths(train_set) if path.is_file()]
+
+
+def _paths(train_set: Any) -> list[Path]:
+    entries = getattr(train_set, "paths", [])
+    return [Path(path) for entry in entries for path in (entry.values() if isinstance(entry, dict) else [entry])]
+
+
+def _names_and_sizes(train_set: Any) -> str | None:
     """Of the names and sizes of the image files, in their order, wherever their folder is; None: it has no `paths`."""
     if not hasattr(train_set, "paths"):
         return None
     digest = hashlib.sha256()
-    for entry in train_set.paths:
-        for path in map(Path, entry.values() if isinstance(entry, dict) else [entry]):
-            size = path.stat().st_size if path.is_file() else ""
-            digest.update(f"{path.name}|{size}\n".encode(errors="surrogateescape"))
+    for path in _paths(train_set):
+        size = path.stat().st_size if path.is_file() else ""
+        digest.update(f"{path.name}|{size}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

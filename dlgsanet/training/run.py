@@ -11,7 +11,7 @@ from basicsr.data import build_dataset
 from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 
 import dlgsanet.plugin  # noqa: F401  # registers what is ours
-from dlgsanet.data.cached_paired_dataset import pairs_by_root
+from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
 from dlgsanet.data.pairs import check_sizes
 from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError, faults_of
@@ -165,7 +165,7 @@ def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
     train_set, validation_sets = None, []
     for key, opt in options["datasets"].items():
         opt["manual_seed"] = options["manual_seed"]
-        if opt["type"] in ("PairedImageDataset", "CachedPairedImageDataset"):
+        if opt["type"] in PAIRED_SETS:
             _check_pairs(f"datasets.{key}", opt, {} if opt["phase"] == "train" else options["val"]["metrics"] or {})
         with faults_of(f"datasets.{key}"):
             data_set = build_dataset(opt)

@@ -13,6 +13,10 @@ import pytest
 import torch
 from basicsr.models import build_model
 
+from dlgsanet.data.images import png_bytes, read_rgb
+from dlgsanet.data.lmdb_images import lmdb_images
+from dlgsanet.data.sources import file_source
+from dlgsanet.data.storage import write_lmdb
 from dlgsanet.signals import StopSignals
 from tests.training.conftest import Workplace, identical, resumed, tensorboard_steps
 
@@ -164,18 +168,39 @@ def test_what_makes_a_resumed_run_another_one_is_named(trained):
     assert "lr 0.0005 " in said
 
 
-def test_image_that_was_replaced_is_named(trained):
+@pytest.mark.parametrize("way", ["another size", "the same size", "in a database"])
+def test_image_that_was_replaced_is_named(trained, way):
+    """Also with the same number of bytes, and the times of the file as they were."""
     for part in ("train", "val"):
         source = (trained.folder / part).resolve()
         (trained.folder / part).unlink()
         shutil.copytree(source, trained.folder / part)
-    assert resumed(trained.train("--auto_resume")) == (12, True)
     image = trained.folder / "train/HR/coffee.png"
-    assert cv2.imwrite(str(image), 255 - cv2.imread(str(image))[::-1])
+    place = file_source(image)
+    if way == "in a database":
+        write_lmdb(image.parent, trained.folder / "HR.lmdb")
+        write_lmdb(trained.folder / "train/X2", trained.folder / "X2.lmdb", "x2")
+        folders = {"dataroot_gt": "HR.lmdb", "dataroot_lq": "X2.lmdb", "io_backend": {"type": "lmdb"}}
+        trained.options["datasets"]["train"] |= folders
+        trained.options["name"] = "other"
+        trained.train()
+        place = lmdb_images(trained.folder / "HR.lmdb", "dataroot_gt")["coffee"]
+    assert resumed(trained.train("--auto_resume")) == (12, True)
+    if way == "another size":
+        assert cv2.imwrite(str(image), 255 - cv2.imread(str(image))[::-1])
+    else:
+        before, pixels = os.stat(place.file), read_rgb(image)
+        pixels[:, :40] = 0  # takes fewer bytes
+        with open(place.file, "r+b") as file:
+            file.seek(place.start)
+            file.write(png_bytes(pixels, 9).ljust(len(place.read()), b"\0"))
+        assert place.file.stat().st_size == before.st_size
+        os.utime(place.file, ns=(before.st_atime_ns, before.st_mtime_ns))
     trained.options["train"]["total_iter"] = 13
     said = trained.train("--auto_resume")
     assert resumed(said) == (12, False)
-    assert "image files" in said
+    assert "image contents" in said
+    assert ("image files" in said) == (way == "another size")
 
 
 def test_seed_that_was_drawn_is_drawn_once(workplace):
