@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "test": "test a network from an option file: a table of PSNR and SSIM",
     "data": "prepare, check and store data sets",
     "upscale": "upscale pictures and folders of pictures",
+    "web": "a page in the browser that upscales pictures",
     "export": "the network for other programs: ONNX, torch.export",
     "convert": "weights between .pth and .safetensors",
     "benchmark": "tables and a results page of networks on test sets",

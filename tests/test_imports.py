@@ -11,7 +11,7 @@ LAYERS = [
     "__main__ train test",
     "cli",
     "commands",
-    "evaluation training",
+    "evaluation training web",
     "pictures",
     "inference",
     "options",

@@ -105,11 +105,13 @@ def main(argv: list[str]) -> int:
         if waiting:
             with quick_imports():
                 from dlgsanet.inference.loading import load_model  # loads torch: not for --help or a misspelt option
+                from dlgsanet.inference.weights import find_weights, for_jpeg
                 from dlgsanet.pictures.upscale_files import FileUpscaler
 
             a = arguments
+            weights = find_weights(a.weights, a.scale, a.outscale or 2)
             upscaler = FileUpscaler(
-                network=load_model(a.weights, a.scale, a.device, a.precision, outscale=a.outscale or 2),
+                network=load_model(weights, a.scale, a.device, a.precision),
                 report=_say,
                 outscale=a.outscale,
                 tile=a.tile,
@@ -117,6 +119,7 @@ def main(argv: list[str]) -> int:
                 extension=extension,
                 quality=a.quality,
                 dry_run=a.dry_run,
+                jpeg_weights=for_jpeg(weights),
             )
             failures += upscaler.run(waiting)
     except KeyboardInterrupt:

@@ -18,12 +18,28 @@ def shipped_weights() -> dict[str, Path]:
     return {path.stem: path for path in files}
 
 
+def families() -> dict[str, dict[int, Path]]:
+    """The shipped files by the name that all scales have in common (``Tiny``, ``Tiny_jpeg``), then by scale."""
+    found: dict[str, dict[int, Path]] = {}
+    for name, file in shipped_weights().items():
+        if match := re.fullmatch(r"DLGSANet_(\w+)_x(\d+)(_\w+)?", name):
+            found.setdefault(match[1] + (match[3] or ""), {})[int(match[2])] = file
+    return found
+
+
+def for_jpeg(weights: Path) -> str | None:
+    """The name of shipped weights for compressed photographs that go with these; None: there are none."""
+    here = shipped_weights()
+    name = f"{weights.stem}_jpeg"
+    return name if name in here and here.get(weights.stem) == weights else None
+
+
 def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, outscale: float = 2) -> Path:
     """The file that `weights` means.
 
     Args:
-        weights: a file (.pth or .safetensors), a size (``Tiny``, ``Light``, ``Large``), or a shipped file's name
-            (``DLGSANet_Tiny_x2``). Upper and lower case are the same.
+        weights: a file (.pth or .safetensors), a size (``Tiny``, ``Light``, ``Large``; ``Tiny_jpeg`` are weights for
+            compressed photographs), or a shipped file's name (``DLGSANet_Tiny_x2``). Upper and lower case are the same.
         scale: the scale factor of a size's weights.
         outscale: without `scale`, the smallest scale from this up is chosen, or else the largest that exists.
 
@@ -40,12 +56,11 @@ def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, o
             raise ArgumentError("weights", f"there is no file {path}")
         return path
     here = shipped_weights()
-    by_scale: dict[int, Path] = {}
+    wanted = str(weights).lower()
     for name, file in here.items():
-        if name.lower() == str(weights).lower():
+        if name.lower() == wanted:
             return file
-        if match := re.fullmatch(rf"dlgsanet_{re.escape(str(weights))}_x(\d+)", name, re.IGNORECASE):
-            by_scale[int(match[1])] = file
+    by_scale = next((files for name, files in families().items() if name.lower() == wanted), {})
     if scale is None and by_scale:
         scale = min((s for s in by_scale if s >= outscale), default=max(by_scale))
     if scale in by_scale:

@@ -82,7 +82,7 @@ def _add_for_folder(
 ) -> None:
     jobs: dict[Path, Job] = {}
     for source, below in sources:
-        job = Job(source, output / below.with_name(_result_name(below, extension, suffix)))
+        job = Job(source, output / below.with_name(result_name(below, extension, suffix)))
         if suffix and source.stem.endswith(suffix) and _is_below(source, output):
             found.results.append(source)
         elif job.target in jobs:
@@ -115,7 +115,8 @@ def _is_one_file(inputs: list[str], output: Path) -> bool:
     return output.suffix.lower() in WRITTEN and not os.path.isdir(output) and not os.path.isdir(inputs[0])
 
 
-def _result_name(below: Path, extension: str | None, suffix: str) -> str:
+def result_name(below: Path, extension: str | None, suffix: str) -> str:
+    """Name of the result of a file: with the suffix, and the file's extension where that can be written, else PNG's."""
     if extension is None:
         extension = below.suffix if below.suffix.lower() in WRITTEN else ".png"
     return f"{below.stem}{suffix}{extension}"

@@ -17,6 +17,7 @@ class Picture:
         icc_profile: what the colours mean, as the file had it; None: sRGB, as people assume.
         exif: EXIF entries as a file has them; the orientation among them is "upright".
         format: of the file it came from, as Pillow names it.
+        jpeg_quality: 1 to 100, of a JPEG file that it came from.
     """
 
     color: np.ndarray
@@ -24,6 +25,7 @@ class Picture:
     icc_profile: bytes | None = None
     exif: bytes | None = None
     format: str | None = None
+    jpeg_quality: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL.ImageFile import ImageFile
 from dlgsanet.errors import UserError, missing_package
 from dlgsanet.pictures.bounds import MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
+from dlgsanet.pictures.jpeg_quality import jpeg_quality
 from dlgsanet.pictures.picture import Picture
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
@@ -101,7 +103,7 @@ def read_picture(path: Path, content: bytes | None = None, max_pixels: int = MAX
             exif, orientation = _exif(image)
             pixels = _decoded(image, content)
             profile = image.info.get("icc_profile") if image.mode not in NOT_RGB else None
-            return _picture(pixels, profile, exif, orientation, image.format)
+            return replace(_picture(pixels, profile, exif, orientation, image.format), jpeg_quality=_quality(image))
 
 
 def _content(path: Path) -> bytes:
@@ -139,6 +141,11 @@ def _refuse_what_is_not_one_picture(path: Path, image: ImageFile, content: bytes
         raise UnreadableImageError(f"{path}: {problem}")
     if image.format in ("JPEG", "MPO") and has_too_many_scans(content):
         raise UnreadableImageError(f"{path}: over {MAX_SCANS} scans; save it again")
+
+
+def _quality(image: ImageFile) -> int | None:
+    tables = getattr(image, "quantization", None)  # JPEG and MPO have them
+    return jpeg_quality(tables[min(tables)]) if tables else None
 
 
 def _exif(image: ImageFile) -> tuple[bytes | None, int]:

@@ -3,13 +3,14 @@
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.pictures.find_files import STREAM, Job
+from dlgsanet.pictures.jpeg_quality import LOW_QUALITY
 from dlgsanet.pictures.picture import Picture
 from dlgsanet.pictures.reading import read_picture
 from dlgsanet.pictures.upscale import result_size, upscale_picture
@@ -30,6 +31,7 @@ class FileUpscaler:
         extension: of a result on standard output, such as ``.png``; None: as the input's.
         quality: 1 to 100, for JPEG and WebP.
         dry_run: read everything, write nothing.
+        jpeg_weights: the name of weights to suggest for JPEGs of low quality; None: suggest nothing.
     """
 
     network: DLGSANet
@@ -40,6 +42,8 @@ class FileUpscaler:
     extension: str | None = None
     quality: int = 95
     dry_run: bool = False
+    jpeg_weights: str | None = None
+    _low_qualities: list[int] = field(default_factory=list)
 
     def run(self, jobs: list[Job]) -> list[str]:
         """Do the jobs; return a line for each one that failed."""
@@ -49,13 +53,11 @@ class FileUpscaler:
                 self._do(job, f"[{number}/{len(jobs)}] ")
             except BrokenPipeError:
                 raise
-            except UserError as error:
-                message = error.for_command()
-                failures.append(message if job.name in message else f"{job.name}: {message}")
             # Whatever went wrong with one picture, the others are still upscaled.
             except Exception as error:
-                reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
-                failures.append(f"{job.name}: {' '.join(reason.split())}")
+                failures.append(failure_line(job.name, error))
+        if self.jpeg_weights and self._low_qualities:
+            self.report(suggestion(self._low_qualities, self.jpeg_weights))
         return failures
 
     def _do(self, job: Job, counted: str) -> None:
@@ -65,6 +67,8 @@ class FileUpscaler:
             raise UserError("standard input or output is closed")
         content = sys.stdin.buffer.read() if job.source == STREAM else None
         picture = read_picture(Path(job.name), content)
+        if is_of_low_quality(picture):
+            self._low_qualities.append(picture.jpeg_quality or 0)
         extension = self._extension(job, picture)
         height, width = result_size(self.network, picture, self.outscale)
         check_format(job.name, extension, (height, width), picture.alpha is not None)
@@ -88,3 +92,25 @@ class FileUpscaler:
         if job.target != STREAM:
             return job.target.suffix
         return self.extension or EXTENSION_OF.get(picture.format or "", ".png")
+
+
+def failure_line(name: str, error: Exception) -> str:
+    """One line about what went wrong with the picture of this name."""
+    if isinstance(error, UserError):
+        message = error.for_command()
+        return message if name in message else f"{name}: {message}"
+    reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+    return f"{name}: {' '.join(reason.split())}"
+
+
+def is_of_low_quality(picture: Picture) -> bool:
+    """Whether the picture is a JPEG so compressed that weights for clean pictures sharpen its blocks."""
+    return picture.jpeg_quality is not None and picture.jpeg_quality <= LOW_QUALITY
+
+
+def suggestion(qualities: list[int], weights: str) -> str:
+    """A line that names weights for JPEGs of these qualities."""
+    low, high = min(qualities), max(qualities)
+    of = f"of quality {low}" if low == high else f"of qualities {low} to {high}"
+    count = "1 picture is a JPEG" if len(qualities) == 1 else f"{len(qualities)} pictures are JPEGs"
+    return f"{count} {of}; the weights {weights} are made for compressed photographs (--weights {weights})"

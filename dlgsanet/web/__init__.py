@@ -1,0 +1,1 @@
+"""The page of `dlgsanet web`, where pictures are upscaled in a browser."""

@@ -1,0 +1,174 @@
+"""Pictures in the queue, their files, and the command's arguments; no browser is needed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlgsanet.cli import main
+from dlgsanet.web.device_queue import Choices, DeviceQueue
+from dlgsanet.web.visits import Limits, Visits, plain_name
+from tests.conftest import REPOSITORY
+from tests.small_network import network, photo, weights
+
+__all__ = ["network", "photo", "weights"]
+
+
+@pytest.fixture
+def visit(tmp_path):
+    return Visits(tmp_path / "visits").of("a page")
+
+
+def add(visit, tmp_path, image, name="a.png", limits=Limits()):  # noqa: B008
+    upload = tmp_path / "upload"
+    image.save(upload, Path(name).suffix[1:].replace("jpg", "jpeg"))
+    visit.add(upload, name, limits)
+    assert not upload.exists()
+
+
+def finish(queue, visit, weights, **choices):
+    queue.add(visit, Choices(str(weights), 2, **choices))
+    while any(entry.unfinished for entry in visit.entries):
+        time.sleep(0.05)
+    return visit.entries
+
+
+def test_sixteen_bits_and_options(visit, tmp_path, weights, photo, network):
+    deep = photo[..., 0].astype(np.uint16) * 257
+    add(visit, tmp_path, Image.fromarray(deep), "deep.png")
+    (entry,) = finish(DeviceQueue(Limits()), visit, weights, extension=".tif", self_ensemble=True)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    target = tmp_path / "deep.tif"
+    assert main(["upscale", str(tmp_path / "deep.png"), "-o", str(target), "-n", str(weights), "--self-ensemble"]) == 0
+    assert entry.result.name == "deep_x2.tif"
+    assert entry.result.read_bytes() == target.read_bytes()
+    assert [Image.open(path).size for path in entry.shown] == [(84, 60), (168, 120)]
+
+
+def test_a_picture_that_takes_too_long_is_stopped(visit, tmp_path, weights, photo):
+    add(visit, tmp_path, Image.fromarray(photo), "slow.png")
+    (entry,) = finish(DeviceQueue(Limits(seconds=0)), visit, weights)
+    assert entry.state == "failed"
+    assert entry.message.startswith("slow.png: ")
+    assert entry.result is None
+
+
+def test_a_closed_page_ends_its_work_and_leaves_no_file(visit, tmp_path, weights, photo):
+    add(visit, tmp_path, Image.fromarray(photo).resize((1600, 1200)))
+    queue = DeviceQueue(Limits())
+    queue.add(visit, Choices(str(weights), 2))
+    (entry,) = visit.entries
+    while entry.state != "working":
+        time.sleep(0.01)
+    visit.close()
+    while entry.unfinished:
+        time.sleep(0.01)
+    assert entry.state in ("stopped", "failed")  # failed: the file went before it was read
+    assert not visit.folder.exists()
+
+
+def test_too_large_and_too_many_files_are_deleted(visit, tmp_path, photo):
+    from dlgsanet.errors import UserError
+
+    image = Image.fromarray(photo)
+    with pytest.raises(UserError, match=r"a\.png"):
+        add(visit, tmp_path, Image.effect_noise((1200, 1200), 90), limits=Limits(megabytes=1))
+    add(visit, tmp_path, image, limits=Limits(pictures=1))
+    with pytest.raises(UserError, match=r"b\.png"):
+        add(visit, tmp_path, image, "b.png", Limits(pictures=1))
+    assert not (tmp_path / "upload").exists()
+    assert len(list(visit.folder.rglob("source"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\photos\\a.jpg", "a.jpg"),
+        ("a\n\x00b.png", "ab.png"),
+        ("", "picture"),
+        ("é" * 300 + ".jpeg", "é" * 87 + ".jpeg"),
+    ],
+)
+def test_names(name, plain):
+    assert plain_name(name) == plain
+
+
+def test_names_that_are_equal_in_the_archive(visit, tmp_path, weights, photo):
+    import zipfile
+
+    for _ in range(2):
+        add(visit, tmp_path, Image.fromarray(photo[:30, :30]))
+    finish(DeviceQueue(Limits()), visit, weights)
+    visit.pack()
+    assert zipfile.ZipFile(visit.archive).namelist() == ["a_x2.png", "a_x2 (2).png"]
+
+
+def environment(tmp_path):
+    return os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(tmp_path)}
+
+
+def test_it_serves_this_computer_alone_and_leaves_nothing(tmp_path, weights):
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "dlgsanet", "web", "--weights", str(weights), "--port", str(port)]
+    with subprocess.Popen(command, env=environment(tmp_path), stdout=subprocess.PIPE, text=True) as server:
+        line = server.stdout.readline()
+        assert f"http://127.0.0.1:{port}" in line
+        assert "only this computer" in line
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/config") as answer:
+            assert json.load(answer)["title"] == "Upscale pictures"
+        busy = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
+        assert busy.returncode == 2
+        assert busy.stderr.splitlines()[-1].startswith("dlgsanet: error: --port: ")
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(120) == 0
+    assert list(tmp_path.glob("dlgsanet-web-*")) == []
+
+
+def test_a_missing_package_and_bad_arguments_are_named(monkeypatch, capsys, tmp_path):
+    assert main(["web", "--weights", "none.pth"]) == 2
+    assert "none.pth" in capsys.readouterr().err
+    assert main(["web", "--device", "abacus"]) == 2
+    assert "--device" in capsys.readouterr().err
+    assert main(["web", "--host", "no.such.host.invalid"]) == 2
+    assert "--host" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["web"]) == 2
+    assert "dlgsanet[web]" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit):
+        main(["web", "--max-pictures", "0"])
+    assert "--max-pictures" in capsys.readouterr().err
+
+
+def test_the_page_hints_at_weights_for_compressed_photographs(visit, tmp_path, weights, photo, monkeypatch):
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    for name in ("DLGSANet_Tiny_x2", "DLGSANet_Tiny_x2_jpeg"):
+        (folder / f"{name}.safetensors").write_bytes(weights.read_bytes())
+    monkeypatch.setattr("dlgsanet.inference.weights.FOLDERS", (folder,))
+    add(visit, tmp_path, Image.fromarray(photo), "coarse.jpg")
+    add(visit, tmp_path, Image.fromarray(photo), "clean.png")
+    coarse, clean = finish(DeviceQueue(Limits()), visit, "Tiny")
+    assert "DLGSANet_Tiny_x2_jpeg" in coarse.hint
+    assert not clean.hint
+
+
+def test_the_file_for_a_space_starts_the_page():
+    from dlgsanet.commands.web import parser
+
+    lines = (REPOSITORY / "docs/space/Dockerfile").read_text().splitlines()
+    command = json.loads(next(line for line in lines if line.startswith("CMD"))[4:])
+    assert command[:2] == ["dlgsanet", "web"]
+    assert parser().parse_args(command[2:]).host == "0.0.0.0"
+    assert any(".[web,heic]" in line for line in lines)
