@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dlgsanet.distributed import from_first, mean_over_ranks
-from dlgsanet.errors import UserError, faults_of
+from dlgsanet.errors import faults_of
 from dlgsanet.models.linear_start import fit_filter, start_linear
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
 from dlgsanet.models.teacher import build_teacher
@@ -169,9 +169,6 @@ class DLGSANetModel(SRModel):
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 output = self.net_g(lq)
                 taught = self.teacher(lq) if self.teacher else None
-            if output.shape[2:] != gt.shape[2:]:
-                factor = output.shape[3] / lq.shape[3]
-                raise UserError(f"network_g: it enlarges by {factor:g}, but scale is {self.opt['scale']}")
             terms = self._loss_terms(output.float(), gt, taught)
             total = torch.stack([*terms.values()]).sum() / parts
             self.mark("forward")

@@ -95,8 +95,12 @@ def _network(options: dict[str, Any]) -> Iterator[str]:
 
         defaults = {name: p.default for name, p in inspect.signature(DLGSANet).parameters.items()}
         yield from (f"network_g.{fault}" for fault in check_network_options(defaults | network))
-    if network.get("upscale", scale) != scale:
-        yield f"network_g.upscale: is {shown(network['upscale'])}, but scale is {scale}"
+    parameters = inspect.signature(registry("ARCH")[network["type"]]).parameters
+    for name in ("upscale", "scale"):
+        factor = network.get(name, parameters[name].default if name in parameters else scale)
+        if factor not in (scale, inspect.Parameter.empty):
+            how = "" if name in network else " by default"
+            yield f"network_g.{name}: is {shown(factor)}{how}, but scale is {scale}"
 
 
 def _data_sets(options: dict[str, Any]) -> Iterator[str]:

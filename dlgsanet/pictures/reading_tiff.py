@@ -31,6 +31,8 @@ _FILES: dict[int, str] = {
     COMPRESSION.JPEG2000: "JPEG2000",
 }  # fmt: skip
 _ROUNDED = 32  # pixels that a part may have beyond its place: JPEG codes blocks of up to 32x32
+_NUMBERS = ("imagewidth", "imagelength", "imagedepth", "tilewidth", "tilelength", "tiledepth", "rowsperstrip",
+            "samplesperpixel", "bitspersample")  # fmt: skip
 _INK_SET, _DNG_VERSION, _ORIENTATION = 332, 50706, 274
 _PREVIEW, _CMYK = 1, 1  # values of the tags NewSubfileType and InkSet
 
@@ -69,6 +71,9 @@ def decode_tiff(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarra
 
 def _refuse(file: tifffile.TiffFile, page: tifffile.TiffPage, file_bytes: int, max_pixels: int) -> int | None:
     """Raise ValueError for what is not decoded; return the kind of the extra sample, None: there is none."""
+    # tifffile takes the type that the file states; and text times a number is a longer text.
+    if not all(isinstance(getattr(page, name), int) for name in _NUMBERS):
+        raise ValueError("damaged; what says its size is no number")
     if _has_second_page(file):
         raise ValueError("has several pages; split it first, for example: tiffsplit FILE")
     if _DNG_VERSION in page.tags or page.subfiletype & _PREVIEW:

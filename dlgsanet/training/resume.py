@@ -5,6 +5,8 @@ Works with any BasicSR model: its networks are the attributes `net_*` (`net_g_em
 
 import random
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,16 @@ def _load_networks(model: BaseModel, files: dict[str, dict[str, Any]]) -> None:
 
 def _classes(model: BaseModel) -> list[str]:
     return [type(part).__name__ for part in (*model.optimizers, *model.schedulers)]
+
+
+@contextmanager
+def keeps_random_state() -> Iterator[None]:
+    """What is drawn within the block is drawn again after it."""
+    state = _random_state()
+    try:
+        yield
+    finally:
+        _set_random_state(state)
 
 
 def _random_state() -> dict[str, Any]:

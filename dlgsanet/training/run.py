@@ -27,8 +27,9 @@ from dlgsanet.training.loader import LoadingError, endless_loader, start_server
 from dlgsanet.training.loop import Loop
 from dlgsanet.training.messages import start_logging
 from dlgsanet.training.record import write_record
-from dlgsanet.training.resume import Position, checkpoint_to_resume, restore
+from dlgsanet.training.resume import Position, checkpoint_to_resume, keeps_random_state, restore
 from dlgsanet.training.samples import SampleStream, SeededSamples
+from dlgsanet.training.trial import try_network
 from dlgsanet.training.validation import ValidationSet, check_metrics
 
 
@@ -117,6 +118,8 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     with faults_of(options["model_type"]):
         model = build_model(options)
     epoch_length = len(train_set) * options["datasets"]["train"]["dataset_enlarge_ratio"]
+    with keeps_random_state():
+        try_network(model, options, next(first_samples(options, train_set, epoch_length)))
     position = Position()
     if options["train"]["network_init"] == "linear" and not checkpoint:
         model.start_linear(first_samples(options, train_set, epoch_length))

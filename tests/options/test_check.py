@@ -138,6 +138,20 @@ def test_a_validation_set_without_a_section_on_validation(options):
     read(options)
 
 
+@pytest.mark.parametrize(("network", "name"), [("DLGSANet", "upscale"), ("SwinIR", "upscale"), ("RRDBNet", "scale")])
+def test_enlargement_of_the_network_and_of_the_data(options, network, name):
+    """Also where the option file leaves it to the network's default."""
+    default = 2 if network == "SwinIR" else 4
+    options["scale"] = default + 1
+    options["network_g"] = (
+        {"type": network, "upsampler": "pixelshuffle"}
+        if name == "upscale"
+        else {"type": network} | ({"num_in_ch": 3, "num_out_ch": 3} if network == "RRDBNet" else {})
+    )
+    options["datasets"]["train"]["gt_size"] = 12 * options["scale"]
+    assert f"network_g.{name}: is {default} by default, but scale is {default + 1}" in fault(options)
+
+
 def test_channels_of_network_and_images(options):
     options["network_g"]["in_chans"] = 1
     with pytest.raises(UserError, match=r"datasets\.train: has images of 3"):

@@ -168,6 +168,18 @@ def test_tile_that_claims_more_pixels_than_its_place_has_is_refused(photo, compr
         read_picture(NAME, bytes(forged))
 
 
+@pytest.mark.parametrize("tag", [256, 257, 258, 277, 278])
+@pytest.mark.parametrize("kind", [1, 2, 5, 12])
+def test_size_that_is_no_number_is_named(photo, tag, kind):
+    """Bytes, text, fractions or floating point where a size belongs."""
+    content = bytearray(tiff(photo[..., 0]))
+    page = tifffile.TiffFile(io.BytesIO(content)).pages[0]
+    place = page.tags[tag].offset
+    content[place + 2 : place + 8] = kind.to_bytes(2, "little") + (3).to_bytes(4, "little")
+    with pytest.raises(UserError, match="damaged"):
+        read_picture(NAME, bytes(content))
+
+
 def test_a_damaged_palette_is_named(photo):
     content = saved(Image.fromarray(photo).quantize(16), "TIFF")
     entry = content.index((320).to_bytes(2, "little") + (3).to_bytes(2, "little"))  # ColorMap, of shorts

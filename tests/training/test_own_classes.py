@@ -68,8 +68,9 @@ def test_without_the_import_the_class_is_unknown(own):
     assert "import" in own.train(code=2).splitlines()[-1]
 
 
-@pytest.mark.parametrize("where", ["network_g", "teacher"])
+@pytest.mark.parametrize("where", ["network_g", "teacher", "SRModel"])
 def test_an_enlargement_by_another_factor_is_one_clear_line(own, where):
+    """It is found before work begins: there is no iteration yet."""
     own.options["import"] = "smfanet.py"
     other = NETWORK | {"upscaling_factor": 3}
     if where == "teacher":
@@ -77,10 +78,27 @@ def test_an_enlargement_by_another_factor_is_one_clear_line(own, where):
         own.options["train"]["teacher_opt"] = {"path": path, "network": other}
     else:
         own.options["network_g"] = other
+    if where == "SRModel":
+        own.options |= {
+            "model_type": "SRModel",
+            "train": {k: v for k, v in own.options["train"].items() if k[0] != "e"},
+        }
     said = own.train(code=2)
     assert "Traceback" not in said
     assert ("train.teacher_opt" if where == "teacher" else "network_g") in said.splitlines()[-1]
     assert "scale is 2" in said.splitlines()[-1]
+    assert " 1/" not in said
+
+
+def test_a_network_that_does_not_take_the_crops_is_one_clear_line(own):
+    own.options["network_g"] = {"type": "SwinIR", "upscale": 2, "window_size": 8, "img_size": 12, "depths": [1],
+                                "embed_dim": 8, "num_heads": [1], "upsampler": "pixelshuffledirect"}  # fmt: skip
+    own.options["model_type"] = "SwinIRModel"
+    del own.options["train"]["ema_decay"]
+    said = own.train(code=2)
+    assert "Traceback" not in said
+    assert "network_g: SwinIR" in said.splitlines()[-1]
+    assert "12x12" in said.splitlines()[-1]
 
 
 def test_a_branch_of_a_run_imports_what_the_run_imported(own):
