@@ -202,7 +202,9 @@ def _results(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[Job, lis
         _use_device(settings.devices[0])
         yield from ((job, work(job)) for job in jobs)
         return
-    context = get_context("spawn")  # CUDA does not survive a fork
+    # Forked from a server that has only imported this module: CUDA does not survive a fork of this process.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     free = context.Queue()
     for device in settings.devices:
         free.put(device)

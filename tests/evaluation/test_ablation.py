@@ -13,9 +13,9 @@ from tests.evaluation.conftest import SMALL, small_weights
 
 @pytest.fixture
 def base(tmp_path, photographs, monkeypatch):
-    """A training file of two iterations' length and more, in the folder to run in."""
+    """A training option file, in the folder to run in."""
     monkeypatch.chdir(tmp_path)
-    for file in ("HR/coffee.png", "LR_bicubic/X2/coffeex2.png"):  # BasicSR trains on multiples of the scale alone
+    for file in ("HR/coffee.png", "LR_bicubic/X2/coffeex2.png"):  # BasicSR trains only on multiples of the scale
         (photographs / "Photos" / file).unlink()
     photos = {
         "name": "Photos",
@@ -71,17 +71,23 @@ def test_variants_differ_in_what_they_mean_to_differ_in(base):
     assert options == yaml.safe_load(base.read_text())
 
 
-def test_trains_and_prints_the_table(base, capfd):
-    arguments = ["ablate", "-opt", str(base), "--iterations", "2", "--variants", "relu", "static"]
-    assert main(arguments) == 0
+def test_trains_and_prints_the_table_and_what_the_weights_favour(base, capfd):
+    options = yaml.safe_load(base.read_text())
+    weights = small_weights(base.parent / "start.pth", activation="topk", topk_ratio=0.25)
+    options["path"]["pretrain_network_g"] = str(weights)
+    base.write_text(yaml.safe_dump(options))
+    assert main(["ablate", "-opt", str(base), "--iterations", "2", "--variants", "topk25", "sigmoid"]) == 0
     out = capfd.readouterr().out
     table = out[out.rindex("variant ") :]
-    assert "static depth-wise + SparseGSA" in table
+    assert "MHDLSA + SparseGSA (sigmoid)" in table
     assert "bicubic" in table
     with open(base.parent / "results/ablation/ablation.csv") as file:
         runs = {row["run"]: float(row["psnr"]) for row in csv.DictReader(file)}
-    assert set(runs) == {"bicubic", "relu 10", "static 10"}
-    assert runs["relu 10"] != runs["static 10"]
+    assert set(runs) == {"bicubic", "topk25 10", "sigmoid 10"}
+    assert runs["topk25 10"] != runs["sigmoid 10"]
+    note = f"start from {weights}, which was trained as topk25 "
+    assert note in out
+    assert note in (base.parent / "results/ablation/ablation.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -95,14 +101,3 @@ def test_errors_come_before_training(base, arguments, named, capsys):
     assert main(["ablate", "-opt", str(base), "--iterations", "2", *arguments]) == 2
     assert named in capsys.readouterr().err
     assert not (base.parent / "experiments").exists()
-
-
-def test_the_variant_that_the_weights_favour_is_named(base, capfd):
-    options = yaml.safe_load(base.read_text())
-    weights = small_weights(base.parent / "start.pth", activation="topk", topk_ratio=0.25)
-    options["path"]["pretrain_network_g"] = str(weights)
-    base.write_text(yaml.safe_dump(options))
-    assert main(["ablate", "-opt", str(base), "--iterations", "2", "--variants", "topk25", "topk"]) == 0
-    note = f"start from {weights}, which was trained as topk25 "
-    assert note in capfd.readouterr().out
-    assert note in (base.parent / "results/ablation/ablation.md").read_text()

@@ -76,14 +76,6 @@ def test_batches_change_nothing(place):
     assert image_scores() == one
 
 
-def test_two_devices_give_the_same_as_one(place):
-    assert benchmark("A.pth") == 0
-    one = image_scores()
-    (place / "out/journal.jsonl").unlink()
-    assert benchmark("A.pth", "--devices", "cpu", "cpu") == 0
-    assert image_scores() == one
-
-
 def test_goes_on_where_it_stopped(place):
     """Only what is missing is done; a journal line that was cut off counts as missing."""
     assert benchmark("A.pth") == 0
@@ -249,8 +241,9 @@ def test_names_that_are_not_utf8(place):
     assert (place / f"{odd}.pdf").is_file()
 
 
-@pytest.mark.parametrize("limit", [16, 32])
+@pytest.mark.parametrize("limit", [16, pytest.param(32, marks=pytest.mark.long)])
 def test_few_open_files(place, limit):
+    """Fewer than there are pictures."""
     for number in range(30):
         for folder, suffix in (("HR", ""), ("LR_bicubic/X2", "x2")):
             path = place / "datasets/Photos" / folder

@@ -49,13 +49,16 @@ def test_the_example_is_compared_counted_and_explained(place, capsys):
     assert (place / "lam.png").is_file()
 
 
-def test_a_file_is_imported_by_the_command_too(place):
+def test_processes_of_two_devices_import_it_and_score_as_one_device(place):
     options = yaml.safe_load((place / "own_network.yml").read_text())
     del options["import"]
     (place / "plain.yml").write_text(yaml.safe_dump(options))
-    arguments = ["plain.yml", "--data", "datasets/Photos", "--runs", "0", "-o", "out", "--import", "own_network.py"]
-    assert main(["benchmark", *arguments, "--devices", "cpu", "cpu"]) == 0  # processes of their own
-    assert scored() == {"bicubic", "Own"}
+    small_weights(place / "A.pth")
+    arguments = ["plain.yml", "A.pth", "--data", "datasets/Photos", "--runs", "0", "--import", "own_network.py"]
+    assert main(["benchmark", *arguments, "-o", "two", "--devices", "cpu", "cpu"]) == 0
+    assert main(["benchmark", *arguments, "-o", "out"]) == 0
+    assert scored() == {"bicubic", "Own", "A"}
+    assert (place / "two/x2.csv").read_text() == (place / "out/x2.csv").read_text()
 
 
 def test_train_and_test_import_it(place, option_file):

@@ -1,5 +1,6 @@
 """The CUDA kernels on a CPU: g++ compiles their source, which runs thread by thread (see cuda_host.h)."""
 
+import atexit
 import ctypes
 import functools
 import shutil
@@ -16,8 +17,25 @@ ORDERS = {"ascending": 0, "descending": 1, "shuffled": 2}
 GUARD_BYTES = 8192
 
 COMPILER = shutil.which("g++")
+HERE = Path(__file__).parent
 # An access that would fail on a GPU, or go to a wrong address, ends the process. This needs no library or message.
 CHECKS = ["-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fsanitize-undefined-trap-on-error"]
+OPTIONS = ["-std=c++17", "-O1", "-fPIC", "-w", *CHECKS]
+
+
+def _compile(*arguments: str) -> None:
+    done = subprocess.run([COMPILER or "g++", *OPTIONS, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+
+
+@functools.cache
+def _precompiled_header() -> Path:
+    """Folder with cuda_host.h, precompiled once per process: it takes most of the time of a compilation."""
+    folder = Path(tempfile.mkdtemp(prefix="dlgsanet-emulator-"))
+    atexit.register(shutil.rmtree, folder)
+    _compile("-x", "c++-header", str(HERE / "cuda_host.h"), "-o", str(folder / "cuda_host.h.gch"))
+    return folder
 
 
 @functools.cache
@@ -27,21 +45,14 @@ def build(instance: Instance) -> ctypes.CDLL:
     Raises:
         RuntimeError: the source does not compile.
     """
-    folder = Path(tempfile.mkdtemp(prefix="dlgsanet-emulator-"))
-    library = folder / "kernels.so"
-    source = Path(__file__).parent / "kernels.cpp"
-    command = [
-        COMPILER or "g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-w", *CHECKS, f"-I{KERNELS}", *instance.options,
-        f"-DKERNELS_OF_{Path(instance.source).stem}",
-        f'-DSOURCE="{instance.source}"', str(source), "-o", str(library),
-    ]  # fmt: skip
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        return ctypes.CDLL(str(library))
-    finally:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="dlgsanet-emulator-") as folder:
+        library = f"{folder}/kernels.so"
+        _compile(
+            "-shared", f"-I{_precompiled_header()}", f"-I{HERE}", f"-I{KERNELS}", *instance.options,
+            f"-DKERNELS_OF_{Path(instance.source).stem}",
+            f'-DSOURCE="{instance.source}"', str(HERE / "kernels.cpp"), "-o", library,
+        )  # fmt: skip
+        return ctypes.CDLL(library)
 
 
 class EmulatedModule:
