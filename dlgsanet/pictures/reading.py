@@ -270,6 +270,8 @@ def _named(path: Path, content: bytes | None = None) -> Iterator[None]:
             reason = os.strerror(error.errno)
         else:
             reason = " ".join(str(error).split()) or type(error).__name__
+            if not isinstance(error, (OSError, SyntaxError, ValueError)):  # its text is about the decoder's own code
+                reason = f"damaged ({reason})"
         raise UnreadableImageError(f"{path}: {reason}") from None
 
 
