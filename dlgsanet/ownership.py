@@ -7,6 +7,7 @@ file server releases the lock when the process ends, in whatever way. Processes 
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dlgsanet.errors import UserError
+
+logger = logging.getLogger("dlgsanet")
 
 REQUEUE_SECONDS = 120.0  # until a file server gives up the locks of a host that is gone
 
@@ -72,6 +75,14 @@ def _acquire(file: TextIO, folder: Path, path: Path) -> None:
         if not job or owner.get("job") != job or time.monotonic() > deadline:
             raise _refusal(folder, path, owner)
         time.sleep(1)
+    before = _owner(file)
+    if before.get("host", socket.gethostname()) != socket.gethostname():
+        logger.warning(
+            "%s: the run of %s has ended without removing it. If that run goes on, this file system does not share "
+            "locks between hosts: stop one of the two runs",
+            path,
+            _described(before),
+        )
     with suppress(OSError):  # on a full disk the lock alone is enough
         file.truncate(0)
         file.write(json.dumps(_this_process()))
@@ -116,8 +127,12 @@ def _owner(file: TextIO) -> dict[str, Any]:
 
 
 def _refusal(folder: Path, path: Path, owner: dict[str, Any]) -> UserError:
-    host, process, started = (owner.get(key, "unknown") for key in ("host", "pid", "started"))
     return UserError(
-        f"{folder} is in use by another run (host {host}, process {process}, started {started}); stop it, wait "
+        f"{folder} is in use by another run ({_described(owner)}); stop it, wait "
         f"until it ends, or set another name. If it no longer runs, delete {path}"
     )
+
+
+def _described(owner: dict[str, Any]) -> str:
+    host, process, started = (owner.get(key, "unknown") for key in ("host", "pid", "started"))
+    return f"host {host}, process {process}, started {started}"

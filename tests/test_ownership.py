@@ -32,15 +32,27 @@ def folder(tmp_path):
     return tmp_path / "experiments/run"
 
 
+def may_have_another_hostname() -> bool:
+    return (
+        subprocess.run(["unshare", "--uts", "hostname", "elsewhere"], check=False, capture_output=True).returncode == 0
+    )
+
+
 @pytest.fixture
-def holder(folder):
-    """Another process that owns the folder until it is ended."""
+def holder(folder, request):
+    """Another process that owns the folder until it is ended; with a parameter, on a host of that name."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "SLURM_JOB_ID": "17"}
     command = [sys.executable, "-c", HOLD, str(folder)]
+    if host := getattr(request, "param", None):
+        command = ["unshare", "--uts", "sh", "-c", f'hostname {host}; exec "$@"', "sh", *command]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.read(1)
         yield process
         process.kill()
+
+
+def without_locks(*_):
+    raise OSError(38, os.strerror(38))
 
 
 def refused(folder) -> str:
@@ -58,6 +70,35 @@ def test_owner_is_named_and_a_killed_one_owns_nothing(folder, holder):
     holder.wait()
     with owned(folder):
         pass
+
+
+@pytest.mark.skipif(not may_have_another_hostname(), reason="gives a process another host name")
+@pytest.mark.parametrize("holder", ["elsewhere"], indirect=True)
+def test_owner_on_another_host_is_named_and_when_it_is_dead_the_folder_is_free(folder, holder, caplog):
+    lock = folder.parent / ".run.lock"
+    started = json.loads(lock.read_text())["started"]
+    for text in (str(folder), "elsewhere", str(holder.pid), started, str(lock)):
+        assert text in refused(folder)
+    assert not caplog.records
+    holder.kill()
+    holder.wait()
+    with owned(folder):  # the file server gives up the lock
+        assert json.loads(lock.read_text())["host"] == socket.gethostname()
+    (record,) = caplog.records  # if the file server does not share locks, both hosts may hold one
+    assert "elsewhere" in record.getMessage()
+
+
+def test_dead_owner_on_another_host_without_locks_is_removed_by_hand(folder, monkeypatch):
+    """What the message says to do."""
+    monkeypatch.setattr(ownership.fcntl, "lockf", without_locks)
+    folder.parent.mkdir()
+    lock = folder.parent / ".run.lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": "2026-11-25 10:00:00"}))
+    for text in ("elsewhere", "7", "2026-11-25 10:00:00", f"delete {lock}"):
+        assert text in refused(folder)
+    lock.unlink()
+    with owned(folder):
+        assert "elsewhere" not in lock.read_text()
 
 
 def test_second_owner_within_a_process(folder):
@@ -99,10 +140,7 @@ def test_queued_again_job_waits_for_its_former_start(folder, holder, monkeypatch
     ids=["nobody", "another host", "a process", "its id used again"],
 )
 def test_file_system_without_locks(folder, monkeypatch, owner, is_refused):
-    def refuse(*_):
-        raise OSError(38, os.strerror(38))
-
-    monkeypatch.setattr(ownership.fcntl, "lockf", refuse)
+    monkeypatch.setattr(ownership.fcntl, "lockf", without_locks)
     folder.parent.mkdir()
     lock = folder.parent / ".run.lock"
     lock.write_text(json.dumps(owner) if owner else "")
