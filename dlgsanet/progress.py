@@ -12,6 +12,7 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 FIRST, EVERY = 3.0, 9.0  # seconds until the first line, and between lines
+THREAD = "progress"  # the name of threads that write such lines
 
 
 @contextmanager
@@ -46,17 +47,25 @@ def _lines(name: str) -> Callable[[float], None]:
 
 
 @contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Show that work goes on which does not know its share: its name at once, and again every few seconds."""
+def stage(name: str, at_once: bool = True) -> Iterator[None]:
+    """Show that work goes on which does not know its share: its name, and again every few seconds.
+
+    Args:
+        name: what is being done.
+        at_once: False: work that ends soon writes nothing.
+    """
     begun = time.monotonic()
-    print(f"{name} ...", file=sys.stderr, flush=True)
     finished = threading.Event()
+    if at_once:
+        print(f"{name} ...", file=sys.stderr, flush=True)
 
     def remind() -> None:
-        while not finished.wait(EVERY):
+        wait = EVERY if at_once else FIRST
+        while not finished.wait(wait):
+            wait = EVERY
             print(f"{name} ... {duration(time.monotonic() - begun)}", file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=remind, daemon=True)
+    thread = threading.Thread(target=remind, daemon=True, name=THREAD)
     thread.start()
     try:
         yield
@@ -82,7 +91,7 @@ class Counter:
         self._begun, self._finished = time.monotonic(), threading.Event()
         terminal = sys.stderr is not None and sys.stderr.isatty()
         self._bar = tqdm(desc=title, total=total, unit=f" {unit}", leave=False) if terminal else None
-        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._thread = threading.Thread(target=self._show, daemon=True, name=THREAD)
 
     def __enter__(self) -> "Counter":
         self._thread.start()

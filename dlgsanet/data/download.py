@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from dlgsanet.errors import UserError
 from dlgsanet.files import sync_folder, write_whole
-from dlgsanet.progress import Counter
+from dlgsanet.progress import Counter, stage
 
 BLOCK = 1 << 20
 ATTEMPTS = 5  # in a row without a byte received
@@ -84,7 +84,8 @@ def _download(address: str, part: Path, version: Path, pause: float) -> None:
                 raise UserError(f"{address}: {reason}; run again to go on from byte {before}, {by_hand}") from None
             seconds = pause * 2 ** max(0, failures - 1)
             print(f"{address}: {reason}; again in {seconds:.0f} s", file=sys.stderr)
-            time.sleep(seconds)
+            with stage(f"waiting to request {address} again", at_once=False):
+                time.sleep(seconds)
 
 
 def _receive(address: str, part: Path, version: Path) -> None:
@@ -102,7 +103,8 @@ def _receive(address: str, part: Path, version: Path) -> None:
         request.add_header("Range", f"bytes={start}-")
         request.add_header("If-Range", version.read_text())
     try:
-        answer = urllib.request.urlopen(request, timeout=60)
+        with stage(f"requesting {address}", at_once=False):
+            answer = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             if error.headers["Content-Range"] == f"bytes */{start}":

@@ -101,7 +101,9 @@ Members = Iterator[tuple[PurePosixPath, Source]]
 
 
 def _files(root: Path) -> Members:
-    for path in sorted(root.rglob("*")):
+    with Counter(f"listing {root}", None, "files") as counter:
+        paths = sorted(counter.each(root.rglob("*")))
+    for path in paths:
         inside = path.relative_to(root)
         if _is_image(PurePosixPath(inside)) and path.is_file():
             yield PurePosixPath(inside), file_source(path)
@@ -153,9 +155,9 @@ def _open_tar(root: Path) -> tuple[tarfile.TarFile, list[tarfile.TarInfo]]:
         Exception: what tarfile and the decompressors raise for a damaged file.
     """
     size = max(root.stat().st_size, 1 << 18)
-    archive = tarfile.open(root, tarinfo=_TarMember)  # noqa: SIM115  # open as long as members may be read
     members = []
     with Counter(f"listing {root.name}", None, "members") as counter:
+        archive = tarfile.open(root, tarinfo=_TarMember)  # noqa: SIM115  # open as long as members may be read
         for member in counter.each(archive):
             members.append(member)
             # Found before tarfile unpacks the member to get to the next one.

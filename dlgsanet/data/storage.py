@@ -6,6 +6,7 @@ from dlgsanet.data.images import UnreadableImageError, list_images, opened, png_
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.errors import UserError
 from dlgsanet.files import check_can_write, folder_written_aside, printable, write_whole
+from dlgsanet.progress import stage
 
 PAGE = 4096
 COMPRESS_LEVEL = 1  # as BasicSR's own script: files a little larger, written much faster
@@ -71,11 +72,13 @@ def _fill(base_folder: Path, paths: list[Path], suffix: str, title: str, workers
         return f"{key}.png ({height},{width},{channels}) {COMPRESS_LEVEL}\n"
 
     # Room to grow to, not the file's size: a PNG is hardly larger than its pixels.
-    room = sum(3 * height * width + 16 * PAGE for height, width in map(_header_size, paths))
+    sizes, _ = for_each(_header_size, paths, f"{title}, headers", workers)
+    room = sum(3 * height * width + 16 * PAGE for height, width in sizes)
     try:
         with lmdb.open(str(base_folder), map_size=room + (1 << 24), sync=False) as base:
             lines, failures = for_each(put, paths, title, workers)
-            base.sync(True)
+            with stage(f"writing {title} to disk", at_once=False):
+                base.sync(True)
     except lmdb.Error as error:
         raise UserError(f"cannot write {title}: {error}") from None
     if failures:
