@@ -32,9 +32,11 @@ def write_reports(outcome: Outcome, metrics: tuple[str, ...], output: Path, publ
     write_whole(output / f"{stem}.csv", images.csv().encode())
     write_whole(output / f"{stem}.json", (json.dumps(as_json(outcome), indent=1) + "\n").encode())
     write_whole(output / f"{stem}.tex", table.latex().encode())
-    markdown = f"# ×{outcome.scale}\n\n{table.markdown()}\n{notes}\n\n## Every picture\n\n{images.markdown()}"
+    markdown = (
+        f"# ×{outcome.scale}\n\n{table.markdown()}\n{_wrapped(notes, 100)}\n\n## Every picture\n\n{images.markdown()}"
+    )
     write_whole(output / f"{stem}.md", markdown.encode())
-    return f"×{outcome.scale}\n\n{table.text(terminal_width())}\n\n{notes}"
+    return f"×{outcome.scale}\n\n{table.text(terminal_width())}\n\n{_wrapped(notes, terminal_width())}"
 
 
 def main_table(outcome: Outcome, metrics: tuple[str, ...], published: bool = False) -> Table:
@@ -101,14 +103,18 @@ def _signed(metric: str, difference: float) -> str:
     return ("−" if difference < 0 else "+") + text
 
 
-def _notes(outcome: Outcome, metrics: tuple[str, ...], published: bool) -> str:
+def _notes(outcome: Outcome, metrics: tuple[str, ...], published: bool) -> list[str]:
     parts = [f"Each cell: {'/'.join(m.upper() for m in metrics)}; PSNR and SSIM on Y, {outcome.scale} pixels cropped."]
     if outcome.costs:
         parts.append("Parameters, multiply-accumulates, latency and memory at a 1280x720 output, batch 1.")
     parts += {f"Measured on {cost['device']}." for cost in outcome.costs.values() if "device" in cost}
     if published:
         parts.append(f"Published figures: {sources(outcome.scale, outcome.pairs)}.")
-    return "\n".join(line for part in parts for line in textwrap.wrap(part, 100))
+    return parts
+
+
+def _wrapped(parts: list[str], width: int) -> str:
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, width))
 
 
 def as_json(outcome: Outcome) -> dict[str, Any]:

@@ -125,10 +125,12 @@ def test_files_that_cannot_be_imported(tmp_path, monkeypatch, content, named, ca
 def test_published_figures_of_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_set(tmp_path, "Set5")
+    monkeypatch.setenv("COLUMNS", "80")
     small_weights(tmp_path / "A.pth")
     arguments = ["A.pth", "--data", "Set5", "--runs", "0", "-o", "out", "--published"]
     assert main(["benchmark", *arguments]) == 0
     out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
     assert "38.00/0.9605" in out  # IMDN on Set5 at x2
     assert "arXiv 2108.10257" in " ".join(out.split())
     assert "SAFMN" not in out  # its figures are of Urban100 alone
