@@ -12,7 +12,7 @@ DRIVER = "tests.archs.fuzz_checkpoints"
 
 
 def test_damaged_checkpoints():
-    read, good = fuzz.drive(DRIVER, 8, seed=1)
+    read, good = fuzz.drive(DRIVER, 4, seed=1)
     assert read > 16
     assert 0 < good < read
 

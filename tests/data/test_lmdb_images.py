@@ -75,7 +75,7 @@ def test_a_meta_info_file_that_is_not_text_or_missing(copied, content):
 
 
 def test_changed_bytes_end_in_user_errors_alone():
-    read, good = fuzz.drive("tests.data.fuzz_lmdb", 8, seed=1)
+    read, good = fuzz.drive("tests.data.fuzz_lmdb", 4, seed=1)
     assert read > 16
     assert 0 < good < read
 

@@ -12,7 +12,7 @@ DRIVER = "tests.pictures.fuzz_pictures"
 
 
 def test_damaged_pictures():
-    assert fuzz.drive(DRIVER, 8)[0] > 16
+    assert fuzz.drive(DRIVER, 4)[0] > 16
 
 
 @pytest.mark.long
