@@ -1,33 +1,34 @@
-"""glibc's allocator, kept from giving memory back to the system after every layer.
+"""Keep glibc's allocator from returning memory to the system after every layer.
 
-By default glibc maps large blocks anew and unmaps them when they are freed; the next layer's blocks are then fresh
-pages that the system must clear and map one by one, up to half of the time of a network on a CPU. See docs/cpu.md.
+By default glibc maps each large block and unmaps it when it is freed. The blocks of the next layer are then new pages,
+which the system clears and maps one by one: up to half of the time of a network on a CPU. See docs/cpu.md.
 """
 
 import ctypes
 import os
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, unknown
 
 VARIABLE = "DLGSANET_ALLOCATOR"
+SETTINGS = ("stock", "tuned")
 # Parameters of mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Have freed blocks stay with the process, to be used again. Commands call this before they compute.
+    """Keep freed blocks in the process, to be used again. Commands call this before they compute.
 
-    Harmless where the C library is not glibc; ``DLGSANET_ALLOCATOR=stock`` turns it off.
+    Does nothing if the C library is not glibc, or with ``DLGSANET_ALLOCATOR=stock``.
 
     Returns:
-        Whether the allocator is now set so.
+        Whether freed blocks are kept now.
 
     Raises:
-        UserError: the variable holds another word.
+        UserError: the variable has another value.
     """
     wish = os.environ.get(VARIABLE, "tuned")
-    if wish not in ("stock", "tuned"):
-        raise UserError(f"{VARIABLE} is {wish!r}; it must be stock or tuned")
+    if wish not in SETTINGS:
+        raise UserError(unknown(VARIABLE, wish, SETTINGS))
     return wish == "tuned" and _has_glibc() and _set(M_MMAP_MAX, 0) and _set(M_TRIM_THRESHOLD, 2**31 - 1)
 
 

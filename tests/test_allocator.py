@@ -9,7 +9,7 @@ import pytest
 
 from dlgsanet import allocator
 
-# What of 64 MB, written and freed, is still resident [MB]; a command that does this in place of a real one.
+# A command that writes 64 MB, frees them, and prints how many MB are still resident.
 FREE_A_BLOCK = """
 import sys, types
 def resident():
@@ -41,10 +41,11 @@ def test_freed_memory_stays_unless_turned_off():
     assert float(run_probe("stock").stdout) < 10
 
 
-def test_other_words_are_refused():
+def test_other_settings_are_refused():
     result = run_probe("fast")
     assert result.returncode == 2
-    assert result.stderr == "dlgsanet: error: DLGSANET_ALLOCATOR is 'fast'; it must be stock or tuned\n"
+    (line,) = result.stderr.splitlines()
+    assert "DLGSANET_ALLOCATOR 'fast'" in line
 
 
 def test_other_systems_are_left_alone(monkeypatch):

@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
                 failures += [str(error)] if str(error) not in failures else []
     named = [(entry.name, entry.scale) for entry in networks]
     if twice := sorted({name for name in named if named.count(name) > 1}):
-        raise UserError(f"two networks are called {twice[0][0]}; name them apart: NAME=FILE")
+        raise UserError(f"two networks are called {twice[0][0]!r}; name them apart: NAME=FILE")
     devices = tuple(str(find_device(name, "devices")) for name in arguments.devices or _every_gpu() or ["cpu"])
     metrics = available(["psnr", "ssim", *arguments.metrics], devices[0], failures)
     imports += [name for entry in networks for name in entry.options.get("imports", ())]

@@ -69,8 +69,9 @@ def _lam(arguments: argparse.Namespace) -> None:
     entries, networks, lr, x = _ready(arguments, arguments.networks)
     if len({entry.scale for entry in entries}) > 1:
         raise UserError("the networks have different scales; explain those of one at a time")
-    if len(networks) < len(entries):
-        raise UserError("two networks have one name; name them apart: NAME=FILE")
+    names = [entry.name for entry in entries]
+    if twice := [name for name in networks if names.count(name) > 1]:
+        raise UserError(f"two networks are called {twice[0]!r}; name them apart: NAME=FILE")
     scale, window = entries[0].scale, arguments.window
     centre = ((length * scale - window) // 2 for length in (x.shape[3], x.shape[2]))
     left, top = arguments.at or centre

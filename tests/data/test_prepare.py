@@ -350,7 +350,7 @@ def test_archives_that_unpack_to_far_more_than_their_size(tmp_path, make):
     assert not (tmp_path / "Photos").exists()
 
 
-@pytest.mark.parametrize("limit", [16, 32])
+@pytest.mark.parametrize("limit", [16, pytest.param(32, marks=pytest.mark.long)])
 def test_few_open_files(originals, tmp_path, limit):
     """More threads are asked for than may have files open at a time."""
     for number in range(40):

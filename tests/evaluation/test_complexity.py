@@ -39,7 +39,7 @@ def test_sizes_are_functions_of_the_scale(scale):
         assert network.upscale == scale
         shapes = {name: value.shape for name, value in network.state_dict().items()}
         assert shapes == {name: value.shape for name, value in expected.state_dict().items()}
-    with pytest.raises(ValueError, match="unknown scale 8"):
+    with pytest.raises(ValueError, match="scale 8"):
         dlgsanet_tiny(8)
 
 
@@ -62,10 +62,10 @@ def test_latency_and_memory_are_measured():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["Huge"], "unknown network 'Huge'; choose from Tiny"),
-        (["Tiny", "--scales", "8"], "unknown scale 8 of Tiny; choose from 2, 3, 4"),
+        (["Huge"], "network 'Huge'"),
+        (["Tiny", "--scales", "8"], "scale 8"),
         (["Tiny", "--device", "nonsense"], "nonsense"),
-        (["missing.yml"], "missing.yml: cannot be read"),
+        (["missing.yml"], "missing.yml"),
     ],
 )
 def test_errors_name_the_argument(arguments, named, capsys):

@@ -113,11 +113,11 @@ def test_output_that_cannot_be_written_is_found_before_the_image_is_read(place, 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["lam", "A.pth", "--at", "50", "8"], "does not lie within the 60x48 output"),
-        (["lam", "A.pth", "A.pth"], "two networks have one name"),
-        (["kept", "local.pth"], "the network has no SparseGSA layers"),
-        (["filters", "global.pth", "--points", "1,1"], "the network has no MHDLSA layers"),
-        (["filters", "A.pth", "--points", "30,1"], "--points 30,1: not within the 30x24 image"),
+        (["lam", "A.pth", "--at", "50", "8"], "60x48"),
+        (["lam", "A.pth", "A.pth"], "'A'"),
+        (["kept", "local.pth"], "SparseGSA"),
+        (["filters", "global.pth", "--points", "1,1"], "MHDLSA"),
+        (["filters", "A.pth", "--points", "30,1"], "--points 30,1"),
     ],
 )
 def test_errors_name_the_argument(place, arguments, named, capsys):

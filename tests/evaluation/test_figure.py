@@ -57,12 +57,12 @@ def test_writes_pdf_and_png(finished):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["chelsea"], "write SET/IMAGE"),
-        (["Photos/nobody"], "has no picture nobody of Photos"),
-        (["Photos/chelsea", "--methods", "Z"], "--methods: unknown method 'Z'; choose from bicubic, A"),
-        (["Photos/chelsea", "--crop", "40", "40", "40"], "--crop: does not lie within"),
-        (["Photos/chelsea", "--crop", "1", "0", "16"], "must be multiples of the scale"),
-        (["Photos/chelsea", "--results", "nowhere"], "run `dlgsanet benchmark` first"),
+        (["chelsea"], "SET/IMAGE"),
+        (["Photos/nobody"], "nobody of Photos"),
+        (["Photos/chelsea", "--methods", "Z"], "--methods: unknown method 'Z'"),
+        (["Photos/chelsea", "--crop", "40", "40", "40"], "--crop: "),
+        (["Photos/chelsea", "--crop", "1", "0", "16"], "--crop: 1 0 16"),
+        (["Photos/chelsea", "--results", "nowhere"], "nowhere"),
         (["Photos/chelsea", "--results", "nowhere", "-o", "n" * 260], "nnn.pdf"),
     ],
 )

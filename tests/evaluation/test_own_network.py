@@ -106,7 +106,7 @@ def test_files_of_other_projects(place, capsys):
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (None, "there is no file own.py"),
+        (None, "own.py"),
         ("import nothing_of_this_name", "own.py: ModuleNotFoundError"),
         ("def f(:", "own.py: SyntaxError"),
         ("raise SystemExit(3)", "own.py: SystemExit"),

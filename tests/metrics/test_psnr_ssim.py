@@ -46,7 +46,7 @@ def test_equal_images_are_perfect():
 
 def test_what_cannot_be_compared_is_an_error():
     image = data.astronaut()[:40, :50]
-    with pytest.raises(ValueError, match="differ in size"):
+    with pytest.raises(ValueError, match="39, 50"):
         psnr(image, image[:-1], 2)
-    with pytest.raises(ValueError, match="32x7 pixels are left after cropping 9; 11x11 are needed"):
+    with pytest.raises(ValueError, match="32x7"):
         ssim(image[:25], image[:25], 9)

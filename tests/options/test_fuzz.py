@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 
 FILES = sorted(REPOSITORY.glob("options/*/*.yml"))
 SLOWEST = 10.0  # seconds of this process for one file
-MUTATIONS = 200
+MUTATIONS = 120
 MINUTES = float(os.environ.get("DLGSANET_FUZZ_MINUTES", 5))  # of the long test
 
 # YAML as it may stand in a file, most of it not what any option takes.

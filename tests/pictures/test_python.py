@@ -140,8 +140,8 @@ def test_what_is_no_picture_is_refused(network, image, error):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"tile": "big"}, ValueError, "tile is 'big'"),
-        ({"tile": -5}, ValueError, "tile is -5"),
+        ({"tile": "big"}, ValueError, "tile 'big'"),
+        ({"tile": -5}, ValueError, "tile -5"),
         ({"outscale": "2"}, UserError, "^outscale: "),
         ({"outscale": -1}, UserError, "^outscale: "),
         ({"model": torch.nn.Identity()}, TypeError, "model must be"),
