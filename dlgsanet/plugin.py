@@ -9,10 +9,12 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTR
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.data.cached_paired_dataset import CachedPairedImageDataset
+from dlgsanet.data.degraded_paired_dataset import DegradedPairedImageDataset
 from dlgsanet.losses.fft_loss import FFTLoss
 from dlgsanet.models.dlgsanet_model import DLGSANetModel
 
 ARCH_REGISTRY.register(DLGSANet)
 DATASET_REGISTRY.register(CachedPairedImageDataset)
+DATASET_REGISTRY.register(DegradedPairedImageDataset)
 LOSS_REGISTRY.register(FFTLoss)
 MODEL_REGISTRY.register(DLGSANetModel)

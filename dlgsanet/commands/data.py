@@ -8,7 +8,7 @@ from pathlib import Path
 from dlgsanet.commands.arguments import ArgumentParser, whole_number
 from dlgsanet.data.known_sets import KNOWN_SETS, KnownSet
 from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, unknown
 
 DEFAULT_SCALES = (2, 3, 4)
 EXAMPLES = """examples:
@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   dlgsanet data subimages datasets/DIV2K               pieces for BasicSR's PairedImageDataset
   dlgsanet data lmdb datasets/DIV2K --scales 2         datasets/DIV2K/HR.lmdb and LR_bicubic_X2.lmdb
   dlgsanet data meta-info datasets/DIV2K/HR meta.txt
+  dlgsanet data sheet -opt options/train/FILE.yml      samples of a training set, to look at: results/sheet.png
 
 Data roots are laid out as the option files expect them: NAME/HR/0001.png and NAME/LR_bicubic/X4/0001x4.png.
 A command that was interrupted, or is run again, does only what is missing."""
@@ -87,6 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     meta_info = command("meta-info", _meta_info, "list the images of a folder with their sizes")
     meta_info.add_argument("folder", type=Path)
     meta_info.add_argument("target", type=Path, help="the file to write, for meta_info_file")
+
+    sheet = command("sheet", _sheet, "draw the first samples of a training set, to look at")
+    sheet.add_argument("-opt", required=True, metavar="FILE", help="option file for training")
+    sheet.add_argument("--force-yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="change options of the file")
+    sheet.add_argument("--data-root", metavar="DIR", help="folder that stands for `datasets/` in the file's data roots")
+    sheet.add_argument("--samples", type=whole_number(1, 1000), default=32, metavar="N", help="default: %(default)s")
+    sheet.add_argument("--epoch", type=whole_number(0), default=0, metavar="N", help="default: %(default)s")
+    sheet.add_argument(
+        "-o", "--output", type=Path, default=Path("results/sheet.png"), metavar="PNG", help="default: %(default)s"
+    )
     return parser
 
 
@@ -194,6 +205,25 @@ def _meta_info(arguments: argparse.Namespace) -> int:
 
     count = write_meta_info(arguments.folder, arguments.target, arguments.workers)
     print(f"{arguments.target}: {count} images")
+    return 0
+
+
+def _sheet(arguments: argparse.Namespace) -> int:
+    import dlgsanet.plugin  # noqa: F401, I001  # first: it registers the data sets, and BasicSR needs it
+    from basicsr.data import build_dataset
+
+    from dlgsanet.data.images import png_bytes
+    from dlgsanet.data.sheet import sheet_of_samples
+    from dlgsanet.files import write_whole
+    from dlgsanet.options.read import read_options
+
+    options = read_options(arguments.opt, True, changes=arguments.force_yml, data_root=arguments.data_root)
+    opt = options["datasets"]["train"]
+    types = ("CachedPairedImageDataset", "DegradedPairedImageDataset")
+    if opt["type"] not in types:
+        raise UserError(f"datasets.train.type: {unknown('type', opt['type'], types)}")
+    write_whole(arguments.output, png_bytes(sheet_of_samples(build_dataset(opt), arguments.samples, arguments.epoch)))
+    print(f"{arguments.output}: each low-quality crop next to its original")
     return 0
 
 

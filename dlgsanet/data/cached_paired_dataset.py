@@ -15,7 +15,8 @@ from dlgsanet.data.pixel_cache import decode_all
 from dlgsanet.errors import UserError
 from dlgsanet.options.table import CACHED_SET, CACHED_TRAINING_SET
 
-PAIRED_SETS = ("PairedImageDataset", "CachedPairedImageDataset")  # those with pairs that `pairs_by_root` finds
+# Those with pairs that `pairs_by_root` finds.
+PAIRED_SETS = ("PairedImageDataset", "CachedPairedImageDataset", "DegradedPairedImageDataset")
 
 
 class CachedPairedImageDataset(Dataset[Any]):
@@ -116,10 +117,10 @@ class CachedPairedImageDataset(Dataset[Any]):
         height, width = (length - self.lq_size + 1 for length in lq.shape[1:])
         places = [(r % height, c % width) for r, c in [(row, column), *zip(more[::2], more[1::2], strict=True)]]
         top, left = max(places, key=lambda place: self._detail(gt, *place)) if more else places[0]
+        size = self.lq_size * self.scale
+        gt_crop = gt[:, top * self.scale :, left * self.scale :][:, :size, :size]
         crops = []
-        for image, factor in ((gt, self.scale), (lq, 1)):
-            size = self.lq_size * factor
-            crop = image[:, top * factor :, left * factor :][:, :size, :size]
+        for crop in (gt_crop, self._crop_of_lq(gt, lq, top, left, epoch, index)):
             if self.use_hflip and coins & 1:
                 crop = crop[:, :, ::-1]
             if self.use_rot and coins & 2:
@@ -128,6 +129,10 @@ class CachedPairedImageDataset(Dataset[Any]):
                 crop = crop.transpose(0, 2, 1)
             crops.append(crop)
         return crops[0], crops[1]
+
+    def _crop_of_lq(self, gt: np.ndarray, lq: np.ndarray, top: int, left: int, epoch: int, index: int) -> np.ndarray:
+        """The LQ crop at this place, [3, lq_size, lq_size], before flips."""
+        return lq[:, top:, left:][:, : self.lq_size, : self.lq_size]
 
     def _detail(self, gt: np.ndarray, top: int, left: int) -> float:
         """Mean absolute difference of neighbouring pixels in the green channel of the GT crop at this LQ position.

@@ -23,7 +23,7 @@ _FROM_BASICSR = {
     "MODEL": {"SRModel", "SwinIRModel"},
     "DATASET": {"PairedImageDataset", "SingleImageDataset", "RealESRGANPairedDataset"},
 }
-_WITH_CHANNELS = ("PairedImageDataset", "CachedPairedImageDataset", "SingleImageDataset")
+_WITH_CHANNELS = ("PairedImageDataset", "CachedPairedImageDataset", "DegradedPairedImageDataset", "SingleImageDataset")
 
 
 def faults_of_options(options: Any, is_train: bool) -> list[str]:
@@ -114,6 +114,8 @@ def _data_sets(options: dict[str, Any]) -> Iterator[str]:
             yield f"{where}: SingleImageDataset has no originals to train on; choose another type"
         elif data_set["type"] == "SingleImageDataset" and metrics:
             yield f"{where}: has no originals to compute val.metrics with; set type: PairedImageDataset and dataroot_gt"
+        if data_set["type"] == "DegradedPairedImageDataset":
+            yield from _degradations(name, where, data_set)
         if data_set["type"] in _WITH_CHANNELS:
             yield from _channels(options, where, data_set)
     validation = [data_set.get("name", "") for name, data_set in options["datasets"].items() if phase_of(name) == "val"]
@@ -132,6 +134,14 @@ def _roots(where: str, data_set: Mapping[str, Any]) -> Iterator[str]:
         yield f"{where}.shares: give one share for each root in the list dataroot_gt"
     elif shares is not None and abs(sum(shares) - 1) > 1e-6:
         yield f"{where}.shares: their sum is {sum(shares):g}; it must be 1"
+
+
+def _degradations(name: str, where: str, data_set: Mapping[str, Any]) -> Iterator[str]:
+    if phase_of(name) != "train":
+        yield f"{where}.type: DegradedPairedImageDataset is for training; choose PairedImageDataset"
+    for key, value in (data_set.get("degradations") or {}).items():
+        if isinstance(value, list) and value != sorted(value):
+            yield f"{where}.degradations.{key}: {shown(value)} must be the least value, then the most"
 
 
 def _channels(options: dict[str, Any], where: str, data_set: dict[str, Any]) -> Iterator[str]:

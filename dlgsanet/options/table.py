@@ -130,6 +130,42 @@ CACHED_TRAINING_SET = Section(
     tuple(replace(o, kind=_ROOTS) if o.name.startswith("dataroot") else o for o in _LQ + _PAIRS)
     + (_CACHED + _CROP + _CACHED_TRAINING + _LOADER)
 )
+_SHARE = Number(0, 1)
+_DEGRADATIONS = Section(
+    (
+        Option("clean_share", _SHARE, 0.1, "Fraction of the crops that keep the low-quality image of `dataroot_lq`."),
+        Option("blur_share", _SHARE, 0.5, "Fraction of the other crops that are blurred."),
+        Option(
+            "blur_sigma",
+            ListOf(Number(0.05, 10), 2),
+            [0.2, 0.8],
+            "Least and largest standard deviation of the blur, in pixels of the low-quality image.",
+        ),
+        Option(
+            "resize_factor",
+            ListOf(Number(0.1, 4), 2),
+            [0.7, 1.3],
+            "The image is first resized to so many times the low-quality size, least and most, then to that size.",
+        ),
+        Option("noise_share", _SHARE, 0.5, "Fraction of the other crops that get noise, half of them Poisson noise."),
+        Option(
+            "noise_sigma",
+            ListOf(Number(0.1, 255), 2),
+            [0.5, 5.0],
+            "Least and largest standard deviation of the noise, in levels of 8 bits; of Poisson noise, at white.",
+        ),
+        Option("jpeg_share", _SHARE, 0.9, "Fraction of the other crops that are compressed."),
+        Option("jpeg_quality", ListOf(Whole(1, 100), 2), [30, 95], "Least and highest quality of the compression."),
+    )
+)
+DEGRADED_TRAINING_SET = Section(
+    (
+        *CACHED_TRAINING_SET.options,
+        Option(
+            "degradations", _DEGRADATIONS, {}, "How low-quality crops are made from originals (docs/photographs.md)."
+        ),
+    )
+)
 _WHOLE_IMAGES = ByType(
     "DATASET",
     (
@@ -143,6 +179,7 @@ _CROPS = ByType(
     "DATASET",
     (
         ("CachedPairedImageDataset", CACHED_TRAINING_SET),
+        ("DegradedPairedImageDataset", DEGRADED_TRAINING_SET),
         ("PairedImageDataset", Section(_LQ + _PAIRS + _CROP + _LOADER)),
     ),
     common=(*_LQ[:1], *_LOADER),

@@ -116,12 +116,20 @@ _TEST_SETS = {"path.pretrain_network_g", "path.param_key_g", "num_gpu"} | {
     for number in (1, 2, 3, 4, 5)
     for key in ("name", "type", "dataroot_gt", "dataroot_lq", "filename_tmpl", "io_backend.type")
 }
+_STRENGTHS = (
+    "clean_share", "blur_share", "blur_sigma", "resize_factor", "noise_share", "noise_sigma", "jpeg_share",
+    "jpeg_quality",
+)  # fmt: skip
 MEANT = {
     "train ClassicDIV2K": set(),
     "train ClassicDIV2K_LMDB": {
         *(f"datasets.train.{key}" for key in ("dataroot_gt", "dataroot_lq", "filename_tmpl", "io_backend.type")),
     },
     "train Folder": _DATA | _LENGTH,
+    "train Compressed": _DATA
+    | _LENGTH
+    | {"datasets.train.type"}
+    | {f"datasets.train.degradations.{key}" for key in _STRENGTHS},
     "train Demo": _DATA | _LENGTH | _SMALL | {"logger.use_tb_logger"},
     "train Photos542": _DATA | _LENGTH | _SMALL | {"manual_seed", "train.warmup_iter", "path.strict_load_g"} | _RECIPE,
     "test ClassicDIV2K": {"path.pretrain_network_g"},
