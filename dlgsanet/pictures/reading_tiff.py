@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+from collections.abc import Callable
 
 import numpy as np
 import tifffile
@@ -30,6 +31,7 @@ _FILES: dict[int, str] = {
     COMPRESSION.PNG: "PNG", COMPRESSION.WEBP: "WEBP", COMPRESSION.WEBP_DEPRECATED: "WEBP",
     COMPRESSION.JPEG2000: "JPEG2000",
 }  # fmt: skip
+BLOCK = 2**20  # values that are converted at a time
 _ROUNDED = 32  # pixels that a part may have beyond its place: JPEG codes blocks of up to 32x32
 _NUMBERS = ("imagewidth", "imagelength", "imagedepth", "tilewidth", "tilelength", "tiledepth", "rowsperstrip",
             "samplesperpixel", "bitspersample")  # fmt: skip
@@ -66,7 +68,18 @@ def decode_tiff(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarra
             _refuse_parts(page, content)
         values = page.asarray(squeeze=False)[:, 0]  # [planes, H, W, samples of a plane]
         values = np.moveaxis(values[..., 0], 0, -1) if len(values) > 1 else values[0]
-        return _pixels(page, values, extra), profile, orientation
+        return _by_rows(lambda rows: _pixels(page, rows, extra), values), profile, orientation
+
+
+def _by_rows(convert: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+    """Convert [H, W, S] some rows at a time: what is needed in between may be 16 times as large as the values."""
+    step = max(1, BLOCK // (values.shape[1] * values.shape[2]))
+    first = convert(values[:step])
+    out = np.empty((len(values), *first.shape[1:]), first.dtype)
+    out[:step] = first
+    for row in range(step, len(values), step):
+        out[row : row + step] = convert(values[row : row + step])
+    return out
 
 
 def _refuse(file: tifffile.TiffFile, page: tifffile.TiffPage, file_bytes: int, max_pixels: int) -> int | None:
@@ -83,7 +96,10 @@ def _refuse(file: tifffile.TiffFile, page: tifffile.TiffPage, file_bytes: int, m
     samples, bits = page.samplesperpixel, page.bitspersample
     if problem := excess(page.imagewidth, page.imagelength, samples * (1 if bits <= 8 else 2), file_bytes, max_pixels):
         raise ValueError(problem)
-    if excess(math.prod(page.chunks), 1, 1 if bits <= 8 else 2, file_bytes):  # a tile may be larger than the picture
+    if len(page.dataoffsets) != math.prod(page.chunked):
+        raise ValueError(f"damaged; it has {len(page.dataoffsets)} of {math.prod(page.chunked)} strips or tiles")
+    # A tile may be larger than the picture, and all of its samples may be in one strip.
+    if excess(math.prod(page.chunks), 1, 1 if bits <= 8 else 2, file_bytes, samples * MAX_PIXELS):
         raise ValueError("damaged; its tiles are larger than the file can hold")
     if page.sampleformat in _KINDS or not 1 <= bits <= 16:
         kind = _KINDS.get(page.sampleformat, "integers")  # type: ignore[call-overload]  # an int where it is unknown

@@ -169,6 +169,23 @@ def test_tile_that_claims_more_pixels_than_its_place_has_is_refused(photo, compr
         read_picture(NAME, bytes(forged))
 
 
+@pytest.mark.long
+def test_large_picture_in_one_strip():
+    """61 megapixels are 183 million values. What is needed to read it is bounded by its own size."""
+    row = np.random.default_rng(0).integers(0, 65536, (1, 9500, 3), np.uint16)
+    values = np.broadcast_to(row, (6400, 9500, 3))
+    content = tiff(values, photometric="rgb", planarconfig="contig", compression="zstd", rowsperstrip=6400)
+    color = read_picture(NAME, content).color
+    assert np.array_equal(color[::999], values[::999])
+
+
+def test_missing_tiles_are_named(photo):
+    content = bytearray(tiff(photo[..., 0], tile=(16, 16)))
+    content[tifffile.TiffFile(io.BytesIO(content)).pages[0].tags[257].valueoffset + 2] = 3  # 200,000 more rows
+    with pytest.raises(UserError, match="damaged"):
+        read_picture(NAME, bytes(content))
+
+
 @pytest.mark.parametrize("tag", [256, 257, 258, 277, 278])
 @pytest.mark.parametrize("kind", [1, 2, 5, 12])
 def test_size_that_is_no_number_is_named(photo, tag, kind):
