@@ -132,7 +132,7 @@ def _expand_paths(
         if paths.get(key):
             paths[key] = _expand(paths[key])
             if not _exists(paths[key], file=True):
-                faults.append(f"path.{key}: there is no file {paths[key]}")
+                faults.append(f"path.{key}: there is no file {paths[key]}; give one with --force-yml path:{key}=FILE")
     if teacher := options.get("train", {}).get("teacher_opt"):
         teacher["path"] = _expand(teacher["path"])
         if not _exists(teacher["path"], file=True):
