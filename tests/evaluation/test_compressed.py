@@ -1,0 +1,65 @@
+"""`scripts/evaluate_compressed.py`: scores of compressed pictures, and the crops to look at."""
+
+import csv
+import io
+import runpy
+import statistics
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlgsanet.evaluation.scoring import bicubic
+from dlgsanet.metrics import psnr
+from tests.conftest import REPOSITORY
+from tests.evaluation.conftest import small_weights, write_set
+
+
+def run(monkeypatch, *arguments):
+    script = REPOSITORY / "scripts/evaluate_compressed.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def test_scores_of_compressed_pictures(tmp_path, monkeypatch, capsys):
+    root = write_set(tmp_path, "Photos")
+    small = small_weights(tmp_path / "small.pth")
+    output = tmp_path / "out"
+    run(monkeypatch, f"ours={small}", small, "--scale", 2, "--data", root, "--qualities", 50, 20, "-o", output)
+    printed = capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO((output / "x2.csv").read_text())))
+    assert len(rows) == 3 * 3 * 3  # qualities and none, images, methods
+    for quality in (20, 50, "none"):  # as a reader would compute it
+        expected = []
+        for original in sorted((root / "HR").iterdir()):
+            lr, content = Image.open(root / f"LR_bicubic/X2/{original.stem}x2.png"), io.BytesIO()
+            if quality != "none":
+                lr.save(content, "JPEG", quality=quality)
+                lr = Image.open(content)
+            made = bicubic(np.asarray(lr.convert("RGB")), 2)
+            expected.append(psnr(made, np.asarray(Image.open(original))[: len(made), : made.shape[1]], 2))
+        found = [float(row["psnr"]) for row in rows if (row["quality"], row["method"]) == (str(quality), "bicubic")]
+        assert sorted(found) == pytest.approx(sorted(expected))
+        assert f"{statistics.fmean(expected):.2f} / " in printed
+    table = (output / "x2.md").read_text().splitlines()
+    assert table[0].count("|") == 5
+    assert [line.split("|")[1].strip() for line in table[2:5]] == ["20", "50", "not compressed"]
+    ours, same = ([row["psnr"] for row in rows if row["method"] == name] for name in ("ours", "small"))
+    assert ours == same
+    assert Image.open(output / "x2.png").height > 9 * 90
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("none.pth", "--scale", 2), "none.pth"),
+        (("Tiny", "--scale", 2, "--qualities", 0), "--qualities"),
+        (("Tiny", "--scale", 7), "x7"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, monkeypatch, capsys, arguments, named):
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, *arguments, "--data", tmp_path)
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
