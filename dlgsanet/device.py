@@ -40,4 +40,10 @@ def describe(device: torch.device) -> str:
     """The device and version of torch, for tables of measurements."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{device.type} with {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{device.type} with {threads()}, torch {torch.__version__}"
+
+
+def threads() -> str:
+    """The threads that PyTorch uses on a CPU, for messages: ``2 threads``."""
+    number = torch.get_num_threads()
+    return "1 thread" if number == 1 else f"{number} threads"

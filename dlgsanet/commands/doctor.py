@@ -46,10 +46,11 @@ def _processors() -> Iterator[str]:
     with quick_imports():
         import torch
 
+    from dlgsanet.device import threads
     from dlgsanet.ops.backends.native.build import instruction_sets
     from dlgsanet.ops.backends.native.library import instruction_set, library_path
 
-    yield f"CPU: {os.cpu_count()} cores, PyTorch uses {torch.get_num_threads()} threads"
+    yield f"CPU: {os.cpu_count()} cores, PyTorch uses {threads()}"
     state = "built" if library_path().exists() else "not built"
     built = f"native layers for {instruction_set()} (of {', '.join(instruction_sets())}): {state}"
     yield f"CPU: PyTorch's instruction set is {torch.backends.cpu.get_cpu_capability()}; {built}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dlgsanet.device import threads
 from dlgsanet.training.conditions import differences
 from dlgsanet.training.resume import Position
 from dlgsanet.training.validation import ValidationSet
@@ -66,7 +67,7 @@ def hardware(num_gpu: int) -> str:
     """What this process computes on."""
     if num_gpu:
         return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    return f"CPU, {threads()} of {os.cpu_count()} cores"
 
 
 def _weights(options: dict[str, Any], position: Position) -> str:
