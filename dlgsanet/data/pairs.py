@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dlgsanet.data.images import UnreadableImageError, list_images, opened, read_rgb, upright_size
+from dlgsanet.data.images import UnreadableImageError, is_image_name, list_images, opened, read_rgb, upright_size
 from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
 from dlgsanet.data.lmdb_images import lmdb_images, meta_info_lines
 from dlgsanet.data.parallel import for_each, in_one_line
@@ -98,6 +98,23 @@ def find_pairs_in(root: Path, scale: int) -> list[Pair]:
         return find_pairs(opt)
     except UserError as error:
         raise UserError(f"{root}: {error}") from None
+
+
+def refuse_other_files(opt: Mapping[str, Any]) -> None:
+    """Check that BasicSR's `PairedImageDataset`, which takes every file that is not hidden, finds images alone.
+
+    Raises:
+        UserError: there are other files in the folders; it names the first ones.
+    """
+    if (opt.get("io_backend") or {}).get("type", "disk") != "disk" or opt.get("meta_info_file"):
+        return
+    for option in ("dataroot_gt", "dataroot_lq"):
+        files = (path for path in _root(opt, option).iterdir() if path.is_file() and not path.name.startswith("."))
+        if others := sorted(printable(path.name) for path in files if not is_image_name(path.name)):
+            raise UserError(
+                f"{option}: {opt[option]} has files that are no images, which PairedImageDataset does not skip; remove "
+                f"them, or set type: CachedPairedImageDataset: {in_one_line(others)}"
+            )
 
 
 def check_sizes(pairs: Sequence[Pair], scale: int, lq_size: int = 1) -> list[tuple[int, int]]:

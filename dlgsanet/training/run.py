@@ -1,6 +1,7 @@
 """A training run from its option file to its exit code."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 
 import dlgsanet.plugin  # noqa: F401  # registers what is ours
 from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
-from dlgsanet.data.pairs import check_sizes
+from dlgsanet.data.pairs import check_sizes, refuse_other_files
 from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError, faults_of
 from dlgsanet.models.build import build_model
@@ -153,8 +154,13 @@ def _choose_kernels(deterministic: bool) -> None:
 
 
 def _make_folders(options: dict[str, Any]) -> None:
-    make_exp_dirs(options)  # on rank 0; an older run of this name is renamed, not overwritten
     board = Path(options["root_path"], "tb_logger", options["name"])
+    if options["rank"] == 0:
+        for folder in (Path(options["path"]["experiments_root"]), board):
+            # BasicSR renames to the second: runs that follow each other fast would get one name.
+            while Path(f"{folder}_archived_{time.strftime('%Y%m%d_%H%M%S')}").exists():
+                time.sleep(0.1)
+    make_exp_dirs(options)  # on rank 0; an older run of this name is renamed, not overwritten
     if options["rank"] == 0 and board.exists():
         mkdir_and_rename(str(board))
     gather(None)  # no rank continues before the folders exist
@@ -190,6 +196,8 @@ def _check_pairs(where: str, opt: dict[str, Any], metrics: dict[str, Any]) -> No
     try:
         pairs = [pair for part in pairs_by_root(opt) for pair in part]
         sizes = check_sizes(pairs, opt["scale"], opt.get("gt_size", 1) // opt["scale"])
+        if opt["type"] == "PairedImageDataset":
+            refuse_other_files(opt)
         check_metrics(metrics, min(zip(sizes[::2], pairs, strict=True), key=lambda pair: min(pair[0]))[1], opt["scale"])
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

@@ -60,6 +60,22 @@ def test_validation_image_that_is_removed_while_training_runs(workplace, own_ima
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
+def test_files_that_are_no_images(workplace, own_images, part):
+    """BasicSR's data set takes them for images; ours skips them, and so do hidden files."""
+    workplace.options["train"]["total_iter"] = 1
+    workplace.options["datasets"]["train"] |= {"type": "PairedImageDataset"}
+    (own_images / part / "HR/.DS_Store").write_bytes(b"x")
+    workplace.train()
+    (own_images / part / "HR/Thumbs.db").write_bytes(b"x")
+    line = last_line(workplace.train(code=2))
+    assert f"datasets.{part}" in line
+    assert "Thumbs.db" in line
+    for data_set in workplace.options["datasets"].values():
+        data_set["type"] = "CachedPairedImageDataset"
+    workplace.train()
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
 def test_pair_whose_sizes_do_not_fit(workplace, own_images, part):
     path = next((own_images / part / "X2").iterdir())
     cv2.imwrite(str(path), cv2.imread(str(path))[:-3])
