@@ -206,7 +206,7 @@ def _files(folder):
         "nan.pth": (saved(state | {first: state[first] * float("nan")}), first),
         "missing.pth": (saved(some), "mhdlsa_ffn.norm"),
         "extra.pth": (saved(state | {"spare.weight": torch.ones(1)}), "spare.weight"),
-        "other_shape.pth": (saved(state | {first: torch.ones(18, 3, 3, 3)}), first),
+        "other_shape.pth": (saved(state | {first: torch.ones(18, 3, 3, 3)}), "mhdlsa.norm.weight"),
         "flat.pth": (saved(state | {first: torch.ones(7)}), ""),
         "script.pth": (scripted(folder), "TorchScript"),
         "bomb.pth": (bomb(folder), ""),
