@@ -168,7 +168,9 @@ def test_second_run_in_the_folder_stops_before_it_touches_anything(workplace):
 CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": "<&- >&- 2>&-"}
 
 
-@pytest.mark.parametrize("streams", CLOSED)
+@pytest.mark.parametrize(
+    "streams", ["stderr", "all", *(pytest.param(name, marks=pytest.mark.long) for name in ("stdin", "stdout"))]
+)
 def test_closed_standard_streams(workplace, finished, streams):
     """No file of the run takes the place of one, whose messages it would then get."""
     (workplace.folder / "options.yml").write_text(yaml.safe_dump(workplace.options))
