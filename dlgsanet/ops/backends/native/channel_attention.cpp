@@ -50,14 +50,14 @@ struct Heads {
 constexpr Index batch_rows = 4;  // rows of q and k that are multiplied together
 
 struct Scratch {
-    Rows normed, v, qk[batch_rows];  // q and k; each piece begins at a whole register and is padded with zeros
+    Rows normed, v[2], qk[batch_rows];  // q and k; each piece begins at a whole register and is padded with zeros
     RowRing qkv;
     float* sums;  // one register for each sum of each piece of a tile
 
     Scratch(Arena& arena, const Heads& heads, Index width, Index pieces)
         : normed(arena.rows(heads.all_channels(), width + 2)),
-          v(arena.rows(heads.all_channels(), width)),
-          qkv(arena, 3 * heads.all_channels(), width, 3, 1),
+          v{arena.rows(heads.all_channels(), width), arena.rows(heads.all_channels(), width)},
+          qkv(arena, 3 * heads.all_channels(), width, 4, 1),
           sums(arena.take(pieces * heads.sums() * lanes)) {
         for (Rows& row : qk) row = arena.rows(2 * heads.all_channels(), width + pieces * lanes);
     }
@@ -104,9 +104,13 @@ struct FirstPass {
         for (Index band = first_band; band < stop_band; band++) {
             for (Index y = bands[band].start; y < bands[band].stop; y += batch_rows) {
                 const Index rows = std::min(batch_rows, bands[band].stop - y);
-                for (Index i = 0; i < rows; i++) {
+                for (Index i = 0; i < rows; i += 2) {
                     enter.make_row(y + i + 1, tile, 1, s.normed, s.qkv);
-                    convolve(y + i, tile, s, s.qk[i]);
+                    if (i + 1 < rows) enter.make_row(y + i + 2, tile, 1, s.normed, s.qkv);
+                    if (i + 1 < rows)
+                        convolve<2>(y + i, tile, s, s.qk + i);
+                    else
+                        convolve<1>(y + i, tile, s, s.qk + i);
                 }
                 each_piece([&](Index n, Columns place) {
                     add_products(s, heads, rows, place, s.sums + (n - first_column) * heads.sums() * lanes);
@@ -125,24 +129,30 @@ struct FirstPass {
         }
     }
 
-    // The depth-wise convolution of row y. It writes q and k to scratch, and v to its tensor.
-    void convolve(Index y, const Tile& tile, const Scratch& s, Rows qk) const {
-        const Rows above = s.qkv[y - 1], here = s.qkv[y], below = s.qkv[y + 1];
-        auto at = [&](Index c, Index q) {
-            return depthwise_3x3(above.row(c) + q, here.row(c) + q, below.row(c) + q, depthwise + 9 * c);
-        };
+    // The depth-wise convolution of rows from y on. It writes q and k to scratch, and v to its tensor.
+    template <int Down>
+    void convolve(Index y, const Tile& tile, const Scratch& s, const Rows* qk) const {
+        const Neighbours<Down> rows(s.qkv, y);
         const Index all = shape.channels;
         each_piece([&](Index n, Columns place) {
             const Index first = columns[n].start - tile.left, whole = place.size / lanes * lanes;
             for (Index c = 0; c < 2 * all; c++) {
-                float* out = qk.row(c) + place.start;
-                for (Index q = 0; q < place.size; q += lanes) store(out + q, at(c, first + q));
-                if (whole < place.size) std::fill(out + place.size, out + whole + lanes, 0.f);
+                const Addresses<Down> out(qk, c);
+                depthwise_3x3(rows, c, first, place.size, depthwise + 9 * c,
+                              [=](Index x, const vec* sums) { out.store_all(place.start + x, sums); });
+                if (whole == place.size) continue;
+                for (int i = 0; i < Down; i++) {
+                    float* end = qk[i].row(c) + place.start + whole;
+                    std::fill(end + place.size - whole, end + lanes, 0.f);
+                }
             }
         });
-        for (Index c = 0; c < all; c++)
-            for (Index q = 0; q < tile.columns(); q += lanes) store(s.v.row(c) + q, at(2 * all + c, q));
-        Strip{shape, image, y, tile.left, tile.right}.write(s.v, v);
+        for (Index c = 0; c < all; c++) {
+            const Addresses<Down> out(s.v, c);
+            depthwise_3x3(rows, 2 * all + c, 0, tile.columns(), depthwise + 9 * (2 * all + c),
+                          [=](Index x, const vec* sums) { out.store_all(x, sums); });
+        }
+        for (int i = 0; i < Down; i++) Strip{shape, image, y + i, tile.left, tile.right}.write(s.v[i], v);
     }
 
     // Reduce a band's sums to single floats and reset them.

@@ -33,28 +33,33 @@ DLGSANET_API bool dlgsanet_projected_depthwise(const float* x, const float* norm
                                                const float* proj, const float* depthwise, float* out, Index batch,
                                                Index channels, Index hidden, Index height, Index width, int threads) {
     struct Scratch {
-        Rows normed, convolved;
+        Rows normed, convolved[2];
         RowRing projected;
     };
     const Shape shape{batch, channels, height, width}, out_shape{batch, hidden, height, width};
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj, hidden, channels}};
-    const Tiling tiles(shape, 4 * hidden + channels, threads);
+    const Tiling tiles(shape, 6 * hidden + channels, threads);
     auto make = [&](Arena& arena) {
-        return Scratch{arena.rows(channels, tiles.width() + 2), arena.rows(hidden, tiles.width()),
-                       RowRing(arena, hidden, tiles.width(), 3, 1)};
+        return Scratch{arena.rows(channels, tiles.width() + 2),
+                       {arena.rows(hidden, tiles.width()), arena.rows(hidden, tiles.width())},
+                       RowRing(arena, hidden, tiles.width(), 4, 1)};
     };
 
     return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
         const Tile tile = tiles[task];
-        for (Index y = tile.top - 1; y <= tile.bottom; y++) {
-            enter.make_row(y, tile, 1, s.normed, s.projected);
-            if (y <= tile.top) continue;
-            const Rows above = s.projected[y - 2], here = s.projected[y - 1], below = s.projected[y];
-            for (Index c = 0; c < hidden; c++)
-                for (Index q = 0; q < tile.columns(); q += lanes)
-                    store(s.convolved.row(c) + q,
-                          depthwise_3x3(above.row(c) + q, here.row(c) + q, below.row(c) + q, depthwise + 9 * c));
-            Strip{out_shape, tile.image, y - 1, tile.left, tile.right}.write(s.convolved, out);
+        enter.make_row(tile.top - 1, tile, 1, s.normed, s.projected);
+        enter.make_row(tile.top, tile, 1, s.normed, s.projected);
+        for (Index y = tile.top; y < tile.bottom; y += 2) {
+            enter.make_row(y + 1, tile, 1, s.normed, s.projected);
+            if (y + 1 < tile.bottom) enter.make_row(y + 2, tile, 1, s.normed, s.projected);
+            const Neighbours<2> rows(s.projected, y);
+            for (Index c = 0; c < hidden; c++) {
+                const Addresses<2> out_rows(s.convolved, c);
+                depthwise_3x3(rows, c, 0, tile.columns(), depthwise + 9 * c,
+                              [=](Index x, const vec* sums) { out_rows.store_all(x, sums); });
+            }
+            for (int n = 0; n < 2 && y + n < tile.bottom; n++)
+                Strip{out_shape, tile.image, y + n, tile.left, tile.right}.write(s.convolved[n], out);
         }
     });
 }
@@ -83,10 +88,12 @@ DLGSANET_API bool dlgsanet_channel_attention_backward(
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
         const Mixing mixing{of_similarities + tile.image * 4 * channels * (channels / heads),
                             mixing_transposed + tile.image * channels * channels};
-        auto gradient = [&](Index y, Rows out) {
-            Strip{shape, tile.image, y, 0, width}.read(grad, s.grad);
-            Strip{qkv_shape, tile.image, y, 0, width}.read(qkv, s.qkv, 2 * channels);
-            differentiate_mixing(mixing, channels, heads, s.qkv, s.grad, out, width);
+        auto gradient = [&](Index first) {
+            for (Index y = std::max<Index>(first, 0); y < std::min(first + s.back.together, height); y++) {
+                Strip{shape, tile.image, y, 0, width}.read(grad, s.grad);
+                Strip{qkv_shape, tile.image, y, 0, width}.read(qkv, s.qkv, 2 * channels);
+                differentiate_mixing(mixing, channels, heads, s.qkv, s.grad, s.back.grad_convolved[y], width);
+            }
         };
         auto write = [&](Index y, Rows row) { Strip{shape, tile.image, y, 0, width}.write_sum(row, grad, grad_x); };
         s.back.run(tile, parts + task * layer.floats(), gradient, write);

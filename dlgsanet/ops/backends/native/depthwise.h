@@ -6,17 +6,53 @@
 
 namespace dlgsanet {
 
-// One register of a 3x3 convolution; above, here and below point to its first column in three rows.
-inline vec depthwise_3x3(const float* above, const float* here, const float* below, const float* weight) {
-    vec even = load(above - 1) * weight[0], odd = load(above) * weight[1];
-    even += load(above + 1) * weight[2];
-    odd += load(here - 1) * weight[3];
-    even += load(here) * weight[4];
-    odd += load(here + 1) * weight[5];
-    even += load(below - 1) * weight[6];
-    odd += load(below) * weight[7];
-    even += load(below + 1) * weight[8];
-    return even + odd;
+// `Down` rows of a feature from row y on, and the rows above and below them.
+template <int Down>
+struct Neighbours {
+    Rows rows[Down + 2];
+
+    Neighbours(const RowRing& feature, Index y) {
+        for (int n = 0; n < Down + 2; n++) rows[n] = feature[y - 1 + n];
+    }
+};
+
+// The addresses of channel c in some rows.
+template <int Down>
+struct Addresses {
+    float* row[Down];
+
+    Addresses(const Rows* rows, Index c) {
+        for (int n = 0; n < Down; n++) row[n] = rows[n].row(c);
+    }
+
+    void store_all(Index x, const vec* values) const {
+        for (int n = 0; n < Down; n++) store(row[n] + x, values[n]);
+    }
+};
+
+// `Down` rows of channel c of a 3x3 convolution, from column `first` on: use(x, sums) receives one register of each row
+// for x = 0, lanes, ... `use` should hold pointers by value. Each value of the source is loaded once for all rows. With two rows there are no more loads than
+// multiply-adds. The value of a pixel does not depend on `Down`.
+template <int Down, class Use>
+inline void depthwise_3x3(const Neighbours<Down>& source, Index c, Index first, Index columns, const float* weight,
+                          const Use& use) {
+    vec weights[9];
+    for (int t = 0; t < 9; t++) weights[t] = fill(weight[t]);
+    const float* rows[Down + 2];
+    for (int n = 0; n < Down + 2; n++) rows[n] = source.rows[n].row(c) + first - 1;
+    for (Index x = 0; x < columns; x += lanes) {
+        vec sums[Down]{};
+#pragma GCC unroll 4
+        for (int n = 0; n < Down + 2; n++)
+#pragma GCC unroll 3
+            for (int j = 0; j < 3; j++) {
+                const vec value = in_register(load(rows[n] + x + j));
+#pragma GCC unroll 2
+                for (int i = 0; i < Down; i++)
+                    if (n >= i && n - i < 3) sums[i] += value * weights[3 * (n - i) + j];
+            }
+        use(x, sums);
+    }
 }
 
 // A K x K convolution, row by row. Row y of the source is added to the K rows of sums around it, so each of its values
@@ -24,8 +60,9 @@ inline vec depthwise_3x3(const float* above, const float* here, const float* bel
 class RunningDepthwise {
 public:
     template <class Arena>
-    RunningDepthwise(Arena& arena, Index channels, Index width, Index window_size)
-        : window_size_(window_size), sums_(arena, channels, width, window_size, 0) {}
+    // The last `kept` complete rows remain.
+    RunningDepthwise(Arena& arena, Index channels, Index width, Index window_size, Index kept = 1)
+        : window_size_(window_size), sums_(arena, channels, width, window_size + kept - 1, 0) {}
 
     Rows operator[](Index y) const { return sums_[y]; }
 

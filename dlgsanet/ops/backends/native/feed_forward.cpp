@@ -1,5 +1,5 @@
 // The gated depth-wise feed-forward network (Restormer, section 3.2): x + proj_out(gelu(a) * b) with
-// a, b = depthwise_3x3(proj_in(norm(x))). Only three rows of the hidden feature of a tile exist at a time.
+// a, b = depthwise_3x3(proj_in(norm(x))). Only four rows of the hidden feature of a tile exist at a time.
 
 #include "depthwise.h"
 #include "gelu.h"
@@ -10,28 +10,37 @@ using namespace dlgsanet;
 
 namespace {
 
+constexpr int together = 2;  // rows
+
 struct Scratch {
-    Rows normed, gated, output;
+    Rows normed, gated[together], a, output;  // a: one channel
     RowRing hidden;
 
     Scratch(Arena& arena, Index channels, Index half, Index width)
         : normed(arena.rows(channels, width + 2)),
-          gated(arena.rows(half, width)),
+          a(arena.rows(together, width)),
           output(arena.rows(channels, width)),
-          hidden(arena, 2 * half, width, 3, 1) {}
+          hidden(arena, 2 * half, width, together + 2, 1) {
+        for (Rows& row : gated) row = arena.rows(half, width);
+    }
 };
 
-// gated[c] = gelu(a[c]) * b[c] for row y.
-void gate(const RowRing& hidden, Index y, const float* depthwise, Rows gated, Index columns) {
+// gated[n][c] = gelu(a[c]) * b[c] for rows y + n. The rows of one channel of a are kept in `a`.
+template <int Down>
+void gate(const RowRing& hidden, Index y, const float* depthwise, const Rows* gated, Rows a, Index columns) {
     const Index half = hidden.channels / 2;
-    const Rows above = hidden[y - 1], here = hidden[y], below = hidden[y + 1];
+    const Neighbours<Down> rows(hidden, y);
     for (Index c = 0; c < half; c++) {
         const Index d = c + half;
-        for (Index x = 0; x < columns; x += lanes) {
-            const vec a = depthwise_3x3(above.row(c) + x, here.row(c) + x, below.row(c) + x, depthwise + 9 * c);
-            const vec b = depthwise_3x3(above.row(d) + x, here.row(d) + x, below.row(d) + x, depthwise + 9 * d);
-            store(gated.row(c) + x, gelu(a) * b);
-        }
+        const Addresses<Down> out(gated, c);
+        depthwise_3x3(rows, d, 0, columns, depthwise + 9 * d, [=](Index x, const vec* b) { out.store_all(x, b); });
+        depthwise_3x3(rows, c, 0, columns, depthwise + 9 * c, [=](Index x, const vec* sums) {
+            for (int n = 0; n < Down; n++) store(a.row(n) + x, sums[n]);
+        });
+        // A loop of its own: there are not enough registers for the constants of both.
+        for (int n = 0; n < Down; n++)
+            for (Index x = 0; x < columns; x += lanes)
+                store(out.row[n] + x, gelu(load(a.row(n) + x)) * load(out.row[n] + x));
     }
 }
 
@@ -42,19 +51,23 @@ DLGSANET_API bool dlgsanet_gated_feed_forward(const float* x, const float* norm_
                                             float* out, Index batch, Index channels, Index half, Index height,
                                             Index width, int threads) {
     const Shape shape{batch, channels, height, width};
-    const Tiling tiles(shape, 7 * half + 2 * channels, threads);
+    const Tiling tiles(shape, 10 * half + 2 * channels, threads);
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, 2 * half, channels}};
     const Weights leave(proj_out, channels, half);
     auto make = [&](Arena& arena) { return Scratch(arena, channels, half, tiles.width()); };
 
     return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
         const Tile tile = tiles[task];
-        for (Index y = tile.top - 1; y <= tile.bottom; y++) {
-            enter.make_row(y, tile, 1, s.normed, s.hidden);
-            if (y <= tile.top) continue;
-            gate(s.hidden, y - 1, depthwise, s.gated, tile.columns());
-            gemm<Start::zero>(leave, s.gated, s.output, tile.columns());
-            Strip{shape, tile.image, y - 1, tile.left, tile.right}.write_sum(s.output, x, out);
+        enter.make_row(tile.top - 1, tile, 1, s.normed, s.hidden);
+        enter.make_row(tile.top, tile, 1, s.normed, s.hidden);
+        for (Index y = tile.top; y < tile.bottom; y += together) {
+            const Index rows = std::min<Index>(together, tile.bottom - y);
+            for (Index n = 0; n < rows; n++) enter.make_row(y + n + 1, tile, 1, s.normed, s.hidden);
+            (rows == 1 ? gate<1> : gate<2>)(s.hidden, y, depthwise, s.gated, s.a, tile.columns());
+            for (Index n = 0; n < rows; n++) {
+                gemm<Start::zero>(leave, s.gated[n], s.output, tile.columns());
+                Strip{shape, tile.image, y + n, tile.left, tile.right}.write_sum(s.output, x, out);
+            }
         }
     });
 }

@@ -7,33 +7,42 @@ using namespace dlgsanet;
 
 namespace {
 
+constexpr int together = ProjectedDepthwiseBackward::together;
+
 struct Scratch {
     ProjectedDepthwiseBackward back;
-    Rows grad, grad_gated, gated, grad_by_pixel;
+    Rows grad[together], grad_gated[together], gated[together], grad_by_pixel;
 
     Scratch(Arena& arena, const ProjectedDepthwise& layer)
-        : back(arena, layer),
-          grad(arena.rows(layer.channels(), layer.enter.shape.width)),
-          grad_gated(arena.rows(layer.hidden() / 2, layer.enter.shape.width)),
-          gated(arena.rows(layer.hidden() / 2, layer.enter.shape.width)),
-          grad_by_pixel(arena.rows(layer.enter.shape.width, layer.channels())) {}
+        : back(arena, layer), grad_by_pixel(arena.rows(layer.enter.shape.width, layer.channels())) {
+        for (int n = 0; n < together; n++) {
+            grad[n] = arena.rows(layer.channels(), layer.enter.shape.width);
+            grad_gated[n] = arena.rows(layer.hidden() / 2, layer.enter.shape.width);
+            gated[n] = arena.rows(layer.hidden() / 2, layer.enter.shape.width);
+        }
+    }
 };
 
-// The gradients of a and b in row y from that of gelu(a) * b. Also gelu(a) * b, for the gradient of the projection.
-void differentiate_gate(const Scratch& s, Index y, const float* depthwise, Index columns, Rows out) {
-    const RowRing& hidden = s.back.hidden;
-    const Index half = hidden.channels / 2;
-    const Rows above = hidden[y - 1], here = hidden[y], below = hidden[y + 1];
+// The gradients of a and b in rows y and y + 1 from those of gelu(a) * b. Also gelu(a) * b, for the gradient of the
+// projection.
+void differentiate_gate(const Scratch& s, Index y, const float* depthwise, Index columns) {
+    const Index half = s.back.hidden.channels / 2;
+    const Neighbours<together> rows(s.back.hidden, y);
+    Rows out[together];
+    for (int n = 0; n < together; n++) out[n] = s.back.grad_convolved[y + n];
     for (Index c = 0; c < half; c++) {
         const Index d = c + half;
-        for (Index x = 0; x < columns; x += lanes) {
-            const vec a = depthwise_3x3(above.row(c) + x, here.row(c) + x, below.row(c) + x, depthwise + 9 * c);
-            const vec b = depthwise_3x3(above.row(d) + x, here.row(d) + x, below.row(d) + x, depthwise + 9 * d);
-            const vec grad = load(s.grad_gated.row(c) + x), gate = gelu(a);
-            store(s.gated.row(c) + x, gate * b);
-            store(out.row(c) + x, grad * b * gelu_derivative(a));
-            store(out.row(d) + x, grad * gate);
-        }
+        const Addresses<together> gated(s.gated, c), grads(s.grad_gated, c), grad_a(out, c), grad_b(out, d);
+        depthwise_3x3(rows, d, 0, columns, depthwise + 9 * d, [=](Index x, const vec* b) { gated.store_all(x, b); });
+        depthwise_3x3(rows, c, 0, columns, depthwise + 9 * c, [=](Index x, const vec* a) { grad_a.store_all(x, a); });
+        for (int n = 0; n < together; n++)
+            for (Index x = 0; x < columns; x += lanes) {
+                const vec grad = load(grads.row[n] + x), b = load(gated.row[n] + x);
+                const GeluAndDerivative gate = gelu_and_derivative(load(grad_a.row[n] + x));
+                store(gated.row[n] + x, gate.value * b);
+                store(grad_a.row[n] + x, grad * b * gate.derivative);
+                store(grad_b.row[n] + x, grad * gate.value);
+            }
     }
 }
 
@@ -57,13 +66,18 @@ DLGSANET_API bool dlgsanet_gated_feed_forward_backward(
     const bool done = parallel(threads, strips.count(), make, [&](Index task, const Scratch& s) {
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
         const Rows grad_proj_out{parts + task * floats, pitch};
-        auto gradient = [&](Index y, Rows out) {
-            Strip{shape, tile.image, y, 0, width}.read(grad, s.grad);
-            gemm<Start::zero>({proj_out_transposed, half, channels}, s.grad, s.grad_gated, width);
-            differentiate_gate(s, y, depthwise, width, out);
-            if (y < tile.top || y >= tile.bottom) return;
-            transpose(s.grad, channels, width, s.grad_by_pixel);
-            gemm<Start::accumulate>({s.gated, half, width}, s.grad_by_pixel, grad_proj_out, channels);
+        auto gradient = [&](Index y) {
+            for (int n = 0; n < together; n++) {
+                if (y + n < 0 || y + n >= height) continue;
+                Strip{shape, tile.image, y + n, 0, width}.read(grad, s.grad[n]);
+                gemm<Start::zero>({proj_out_transposed, half, channels}, s.grad[n], s.grad_gated[n], width);
+            }
+            differentiate_gate(s, y, depthwise, width);
+            for (int n = 0; n < together; n++) {
+                if (y + n < tile.top || y + n >= tile.bottom) continue;
+                transpose(s.grad[n], channels, width, s.grad_by_pixel);
+                gemm<Start::accumulate>({s.gated[n], half, width}, s.grad_by_pixel, grad_proj_out, channels);
+            }
         };
         auto write = [&](Index y, Rows row) { Strip{shape, tile.image, y, 0, width}.write_sum(row, grad, grad_x); };
         s.back.run(tile, grad_proj_out.row(half), gradient, write);

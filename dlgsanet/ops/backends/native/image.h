@@ -31,7 +31,7 @@ public:
         const Index wanted = (4 * threads + others - 1) / others;
         const Index most = std::max<Index>(1, shape.height / least_rows);
         const Index down = std::max(std::min(wanted, most), (shape.height + most_rows - 1) / most_rows);
-        tile_height_ = (shape.height + down - 1) / down;
+        tile_height_ = round_up((shape.height + down - 1) / down, 2);  // rows are processed in pairs
         rows_ = (shape.height + tile_height_ - 1) / tile_height_;
     }
 
@@ -92,7 +92,7 @@ class RowRing {
 public:
     template <class Arena>
     RowRing(Arena& arena, Index channels, Index width, Index count, Index margin)
-        : channels(channels), count_(count), margin_(round_up(margin, 16)),
+        : channels(channels), count_(count), width_(width), needed_(margin), margin_(round_up(margin, 16)),
           all_(arena.rows(channels * count, 2 * margin_ + round_up(width, 16) + 16)) {}
 
     const Index channels;
@@ -100,19 +100,26 @@ public:
     // Row y from column 0 of the tile; y is at least -count.
     Rows operator[](Index y) const { return all_.below((y + count_) % count_ * channels).at(margin_); }
 
+    // The row after another one of this ring; faster than finding it by its number.
+    Rows after(Rows row) const {
+        const Index step = channels * all_.pitch;
+        return {row.start + (row.start + step < all_.start + count_ * step ? step : step - count_ * step), row.pitch};
+    }
+
     void clear(Index y) const { clear_around(y, 0, 0); }
 
-    // Set all columns except [from, to) to zero.
+    // Set all columns that a convolution may read to zero, except [from, to); from is at most 0.
     void clear_around(Index y, Index from, Index to) const {
         const Rows rows = (*this)[y];
+        const Index end = round_up(width_, lanes) + needed_;
         for (Index c = 0; c < channels; c++) {
-            std::fill(rows.row(c) - margin_, rows.row(c) + from, 0.f);
-            std::fill(rows.row(c) + to, rows.row(c) + rows.pitch - margin_, 0.f);
+            for (Index x = from; x > -needed_; x -= lanes) store(rows.row(c) + x - lanes, vec{});
+            for (Index x = to; x < end; x += lanes) store(rows.row(c) + x, vec{});
         }
     }
 
 private:
-    Index count_, margin_;
+    Index count_, width_, needed_, margin_;
     Rows all_;
 };
 

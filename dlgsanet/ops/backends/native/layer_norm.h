@@ -7,40 +7,62 @@
 
 namespace dlgsanet {
 
-// Normalise one register of pixels to mean 0 and variance 1 over the channels, in place. Then apply weight and bias, if
-// given. Returns the factor by which the centred values are multiplied.
-inline vec normalise_columns(Rows x, Index channels, const float* weight = nullptr, const float* bias = nullptr) {
+// Normalise `Across` registers of pixels to mean 0 and variance 1 over the channels, in place. Then apply weight and
+// bias, if given. `scale`, if given, receives the factors by which the centred values are multiplied.
+template <int Across>
+inline void normalise_block(Rows x, Index channels, const float* weight, const float* bias, float* scale) {
     constexpr float eps = DLGSANET_LAYER_NORM_EPS;
     const float share = 1.f / channels;
-    vec mean{}, rest{}, squares{};
-    for (Index c = 0; c < channels; c++) mean += load(x.row(c));
-    mean *= share;
-    for (Index c = 0; c < channels; c++) {
-        const vec centred = load(x.row(c)) - mean;
-        rest += centred;
-        squares += centred * centred;
+    vec mean[Across]{}, rest[Across]{}, squares[Across]{};
+    for (Index c = 0; c < channels; c++)
+        for (int n = 0; n < Across; n++) mean[n] += load(x.row(c) + n * lanes);
+    for (int n = 0; n < Across; n++) mean[n] *= share;
+    for (Index c = 0; c < channels; c++)
+        for (int n = 0; n < Across; n++) {
+            const vec centred = load(x.row(c) + n * lanes) - mean[n];
+            rest[n] += centred;
+            squares[n] += centred * centred;
+        }
+    float factors[Across * lanes];
+    for (int n = 0; n < Across; n++) {
+        // The rounding error of the mean is significant if the channels are almost equal.
+        rest[n] *= share;
+        store(factors + n * lanes, at_least(squares[n] * share - rest[n] * rest[n], 0.f) + eps);
     }
-    // The rounding error of the mean is significant if the channels are almost equal.
-    rest *= share;
-    float scales[lanes];
-    store(scales, squares * share - rest * rest);
-    for (float& value : scales) value = 1.f / std::sqrt(std::max(value, 0.f) + eps);
-    const vec scale = load(scales);
-    for (Index c = 0; c < channels; c++) {
-        const vec normed = (load(x.row(c)) - mean - rest) * scale;
-        store(x.row(c), weight ? normed * weight[c] + bias[c] : normed);
+    for (float& value : factors) value = 1.f / std::sqrt(value);
+    for (int n = 0; n < Across; n++) {
+        squares[n] = load(factors + n * lanes);
+        if (scale) store(scale + n * lanes, squares[n]);
     }
-    return scale;
+    for (Index c = 0; c < channels; c++)
+        for (int n = 0; n < Across; n++) {
+            float* at = x.row(c) + n * lanes;
+            const vec normed = (load(at) - mean[n] - rest[n]) * squares[n];
+            store(at, weight ? normed * weight[c] + bias[c] : normed);
+        }
 }
+
+template <int Across>
+inline void normalise_columns(Rows x, Index channels, Index columns, const float* weight, const float* bias,
+                              float* scale) {
+    Index n = 0;
+    for (; n + (Across - 1) * lanes < columns; n += Across * lanes)
+        normalise_block<Across>(x.at(n), channels, weight, bias, scale ? scale + n : nullptr);
+    if constexpr (Across > 1)
+        if (n < columns)
+            normalise_columns<Across - 1>(x.at(n), channels, columns - n, weight, bias, scale ? scale + n : nullptr);
+}
+
+constexpr int normalised_together = 4;  // registers; the sums of fewer would wait for each other
 
 // x[channels][columns] in place.
 inline void layer_norm(Rows x, Index channels, Index columns, const float* weight, const float* bias) {
-    for (Index n = 0; n < columns; n += lanes) normalise_columns(x.at(n), channels, weight, bias);
+    normalise_columns<normalised_together>(x, channels, columns, weight, bias, nullptr);
 }
 
 // The same without weight and bias, for the gradient; scale[columns] is the inverse standard deviation.
 inline void normalise(Rows x, Index channels, Index columns, float* scale) {
-    for (Index n = 0; n < columns; n += lanes) store(scale + n, normalise_columns(x.at(n), channels));
+    normalise_columns<normalised_together>(x, channels, columns, nullptr, nullptr, scale);
 }
 
 }  // namespace dlgsanet

@@ -46,7 +46,7 @@ struct Backward {
         NormedProjectionBackward enter;
         RowRing squeezed, grad_z;
         RunningDepthwise grad_squeezed;
-        Rows y, y_by_pixel;   // y_by_pixel [columns, C + 1]; the last value of a pixel is 1, for the bias
+        Rows grad_hidden, y, y_by_pixel;  // y_by_pixel [columns, C + 1]; the last value of a pixel is 1, for the bias
         float* grad_spatial;  // one register for each tap of each channel, and one for its bias
 
         Scratch(Arena& arena, const LocalFeatures& layer, const float* proj_in_transposed)
@@ -54,6 +54,7 @@ struct Backward {
               squeezed(arena, layer.squeeze.rows, layer.enter.shape.width, layer.window_size, layer.r()),
               grad_z(arena, layer.squeeze.rows, layer.enter.shape.width, 1, layer.r()),
               grad_squeezed(arena, layer.squeeze.rows, layer.enter.shape.width, layer.window_size),
+              grad_hidden(arena.rows(layer.squeeze.inner, layer.enter.shape.width)),
               y(arena.rows(layer.squeeze.inner, layer.enter.shape.width)),
               y_by_pixel(arena.rows(layer.enter.shape.width, layer.squeeze.inner + 1)),
               grad_spatial(arena.take(layer.squeeze.rows * (layer.window_size * layer.window_size + 1) * lanes)) {}
@@ -75,8 +76,8 @@ struct Backward {
             if (row < tile.top + r()) continue;
             const Index done = row - r();
             differentiate_squeeze(tile.image, done, {parts + layout.squeeze_at(), layout.squeeze_pitch()}, s);
-            Strip{layer.enter.shape, tile.image, done, 0, width()}.write_sum(s.enter.row(tile.image, done, sums), grad,
-                                                                             grad_x);
+            Strip{layer.enter.shape, tile.image, done, 0, width()}.write_sum(
+                s.enter.row(tile.image, done, s.grad_hidden, sums), grad, grad_x);
         }
         for (Index n = 0; n < layout.squeezed * sums_of_channel(); n++)
             parts[layout.spatial_at() + n] = sum_lanes(s.grad_spatial + n * lanes);
@@ -113,8 +114,8 @@ struct Backward {
     void differentiate_squeeze(Index image, Index row, Rows grad_squeeze, const Scratch& s) const {
         const Index channels = layout.channels;
         const Strip strip{layer.enter.shape, image, row, 0, width()};
-        strip.read(grad_y, s.enter.grad_hidden);
-        gemm<Start::accumulate>(squeeze_transposed, s.grad_squeezed[row], s.enter.grad_hidden, width());
+        strip.read(grad_y, s.grad_hidden);
+        gemm<Start::accumulate>(squeeze_transposed, s.grad_squeezed[row], s.grad_hidden, width());
         strip.read(y, s.y);
         transpose(s.y, channels, width(), s.y_by_pixel);
         for (Index x = 0; x < width(); x++) s.y_by_pixel.row(x)[channels] = 1.f;

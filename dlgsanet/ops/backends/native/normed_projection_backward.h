@@ -17,8 +17,7 @@ public:
     };
 
     NormedProjectionBackward(Arena& arena, const NormedProjection& layer, const float* weights_transposed)
-        : grad_hidden(arena.rows(layer.weights.rows, layer.shape.width)),
-          layer_(layer),
+        : layer_(layer),
           weights_transposed_(weights_transposed),
           normed_(arena.rows(channels(), width())),
           grad_normed_(arena.rows(channels(), width())),
@@ -26,16 +25,11 @@ public:
           inverse_deviation_(arena.take(round_up(width(), lanes))),
           grad_norm_(arena.take(2 * channels() * lanes)) {}
 
-    // The caller stores the gradient of a full row of proj(norm(x)) here before it calls `row`.
-    const Rows grad_hidden;
-
     void begin() const { std::memset(grad_norm_, 0, sizeof(float) * 2 * channels() * lanes); }
 
-    // The gradient with respect to row y of x.
-    Rows row(Index image, Index y, const Sums& sums) const {
+    // The gradient with respect to row y of x, from that of a full row of proj(norm(x)).
+    Rows row(Index image, Index y, Rows grad_hidden, const Sums& sums) const {
         const Index hidden = layer_.weights.rows;
-        for (Index c = 0; c < hidden; c++)
-            std::fill(grad_hidden.row(c) + width(), grad_hidden.row(c) + round_up(width(), lanes), 0.f);
         gemm<Start::zero>({weights_transposed_, channels(), hidden}, grad_hidden, grad_normed_, width());
         Strip{layer_.shape, image, y, 0, width()}.read(layer_.x, normed_);
         normalise(normed_, channels(), width(), inverse_deviation_);
@@ -59,26 +53,44 @@ private:
 
     // Turn grad_normed_ into the gradient with respect to x, and apply weight and bias to normed_.
     void differentiate_norm() const {
+        for (Index c = 0; c < channels(); c++)
+            for (Index x = width(); x < round_up(width(), lanes); x++) grad_normed_.row(c)[x] = 0.f;
+        Index x = 0;
+        for (; x + lanes < width(); x += 2 * lanes) differentiate_norm<2>(x);
+        if (x < width()) differentiate_norm<1>(x);
+    }
+
+    // `Across` registers of pixels from column x.
+    template <int Across>
+    void differentiate_norm(Index x) const {
         const float share = 1.f / channels(), *weight = layer_.norm_weight, *bias = layer_.norm_bias;
-        for (Index x = 0; x < width(); x += lanes) {
-            vec mean{}, slope{};
-            for (Index c = 0; c < channels(); c++) {
-                const vec grad = load(grad_normed_.row(c) + x), normed = load(normed_.row(c) + x);
-                float* sums = grad_norm_ + 2 * c * lanes;
-                store(sums, load(sums) + grad * normed);
-                store(sums + lanes, load(sums + lanes) + grad);
-                mean += grad * weight[c];
-                slope += grad * weight[c] * normed;
+        vec mean[Across]{}, slope[Across]{};
+        for (Index c = 0; c < channels(); c++) {
+            float* sums = grad_norm_ + 2 * c * lanes;
+            vec of_weight = load(sums), of_bias = load(sums + lanes);
+            for (int n = 0; n < Across; n++) {
+                const vec grad = load(grad_normed_.row(c) + x + n * lanes);
+                const vec normed = load(normed_.row(c) + x + n * lanes), weighted = grad * weight[c];
+                of_weight += grad * normed;
+                of_bias += grad;
+                mean[n] += weighted;
+                slope[n] += weighted * normed;
             }
-            mean *= share;
-            slope *= share;
-            const vec scale = load(inverse_deviation_ + x);
-            for (Index c = 0; c < channels(); c++) {
-                const vec grad = load(grad_normed_.row(c) + x), normed = load(normed_.row(c) + x);
-                store(grad_normed_.row(c) + x, (grad * weight[c] - mean - normed * slope) * scale);
-                store(normed_.row(c) + x, normed * weight[c] + bias[c]);
-            }
+            store(sums, of_weight);
+            store(sums + lanes, of_bias);
         }
+        vec scale[Across];
+        for (int n = 0; n < Across; n++) {
+            mean[n] *= share;
+            slope[n] *= share;
+            scale[n] = load(inverse_deviation_ + x + n * lanes);
+        }
+        for (Index c = 0; c < channels(); c++)
+            for (int n = 0; n < Across; n++) {
+                float *grad = grad_normed_.row(c) + x + n * lanes, *normed = normed_.row(c) + x + n * lanes;
+                store(grad, (load(grad) * weight[c] - mean[n] - load(normed) * slope[n]) * scale[n]);
+                store(normed, load(normed) * weight[c] + bias[c]);
+            }
     }
 
     const NormedProjection& layer_;

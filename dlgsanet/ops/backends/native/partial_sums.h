@@ -2,6 +2,8 @@
 // the tasks, so the result does not depend on the number of threads.
 #pragma once
 
+#include <utility>
+
 #include "vector.h"
 
 namespace dlgsanet {
@@ -32,10 +34,38 @@ inline float sum_lanes(const float* lane) {
     return sum;
 }
 
+// Exchange the blocks of `Step` by `Step` floats next to the diagonal, then those of twice the size.
+template <int Step, int... I>
+inline void transpose_registers(vec (&row)[lanes], std::integer_sequence<int, I...> places) {
+#pragma GCC unroll 16
+    for (int m = 0; m < lanes; m++)
+        if (!(m & Step)) {
+            const vec above = row[m], below = row[m + Step];
+            row[m] = DLGSANET_SHUFFLE(above, below, (I & Step ? lanes + I - Step : I)...);
+            row[m + Step] = DLGSANET_SHUFFLE(above, below, (I & Step ? lanes + I : I + Step)...);
+        }
+    if constexpr (2 * Step < lanes) transpose_registers<2 * Step>(row, places);
+}
+
+// to[n][m] = from[m][n] of `lanes` by `lanes` floats, for n < columns.
+inline void transpose_block(Rows from, Index columns, Rows to) {
+    vec row[lanes];
+#pragma GCC unroll 16
+    for (int m = 0; m < lanes; m++) row[m] = load(from.row(m));
+    transpose_registers<1>(row, std::make_integer_sequence<int, lanes>());
+#pragma GCC unroll 16
+    for (int n = 0; n < lanes; n++)
+        if (n < columns) store(to.row(n), row[n]);
+}
+
 // to[n][m] = from[m][n], for n < columns.
 inline void transpose(Rows from, Index rows, Index columns, Rows to) {
+    const Index whole = rows / lanes * lanes;
+    for (Index m = 0; m < whole; m += lanes)
+        for (Index n = 0; n < columns; n += lanes)
+            transpose_block(from.below(m).at(n), columns - n, to.below(n).at(m));
     for (Index n = 0; n < columns; n++)
-        for (Index m = 0; m < rows; m++) to.row(n)[m] = from.row(m)[n];
+        for (Index m = whole; m < rows; m++) to.row(n)[m] = from.row(m)[n];
 }
 
 }  // namespace dlgsanet

@@ -25,38 +25,51 @@ struct ProjectedDepthwise {
 
 class ProjectedDepthwiseBackward {
 public:
+    static constexpr int together = 2;  // rows
+
     ProjectedDepthwiseBackward(Arena& arena, const ProjectedDepthwise& layer)
-        : hidden(arena, layer.hidden(), layer.enter.shape.width, 3, 1),
+        : hidden(arena, layer.hidden(), layer.enter.shape.width, together + 2, 1),
+          grad_convolved(arena, layer.hidden(), layer.enter.shape.width, together + 2, 1),
           layer_(layer),
           enter_(arena, layer.enter, layer.weights_transposed),
-          grad_convolved_(arena, layer.hidden(), width(), 3, 1),
           normed_(arena.rows(layer.channels(), width() + 2)),
-          grad_depthwise_(arena.take(9 * layer.hidden() * lanes)) {}
+          grad_depthwise_(arena.take(9 * layer.hidden() * lanes)) {
+        for (Rows& row : grad_hidden_) row = arena.rows(layer.hidden(), width());
+    }
 
-    // Rows y - 1, y and y + 1 of proj(norm(x)) while `gradient` computes row y.
+    // Rows y - 1 to y + together of proj(norm(x)) while `gradient` computes rows from y on.
     const RowRing hidden;
+    // `gradient` writes to it.
+    const RowRing grad_convolved;
 
     // Compute the gradient with respect to x for the full rows [tile.top, tile.bottom) and pass it row by row to
-    // write(y, rows). gradient(y, rows) must store the gradient of row y of the result. `parts` receives the sums.
+    // write(y, rows). gradient(y) must store the gradients of rows y to y + together - 1 of the result. Those of rows
+    // outside the image do not matter. `parts` receives the sums.
     template <class Gradient, class Write>
     void run(const Tile& tile, float* parts, const Gradient& gradient, const Write& write) const {
         const NormedProjectionBackward::Sums sums{parts, parts + layer_.norm_at(), layer_.projection_pitch()};
+        const Index height = layer_.enter.shape.height, last = std::min(tile.bottom, height - 1);
         std::memset(grad_depthwise_, 0, sizeof(float) * 9 * layer_.hidden() * lanes);
         enter_.begin();
         layer_.enter.make_row(tile.top - 2, tile, 1, normed_, hidden);
         layer_.enter.make_row(tile.top - 1, tile, 1, normed_, hidden);
-        for (Index y = tile.top - 1; y <= tile.bottom; y++) {
-            layer_.enter.make_row(y + 1, tile, 1, normed_, hidden);
-            if (y < 0 || y >= layer_.enter.shape.height) {
-                grad_convolved_.clear(y);
-            } else {
-                gradient(y, grad_convolved_[y]);
-                grad_convolved_.clear_around(y, 0, width());
-                if (y >= tile.top && y < tile.bottom) add_depthwise(y);
-            }
-            if (y <= tile.top) continue;
+        for (Index y = tile.top - 1; y <= tile.bottom; y += together) {
+            for (Index row = y + 1; row <= y + together; row++)
+                if (row <= last + 1)
+                    layer_.enter.make_row(row, tile, 1, normed_, hidden);
+                else
+                    hidden.clear(row);
+            gradient(y);
+            for (Index row = y; row < y + together; row++)
+                if (row < 0 || row > last)
+                    grad_convolved.clear(row);
+                else
+                    grad_convolved.clear_around(row, 0, width());
+            add_depthwise(std::max(y, tile.top), std::min(y + together, tile.bottom));
+            if (y < tile.top) continue;
             differentiate_depthwise(y - 1);
-            write(y - 1, enter_.row(tile.image, y - 1, sums));
+            for (Index n = 0; n < together && y - 1 + n < tile.bottom; n++)
+                write(y - 1 + n, enter_.row(tile.image, y - 1 + n, grad_hidden_[n], sums));
         }
         for (Index n = 0; n < 9 * layer_.hidden(); n++)
             parts[layer_.depthwise_at() + n] = sum_lanes(grad_depthwise_ + n * lanes);
@@ -66,36 +79,55 @@ public:
 private:
     Index width() const { return layer_.enter.shape.width; }
 
-    // Add to the gradient of the depth-wise filters; one register per tap.
+    // Add rows [first, stop), one or two, to the gradient of the depth-wise filters.
+    void add_depthwise(Index first, Index stop) const {
+        if (stop - first == 2) add_depthwise<2>(first);
+        if (stop - first == 1) add_depthwise<1>(first);
+    }
+
+    // One register per tap. Each value of the source is loaded once for all rows.
+    template <int Down>
     void add_depthwise(Index y) const {
-        const Rows grad = grad_convolved_[y], rows[3] = {hidden[y - 1], hidden[y], hidden[y + 1]};
+        const Neighbours<Down> source(hidden, y);
+        Rows grads[Down];
+        for (int n = 0; n < Down; n++) grads[n] = grad_convolved[y + n];
+        const Index columns = width();
         for (Index c = 0; c < layer_.hidden(); c++) {
+            const Addresses<Down> grads_of(grads, c);
+            const Addresses<Down + 2> rows(source.rows, c);
             float* sums = grad_depthwise_ + 9 * c * lanes;
             vec sum[9];
             for (int t = 0; t < 9; t++) sum[t] = load(sums + t * lanes);
-            for (Index x = 0; x < width(); x += lanes) {
-                const vec here = load(grad.row(c) + x);
-                for (int t = 0; t < 9; t++) sum[t] += here * load(rows[t / 3].row(c) + x + t % 3 - 1);
+            for (Index x = 0; x < columns; x += lanes) {
+                vec grad[Down];
+                for (int n = 0; n < Down; n++) grad[n] = in_register(load(grads_of.row[n] + x));
+#pragma GCC unroll 4
+                for (int n = 0; n < Down + 2; n++)
+#pragma GCC unroll 3
+                    for (int j = 0; j < 3; j++) {
+                        const vec value = in_register(load(rows.row[n] + x + j - 1));
+#pragma GCC unroll 2
+                        for (int i = 0; i < Down; i++)
+                            if (n >= i && n - i < 3) sum[3 * (n - i) + j] += grad[i] * value;
+                    }
             }
             for (int t = 0; t < 9; t++) store(sums + t * lanes, sum[t]);
         }
     }
 
-    // Row y of the gradient of proj(norm(x)), from rows y - 1 to y + 1 of the gradient of the convolution.
+    // Rows y and y + 1 of the gradient of proj(norm(x)), from rows y - 1 to y + 2 of the gradient of the convolution.
     void differentiate_depthwise(Index y) const {
-        const Rows above = grad_convolved_[y - 1], here = grad_convolved_[y], below = grad_convolved_[y + 1];
+        const Neighbours<together> rows(grad_convolved, y);
         for (Index c = 0; c < layer_.hidden(); c++) {
-            const float* weight = layer_.depthwise_flipped + 9 * c;
-            for (Index x = 0; x < width(); x += lanes)
-                store(enter_.grad_hidden.row(c) + x,
-                      depthwise_3x3(above.row(c) + x, here.row(c) + x, below.row(c) + x, weight));
+            const Addresses<together> out(grad_hidden_, c);
+            depthwise_3x3(rows, c, 0, width(), layer_.depthwise_flipped + 9 * c,
+                          [=](Index x, const vec* grad) { out.store_all(x, grad); });
         }
     }
 
     const ProjectedDepthwise& layer_;
     NormedProjectionBackward enter_;
-    RowRing grad_convolved_;
-    Rows normed_;
+    Rows normed_, grad_hidden_[together];
     float* grad_depthwise_;
 };
 

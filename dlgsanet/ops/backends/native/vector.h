@@ -21,7 +21,30 @@ typedef float vec_in_memory __attribute__((vector_size(4 * lanes), aligned(4), m
 
 inline vec load(const float* p) { return *reinterpret_cast<const vec_in_memory*>(p); }
 inline void store(float* p, vec v) { *reinterpret_cast<vec_in_memory*>(p) = v; }
-inline vec fill(float value) { return vec{} + value; }
+inline vec fill(float value) { return value - vec{}; }  // exact for -0 too, so that no subtraction is left
+
+// Loads v once: compilers repeat a load for each use if it is an operand of the instruction.
+inline vec in_register(vec v) {
+#if defined(__x86_64__)
+    asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+    return v;
+}
+
+typedef int ivec __attribute__((vector_size(4 * lanes)));
+
+inline vec magnitude(vec v) { return reinterpret_cast<vec>(reinterpret_cast<ivec>(v) & 0x7fffffff); }
+inline vec at_least(vec v, float bound) { return fill(bound) > v ? fill(bound) : v; }  // keeps NaN
+inline vec at_most(vec v, float bound) { return fill(bound) < v ? fill(bound) : v; }   // keeps NaN
+
+// The elements of a and b, concatenated, at `places`. The places must be constants.
+#ifdef __clang__
+#define DLGSANET_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define DLGSANET_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, ivec{__VA_ARGS__})
+#endif
 
 inline Index round_up(Index n, Index step) { return (n + step - 1) / step * step; }
 
