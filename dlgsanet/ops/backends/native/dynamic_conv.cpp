@@ -10,12 +10,17 @@ namespace {
 
 struct Scratch {
     RowRing source;
-    Rows z, out;
+    Rows z[filtered_together], out[filtered_together];
+    Filters filters;
 
     Scratch(Arena& arena, const FilterMaker& make, Index channels, Index width)
-        : source(arena, channels, width, make.window_size, make.window_size / 2),
-          z(arena.rows(make.inputs, width + lanes)),
-          out(arena.rows(channels, width + lanes)) {}
+        : source(arena, channels, width, make.window_size + filtered_together - 1, make.window_size / 2),
+          filters(arena, make) {
+        for (int n = 0; n < filtered_together; n++) {
+            z[n] = arena.rows(make.inputs, width + lanes);
+            out[n] = arena.rows(channels, width + lanes);
+        }
+    }
 };
 
 }  // namespace
@@ -26,25 +31,28 @@ DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv(const float* x, const fl
                                                       Index width, int threads) {
     const Shape shape{batch, channels, height, width}, z_shape{batch, inputs, height, width};
     const FilterMaker maker{weight, bias, groups, window_size, inputs};
-    const Tiling tiles(shape, (window_size + 1) * channels + inputs, threads);
+    const Tiling tiles(shape, (window_size + 2) * channels + inputs, threads);
     const Index r = window_size / 2;
     auto make = [&](Arena& arena) { return Scratch(arena, maker, channels, tiles.width()); };
 
     return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
         const Tile tile = tiles[task];
         const Index left = std::max<Index>(0, tile.left - r), right = std::min(width, tile.right + r);
-        for (Index y = tile.top - r; y < tile.bottom + r; y++) {
-            if (y < 0 || y >= height) {
-                s.source.clear(y);
-            } else {
-                Strip{shape, tile.image, y, left, right}.read(x, s.source[y].at(left - tile.left));
-                s.source.clear_around(y, left - tile.left, right - tile.left);
+        auto read = [&](Index y) {
+            if (y < 0 || y >= height) return s.source.clear(y);
+            Strip{shape, tile.image, y, left, right}.read(x, s.source[y].at(left - tile.left));
+            s.source.clear_around(y, left - tile.left, right - tile.left);
+        };
+        for (Index y = tile.top - r; y < tile.top + r; y++) read(y);
+        for (Index y = tile.top; y < tile.bottom; y += filtered_together) {
+            const Index rows = std::min<Index>(filtered_together, tile.bottom - y);
+            for (Index n = 0; n < rows; n++) {
+                read(y + n + r);
+                Strip{z_shape, tile.image, y + n, tile.left, tile.right}.read(z, s.z[n]);
             }
-            if (y < tile.top + r) continue;
-            const Strip row{shape, tile.image, y - r, tile.left, tile.right};
-            Strip{z_shape, row.image, row.y, row.left, row.right}.read(z, s.z);
-            dynamic_conv_row(maker, channels, s.z, s.source, row.y, s.out, tile.columns());
-            row.write(s.out, out);
+            dynamic_conv_rows(maker, channels, s.filters, rows, s.z, s.source, y, s.out, tile.columns());
+            for (Index n = 0; n < rows; n++)
+                Strip{shape, tile.image, y + n, tile.left, tile.right}.write(s.out[n], out);
         }
     });
 }

@@ -14,7 +14,8 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
     Index channels, Index squeezed, Index groups, Index window_size, Index height, Index width, int threads) {
     struct Scratch {
         LocalFeatureRows features;
-        Rows filtered, output;
+        Filters filters;
+        Rows filtered[filtered_together], output;
     };
     const Shape shape{batch, channels, height, width};
     const FilterMaker maker{filter_weight, filter_bias, groups, window_size, squeezed};
@@ -24,21 +25,29 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
     const Weights leave(proj_out, channels, channels);
     const Tiling tiles(shape, (window_size + 3) * channels + (window_size + 1) * squeezed, threads);
     auto make = [&](Arena& arena) {
-        return Scratch{LocalFeatureRows(arena, layer, tiles.width()), arena.rows(channels, tiles.width()),
-                       arena.rows(channels, tiles.width())};
+        Scratch s{LocalFeatureRows(arena, layer, tiles.width(), filtered_together), Filters(arena, maker), {},
+                  arena.rows(channels, tiles.width())};
+        for (Rows& row : s.filtered) row = arena.rows(channels, tiles.width());
+        return s;
     };
 
     return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
         const Tile tile = tiles[task];
         const Index r = layer.r();
-        for (Index y = tile.top - r; y < tile.bottom + r; y++) {
-            s.features.make(y, tile);
-            if (y < tile.top + r) continue;
-            const Strip row{shape, tile.image, y - r, tile.left, tile.right};
-            dynamic_conv_row(maker, channels, s.features.z[row.y], s.features.projected, row.y, s.filtered,
-                             tile.columns());
-            gemm<Start::zero>(leave, s.filtered, s.output, tile.columns());
-            row.write_sum(s.output, x, out);
+        for (Index y = tile.top - r; y < tile.top + r; y++) s.features.make(y, tile);
+        for (Index y = tile.top; y < tile.bottom; y += filtered_together) {
+            const Index rows = std::min<Index>(filtered_together, tile.bottom - y);
+            Rows z[filtered_together];
+            for (Index n = 0; n < rows; n++) {
+                s.features.make(y + n + r, tile);
+                z[n] = s.features.z[y + n];
+            }
+            dynamic_conv_rows(maker, channels, s.filters, rows, z, s.features.projected, y, s.filtered,
+                              tile.columns());
+            for (Index n = 0; n < rows; n++) {
+                gemm<Start::zero>(leave, s.filtered[n], s.output, tile.columns());
+                Strip{shape, tile.image, y + n, tile.left, tile.right}.write_sum(s.output, x, out);
+            }
         }
     });
 }

@@ -19,9 +19,10 @@ struct LocalFeatures {
 
 class LocalFeatureRows {
 public:
-    LocalFeatureRows(Arena& arena, const LocalFeatures& layer, Index width)
-        : projected(arena, layer.squeeze.inner, width, layer.window_size, layer.r()),
-          z(arena, layer.squeeze.rows, width, layer.window_size),
+    // The last `kept` rows of z remain, with the rows of y in their windows.
+    LocalFeatureRows(Arena& arena, const LocalFeatures& layer, Index width, Index kept = 1)
+        : projected(arena, layer.squeeze.inner, width, layer.window_size + kept - 1, layer.r()),
+          z(arena, layer.squeeze.rows, width, layer.window_size, kept),
           layer_(layer),
           normed_(arena.rows(layer.squeeze.inner, width + 2 * layer.window_size)),
           squeezed_(arena, layer.squeeze.rows, width, 1, layer.r()) {}
