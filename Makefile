@@ -23,6 +23,7 @@ setup-test: setup .venv/.ready-test
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "Python 3.10 or later is needed: make PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(bin)/python || { $(call patiently,making the virtual environment .venv,$(PYTHON) -m venv .venv); }
+	@echo "looking for torch in .venv"
 	@$(pip) 'setuptools>=77,<81' wheel
 	@$(bin)/python -c 'import torch, importlib.metadata as m; m.version("torchvision")' 2>/dev/null \
 	  || { $(call patiently,downloading and installing torch,$(pip) $(TORCH)); }
