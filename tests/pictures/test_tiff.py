@@ -113,7 +113,8 @@ def test_what_scanners_and_cameras_write(photo, compression):
         content = saved(image.convert("YCbCr"), "TIFF", compression="jpeg")
     else:
         content = saved(image.convert("1"), "TIFF", compression=compression)
-    wanted = Image.open(io.BytesIO(content))
+    # Pillow 12 does not read the raw YCbCr that it writes.
+    wanted = image.convert("YCbCr") if compression == "raw YCbCr" else Image.open(io.BytesIO(content))
     wanted = np.array(wanted.convert("L" if wanted.mode == "1" else "RGB"))
     color = read_picture(NAME, content).color
     assert np.abs(color.squeeze().astype(int) - wanted).max() <= (2 if "jpeg" in compression else 1)

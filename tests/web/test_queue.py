@@ -172,3 +172,21 @@ def test_the_file_for_a_space_starts_the_page():
     assert command[:2] == ["dlgsanet", "web"]
     assert parser().parse_args(command[2:]).host == "0.0.0.0"
     assert any(".[web,heic]" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["avif", "heic"])
+def test_pictures_of_phones(visit, tmp_path, weights, photo, kind):
+    """Other formats that are read: the result is a PNG, as the command's."""
+    if kind == "heic":
+        pytest.importorskip("pillow_heif", reason="pillow-heif is not installed").register_heif_opener()
+    elif "AVIF" not in Image.registered_extensions().values():
+        pytest.skip("this Pillow has no AVIF")
+    file = tmp_path / f"phone.{kind}"
+    Image.fromarray(photo).save(file)
+    upload = tmp_path / "upload"
+    upload.write_bytes(file.read_bytes())
+    visit.add(upload, file.name, Limits())
+    (entry,) = finish(DeviceQueue(Limits()), visit, weights)
+    assert (entry.state, entry.result.name) == ("done", "phone_x2.png")
+    assert main(["upscale", str(file), "-o", str(tmp_path / "out"), "--weights", str(weights)]) == 0
+    assert entry.result.read_bytes() == (tmp_path / "out/phone.png").read_bytes()
