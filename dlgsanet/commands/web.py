@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
 
 from dlgsanet.commands.arguments import ArgumentParser, whole_number
 from dlgsanet.errors import ArgumentError
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> int:
     # As for Ctrl-C: files are deleted on the way out.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="dlgsanet-web-", ignore_cleanup_errors=True) as root:
-        server = start(arguments, Path(root))
+        server = Server(arguments, Path(root))
         address = f"http://{arguments.host if arguments.host != '0.0.0.0' else 'localhost'}:{arguments.port}"
         print(f"The page is at {address} - {_reach(arguments.host)}. Ctrl-C ends it.", flush=True)
         try:
@@ -65,22 +64,31 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def start(arguments: argparse.Namespace, root: Path) -> Any:
-    """Start the server; it runs in threads of its own, with all its files below `root`."""
-    _check_address(arguments.host, arguments.port)  # before the seconds that it takes to load torch and Gradio
-    from dlgsanet.device import find_device
-    from dlgsanet.inference.loading import load_checkpoint
-    from dlgsanet.web.device_queue import DeviceQueue
-    from dlgsanet.web.page import make_page
-    from dlgsanet.web.visits import Limits
+class Server:
+    """The server, which runs in threads of its own, with all its files below `root`."""
 
-    if arguments.weights:
-        load_checkpoint(arguments.weights, None)  # report what is wrong with it before anybody comes
-    limits = Limits(arguments.max_size, arguments.max_pixels, arguments.max_pictures, arguments.max_seconds)
-    queue = DeviceQueue(limits, str(find_device(arguments.device)), arguments.precision)
-    page, settings = make_page(root, limits, queue, arguments.weights)
-    page.launch(server_name=arguments.host, server_port=arguments.port, prevent_thread_lock=True, **settings)
-    return page
+    def __init__(self, arguments: argparse.Namespace, root: Path):
+        _check_address(arguments.host, arguments.port)  # before the seconds that it takes to load torch and Gradio
+        from dlgsanet.device import find_device
+        from dlgsanet.inference.loading import load_checkpoint
+        from dlgsanet.web.device_queue import DeviceQueue
+        from dlgsanet.web.page import make_page
+        from dlgsanet.web.visits import Limits, Visits
+
+        if arguments.weights:
+            load_checkpoint(arguments.weights, None)  # report what is wrong with it before anybody comes
+        limits = Limits(arguments.max_size, arguments.max_pixels, arguments.max_pictures, arguments.max_seconds)
+        self.visits = Visits(root / "visits")
+        self.queue = DeviceQueue(limits, str(find_device(arguments.device)), arguments.precision)
+        self.page, settings = make_page(self.visits, self.queue, arguments.weights)
+        address = {"server_name": arguments.host, "server_port": arguments.port}
+        self.page.launch(prevent_thread_lock=True, **address, **settings)
+
+    def close(self) -> None:
+        """End all work."""
+        self.page.close(verbose=False)
+        self.visits.close_all()
+        self.queue.close()
 
 
 def _check_address(host: str, port: int) -> None:

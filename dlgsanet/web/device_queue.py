@@ -79,8 +79,8 @@ class DeviceQueue:
         return waiting.index(entry) if entry in waiting else 0
 
     def close(self) -> None:
-        """Drop what waits. The picture that is being worked on ends with its visit."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Drop what waits, and wait for the picture that is being worked on; it ends with its visit."""
+        self._thread.shutdown(cancel_futures=True)
 
     def _do(self, visit: Visit, entry: Entry, choices: Choices) -> None:
         try:

@@ -22,12 +22,11 @@ EVERY = 0.3  # seconds between updates of the progress
 UPLOAD_SECONDS = 900
 
 
-def make_page(root: Path, limits: Limits, queue: DeviceQueue, weights: str | None = None) -> tuple[Any, dict[str, Any]]:
+def make_page(visits: Visits, queue: DeviceQueue, weights: str | None = None) -> tuple[Any, dict[str, Any]]:
     """The page.
 
     Args:
-        root: a folder for the files of visits and for uploads.
-        limits: what is accepted.
+        visits: where the pictures of each open page are; uploads go next to their folder.
         queue: the device's.
         weights: a file of weights, or a name of shipped ones, that is offered alone; None: all that are shipped.
 
@@ -37,12 +36,14 @@ def make_page(root: Path, limits: Limits, queue: DeviceQueue, weights: str | Non
     Raises:
         UserError: Gradio is not installed, there are no weights.
     """
-    gradio = import_gradio(root)
-    visits = Visits(root / "visits")
-    offered = {weights: []} if weights else {name: sorted(scales) for name, scales in families().items()}
+    uploads, limits = visits.root.with_name("uploads"), queue.limits
+    gradio = import_gradio(uploads)
+    offered = {name: sorted(scales) for name, scales in families().items()}
+    if weights:
+        offered = {name: scales for name, scales in offered.items() if name.lower() == weights.lower()} or {weights: []}
     if not offered:
         raise UserError("no weights are here; give --weights FILE")
-    actions = _Actions(gradio, visits, limits, queue, root)
+    actions = _Actions(gradio, visits, queue, uploads)
     with gradio.Blocks(
         title="Upscale pictures", analytics_enabled=False, delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS)
     ) as page:
@@ -60,7 +61,7 @@ def make_page(root: Path, limits: Limits, queue: DeviceQueue, weights: str | Non
             )
             scale = gradio.Radio(
                 [(f"×{s}", s) for s in offered[first]], value=next(iter(offered[first]), None), label="Enlarge",
-                interactive=True, visible=not weights, min_width=210, elem_id="scale",
+                interactive=True, visible=bool(offered[first]), min_width=210, elem_id="scale",
             )  # fmt: skip
             kind = gradio.Dropdown(list(FORMATS), value="as the picture", label="Save as", min_width=140)
         with gradio.Accordion("More", open=False):
@@ -77,7 +78,7 @@ def make_page(root: Path, limits: Limits, queue: DeviceQueue, weights: str | Non
         )  # fmt: skip
         hidden = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
         files.upload(actions.take, [files], [files, state], preprocess=False, **hidden)
-        if not weights:
+        if len(offered) > 1:
             chosen.change(lambda name, now: actions.scales(offered[name], now), [chosen, scale], [scale], **hidden)
         start.click(actions.run, [chosen, scale, kind, quality, ensemble], [state], **hidden)
         stop.click(actions.stop, None, None, **hidden)
@@ -98,13 +99,13 @@ def make_page(root: Path, limits: Limits, queue: DeviceQueue, weights: str | Non
     return page, settings
 
 
-def import_gradio(root: Path) -> Any:
-    """Gradio, with its uploads in `root`, without telemetry and without a look for newer versions.
+def import_gradio(uploads: Path) -> Any:
+    """Gradio, with its uploads in this folder, without telemetry and without a look for newer versions.
 
     Raises:
         UserError: it is not installed.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(root / "uploads")
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
@@ -123,8 +124,8 @@ def _introduction(limits: Limits) -> str:
 class _Actions:
     """What the page's controls do. Gradio finds out that a function wants the request by its annotation."""
 
-    def __init__(self, gradio: Any, visits: Visits, limits: Limits, queue: DeviceQueue, root: Path):
-        self.gradio, self.visits, self.limits, self.queue, self.root = gradio, visits, limits, queue, root
+    def __init__(self, gradio: Any, visits: Visits, queue: DeviceQueue, uploads: Path):
+        self.gradio, self.visits, self.queue, self.uploads = gradio, visits, queue, uploads.resolve()
         for action in (_Actions.take, _Actions.run, _Actions.stop, _Actions.clear, _Actions.close):
             action.__annotations__["request"] = gradio.Request
 
@@ -134,10 +135,10 @@ class _Actions:
         problems = []
         for upload in uploads or []:
             path = Path(upload["path"]).resolve()
-            if not path.is_relative_to((self.root / "uploads").resolve()):
+            if not path.is_relative_to(self.uploads):
                 continue  # not an upload: somebody talks to the server without the page
             try:
-                visit.add(path, upload.get("orig_name") or path.name, self.limits)
+                visit.add(path, upload.get("orig_name") or path.name, self.queue.limits)
             except UserError as error:
                 problems.append(str(error))
         return None, self._state(visit, problems)

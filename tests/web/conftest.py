@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from dlgsanet.commands.web import parser, start
+from dlgsanet.commands import web
 from tests.small_network import network, photo, weights
 
 __all__ = ["network", "photo", "weights"]
@@ -21,16 +21,15 @@ DRIVER = shutil.which("chromedriver")
 QUIET = ("disable-background-networking", "disable-component-update", "disable-sync", "disable-quic", "no-first-run")
 
 
-class Server:
+class Server(web.Server):
     """The page at a free port, with files below `root`."""
 
     def __init__(self, root, weights, *arguments):
         pytest.importorskip("gradio", reason="gradio is not installed")
-        self.root = root
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        self.page = start(parser().parse_args(["--weights", str(weights), "--port", str(port), *arguments]), root)
-        self.address = self.page.local_url
+        super().__init__(web.parser().parse_args(["--weights", str(weights), "--port", str(port), *arguments]), root)
+        self.root, self.address = root, self.page.local_url
 
     def files(self):
         return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file())
@@ -42,7 +41,7 @@ def server(tmp_path_factory, weights):
     limits = ["--max-size", "1", "--max-pixels", "1", "--max-pictures", "4"]
     found = Server(tmp_path_factory.mktemp("web"), weights, *limits)
     yield found
-    found.page.close()
+    found.close()
 
 
 class Page:

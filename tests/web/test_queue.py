@@ -76,6 +76,20 @@ def test_a_closed_page_ends_its_work_and_leaves_no_file(visit, tmp_path, weights
     assert not visit.folder.exists()
 
 
+def test_the_server_can_end_while_it_works(tmp_path, weights, photo):
+    visits, queue = Visits(tmp_path / "visits"), DeviceQueue(Limits())
+    visit = visits.of("a page")
+    for name in ("a.png", "b.png"):
+        add(visit, tmp_path, Image.fromarray(photo).resize((1600, 1200)), name)
+    queue.add(visit, Choices(str(weights), 2))
+    while visit.entries[0].state != "working":
+        time.sleep(0.01)
+    visits.close_all()
+    queue.close()
+    assert [entry.state == "done" for entry in visit.entries] == [False, False]
+    assert list(visits.root.iterdir()) == []
+
+
 def test_too_large_and_too_many_files_are_deleted(visit, tmp_path, photo):
     from dlgsanet.errors import UserError
 
