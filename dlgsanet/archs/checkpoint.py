@@ -120,7 +120,7 @@ def _read_pth(path: Path, key: str | None) -> Checkpoint:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse ZIP files that are no .pth, and those that unpack to more than their size: PyTorch does not compress."""
+    """Refuse ZIP files that are not a .pth, and those that unpack to much more: PyTorch does not compress."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     names = [member.filename for member in members]
@@ -158,12 +158,12 @@ def _checked(path: Path, state: Mapping[Any, Any], metadata: dict[str, str]) -> 
 
 
 def _without_parallel(name: str) -> str:
-    """Without what data parallelism and torch.compile put into names, at the beginning or in between."""
+    """The name without the parts that data parallelism and torch.compile add to it."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod").removeprefix("module.")
 
 
 def without_wrapper(state: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The part of a state dict that belongs to the network: under the prefix that a wrapper put before its names.
+    """The part of a state dict that belongs to the network, without the prefix that a wrapper added to its names.
 
     Args:
         state: for example of a Lightning module, with ``model.conv.weight`` and weights of a loss.

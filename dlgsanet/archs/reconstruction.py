@@ -1,4 +1,4 @@
-"""From features to the enlarged image: the `upsampler` option."""
+"""Reconstruction of the enlarged image from features: the option `upsampler`."""
 
 from collections import OrderedDict
 

@@ -96,7 +96,7 @@ def whole_number(least: int = 1, most: int | None = None) -> Callable[[str], int
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:
-    """`--import`, for networks and other classes of one's own (see `dlgsanet.extensions`)."""
+    """`--import`, for networks and other classes of your own (see `dlgsanet.extensions`)."""
     parser.add_argument(
         "--import",
         dest="imports",

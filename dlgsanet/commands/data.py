@@ -228,7 +228,7 @@ def _sheet(arguments: argparse.Namespace) -> int:
 
 
 def _report(lines: list[str], complaints: list[str], kind: str = "images skipped") -> int:
-    """Print what was done, then every complaint.
+    """Print what was done, then every fault.
 
     Raises:
         UserError: there are complaints.

@@ -63,7 +63,7 @@ def _processors() -> Iterator[str]:
 
 
 def _allocator() -> Iterator[str]:
-    """Large tensors cost page after page where the allocator gives them back to the system at once."""
+    """If the allocator returns large tensors to the system immediately, each new one must be mapped page by page."""
     maps = Path("/proc/self/maps")
     loaded = maps.read_text() if maps.exists() else ""
     found = [name for name in ALLOCATORS if name in loaded]

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     )
     add_option_file(parser)
     parser.add_argument(
-        "--random-weights", action="store_true", help="go on when the file names no weights (about 9 dB)"
+        "--random-weights", action="store_true", help="continue if the file names no weights (about 9 dB)"
     )
     parser.add_argument(
         "--datasets", nargs="+", metavar="NAME", help="test on these data sets of the file; default: all that are there"

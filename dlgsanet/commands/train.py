@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
         type=whole_number(),
         metavar="N",
         help="train a copy of this run, NAME_decay_ITERATION, from its newest checkpoint for N more iterations, in "
-        "which the learning rate decays to 0; the run itself can go on later",
+        "which the learning rate decays to 0; the run itself can continue later",
     )
     arguments = parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""Ablations by option alone (DLGSANet, section 4.3): variants of one training file, trained alike, in one table."""
+"""Ablations (DLGSANet, section 4.3): variants of one training file, trained in the same way, in one table."""
 
 import copy
 import os
@@ -25,7 +25,7 @@ from dlgsanet.files import write_whole
 from dlgsanet.options.parse import load_yaml
 from dlgsanet.options.read import read_options
 
-# What each variant changes of `network_g`. Those with one kind of layer get twice the blocks: as many layers in all.
+# What each variant changes in `network_g`. Variants with one kind of layer have twice the blocks, so as many layers.
 VARIANTS: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu"},
     "topk": {"activation": "topk", "topk_ratio": 0.5},
@@ -54,9 +54,9 @@ ONE_KIND = ("local", "global")
 
 
 def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations: int) -> dict[str, Any]:
-    """A training option file for a variant: `base` with another network, seed and budget.
+    """A training option file for a variant: `base` with another network, seed and number of iterations.
 
-    The learning rate's milestones shrink with the budget; the run validates and saves its weights at its end.
+    The milestones of the learning rate are scaled to the iterations. The run validates and saves weights at its end.
 
     Raises:
         UserError: the base file is not of the paper's network.
@@ -87,7 +87,8 @@ def ablate(
 ) -> str:
     """Train every variant with every seed, one after the other, and score each on the file's validation sets.
 
-    Runs go on where they stopped. Writes the option files, `ablation.csv` (every image) and `ablation.md`.
+    Interrupted runs continue where they stopped. Option files, `ablation.csv` (every image) and `ablation.md` are
+    written to `folder`.
 
     Returns:
         The table for the terminal.
@@ -117,7 +118,7 @@ def ablate(
 
 
 def _favoured(base: Mapping[str, Any]) -> str | None:
-    """What to say when all variants start from weights, which suit the variant that they were trained as."""
+    """A note if all variants start from weights: these favour the variant that they were trained as."""
     weights = (base.get("path") or {}).get("pretrain_network_g")
     if not weights:
         return None

@@ -1,4 +1,4 @@
-"""What the attention of a DLGSANet does with an image: what SparseGSA keeps, and MHDLSA's filters."""
+"""The attention of a DLGSANet for an image: the similarities that SparseGSA keeps, and the filters of MHDLSA."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -17,10 +17,10 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 @torch.inference_mode()
 def kept_shares(network: nn.Module, image: Tensor) -> Tensor:
-    """The share of similarities that are given a weight other than 0: [layers, heads] in [0, 1], on the CPU.
+    """The share of similarities with a weight other than 0: [layers, heads] in [0, 1], on the CPU.
 
     Args:
-        network: a DLGSANet with SparseGSA layers, in evaluation mode; its TLC windows count alike.
+        network: a DLGSANet with SparseGSA layers, in evaluation mode. All TLC windows have the same weight.
         image: [1, 3, H, W] in [0, 1].
 
     Raises:
@@ -51,7 +51,7 @@ def filters_at(network: nn.Module, image: Tensor, points: Sequence[tuple[int, in
 
 
 def _inputs(network: nn.Module, image: Tensor, kind: type[Layer]) -> list[tuple[Layer, Tensor]]:
-    """Every layer of a kind, in the order of their work, with what goes into it."""
+    """Every layer of a kind, in the order of computation, with its input."""
     seen: list[tuple[Layer, Tensor]] = []
     handles = [
         module.register_forward_pre_hook(lambda layer, args: seen.append((layer, args[0])))

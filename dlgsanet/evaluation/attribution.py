@@ -1,7 +1,7 @@
-"""Local attribution maps: which input pixels a network's detail comes from (Gu and Dong, CVPR 2021).
+"""Local attribution maps: how much each input pixel contributes to detail of the output (Gu and Dong, CVPR 2021).
 
-The gradient of "how much edge there is in a window of the output" is integrated along a path of inputs that starts at
-a blurred image and ends at the image itself: what is attributed is detail, not brightness.
+The strength of edges in a window of the output is differentiated with respect to the input. The gradient is integrated
+along a path of inputs from a blurred image to the image itself. Detail is therefore attributed, not brightness.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,9 +19,13 @@ from dlgsanet.memory import is_out_of_memory
 
 @dataclass(frozen=True)
 class Attribution:
-    """`map` [H, W]: each LR pixel's share, with sign, summed over its channels; `output` [3, scale * H, scale * W].
+    """The local attribution map of one window of the output.
 
-    `gain` is what the shares add up to but for the path's finite steps: the window's edges, sharp less blurred.
+    Attributes:
+        map: [H, W], the signed contribution of each LR pixel, summed over its channels.
+        output: [3, scale * H, scale * W], the output of the network.
+        gain: edge strength of the window for the image, minus that for the blurred image. The map sums to it, apart
+            from the error of a finite number of steps.
     """
 
     map: np.ndarray
@@ -30,7 +34,7 @@ class Attribution:
 
     @property
     def diffusion_index(self) -> float:
-        """(1 - Gini index of the absolute shares) * 100: 0 if one pixel did it all, 100 if all did the same."""
+        """(1 - Gini index of the absolute map) * 100: 0 if one pixel contributes, 100 if all contribute equally."""
         shares = np.sort(np.abs(self.map).ravel())
         if not shares.any():
             return 100.0
@@ -61,14 +65,14 @@ def attribute(
         done: called after each step.
 
     Raises:
-        UserError: the window does not lie within the output, or memory does not suffice.
+        UserError: the window is not within the output, or memory is too small.
     """
     try:
         with torch.inference_mode():
             output = network(image)
         height, width = output.shape[2:]
         if min(x, y) < 0 or x + window > width or y + window > height:
-            raise UserError(f"a window of {window} pixels at {x}, {y} does not lie within the {width}x{height} output")
+            raise UserError(f"a window of {window} pixels at {x}, {y} is not within the {width}x{height} output")
         total = torch.zeros_like(image)
         path = list(_blurring_path(image, steps, sigma))
         for start, end in pairwise(path):

@@ -1,8 +1,8 @@
-"""`dlgsanet benchmark`: networks, test sets and scales in; scores, costs and pictures out.
+"""`dlgsanet benchmark`: scores, costs and pictures of networks on test sets.
 
-The work is cut into jobs of a few pictures of equal size. What a job gives is kept in a journal at once, with a digest
-of everything that it depends on, so that a run that was interrupted, or repeated with one network more, does only what
-is missing. A part that fails is reported at the end, and the rest is done.
+The work is divided into jobs of a few pictures of equal size. The result of a job is written to a journal immediately,
+with a digest of everything that it depends on. After an interruption, or with more networks, a run computes only what
+is missing. Parts that fail are reported at the end, and everything else is computed.
 """
 
 import functools
@@ -69,13 +69,13 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """What is known about one scale.
+    """The results of one scale.
 
     Attributes:
-        rows: every picture's scores.
-        folders, pairs, sizes: where each test set is, its usable pairs, and how many pairs it has in all.
+        rows: the scores of every picture.
+        folders, pairs, sizes: for each test set, its folder, its usable pairs, and its number of pairs.
         costs: each network's `parameters`, `macs`, `seconds`, `peak_bytes` and `device`.
-        failures: the parts that failed, a line each.
+        failures: one line for each part that failed.
     """
 
     scale: int
@@ -89,7 +89,7 @@ class Outcome:
 
 
 def available(metrics: Sequence[str], device: str, failures: list[str]) -> tuple[str, ...]:
-    """Those of `metrics` that can be had, in the order of `METRICS`; why the others cannot goes to `failures`."""
+    """The `metrics` that can be computed, in the order of `METRICS`. The others are reported in `failures`."""
     found = []
     for name in METRICS:
         if name in metrics:
@@ -107,10 +107,10 @@ def picture_path(output: Path, scale: int, method: str, dataset: str, name: str)
 
 
 def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], settings: Settings) -> Outcome:
-    """Score every network (of this scale), and bicubic, on the test sets lying in `folders` (HR and LR_bicubic/X2...).
+    """Score every network (of this scale), and bicubic, on the test sets in `folders` (HR and LR_bicubic/X2...).
 
     Raises:
-        UserError: the output cannot be written. All else that fails is in the outcome's `failures`.
+        UserError: the output cannot be written. All other errors are in the `failures` of the outcome.
     """
     outcome = Outcome(scale, [bicubic_entry(scale), *networks])
     if len({folder.name for folder in folders}) < len(folders):
@@ -196,7 +196,7 @@ def _jobs(entry: Entry, dataset: str, pairs: list[Pair], batch: int) -> Iterator
 
 
 def _results(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[Job, list[dict[str, float]] | str]]:
-    """Each job with its scores, or with what went wrong; on all devices at once, in the order they are done."""
+    """Each job with its scores or its error, on all devices at once, in the order in which jobs finish."""
     work = partial(_attempt, settings=settings)
     if len(settings.devices) == 1:
         _use_device(settings.devices[0])
@@ -238,7 +238,7 @@ def _attempt(job: Job, settings: Settings) -> list[dict[str, float]] | str:
         return [_finish(job, picture, metrics, settings.output) for picture in _pictures(job, settings.batch)]
     except UserError as error:
         return f"{job.entry.name} x{job.entry.scale}: {error}"
-    # Other people's networks raise what they like for sizes that they do not take.
+    # Networks of other projects may raise any exception for sizes that they do not support.
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
         return f"{job.entry.name} x{job.entry.scale}: {reason}"

@@ -26,12 +26,12 @@ from dlgsanet.evaluation.tables import Table, terminal_width
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.progress import Counter
 
-HD = (1280, 720)  # width and height of the output at which the field states complexity
+HD = (1280, 720)  # width and height of the output for which papers state complexity
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one forward pass (median), and the bytes it needs beyond the network's weights."""
+    """Seconds of one forward pass (median), and the peak of its memory in bytes, without the weights."""
 
     seconds: float
     peak_bytes: int | None
@@ -52,13 +52,13 @@ def computed_size(options: Mapping[str, Any], height: int, width: int) -> tuple[
 def table(
     names: Sequence[str], scales: Sequence[int], output: tuple[int, int], device: str | None, runs: int
 ) -> tuple[str, list[str]]:
-    """What networks cost, as a table for the terminal.
+    """The costs of networks as a table for the terminal.
 
     Args:
-        names: published sizes (each at every one of `scales`), option files, and weight files of DLGSANets.
+        names: published sizes (at each of `scales`), option files, and weight files of DLGSANets.
         output: (width, height) of the output of the networks.
-        device: None takes a GPU where there is one.
-        runs: timed runs of each network; 0 leaves latency and memory out.
+        device: None: a GPU if there is one.
+        runs: timed runs of each network; 0: latency and memory are not measured.
 
     Returns:
         The table, and a line for each name that could not be counted.
@@ -117,9 +117,9 @@ def parameters(network: nn.Module) -> int:
 def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
     """Multiply-accumulates of all convolutions and matrix products for one input [1, 3, height, width].
 
-    They are counted as PyTorch dispatches them, without computing anything (fake tensors), so that no term of any
-    network is forgotten: of DLGSANet the dynamic filtering, and the attention's products in every TLC window too.
-    Norms, activations and other element-wise work are not multiply-accumulates.
+    They are counted as PyTorch dispatches them, with fake tensors, so nothing is computed and no term is forgotten. For
+    DLGSANet this includes the dynamic filtering and the products of the attention in every TLC window. Norms,
+    activations and other element-wise operations are not counted.
 
     Raises:
         UserError: the network does not take this size.
@@ -134,7 +134,7 @@ def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
         # With gradients, so that DLGSANet composes its layers of operators that can be counted.
         with torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
             twin(torch.empty(1, 3, height, width))
-    except Exception as error:  # other people's networks raise what they like
+    except Exception as error:  # networks of other projects may raise any exception
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{type(network).__name__} cannot be counted at {width}x{height}: {reason[:300]}") from error
     return counter.get_total_flops() // 2
@@ -154,8 +154,8 @@ def _dynamic_flops(x: Any, filters: Any, *args: Any, **kwargs: Any) -> int:
 def measure(network: nn.Module, x: Tensor, runs: int) -> Cost:
     """Time and memory of the network on its device, after one run to warm up.
 
-    On a GPU by CUDA events and its allocator's peak; on a CPU by the wall clock and the process's peak of resident
-    memory (on Linux; None elsewhere).
+    On a GPU: CUDA events and the peak of the allocator. On a CPU: the wall clock and the peak of the process's resident
+    memory (Linux; None elsewhere).
 
     Raises:
         UserError: the memory does not suffice.

@@ -1,4 +1,4 @@
-"""Where methods differ most: the crop that a page or a figure shows of a picture."""
+"""The crop of a picture that a page or a figure shows: where the methods differ most."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ class Crop:
 
 
 def best_crop(outputs: Sequence[np.ndarray], original: np.ndarray, scale: int, side: int = 96) -> Crop:
-    """The crop in which the mean squared errors (on Y) of the outputs lie furthest apart.
+    """The crop in which the mean squared errors (on Y) of the outputs differ most.
 
     Args:
-        outputs: uint8 [H, W, 3] of each method, at least one; of one alone, the crop where it errs most.
+        outputs: uint8 [H, W, 3] of each method, at least one. If only one: the crop with its largest error.
         original: uint8 [H, W, 3], H and W multiples of `scale`.
         side: wanted side; made a multiple of the scale that fits into the picture.
     """
     height, width = original.shape[:2]
     side = max(scale, min(side, height, width) // scale * scale)
     reference = luma(original)
-    scored = np.zeros_like(reference)  # borders, which PSNR leaves out, are no reason to choose a crop
+    scored = np.zeros_like(reference)  # the border, which PSNR leaves out, must not decide
     scored[scale:-scale, scale:-scale] = 1
     errors = [_box_sums(scored * (luma(output) - reference) ** 2, side)[::scale, ::scale] for output in outputs]
     spread = np.max(errors, axis=0) - (np.min(errors, axis=0) if len(errors) > 1 else 0)

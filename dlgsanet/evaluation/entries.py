@@ -1,4 +1,4 @@
-"""What is compared: bicubic, weights of DLGSANets, and any network of BasicSR's registry by its option file."""
+"""The methods that are compared: bicubic, DLGSANets by weight file, and networks of BasicSR by option file."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +24,12 @@ OPTION_FILES = (".yml", ".yaml")
 class Entry:
     """A method at one scale.
 
-    `source` is the file it was made of (None: bicubic), `digest` stands for all that its pictures depend on, `size`
-    is the published size that it is, if any; `options` are an option file's, or only `network_g` of a weight file.
+    Attributes:
+        source: the weight file or option file; None: bicubic.
+        digest: of everything that its pictures depend on.
+        size: the published size, if it is one.
+        ensemble: whether it is the self-ensemble of the network.
+        options: those of the option file; for a weight file only `network_g`.
     """
 
     name: str
@@ -42,7 +46,7 @@ def bicubic_entry(scale: int) -> Entry:
 
 
 def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool = False) -> Entry:
-    """An entry from `FILE` or `NAME=FILE`, FILE being weights of a DLGSANet or an option file with weights.
+    """An entry from `FILE` or `NAME=FILE`. FILE is a weight file of a DLGSANet, or an option file that names weights.
 
     Raises:
         UserError: the file cannot be read, is neither, or names no weights and none are allowed.
@@ -96,7 +100,7 @@ def network_for(entry: Entry, device: torch.device) -> Network:
 
 
 def trained_module(entry: Entry, device: torch.device) -> nn.Module:
-    """The entry's network in evaluation mode on a device, as a module that can be differentiated and looked into.
+    """The entry's network in evaluation mode on a device, as a module: it can be differentiated and inspected.
 
     Raises:
         UserError: the weights do not fit the network.

@@ -13,13 +13,13 @@ from dlgsanet.evaluation.plotting import FRAME, INK, new_figure, write_figure
 def attribution_picture(
     path: Path, lr: np.ndarray, box: tuple[int, int, int], found: Mapping[str, Attribution]
 ) -> None:
-    """For each network: the input with the window, its attribution map over it, and the window as it is enlarged.
+    """For each network: the input with the window, the attribution map on it, and the output around the window.
 
     Args:
         path: .png or .pdf.
         lr: uint8 [H, W, 3].
         box: x, y and side of the window in output pixels.
-        found: attribution by the network's name.
+        found: attribution by name of the network.
     """
     from matplotlib.patches import Rectangle
 
@@ -31,7 +31,7 @@ def attribution_picture(
     for row, (name, attribution) in zip(axes, found.items(), strict=True):
         scale = attribution.output.shape[1] / height
         strength = np.abs(attribution.map)
-        # the root shows the weak ones, which are what reaches far
+        # The square root makes weak contributions visible; these are the distant ones.
         strength = np.sqrt(strength / max(strength.max(), 1e-30))
         for axis in row:
             axis.set_axis_off()
@@ -52,7 +52,7 @@ def attribution_picture(
 
 
 def kept_picture(path: Path, name: str, shares: Tensor) -> None:
-    """The share of kept similarities [layers, heads] as a table in colours."""
+    """The shares of kept similarities [layers, heads] as a coloured table."""
     layers, heads = shares.shape
     figure = new_figure(1.5 + 0.62 * heads, 1.1 + 0.3 * layers, layout="constrained")
     axis = figure.subplots()
@@ -72,7 +72,7 @@ def kept_picture(path: Path, name: str, shares: Tensor) -> None:
 
 
 def filters_picture(path: Path, lr: np.ndarray, points: Sequence[tuple[int, int]], filters: Tensor) -> None:
-    """The filters [points, layers, G, K, K] of each point: a line a layer, a filter a group of channels.
+    """The filters [points, layers, G, K, K] of each point: one row per layer, one filter per group of channels.
 
     Each layer has its own range of colours, the same for all points, symmetric about 0 (white).
     """

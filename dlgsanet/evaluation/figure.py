@@ -39,18 +39,18 @@ def read_panel(
     crop: Crop | None = None,
     data_root: Path | None = None,
 ) -> Panel:
-    """A panel of pictures that `dlgsanet benchmark` left in `results`.
+    """A panel of pictures from the results of `dlgsanet benchmark`.
 
     Args:
         results: folder of the benchmark.
         dataset: name of the test set.
         image: name of the picture, without extension.
-        methods: in which order; None: bicubic and all networks.
-        crop: None: where the networks differ most.
+        methods: their names in the order of the panel; None: bicubic and all networks.
+        crop: None: the crop in which the methods differ most.
         data_root: folder with the test set. None: where the benchmark read it.
 
     Raises:
-        UserError: the benchmark has no such scale, test set, picture or method, or the crop lies outside.
+        UserError: the results have no such scale, test set, picture or method, or the crop is not within the picture.
     """
     known = _read_results(results / f"x{scale}.json")
     rows = {r["method"]: r for r in known["images"] if (r["data set"], r["image"]) == (dataset, image)}
@@ -67,7 +67,7 @@ def read_panel(
     outputs = {name: read_image(picture_path(results, scale, name, dataset, image)) for name in names}
     chosen = crop or telling_crop(outputs, hr, scale)
     if chosen.of(hr).shape[:2] != (chosen.side, chosen.side):
-        raise ArgumentError("crop", f"does not lie within the {hr.shape[1]}x{hr.shape[0]} pixels of {image}")
+        raise ArgumentError("crop", f"is not within the {hr.shape[1]}x{hr.shape[0]} pixels of {image}")
     captions = {n: f"{formatted('psnr', rows[n]['psnr'])} / {formatted('ssim', rows[n]['ssim'])}" for n in names}
     crops = {"LR": chosen.of(lr, scale)} | {name: chosen.of(output) for name, output in outputs.items()}
     return Panel(

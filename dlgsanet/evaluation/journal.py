@@ -1,4 +1,4 @@
-"""A file of finished pieces of work, a line each, so that an interrupted run goes on where it stopped."""
+"""A file with one line for each finished part of the work, so that an interrupted run continues where it stopped."""
 
 import contextlib
 import hashlib
@@ -11,7 +11,7 @@ from dlgsanet.errors import UserError
 
 
 class Journal:
-    """Results by key, on disk as soon as they are known. A line that was cut off counts as never written."""
+    """Results by key, written to disk immediately. A truncated line is ignored."""
 
     def __init__(self, path: Path):
         """
@@ -47,7 +47,7 @@ class Journal:
 
 
 def digest(*parts: Any) -> str:
-    """One short name for files (`Path`: their content), bytes and JSON-like values, the same in every run."""
+    """A hash of files (`Path`: their content), bytes and JSON-like values; the same in every run."""
     hashed = hashlib.sha256()
     for part in parts:
         content = part.read_bytes() if isinstance(part, Path) else part

@@ -1,4 +1,4 @@
-"""Networks as evaluation sees them: functions from LR to SR images, whatever made them."""
+"""The networks of option files, as functions from LR to SR images."""
 
 import logging
 import sys
@@ -17,7 +17,7 @@ from dlgsanet.options.parse import load_yaml
 
 
 def load_network_options(path: str) -> dict[str, Any]:
-    """What evaluation uses of an option file: `name`, `scale`, `network_g`, `path`, `model_type`, `manual_seed`.
+    """The options that evaluation uses: `name`, `scale`, `network_g`, `path`, `model_type`, `manual_seed`.
 
     Nothing else is checked, so that option files of other projects can be used as they are. Files named by the key
     `import` are imported.
@@ -74,7 +74,7 @@ def registered_network(options: Mapping[str, Any], where: str = "network_g") -> 
     build = network_class(options, where)
     try:
         return build(**arguments)
-    # Other people's classes raise what they like for options that they cannot take.
+    # Classes of other projects may raise any exception for options that they do not support.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where}: {options['type']}: {reason}") from error
@@ -104,7 +104,7 @@ def model_of(options: dict[str, Any]) -> Any:
         return build_model(options)
     except UserError:
         raise
-    # Whatever a model stumbles over, and load_state_dict's list of all that does not fit.
+    # Any error of the model, and load_state_dict's list of weights that do not fit.
     except Exception as error:
         if not weights:
             raise

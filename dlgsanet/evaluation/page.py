@@ -1,4 +1,4 @@
-"""The results page: one HTML file a scale that needs nothing else. What it looks like and does is in `page.html`."""
+"""The results page: one self-contained HTML file per scale. Its layout and behaviour are in `page.html`."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ QUALITIES = (90, 80, 70, 60, 50, 35, 20)  # of WebP, tried in turn
 def write_page(
     outcome: Outcome, metrics: tuple[str, ...], output: Path, pictures_per_set: int = 10, published: bool = False
 ) -> Path:
-    """Write `x4.html`; the pictures are those that `run_scale` left under `output`.
+    """Write `x4.html` with the pictures that `run_scale` wrote below `output`.
 
     With `published` the page also shows the published figures of other networks. Of larger test sets it shows the
     `pictures_per_set` pictures on which the PSNR of the methods differs most.
@@ -42,7 +42,7 @@ def write_page(
     ]
     quality, wholes = _fitting_wholes(outcome, output, shown)
     pictures = [_picture(outcome, output, *which) | {"whole": wholes[number]} for number, which in enumerate(shown)]
-    data = {key: value for key, value in as_json(outcome).items() if key != "data"} | {  # a page may be passed on
+    data = {key: value for key, value in as_json(outcome).items() if key != "data"} | {  # pages may be given to others
         "metrics": metrics,
         "sets": list(outcome.pairs),
         "paper": _paper_points(outcome),

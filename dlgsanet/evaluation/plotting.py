@@ -10,7 +10,7 @@ INK, FRAME = "#1a1c20", "#e8b200"
 
 
 def new_figure(width: float, height: float, **settings: Any) -> Any:
-    """A matplotlib figure of that size in inches, which needs no display.
+    """A matplotlib figure of this size in inches; it needs no display.
 
     Raises:
         UserError: matplotlib is not installed.

@@ -17,7 +17,7 @@ NONE = "-"
 
 
 def write_reports(outcome: Outcome, metrics: tuple[str, ...], output: Path, published: bool = False) -> str:
-    """Write `x4.csv` (every picture), `x4.json` (all that is known), `x4.md` and `x4.tex` (the table of means).
+    """Write `x4.csv` (every picture), `x4.json` (all results), `x4.md` and `x4.tex` (the table of means).
 
     Args:
         published: also show the published figures of other networks.
@@ -40,7 +40,7 @@ def write_reports(outcome: Outcome, metrics: tuple[str, ...], output: Path, publ
 
 
 def main_table(outcome: Outcome, metrics: tuple[str, ...], published: bool = False) -> Table:
-    """A line for each method, and below a published network the paper's figures and the difference from them.
+    """One row per method. Below a published network: the paper's values and the difference from them.
 
     With `published`, lines of other published networks follow.
 

@@ -79,7 +79,7 @@ def score(picture: Picture, image: np.ndarray, metrics: Mapping[str, Metric]) ->
 
 
 def bicubic(lr: np.ndarray, scale: int) -> np.ndarray:
-    """What every network is compared with: `lr` uint8 [H, W, 3] upscaled by MATLAB's rule."""
+    """The baseline of all comparisons: `lr` uint8 [H, W, 3] upscaled as MATLAB's imresize does."""
     return imresize(lr, scale)
 
 
@@ -91,10 +91,10 @@ def super_resolve(
     batch: int = 1,
     color: str | None = None,
 ) -> Iterator[Picture]:
-    """Upscale the LR image of every pair. Neighbours of equal size go together, at most `batch` of them.
+    """Upscale the LR image of every pair. Up to `batch` consecutive images of equal size are one batch.
 
-    With `color="y"` the network has one channel and gets luma. As in training it is not rounded for the network, and
-    rounded to 8 bits in the pictures that come back.
+    With `color="y"` the network has one channel and its input is luma. As in training, the input is not rounded; the
+    pictures that are returned are rounded to 8 bits.
 
     Raises:
         UserError: an image cannot be read, the network upscales by another factor, or there is too little memory.

@@ -1,4 +1,4 @@
-"""A table of words and figures, written for the terminal, Markdown, LaTeX and CSV."""
+"""A table of text and numbers for the terminal, Markdown, LaTeX and CSV."""
 
 import csv
 import io
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Decimals that the field prints of each metric; others get four.
+# Decimals with which papers print each metric; others have four.
 _DECIMALS = {"psnr": 2, "psnr_rgb": 2, "ssim": 4, "ssim_rgb": 4}
 
 
@@ -18,7 +18,7 @@ def figure(metric: str, value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first `words` columns are words, the others figures."""
+    """Cells as text. The first `words` columns are left-aligned text, the others right-aligned numbers."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -39,7 +39,7 @@ class Table:
         return "\n\n".join(self._part(columns)._aligned_text() for columns in parts)
 
     def _part(self, columns: Sequence[int]) -> "Table":
-        """The words and these columns, without rows that have nothing in them."""
+        """The text columns and these columns, without rows that are empty in them."""
         chosen = [*range(self.words), *columns]
         rows = [row for row in self.rows if any(row[i] for i in columns)] if columns else self.rows
         return Table([self.header[i] for i in chosen], [[row[i] for i in chosen] for row in rows], self.words)
@@ -55,7 +55,7 @@ class Table:
         return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
     def latex(self) -> str:
-        """A `tabular` in the manner of the `booktabs` package."""
+        """A `tabular` for the package `booktabs`."""
         columns = "l" * self.words + "r" * (len(self.header) - self.words)
         header, *rows = (" & ".join(map(_tex, row)) + r" \\" for row in [self.header, *self.rows])
         parts = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
@@ -79,7 +79,7 @@ def terminal_width() -> int:
 
 
 def _csv(cell: str) -> str:
-    """Spreadsheets run a cell that begins with one of these signs as a formula; an apostrophe makes it text."""
+    """Spreadsheets evaluate a cell that begins with one of these characters. An apostrophe makes it text."""
     if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
         return cell
     try:

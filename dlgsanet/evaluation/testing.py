@@ -1,4 +1,4 @@
-"""`dlgsanet test`: every test set of an option file through its network, a table, and the pictures."""
+"""`dlgsanet test`: the scores and pictures of a network on the test sets of an option file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,17 +17,17 @@ from dlgsanet.progress import Counter
 
 
 def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str:
-    """Test a network as an option file (checked and completed) says, and write to `results/NAME`:
+    """Test the network of an option file (checked and completed), and write to `results/NAME`.
 
-    `scores.csv` and `scores.md` with every picture's scores, and, with `val: save_img`, the pictures themselves
-    under `visualization/`.
+    `scores.csv` and `scores.md` have the scores of every picture. With `val: save_img` the pictures are in
+    `visualization/`.
 
     Returns:
-        What the terminal shows: the table of means, and where the files are.
+        The text for the terminal: the table of means, and the names of the files.
 
     Raises:
-        UserError: no weights and none allowed, or anything wrong with the weights or test sets. All images are
-            read before the network runs, and all that are broken are named, a line each.
+        UserError: no weights are named and random ones are not allowed, or weights or test sets have errors. All images
+            are read before the network runs; each one that cannot be used is one line of the message.
     """
     if not options["path"].get("pretrain_network_g") and not allow_random_weights:
         raise UserError(

@@ -9,7 +9,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 def self_ensemble(network: Network) -> Network:
-    """A network that upscales [B, C, H, W] in all 8 orientations, turns the results back and averages them."""
+    """A network that upscales [B, C, H, W] in all 8 orientations and averages the results in the first orientation."""
 
     def upscale(x: Tensor) -> Tensor:
         total = None

@@ -1,7 +1,7 @@
-"""PSNR and SSIM as the field's tables have them: BasicSR's figures, for uint8 RGB images instead of BGR ones.
+"""PSNR and SSIM as in the tables of papers: the values of BasicSR, for uint8 images in RGB instead of BGR.
 
 The Y channel is MATLAB's `rgb2ycbcr` (ITU-R BT.601, 16 to 235), not rounded. SSIM is the original of Wang et al.
-(IEEE TIP 13(4), 2004): 11x11 Gaussian window of sigma 1.5, only where it lies wholly inside the image.
+(IEEE TIP 13(4), 2004): 11x11 Gaussian window of sigma 1.5, only at positions where it is inside the image.
 """
 
 import math
@@ -17,7 +17,7 @@ _WINDOW /= _WINDOW.sum()
 
 def luma(image: np.ndarray) -> np.ndarray:
     """The Y channel float32 [H, W], 16 to 235, of an image uint8 [H, W, 3] in RGB."""
-    # Rounded to float32 where BasicSR rounds: SSIM of flat regions would show it otherwise.
+    # Rounded to float32 where BasicSR rounds. Otherwise SSIM differs in flat regions.
     y = (image.astype(np.float32) / 255) @ _Y_WEIGHTS + 16
     return (y / 255).astype(np.float32) * np.float32(255)
 
@@ -27,7 +27,7 @@ def psnr(image: np.ndarray, reference: np.ndarray, crop_border: int, y_channel: 
 
     Args:
         image, reference: uint8 [H, W, 3] in RGB, or [H, W, 1].
-        crop_border: pixels left out along each edge; the field leaves out as many as the scale.
+        crop_border: pixels left out at each edge; papers leave out as many as the scale.
         y_channel: compare the luma of RGB images; otherwise all channels at once.
 
     Raises:
@@ -39,7 +39,7 @@ def psnr(image: np.ndarray, reference: np.ndarray, crop_border: int, y_channel: 
 
 
 def ssim(image: np.ndarray, reference: np.ndarray, crop_border: int, y_channel: bool = True) -> float:
-    """Structural similarity, at most 1; of three channels the mean. Arguments as `psnr`.
+    """Structural similarity, at most 1; the mean over three channels. Arguments as for `psnr`.
 
     Raises:
         ValueError: the sizes differ, or less than 11x11 pixels are left after cropping.

@@ -13,7 +13,7 @@ from tests.small_network import SMALL, small_network
 
 
 def checkpoints(folder: Path) -> list[bytes]:
-    """The weights of one small network in every form."""
+    """The weights of a small network in every file format."""
     state = small_network().state_dict()
     write_checkpoint(folder / "a.safetensors", state, SMALL, {"scale": "2"})
     contents = [(folder / "a.safetensors").read_bytes()]

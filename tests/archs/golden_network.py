@@ -1,4 +1,4 @@
-"""Networks with the parameters of the golden values, which are drawn from their published names."""
+"""The networks of the golden values. Each parameter is random, with a seed made from its published name."""
 
 import zlib
 
@@ -18,7 +18,7 @@ def draw(name: str, shape: list[int]) -> torch.Tensor:
 
 
 def golden_network(case: dict) -> DLGSANet:
-    """The float64 network of a case, loaded strictly under the published names."""
+    """The float64 network of a case; parameters are loaded strictly under the published names."""
     options = {key: value for key, value in case["network_g"].items() if key != "type"}
     network = DLGSANet(**options).double()
     network.load_state_dict({name: draw(name, shape) for name, shape in case["shapes"].items()}, strict=True)

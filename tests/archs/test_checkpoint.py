@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, the options are found, and bad files are refused in one line."""
+"""Checkpoints: files are read back unchanged, options are detected, and bad files are refused in one line."""
 
 import json
 import os
@@ -35,7 +35,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_weights_alone_prove_the_network(variant, tmp_path):
+def test_the_network_follows_from_the_weights_alone(variant, tmp_path):
     options = SMALL | variant
     network = DLGSANet(**options).eval()
     write_checkpoint(tmp_path / "bare.pth", network.state_dict())
@@ -49,7 +49,7 @@ def test_weights_alone_prove_the_network(variant, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_options_and_metadata_come_back(name, tmp_path):
+def test_options_and_metadata_are_read_back(name, tmp_path):
     options = SMALL | {"activation": "topk", "topk_ratio": 0.25, "tlc_kernel": 24}
     state = DLGSANet(**options).state_dict()
     write_checkpoint(tmp_path / name, state, {"type": "DLGSANet", **options}, {"date": "2026-01-01"})
@@ -132,7 +132,7 @@ def test_damaged_files_end_in_user_errors_alone(tmp_path):
 
 
 def fuzz(folder, seed, rounds):
-    """Read checkpoints with bytes changed, or cut off; returns how many were refused."""
+    """Read changed and truncated checkpoints; return how many were refused."""
     chosen, state = random.Random(seed), DLGSANet(**SMALL).state_dict()
     write_checkpoint(folder / "a.safetensors", state, SMALL)
     torch.save({"params": state}, folder / "a.pth")

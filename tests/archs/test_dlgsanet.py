@@ -1,4 +1,4 @@
-"""The network as a user holds it: sizes, checkpoints, images of any size, batches, dtypes, wrong options."""
+"""The public behaviour of the network: sizes, checkpoints, images of any size, batches, dtypes, wrong options."""
 
 import copy
 
@@ -38,7 +38,7 @@ def test_any_image_size(size, training):
         assert network(torch.rand(1, 3, *size)).shape == (1, 3, 2 * size[0], 2 * size[1])
 
 
-def test_a_batch_is_its_images_one_by_one():
+def test_a_batch_gives_the_same_as_its_images_one_by_one():
     network = small().double().eval()
     images = torch.rand(3, 3, 21, 13, dtype=torch.float64)
     with torch.no_grad():
@@ -57,8 +57,8 @@ def test_dtypes(dtype):
     torch.testing.assert_close(output.double(), exact, rtol=0, atol=64 * torch.finfo(dtype).eps)
 
 
-def test_a_forward_leaves_nothing_behind():
-    """State from one image must not reach the next: the published TLC kept its window counts in `self`."""
+def test_a_forward_pass_changes_no_state():
+    """One image must not influence the next. The published TLC kept its window counts in `self`."""
     network = small().eval()
     first, other = torch.rand(1, 3, 20, 24), torch.rand(1, 3, 33, 9)
     before = set(vars(network))
@@ -79,7 +79,7 @@ def test_images_within_one_window_are_the_same_with_and_without_tlc():
 
 @pytest.mark.parametrize("buildblock_type", ["sparseedge", "edge", "idynamic", "restormer"])
 @pytest.mark.parametrize("body_norm", [True, False])
-def test_checkpoints_make_the_round_trip(tmp_path, buildblock_type, body_norm):
+def test_checkpoints_are_written_and_read_back(tmp_path, buildblock_type, body_norm):
     options = {"buildblock_type": buildblock_type, "body_norm": body_norm, "blocks": 2, "groups": 2}
     network, other = small(**options), small(**options)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_checkpoints_make_the_round_trip(tmp_path, buildblock_type, body_norm):
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
 
 
-def test_names_hold_inside_of_wrappers_and_copies():
+def test_names_are_the_same_inside_wrappers_and_copies():
     network = small()
     wrapped = torch.nn.Sequential(copy.deepcopy(network))
     state = {f"0.{name}": value for name, value in network.state_dict().items()}
@@ -116,7 +116,7 @@ def test_gray_images_and_no_enlargement():
 
 
 @pytest.mark.parametrize(
-    ("options", "word"),
+    ("options", "named"),
     [
         ({"dim": 50}, "idynamic_num_heads"),
         ({"window_size": 6}, "window_size"),
@@ -136,8 +136,8 @@ def test_gray_images_and_no_enlargement():
         ({"img_range": 0}, "img_range"),
     ],
 )
-def test_wrong_options_are_named(options, word):
-    with pytest.raises(ValueError, match=word):
+def test_wrong_options_are_named(options, named):
+    with pytest.raises(ValueError, match=named):
         small(**options)
 
 
@@ -151,6 +151,6 @@ def test_misspelt_options_are_errors():
         DLGSANet(actvation="relu")
 
 
-def test_published_defaults_cannot_enlarge_in_silence():
+def test_published_defaults_without_an_upsampler_are_an_error():
     with pytest.raises(ValueError, match="upsampler"):
         DLGSANet()

@@ -1,4 +1,4 @@
-"""The network reproduces what the published definition computes, values and gradients."""
+"""The network reproduces outputs and gradients of the published network."""
 
 import json
 from pathlib import Path

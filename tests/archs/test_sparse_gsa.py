@@ -1,4 +1,4 @@
-"""SparseGSA's selection and test-time local conversion, against plain definitions."""
+"""SparseGSA's selection and test-time local conversion, compared with plain definitions."""
 
 import math
 
@@ -14,7 +14,7 @@ from dlgsanet.ops.windows import window_starts
 
 
 @given(c=st.integers(1, 12), ratio=st.floats(0.01, 1), seed=st.integers(0, 99))
-def test_topk_keeps_the_largest_of_each_row_and_weighs_them_by_softmax(c, ratio, seed):
+def test_topk_keeps_the_largest_of_each_row_and_weights_them_by_softmax(c, ratio, seed):
     similarities = torch.randn(2, 3, c, c, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     weights = select_similarities(similarities, "topk", ratio)
     kept = max(1, round(ratio * c))
@@ -54,7 +54,7 @@ def test_gradients(activation):
 
 
 def published_starts(size: int, window: int) -> list[int]:
-    """The places that the specification gives, with its floating-point step."""
+    """The positions of the published code, which computes the step in floating point."""
     window = min(size, window)
     count = (size - 1) // window + 1
     step = window if count == 1 else math.ceil((size - window) / (count - 1) - 1e-8)
@@ -67,13 +67,13 @@ def published_starts(size: int, window: int) -> list[int]:
 
 @settings(max_examples=500)
 @given(size=st.integers(1, 3000), window=st.integers(1, 200))
-def test_windows_lie_where_the_published_ones_do(size, window):
+def test_windows_are_at_the_published_positions(size, window):
     assert window_starts(size, window) == published_starts(size, window)
 
 
 @given(height=st.integers(1, 30), width=st.integers(1, 30), window=st.integers(1, 12), batch=st.integers(1, 2))
 @settings(max_examples=30, deadline=None)
-def test_tlc_is_the_average_of_windows_that_overlap(height, width, window, batch):
+def test_tlc_is_the_average_over_overlapping_windows(height, width, window, batch):
     torch.manual_seed(0)
     layer = SparseGSA(6, heads=2, tlc_kernel=window).double()
     x = torch.randn(batch, 6, height, width, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """A small test set of real photographs, and a small network."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ SMALL = {"dim": 12, "groups": 1, "blocks": 1, "buildblock_type": "sparseedge", "
 
 
 def write_set(root: Path, name: str, scales=(2,), size=(64, 48)) -> Path:
-    """ROOT/NAME/HR and LR_bicubic of three photographs, two of one size."""
+    """ROOT/NAME/HR and LR_bicubic of three photographs, two of them of the same size."""
     height, width = size
     photographs = {
         "astronaut": data.astronaut()[20 : 20 + height, 180 : 180 + width],
@@ -44,31 +45,34 @@ def photographs(tmp_path) -> Path:
 
 
 def small_weights(path: Path, scale=2, seed=0, **options) -> Path:
-    """Weights of a small network that is nearly nothing but a blurred enlargement."""
+    """Random weights of a small network. Its output is close to a blurred enlargement of the input."""
     torch.manual_seed(seed)
     options = SMALL | {"upscale": scale} | options
     write_checkpoint(path, DLGSANet(**options).state_dict(), options)
     return path
 
 
+def data_set(name: str = "Photos") -> dict[str, Any]:
+    """A data set of an option file: what `write_set` writes at x2."""
+    return {
+        "name": name,
+        "type": "PairedImageDataset",
+        "dataroot_gt": f"datasets/{name}/HR",
+        "dataroot_lq": f"datasets/{name}/LR_bicubic/X2",
+        "filename_tmpl": "{}x2",
+        "io_backend": {"type": "disk"},
+    }
+
+
 @pytest.fixture
 def option_file(tmp_path, photographs) -> Path:
-    """A test option file whose weights are there."""
+    """A test option file, and the weights that it names."""
     options = {
         "name": "small",
         "model_type": "DLGSANetModel",
         "scale": 2,
         "num_gpu": 1,
-        "datasets": {
-            "test_1": {
-                "name": "Photos",
-                "type": "PairedImageDataset",
-                "dataroot_gt": "datasets/Photos/HR",
-                "dataroot_lq": "datasets/Photos/LR_bicubic/X2",
-                "filename_tmpl": "{}x2",
-                "io_backend": {"type": "disk"},
-            }
-        },
+        "datasets": {"test_1": data_set()},
         "network_g": {"type": "DLGSANet", "upscale": 2, **SMALL},
         "path": {"pretrain_network_g": str(small_weights(tmp_path / "small.pth"))},
         "val": {

@@ -8,7 +8,7 @@ import yaml
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.cli import main
 from dlgsanet.evaluation.ablation import VARIANTS, variant_options
-from tests.evaluation.conftest import SMALL, small_weights
+from tests.evaluation.conftest import SMALL, data_set, small_weights
 
 
 @pytest.fixture
@@ -17,14 +17,7 @@ def base(tmp_path, photographs, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for file in ("HR/coffee.png", "LR_bicubic/X2/coffeex2.png"):  # BasicSR trains only on multiples of the scale
         (photographs / "Photos" / file).unlink()
-    photos = {
-        "name": "Photos",
-        "type": "PairedImageDataset",
-        "dataroot_gt": "datasets/Photos/HR",
-        "dataroot_lq": "datasets/Photos/LR_bicubic/X2",
-        "filename_tmpl": "{}x2",
-        "io_backend": {"type": "disk"},
-    }
+    photos = data_set()
     training = {"gt_size": 16, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 0, "batch_size_per_gpu": 2}
     options = {
         "name": "small",
@@ -51,7 +44,7 @@ def base(tmp_path, photographs, monkeypatch):
     return path
 
 
-def test_variants_differ_in_what_they_mean_to_differ_in(base):
+def test_variants_differ_only_in_their_network(base):
     options = yaml.safe_load(base.read_text())
     made = {name: variant_options(options, name, 3, 10) for name in VARIANTS}
     assert {tuple(o["train"]["scheduler"]["milestones"]) for o in made.values()} == {(5, 8)}
@@ -61,7 +54,7 @@ def test_variants_differ_in_what_they_mean_to_differ_in(base):
         )
         for name, o in made.items()
     }
-    assert layers.pop("local") == layers.pop("global") == 2  # one layer a block, against two
+    assert layers.pop("local") == layers.pop("global") == 2  # one layer per block instead of two, so twice the blocks
     assert set(layers.values()) == {1}
     shared = [{k: v for k, v in o.items() if k not in ("name", "network_g")} for o in made.values()]
     assert all(one == shared[0] for one in shared)

@@ -1,4 +1,4 @@
-"""`dlgsanet benchmark` through the command line's own entry."""
+"""`dlgsanet benchmark`, called as from the command line."""
 
 import csv
 import json
@@ -76,8 +76,8 @@ def test_batches_change_nothing(place):
     assert image_scores() == one
 
 
-def test_goes_on_where_it_stopped(place):
-    """Only what is missing is done; a journal line that was cut off counts as missing."""
+def test_continues_where_it_stopped(place):
+    """Only what is missing is computed. A truncated line of the journal counts as missing."""
     assert benchmark("A.pth") == 0
     first = image_scores()
     journal = place / "out/journal.jsonl"
@@ -93,7 +93,7 @@ def test_goes_on_where_it_stopped(place):
     assert {key: value for key, value in image_scores().items() if key[1] != "B"} == first
 
 
-def test_other_weights_under_the_same_name_are_scored_anew(place):
+def test_other_weights_under_the_same_name_are_scored_again(place):
     assert benchmark("A.pth") == 0
     first = image_scores()
     small_weights(place / "A.pth", seed=3)
@@ -104,7 +104,7 @@ def test_other_weights_under_the_same_name_are_scored_anew(place):
     assert image_scores() == first
 
 
-def test_what_fails_is_named_and_the_rest_is_done(place, capsys):
+def test_failures_are_reported_and_everything_else_is_computed(place, capsys):
     write_set(place / "datasets", "Broken")
     (place / "datasets/Broken/LR_bicubic/X2/chelseax2.png").write_bytes(b"")
     (place / "C.pth").write_bytes(b"PK nothing")
@@ -152,7 +152,7 @@ def test_swinir_is_padded_as_basicsr_pads_it(place, option_file):
     assert main(["complexity", "swinir.yml", "--runs", "0", "--output", "70x50"]) == 0
 
     (place / "swinir.yml").write_text(yaml.safe_dump(options | {"model_type": "SRModel", "name": "Unpadded"}))
-    assert benchmark("swinir.yml", "A.pth", "--random-weights") == 2  # its error is one part's, not the run's
+    assert benchmark("swinir.yml", "A.pth", "--random-weights") == 2  # the rest is computed
     assert ("mean", "A") in image_scores()
 
 
@@ -175,10 +175,10 @@ def test_lpips_needs_its_package(place, monkeypatch, capsys):
     perceptual_metric.cache_clear()
     assert benchmark("A.pth", "--metrics", "lpips") == 2
     assert "pip install pyiqa" in capsys.readouterr().err
-    assert ("mean", "A") in image_scores()  # the rest is done
+    assert ("mean", "A") in image_scores()  # everything else is computed
 
 
-def test_lpips_says_when_its_backbone_cannot_be_had(place, monkeypatch, capsys):
+def test_lpips_reports_a_backbone_that_cannot_be_downloaded(place, monkeypatch, capsys):
     def create_metric(name, device):
         raise OSError("<urlopen error no route to host>")
 
@@ -190,7 +190,7 @@ def test_lpips_says_when_its_backbone_cannot_be_had(place, monkeypatch, capsys):
     assert "no route to host" in err
 
 
-def test_lpips_and_dists_are_pyiqas(place, monkeypatch):
+def test_lpips_and_dists_are_computed_by_pyiqa(place, monkeypatch):
     def create_metric(name, device):
         return lambda image, reference: (image - reference).abs().mean() * {"lpips": 1, "dists": 2}[name]
 
@@ -219,14 +219,14 @@ def test_self_ensemble_is_the_mean_of_the_eight_orientations(tmp_path, size):
     torch.testing.assert_close(ensemble(x), torch.stack(turned).mean(0).float(), rtol=0, atol=1e-6)
 
 
-def test_self_ensemble_is_a_method_of_its_own(place):
+def test_self_ensemble_is_another_row(place):
     assert benchmark("A.pth", "--self-ensemble") == 0
     scores = image_scores()
     assert scores["mean", "A+"] != scores["mean", "A"]
 
 
 def test_names_that_are_not_utf8(place):
-    """Of the test set, of a picture, of the weights and of the folder of the results."""
+    """Names of the test set, a picture, the weights and the folder of results."""
     odd = os.fsdecode(b"caf\xe9")
     for folder, suffix in (("HR", ""), ("LR_bicubic/X2", "x2")):
         os.rename(f"datasets/Photos/{folder}/coffee{suffix}.png", f"datasets/Photos/{folder}/{odd}{suffix}.png")
@@ -238,7 +238,7 @@ def test_names_that_are_not_utf8(place):
     assert {("caf\\xe9", "caf\\xe9"), ("caf\\xe9", "A"), ("mean", "caf\\xe9")} <= set(scores)
     page = (place / f"out{odd}/x2.html").read_text(encoding="utf-8")
     assert "caf\\\\xe9" in page
-    assert str(place) not in page  # a page may be passed on
+    assert str(place) not in page  # pages may be given to others
     assert main(["figure", f"{odd}/{odd}", "--scale", "2", "--results", f"out{odd}", "-o", odd]) == 0
     assert (place / f"{odd}.pdf").is_file()
 

@@ -1,4 +1,4 @@
-"""`dlgsanet complexity`: the specification's figures, to the digit given."""
+"""`dlgsanet complexity`: published numbers of parameters and multiply-accumulates, to the last given digit."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Attribution maps, kept similarities and filters: against their definitions."""
+"""Attribution maps, kept similarities and filters, compared with their definitions."""
 
 import itertools
 
@@ -27,7 +27,7 @@ def network(path, **options):
 
 
 def test_shares_add_up_to_the_gain(tmp_path, image):
-    """Integrated gradients are complete: along a fine path nothing is lost."""
+    """Integrated gradients are complete: with enough steps their sum is the gain."""
     found = attribute(network(tmp_path / "A.pth"), image[..., :16, :20], 12, 10, window=12, steps=12)
     assert found.map.sum() == pytest.approx(found.gain, rel=0.05)
     assert found.map.shape == (16, 20)
@@ -35,7 +35,7 @@ def test_shares_add_up_to_the_gain(tmp_path, image):
 
 
 def test_only_the_receptive_field_is_attributed(image):
-    """Of a 3x3 convolution and a shuffle: the window's pixels and one beyond."""
+    """For a 3x3 convolution and a pixel shuffle, it is the window and one pixel around it."""
     convolution = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.PixelShuffle(2))
     found = attribute(convolution, image, 20, 16, window=8, steps=4)
     rows, columns = np.nonzero(found.map)
@@ -70,7 +70,7 @@ def test_kept_shares(tmp_path, image, activation, expected):
 
 
 def test_filters_are_those_that_the_layer_uses(tmp_path, image):
-    """The dynamic convolution with them is what MHDLSA computes at that pixel."""
+    """A dynamic convolution with these filters gives the output of MHDLSA at that pixel."""
     net = network(tmp_path / "A.pth")
     filters = filters_at(net, image, [(7, 5), (20, 30)])
     assert filters.shape == (2, 1, 2, 7, 7)

@@ -14,7 +14,7 @@ from tests.evaluation.conftest import small_weights
 def test_the_crop_is_where_the_methods_differ():
     original = data.astronaut()[:240, :320]
     near, far = original.copy(), original.copy()
-    near[10:40, 20:50] = 0  # both are wrong here, and alike
+    near[10:40, 20:50] = 0  # both are wrong here in the same way
     far[10:40, 20:50] = 0
     far[150:180, 220:260] //= 2
     crop = best_crop([near, far], original, scale=4, side=64)
@@ -78,8 +78,8 @@ def test_a_crop_of_the_original():
     assert (Crop(4, 2, 2).of(image, 2) == image[1:2, 2:3]).all()
 
 
-def test_the_data_are_read_where_the_benchmark_read_them(tmp_path, photographs, monkeypatch, capsys):
-    """Without --data-root, and from another folder than that of the benchmark."""
+def test_test_sets_are_read_from_where_the_benchmark_read_them(tmp_path, photographs, monkeypatch, capsys):
+    """Without --data-root, and from another folder than the benchmark."""
     photographs.rename(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     small_weights(tmp_path / "A.pth")

@@ -1,4 +1,4 @@
-"""A network of one's own in the tables: the example of docs/own_network.md, and what such files may look like."""
+"""A network of your own in the tables: the example of docs/own_network.md, and other files of this kind."""
 
 import csv
 import json
@@ -62,7 +62,7 @@ def test_processes_of_two_devices_import_it_and_score_as_one_device(place):
 
 
 def test_train_and_test_import_it(place, option_file):
-    """The option file's key; the class is written for this test, so that no other has imported it."""
+    """By the key `import` of the option file. The class is new, so no other test has imported it."""
     source = (place / "own_network.py").read_text().replace("OwnNetwork", "OtherNetwork")
     (place / "other.py").write_text(source)
     options = yaml.safe_load(option_file.read_text())
@@ -75,7 +75,7 @@ def test_train_and_test_import_it(place, option_file):
 
 
 def test_files_of_other_projects(place, capsys):
-    """`**kwargs`, an unknown model, sections that we know nothing of; a bad file does not stop the others."""
+    """`**kwargs`, an unknown model, unknown sections; a bad file does not stop the others."""
     (place / "theirs.py").write_text(
         (place / "own_network.py")
         .read_text()

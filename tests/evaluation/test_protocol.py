@@ -1,4 +1,4 @@
-"""The field's protocol on the field's images (needs the folder that DLGSANET_SHARED names)."""
+"""PSNR of bicubic on the standard test sets (needs the folder that DLGSANET_SHARED names)."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not BENCHMARK.is_dir(), reason="DLGSANET_SHARED 
     ],
 )
 def test_bicubic(name, expected):
-    """Means of PSNR on Y, images read as three channels, as BasicSR reads them."""
+    """Mean PSNR on Y. Images are read as three channels, as BasicSR reads them."""
     for scale, value in zip((2, 3, 4), expected, strict=True):
         folder = BENCHMARK / name
         scores = []

@@ -10,7 +10,7 @@ from dlgsanet.evaluation.tables import Table, figure
 TABLE = Table(["method", "Set5"], [["a_b & 50%", "32.46/0.8984"], ["c|d\\e", "−0.10"]])
 
 
-def test_figures_have_the_fields_decimals():
+def test_figures_have_the_usual_number_of_decimals():
     assert figure("psnr", 32.456) == "32.46"
     assert figure("ssim", 0.89837) == "0.8984"
     assert figure("psnr", math.inf) == "inf"
@@ -23,7 +23,7 @@ def test_columns_are_aligned():
     assert lines[2].endswith("32.46/0.8984")
 
 
-def test_markdown_and_latex_escape_what_would_break_them():
+def test_markdown_and_latex_escape_special_characters():
     markdown = TABLE.markdown().splitlines()
     assert markdown[1] == "| --- | ---: |"
     assert markdown[3] == "| c\\|d\\e | −0.10 |"

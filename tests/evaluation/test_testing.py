@@ -1,4 +1,4 @@
-"""`dlgsanet test` through the command line's own entry."""
+"""`dlgsanet test`, called as from the command line."""
 
 import csv
 import os
@@ -12,7 +12,7 @@ from skimage import data
 
 from dlgsanet.cli import main
 from dlgsanet.ownership import owned
-from tests.evaluation.conftest import save, small_weights
+from tests.evaluation.conftest import data_set, save, small_weights
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_second_test_of_a_name_stops_before_it_writes(run, option_file):
 
 
 def test_the_network_in_the_file_is_the_one_that_is_tested(run, option_file):
-    """The saved picture is what the network gives, rounded as BasicSR rounds."""
+    """The saved picture is the output of the network, rounded as BasicSR rounds it."""
     assert run()[0] == 0
     from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 
@@ -85,7 +85,7 @@ def test_formats_and_models_score_alike(run, option_file):
     assert scores(option_file.parent) == first
 
 
-def test_basicsrs_model_names_weights_of_another_size(run, option_file):
+def test_basicsrs_model_reports_weights_of_another_size(run, option_file):
     small_weights(option_file.parent / "small.pth", dim=24)
     code, _, err = run("--force_yml", "model_type=SRModel")
     assert code == 2
@@ -160,9 +160,7 @@ def test_other_metrics_are_basicsrs():
 
 def add_set(option_file, name):
     options = yaml.safe_load(option_file.read_text())
-    first = options["datasets"]["test_1"]
-    moved = {key: str(value).replace("Photos", name) for key, value in first.items() if key.startswith("dataroot")}
-    options["datasets"]["test_2"] = first | moved | {"name": name}
+    options["datasets"]["test_2"] = data_set(name)
     option_file.write_text(yaml.safe_dump(options))
 
 

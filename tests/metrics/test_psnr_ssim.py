@@ -1,4 +1,4 @@
-"""PSNR and SSIM against BasicSR's own functions."""
+"""PSNR and SSIM, compared with BasicSR's functions."""
 
 import math
 
@@ -10,7 +10,7 @@ from dlgsanet.metrics import psnr, ssim
 
 
 def pairs(count):
-    """Random noise, photographs with noise, flat regions, from 20x20 up; crops of 0 to 4."""
+    """(image, noisy image, crop) of random values, photographs and flat regions. Sides are 20 to 89, crops 0 to 4."""
     random = np.random.default_rng(0)
     photographs = [data.astronaut(), data.chelsea(), data.coffee()]
     for number in range(count):
@@ -21,7 +21,7 @@ def pairs(count):
         else:
             image = photographs[number % 2][100 : 100 + height, 80 : 80 + width].copy()
         if number % 5 == 0:
-            image[: height // 2] = 200  # flat: SSIM's quotient of two small variances
+            image[: height // 2] = 200  # flat: SSIM divides two small variances
         noise = random.normal(0, random.uniform(0.3, 30), image.shape)
         yield image, np.clip(image + noise, 0, 255).round().astype(np.uint8), crop
 
@@ -44,7 +44,7 @@ def test_equal_images_are_perfect():
     assert ssim(image, image, 4) == pytest.approx(1)
 
 
-def test_what_cannot_be_compared_is_an_error():
+def test_images_that_cannot_be_compared():
     image = data.astronaut()[:40, :50]
     with pytest.raises(ValueError, match="39, 50"):
         psnr(image, image[:-1], 2)
