@@ -30,7 +30,7 @@ class CachedPairedImageDataset(Dataset[Any]):
         dataroot_gt, dataroot_lq: folders of images, or `.lmdb` folders.
         io_backend: `type: disk` (the default) or `type: lmdb`.
         filename_tmpl: the LQ image's name for a GT image's, without extension; `'{}x4'`. Default `'{}'`.
-        meta_info_file: names the GT images to use, one a line. Default: all of the folder.
+        meta_info_file: names the GT images to use, one per line. Default: all of the folder.
         gt_size: height and width of the GT crop, a multiple of `scale`; for `phase: train`.
         use_hflip: flip half of the samples left to right. Default false.
         use_rot: flip half of them upside down, and transpose half of them. Default false.

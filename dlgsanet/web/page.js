@@ -12,7 +12,7 @@
   }
 
   // Two pictures of one size, one over the other. The line between them is moved by mouse, touch or arrow keys; drawn
-  // larger, the picture is moved by dragging it beside the line.
+  // larger, the picture is moved by dragging it next to the line.
   function comparison(picture) {
     const image = (side, alt) => element("img", {src: picture[side], alt, draggable: "false"});
     const before = element("div", {class: "layer"}, image("before", `${picture.name}, before`));
