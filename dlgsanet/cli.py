@@ -5,17 +5,21 @@ exit code. Nothing here imports torch, so that `dlgsanet --help` answers at once
 """
 
 import codecs
+import errno
 import importlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from dlgsanet import __version__
 from dlgsanet.allocator import keep_freed_memory
 from dlgsanet.errors import UserError, unknown
 from dlgsanet.startup import leave
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # name -> what it does; its arguments and `main` are in `dlgsanet.commands.NAME`.
 SUBCOMMANDS = {
     "train": "train a network from an option file",
@@ -64,8 +68,15 @@ def entry() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``dlgsanet ARGV``: exit code 0, or 2 with one line on stderr for an error that the user can fix."""
-    _prepare_standard_streams()
-    argv = sys.argv[1:] if argv is None else argv
+    return _with_clear_errors(partial(_dispatch, sys.argv[1:] if argv is None else argv))
+
+
+def run(entry: str, argv: list[str]) -> int:
+    """Call ``module:function`` with argv, as every entry point does: errors that the user can fix become one line."""
+    return _with_clear_errors(partial(_call, entry, argv))
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -74,24 +85,43 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if argv[0] not in SUBCOMMANDS:
         return _fail(unknown("command", argv[0], SUBCOMMANDS))
-    return run(f"dlgsanet.commands.{argv[0]}:main", argv[1:])
+    return _call(f"dlgsanet.commands.{argv[0]}:main", argv[1:])
 
 
-def run(entry: str, argv: list[str]) -> int:
-    """Call ``module:function`` with argv, as every entry point does: errors that the user can fix become one line."""
-    _prepare_standard_streams()
+def _call(entry: str, argv: list[str]) -> int:
     module, function = entry.split(":")
+    keep_freed_memory()
+    return getattr(importlib.import_module(module), function)(argv)
+
+
+def _with_clear_errors(work: Callable[[], int]) -> int:
+    _prepare_standard_streams()
     try:
-        keep_freed_memory()
-        return getattr(importlib.import_module(module), function)(argv)
+        code = work()
+        sys.stdout.flush()  # at its end, Python could only print a traceback
+        return code
     except UserError as error:
         return _fail(error.for_command())
     except KeyboardInterrupt:
         print("dlgsanet: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone: `dlgsanet ... | head`
-        sys.stderr.close()
+        _drop_output()
         return 1
+    except OSError as error:
+        if error.filename or error.errno not in FULL:
+            raise
+        _drop_output()
+        return _fail(f"standard output, or a file, cannot be written: {error.strerror}")
+
+
+def _drop_output() -> None:
+    """Have Python not try again at its end to write what cannot be written: it would print a traceback."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _prepare_standard_streams() -> None:

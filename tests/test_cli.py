@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dlgsanet.cli import SUBCOMMANDS, main
 from tests.conftest import REPOSITORY
@@ -98,3 +100,21 @@ def test_the_entry_points_run_as_files(script, tmp_path):
     assert done.returncode == 2
     assert "none.yml: cannot be read" in done.stderr.splitlines()[-1]
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["doctor"], ["data", "check", "."], ["complexity", "Tiny", "--runs=0"]]
+)
+def test_output_that_cannot_be_written(arguments, tmp_path):
+    """On a full disk, or to a program that has ended."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    command = " ".join([sys.executable, "-m", "dlgsanet", *arguments])
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    for line, code in ((f"{command} > /dev/full", 2), (f"set -o pipefail; {command} | true", None)):
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert "Traceback" not in done.stderr
+        if code:
+            assert done.returncode == code
+            assert "standard output" in done.stderr.splitlines()[-1]

@@ -99,6 +99,8 @@ def failure_line(name: str, error: Exception) -> str:
     if isinstance(error, UserError):
         message = error.for_command()
         return message if name in message else f"{name}: {message}"
+    if isinstance(error, OSError) and error.strerror:  # standard output, on a full disk
+        return f"{name}: {error.strerror}"
     reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
     return f"{name}: {' '.join(reason.split())}"
 
