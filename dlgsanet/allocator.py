@@ -1,7 +1,8 @@
 """Keep glibc's allocator from returning memory to the system after every layer.
 
-By default glibc maps each large block and unmaps it when it is freed. The blocks of the next layer are then new pages,
-which the system clears and maps one by one: up to half of the time of a network on a CPU. See docs/cpu.md.
+By default glibc maps each large block and unmaps it when it is freed. The next blocks are then new pages, which the
+system clears and maps one by one: a tenth of the time of a training step with large batches. Networks that only run keep
+their memory without it (`dlgsanet.ops.kept_memory`). See docs/cpu.md.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed blocks in the process, to be used again. Commands call this before they compute.
+    """Keep freed blocks in the process, to be used again. `dlgsanet train` calls this before it computes.
 
     Does nothing if the C library is not glibc, or with ``DLGSANET_ALLOCATOR=stock``.
 

@@ -15,7 +15,6 @@ from contextlib import suppress
 from functools import partial
 
 from dlgsanet import __version__
-from dlgsanet.allocator import keep_freed_memory
 from dlgsanet.errors import UserError, unknown
 from dlgsanet.startup import leave
 
@@ -90,7 +89,6 @@ def _dispatch(argv: list[str]) -> int:
 
 def _call(entry: str, argv: list[str]) -> int:
     module, function = entry.split(":")
-    keep_freed_memory()
     return getattr(importlib.import_module(module), function)(argv)
 
 

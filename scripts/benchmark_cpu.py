@@ -4,6 +4,7 @@
   python scripts/benchmark_cpu.py --quick                     the same at small sizes, to see that all of it runs
   python scripts/benchmark_cpu.py --output docs/benchmarks/cpu.md
   python scripts/benchmark_cpu.py --memory-curve              peak memory from 0.06 to 4 megapixels of input
+  python scripts/benchmark_cpu.py --page-faults               page faults, CPU time and peak memory of repeated calls
 
 Measure with nothing else running. Rows of a table are run alternately within one process, a round after the other,
 after one round to warm up; times are medians, ratios are to the table's first row. Everything is measured twice, in a
@@ -20,6 +21,7 @@ process with glibc's allocator as it is (stock) and in one with the setting of t
 import argparse
 import datetime
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds; default 3")
     parser.add_argument("--output", type=Path, help="also write the tables to this Markdown file")
     parser.add_argument("--memory-curve", action="store_true", help="only peak memory over the size of the image")
+    parser.add_argument("--page-faults", action="store_true", help="only page faults, CPU time, peak memory of calls")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # what a child process measures
     arguments = parser.parse_args()
     sizes = QUICK if arguments.quick else FULL
@@ -87,9 +90,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         os.environ[EXPORTED_FILE] = str(Path(folder, "tiny_x4.onnx"))
-        text = "\n".join(
-            memory_curve(arguments.quick) if arguments.memory_curve else tables(sizes, rounds, arguments.quick)
-        )
+        if arguments.memory_curve:
+            lines = memory_curve(arguments.quick)
+        else:
+            lines = page_faults(arguments.quick) if arguments.page_faults else tables(sizes, rounds, arguments.quick)
+        text = "\n".join(lines)
     print(text)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +142,18 @@ def memory_curve(quick: bool) -> Iterator[str]:
         yield f"| {megapixels:.2f} ({width}x{height}) | {' | '.join(f'{p:.0f}' for p in peaks)} | {feature:.0f} |"
 
 
+def page_faults(quick: bool) -> Iterator[str]:
+    yield from ["Three calls of the native backend, each in one fresh process (torch's threads, float32).", ""]
+    yield from [
+        "| | allocator | page faults | CPU time [s], of it in the system | peak [MB] |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for work in FAULTING:
+        for name in ALLOCATORS:
+            for call in in_child(name, quick, "faults", work):
+                yield f"| {work} | {name} | {call[0]} | {call[1]:.2f}, {call[2]:.2f} | {call[3]:.0f} |"
+
+
 def heading(sizes: Sizes, rounds: int) -> Iterator[str]:
     yield "# CPU benchmark"
     yield ""
@@ -178,6 +195,8 @@ def measure_part(part: list[str], sizes: Sizes, rounds: int):
         from dlgsanet.inference.export import export
 
         return export(network("torch", "Tiny").requires_grad_(False), Path(os.environ[EXPORTED_FILE]))
+    if part[0] == "faults":
+        return faults(FAULTING[part[1]](sizes))
     if part[0] == "memory":
         _, row, width, height = part
         return peak_memory(row, int(width), int(height))
@@ -243,6 +262,24 @@ def peak_memory(row: str, width: int, height: int) -> float:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
+
+
+def faults(run: Callable[[], object]) -> list[tuple[int, float, float, float]]:
+    """Page faults, CPU seconds, those in the system, and megabytes of the peak so far, of three calls."""
+    torch.mm(*torch.rand(2, 64, 64))
+    usage = [resource.getrusage(resource.RUSAGE_SELF)]
+    for _ in range(3):
+        run()
+        usage.append(resource.getrusage(resource.RUSAGE_SELF))
+    return [
+        (
+            after.ru_minflt - before.ru_minflt,
+            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+            after.ru_stime - before.ru_stime,
+            (after.ru_maxrss - usage[0].ru_maxrss) * 1024 / 1e6,
+        )
+        for before, after in itertools.pairwise(usage)
+    ]
 
 
 # What is run
@@ -385,6 +422,23 @@ def training_step(sizes: Sizes) -> Callable[[], object]:
         optimizer.step()
 
     return run
+
+
+def exactly(sizes: Sizes) -> Callable[[], object]:
+    """Tiny x2 as `upscale --tile exact` runs it."""
+    net, image = DLGSANet(**size_options("Tiny", 2)).eval(), torch.rand(1, 3, 2 * sizes.height, 2 * sizes.width)
+    return torch.inference_mode()(lambda: [None for _ in net.by_rows(image)])
+
+
+# What `--page-faults` runs.
+FAULTING: dict[str, Callable[[Sizes], Callable[[], object]]] = {
+    "Tiny x4": lambda sizes: inference(network("native", "Tiny"), sizes.height, sizes.width),
+    "Tiny x2, twice the size": lambda sizes: inference(
+        DLGSANet(**size_options("Tiny", 2)).eval(), 2 * sizes.height, 2 * sizes.width
+    ),
+    "the same, exact": exactly,
+    "training step of Tiny x2": lambda sizes: training_step(sizes),
+}
 
 
 if __name__ == "__main__":

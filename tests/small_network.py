@@ -23,6 +23,17 @@ def small_network(**options) -> DLGSANet:
     return network
 
 
+def in_turn(network: DLGSANet, image: torch.Tensor) -> torch.Tensor:
+    """``network(image)``, with its modules called in turn, which a hook asks for."""
+    called = []
+    hook = network.groups.register_forward_hook(lambda *_: called.append(1))
+    try:
+        return network(image)
+    finally:
+        hook.remove()
+        assert called
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "small_x2.safetensors"

@@ -1,4 +1,4 @@
-"""The commands' allocator setting: freed memory stays with the process, unless it is turned off."""
+"""The allocator setting of training: freed memory stays with the process, unless it is turned off."""
 
 import os
 import subprocess
@@ -9,12 +9,14 @@ import pytest
 
 from dlgsanet import allocator
 
-# A command that writes 64 MB, frees them, and prints how many MB are still resident.
+# A command that sets the allocator as training does, writes 64 MB, frees them, and prints how many MB are still resident.
 FREE_A_BLOCK = """
 import sys, types
+from dlgsanet.allocator import keep_freed_memory
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 def main(argv):
+    keep_freed_memory()
     before = resident()
     block = bytearray(64_000_000)
     block[::4096] = bytes([1]) * len(block[::4096])

@@ -1,10 +1,12 @@
 """DLGSANet (Li et al., ICCV 2023, arXiv 2301.02031), in the order of its Figure 2."""
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from dlgsanet import ops
 from dlgsanet.archs.feed_forward import FEED_FORWARDS
 from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
 from dlgsanet.archs.norm import LayerNorm
@@ -12,7 +14,9 @@ from dlgsanet.archs.options import check_network_options
 from dlgsanet.archs.published_names import published_name
 from dlgsanet.archs.reconstruction import reconstruction
 from dlgsanet.archs.sparse_gsa import SparseGSA
+from dlgsanet.archs.strips import CONVOLUTION_PIXELS, add, gather, strips
 
+LEAST_CHANNELS = 16  # from which on convolutions of strips are equal to those of the whole image, to the last bit
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training images
 
 
@@ -40,6 +44,10 @@ class RHDTG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(self.blocks(x))
+
+    def layers(self) -> list[nn.Module]:
+        """The layers of its blocks, in order."""
+        return [layer for block in self.blocks for layer in block.children()]
 
 
 class DLGSANet(nn.Module):
@@ -157,12 +165,103 @@ class DLGSANet(nn.Module):
         return image + self._mean_like(image)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._can_reuse_memory(x):
+            batch, channels, height, width = x.shape
+            out = x.new_empty(batch, channels, height * self.upscale, width * self.upscale)
+            for top, part in self.by_rows(x, embed_whole=True):
+                out[:, :, top : top + part.shape[2]] = part
+            return out
         shallow = self.embed(x)
         return self.restore(shallow + self.conv(self.norm_after(self.groups(self.norm_before(shallow)))))
+
+    def by_rows(
+        self, image: Tensor, tick: Callable[[], None] = lambda: None, embed_whole: bool = False
+    ) -> Iterator[tuple[int, Tensor]]:
+        """`forward` without gradients, in as few feature maps as possible: two, and what one layer needs.
+
+        The output of a local layer at a row depends on a few rows around it, so the layer runs strip by strip, in
+        place, unless its backend bounds its memory itself. Global layers run over the whole image.
+
+        Args:
+            image: [B, in_chans, H, W] in [0, 1].
+            tick: called `steps()` times, after about equal amounts of work.
+            embed_whole: compute the shallow features of the whole image at once, as `forward` does. In strips they
+                need less memory and may differ in the last bit.
+
+        Yields:
+            (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped.
+        """
+        pixels = CONVOLUTION_PIXELS if image.is_cpu else None
+
+        def shallow(function: Callable[[Tensor], Tensor]) -> Tensor:
+            return function(image) if embed_whole else gather(function, image, 1, self._features_of(image), pixels)
+
+        with ops.KeptMemory() as memory:
+            x = shallow(lambda part: self.norm_before(self.embed(part)))
+            for group in cast("list[RHDTG]", self.groups):
+                y = x
+                for layer in group.layers():
+                    if layer.halo is None or _bounds_memory(layer, y):
+                        y = layer(y)
+                    else:
+                        y = gather(layer, y, cast("int", layer.halo), self._features_of(image) if y is x else y)
+                    tick()
+                add(group.conv, y, 1, x, pixels)
+                del y
+                tick()
+            # The shallow features are made again here: cheaper than keeping them all the way.
+            memory.clear()
+            y = shallow(self.embed)
+            add(lambda part: self.conv(self.norm_after(part)), x, 1, y, pixels)
+            del x
+        halo = sum(isinstance(module, nn.Conv2d) for module in self.reconstruct.modules())
+        for rows, part in strips(self.restore, y, halo, self.upscale, pixels):
+            yield rows.start * self.upscale, part
+        tick()
+
+    def steps(self) -> int:
+        """How often `by_rows` calls `tick`."""
+        return sum(len(group.layers()) + 1 for group in cast("list[RHDTG]", self.groups)) + 1
+
+    def _features_of(self, image: Tensor) -> Tensor:
+        """Memory for the features of an image: [B, dim, H, W]."""
+        shape = (len(image), len(self.shallow.weight), *image.shape[2:])
+        on_cpu = image.is_cpu and self.shallow.weight.dtype == torch.float32
+        return ops.empty(*shape) if on_cpu else self.shallow.weight.new_empty(shape)
+
+    def _can_reuse_memory(self, x: Tensor) -> bool:
+        """Whether `by_rows` computes the same as the modules called in turn, to the last bit, and nobody looks on."""
+        if torch.compiler.is_compiling() or not (x.is_cpu and x.dtype == torch.float32 and x.dim() == 4 and x.numel()):
+            return False
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
+            return False
+        # PyTorch's sums over channels in a normalisation, and over few channels in a convolution, may differ in strips.
+        if not isinstance(self.norm_before, nn.Identity) or len(self.shallow.weight) < LEAST_CHANNELS:
+            return False
+        if _is_watched(self):
+            return False
+        if any(type(group) is not RHDTG for group in self.groups):
+            return False
+        layers = {type(layer): layer for group in cast("list[RHDTG]", self.groups) for layer in group.layers()}
+        return all(_bounds_memory(layer, x) for layer in layers.values())
 
     def _mean_like(self, image: Tensor) -> Tensor:
         # Filled, not copied from the host: exact in every dtype, and allowed while a CUDA graph is captured.
         return torch.cat([image.new_full((1, 1, 1, 1), m) for m in self.mean], 1)
+
+
+def _bounds_memory(layer: nn.Module, x: Tensor) -> bool:
+    """Whether the backend of a layer needs little memory but for the result."""
+    record = getattr(layer, "record", None)
+    return record is not None and ops.bounds_memory(record(), x)
+
+
+def _is_watched(network: nn.Module) -> bool:
+    """Whether somebody expects that modules within are called: by hooks or by torch.compile of a part."""
+    parts = (module for module in network.modules() if module is not network)
+    return nn.modules.module._has_any_global_hook() or any(
+        part._forward_hooks or part._forward_pre_hooks or part._compiled_call_impl for part in parts
+    )
 
 
 def _to_published_names(network: DLGSANet, state_dict: dict[str, Tensor], prefix: str, _metadata: object) -> None:

@@ -1,5 +1,6 @@
 """`dlgsanet train -opt FILE`: train a network from an option file."""
 
+from dlgsanet.allocator import keep_freed_memory
 from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file, whole_number
 from dlgsanet.signals import StopSignals
 
@@ -20,6 +21,7 @@ def main(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
 
+    keep_freed_memory()
     with StopSignals() as signals:  # before PyTorch is imported: a signal may come that early
         from dlgsanet.options.read import read_options
         from dlgsanet.training.branch import Branch

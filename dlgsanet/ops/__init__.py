@@ -1,16 +1,20 @@
 """Functions on tensors: the dynamic depth-wise convolution and the network's layers, for every backend."""
 
 from dlgsanet.ops.backends.reference import layer_norm, select_similarities
-from dlgsanet.ops.layers import apply
+from dlgsanet.ops.kept_memory import KeptMemory, empty
+from dlgsanet.ops.layers import apply, bounds_memory
 from dlgsanet.ops.operators import dynamic_depthwise_conv, fused_dynamic_depthwise_conv
 from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, LocalAttention
 
 __all__ = [
     "ChannelAttention",
     "GatedFeedForward",
+    "KeptMemory",
     "LocalAttention",
     "apply",
+    "bounds_memory",
     "dynamic_depthwise_conv",
+    "empty",
     "fused_dynamic_depthwise_conv",
     "layer_norm",
     "select_similarities",

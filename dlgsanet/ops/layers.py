@@ -32,3 +32,8 @@ def apply(layer: Layer, x: Tensor, *, backend: str | None = None) -> Tensor:
     training = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors_of(layer)))
     chosen = dispatch.select(layer, x, training, backend)
     return chosen.train(layer, x) if training else chosen.infer(layer, x)
+
+
+def bounds_memory(layer: Layer, x: Tensor) -> bool:
+    """Whether the backend for a call without gradients needs little memory but for the result."""
+    return dispatch.select(layer, x).bounds_memory

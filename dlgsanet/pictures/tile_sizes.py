@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sparse_gsa import SparseGSA, tlc_window
+from dlgsanet.archs.strips import rows_of_strip
 from dlgsanet.errors import ArgumentError, unknown
 from dlgsanet.memory import free_memory
 from dlgsanet.ops import dispatch
 from dlgsanet.pictures.tile_layout import tiles_of
-from dlgsanet.pictures.upscale_whole import rows_of_strip
 
 TILE_SIDES = (4096, 3072, 2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96)  # pixels kept per side, largest first
 

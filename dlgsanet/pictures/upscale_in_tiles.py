@@ -15,7 +15,6 @@ from dlgsanet.memory import is_out_of_memory, release_cached_memory
 from dlgsanet.pictures.picture import MOST
 from dlgsanet.pictures.tile_layout import tiles_of
 from dlgsanet.pictures.tile_sizes import tile_sizes_to_try
-from dlgsanet.pictures.upscale_whole import steps, upscale_whole
 
 Progress = Callable[[float], None]
 
@@ -88,7 +87,7 @@ def _parts(
     height, width, channels = pixels.shape
     scale = network.upscale
     down, across = tiles_of(network, height, width, side)
-    total = sum(r.last - r.first for r in down) * sum(c.last - c.first for c in across) * steps(network)
+    total = sum(r.last - r.first for r in down) * sum(c.last - c.first for c in across) * network.steps()
     done = 0
 
     def tick(area: int) -> None:
@@ -102,7 +101,7 @@ def _parts(
             x = _to_tensor(network, pixels[r.first : r.last, c.first : c.last])
             columns = slice(c.start * scale, c.stop * scale)
             kept = r.kept(scale)
-            for top, part in upscale_whole(network, x, partial(tick, (r.last - r.first) * (c.last - c.first))):
+            for top, part in network.by_rows(x, partial(tick, (r.last - r.first) * (c.last - c.first))):
                 first, last = max(top, kept.start), min(top + part.shape[2], kept.stop)
                 if first < last:
                     rows = slice(r.first * scale + first, r.first * scale + last)

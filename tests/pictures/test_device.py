@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from dlgsanet import device, memory
+from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.device import find_device
 from dlgsanet.errors import ArgumentError
 from dlgsanet.memory import free_memory, is_out_of_memory
-from dlgsanet.pictures import upscale_in_tiles, upscale_whole
 from dlgsanet.pictures.upscale_in_tiles import upscale_pixels
 from tests.conftest import REPOSITORY
 
@@ -59,12 +59,14 @@ def test_out_of_memory_errors_of_every_library(error, expected):
 def test_smaller_tiles_are_tried_after_any_out_of_memory_error(network, monkeypatch, error):
     pixels = np.zeros((160, 220, 3), np.uint8)
 
+    by_rows = DLGSANet.by_rows
+
     def starved(network, image, tick):
         if image.shape[2] * image.shape[3] > 130 * 130:
             raise error
-        return upscale_whole.upscale_whole(network, image, tick)
+        return by_rows(network, image, tick)
 
-    monkeypatch.setattr(upscale_in_tiles, "upscale_whole", starved)
+    monkeypatch.setattr(DLGSANet, "by_rows", starved)
     assert upscale_pixels(network, pixels).shape == (320, 440, 3)
 
 

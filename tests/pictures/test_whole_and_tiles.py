@@ -9,12 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dlgsanet.archs import dlgsanet, strips
+from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
+from dlgsanet.ops import kept_memory
 from dlgsanet.ops.windows import window_starts
-from dlgsanet.pictures import tile_sizes, upscale_in_tiles, upscale_whole
+from dlgsanet.pictures import tile_sizes
 from dlgsanet.pictures.tile_layout import spans
 from dlgsanet.pictures.upscale_in_tiles import upscale_pixels
-from tests.small_network import small_network
+from tests.small_network import in_turn, small_network
 
 VARIANTS = {
     "published": {},
@@ -29,24 +32,30 @@ VARIANTS = {
 
 @pytest.mark.parametrize("size", [(1, 1), (23, 70), (100, 41)])
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_strips_give_what_the_whole_network_gives(variant, size, monkeypatch):
-    monkeypatch.setattr(upscale_whole, "STRIP_PIXELS", 900)
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_strips_give_what_the_whole_network_gives(variant, size, backend, monkeypatch):
+    for name in ("STRIP_PIXELS", "CONVOLUTION_PIXELS"):
+        monkeypatch.setattr(strips, name, 900)
+        monkeypatch.setattr(dlgsanet, name, 900, raising=False)
+    monkeypatch.setenv("DLGSANET_BACKEND", backend)
     network = small_network(**variant)
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1))
     ticks = []
-    parts = list(upscale_whole.upscale_whole(network, image, lambda: ticks.append(1)))
+    parts = list(network.by_rows(image, lambda: ticks.append(1)))
     assert [top for top, _ in parts] == np.cumsum([0, *(p.shape[2] for _, p in parts)])[:-1].tolist()
-    torch.testing.assert_close(torch.cat([p for _, p in parts], 2), network(image), rtol=0, atol=1e-6)
-    assert len(ticks) == upscale_whole.steps(network)
+    torch.testing.assert_close(torch.cat([p for _, p in parts], 2), in_turn(network, image), rtol=0, atol=1e-6)
+    assert len(ticks) == network.steps()
 
 
 def test_few_feature_maps_live_at_once(monkeypatch):
     """Features of the whole image: those that a group starts from, and those under way; a global layer's result too."""
-    monkeypatch.setattr(upscale_whole, "STRIP_PIXELS", 16 * 200)
+    monkeypatch.setenv("DLGSANET_BACKEND", "torch")
+    monkeypatch.setattr(kept_memory, "LEAST", 2**60)  # all memory is PyTorch's, which the profiler counts
+    monkeypatch.setattr(strips, "STRIP_PIXELS", 16 * 200)
     network, image = small_network(buildblock_type="idynamic", blocks=3), torch.rand(1, 3, 1000, 200)
     map_bytes = 4 * 8 * 1000 * 200
     with torch.profiler.profile(profile_memory=True) as profile:
-        for _ in upscale_whole.upscale_whole(network, image):
+        for _ in network.by_rows(image):
             pass
     changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = np.cumsum([e.nbytes() for e in sorted(changes, key=lambda e: e.start_ns())])
@@ -85,13 +94,15 @@ def test_auto_goes_smaller_when_memory_runs_out(network, monkeypatch):
     photo = skimage.data.chelsea()[:160, :220]
     small_enough = 130 * 130
 
+    by_rows = DLGSANet.by_rows
+
     def starved(network, image, tick):
         if image.shape[2] * image.shape[3] > small_enough:
             tick()
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-        return upscale_whole.upscale_whole(network, image, tick)
+        return by_rows(network, image, tick)
 
-    monkeypatch.setattr(upscale_in_tiles, "upscale_whole", starved)
+    monkeypatch.setattr(DLGSANet, "by_rows", starved)
     shares = []
     out = upscale_pixels(network, photo, "auto", progress=shares.append)
     assert out.shape == (320, 440, 3)

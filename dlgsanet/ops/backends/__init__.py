@@ -53,6 +53,7 @@ class Backend:
         unsuited: a short reason why it does not support a call of a layer that it has, or None.
         feature_maps: number of tensors [B, C, H, W] that exist at once while `channel_attention` runs without
             gradients. Memory planning uses it.
+        bounds_memory: layers without gradients need little memory but for the tensor [B, C, H, W] that they return.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Backend:
     dynamic_depthwise_conv: ConvolutionFunctions[DynamicConv] | None = None
     fused_dynamic_depthwise_conv: ConvolutionFunctions[FusedDynamicConv] | None = None
     feature_maps: int = 18
+    bounds_memory: bool = False
 
     def functions(self, kind: type) -> Any:
         """The `LayerFunctions` or `ConvolutionFunctions` for a type of record, or None."""

@@ -32,4 +32,5 @@ BACKEND = Backend(
     gated_feed_forward=LayerFunctions(layers.gated_feed_forward, differentiable.gated_feed_forward),
     fused_dynamic_depthwise_conv=dynamic_conv.FUSED_CONVOLUTION,
     feature_maps=5,  # measured 4.1
+    bounds_memory=True,
 )

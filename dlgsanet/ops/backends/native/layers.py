@@ -10,6 +10,7 @@ from dlgsanet.ops import constants
 from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends.native import library
 from dlgsanet.ops.backends.torch.mixing import NORMALIZE_EPS
+from dlgsanet.ops.kept_memory import empty_like
 from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Layer, LocalAttention
 from dlgsanet.ops.windows import pieces
 
@@ -26,14 +27,14 @@ def weights_of(layer: Layer) -> dict[str, Tensor]:
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
     x = x.contiguous()
-    out = torch.empty_like(x)
+    out = empty_like(x)
     library.call("gated_feed_forward", x=x, **weights_of(layer), out=out, half=layer.proj_out.shape[1], **sizes_of(x))
     return out
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
     x = x.contiguous()
-    out = torch.empty_like(x)
+    out = empty_like(x)
     library.call(
         "dynamic_local_attention",
         x=x,
@@ -74,7 +75,7 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     c = channels // heads
     sums = channels * c + 2 * channels
     windows = [int(axis[-1, 3]) + 1 for axis in (bands, columns)]
-    v, piece_sums = torch.empty_like(x), torch.empty(batch, len(bands), len(columns), sums)
+    v, piece_sums = empty_like(x), torch.empty(batch, len(bands), len(columns), sums)
     window_sums = torch.empty(batch, *windows, sums)
     library.call(
         "channel_attention_sums",
@@ -89,12 +90,12 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
         **sizes_of(x),
     )
     attention = _attention(layer, window_sums, c)
-    out = torch.empty_like(x)
+    # The result takes the place of v: every pixel of v is read once, before the result is written there.
     library.call(
         "channel_attention_apply",
-        x=x, v=v, weights=attention, proj_out=proj_out, **cut, out=out, head_count=heads, **sizes_of(x),
+        x=x, v=v, weights=attention, proj_out=proj_out, **cut, out=v, head_count=heads, **sizes_of(x),
     )  # fmt: skip
-    return out
+    return v
 
 
 def _attention(layer: ChannelAttention, sums: Tensor, c: int) -> Tensor:

@@ -1,0 +1,144 @@
+"""Networks without gradients work in a few blocks of memory: same results, no page faults, nothing overwritten."""
+
+import gc
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from dlgsanet import ops
+from dlgsanet.ops import kept_memory
+from dlgsanet.ops.backends.native import library
+from tests.conftest import REPOSITORY
+from tests.small_network import in_turn, small_network
+
+needs_native = pytest.mark.skipif(not library.library_path().exists(), reason="the native libraries are not built")
+MAP = 512 * 1024  # floats of a tensor that is large enough
+
+
+def image(*size: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*size, generator=torch.Generator().manual_seed(seed))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, (1, 3, 1, 1)),
+        ({"groups": 3, "blocks": 2}, (2, 3, 60, 84)),
+        ({"upscale": 4, "groups": 2}, (1, 3, 210, 170)),  # several strips
+        ({"upsampler": "pixelshuffle", "upscale": 3, "img_range": 255.0}, (1, 3, 300, 61)),
+        ({"buildblock_type": "edge", "tlc_flag": False, "activation": "softmax"}, (1, 3, 130, 180)),
+        ({"dim": 8, "upscale": 4}, (1, 3, 210, 170)),
+        ({"body_norm": True}, (1, 3, 500, 50)),
+        ({"idynamic": False}, (1, 3, 150, 150)),
+    ],
+)
+def test_results_are_those_of_the_modules_in_turn_to_the_last_bit(options, size):
+    network, x = small_network(**{"dim": 16} | options), image(*size)
+    expected = in_turn(network, x)
+    with torch.inference_mode():
+        assert torch.equal(network(x), expected)
+    assert torch.equal(network(x), expected)  # its weights need no gradients
+
+
+@needs_native
+def test_gradients_are_as_before():
+    network = small_network(dim=16).requires_grad_()
+    x = image(1, 3, 20, 30).requires_grad_()
+    network(x).square().sum().backward()
+    assert x.grad is not None
+    assert all(p.grad is not None for p in network.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), in_turn(network, x), rtol=0, atol=0)
+
+
+@needs_native
+def test_a_call_takes_three_feature_maps(monkeypatch):
+    made = []
+    new_block = kept_memory._new_block
+    monkeypatch.setattr(kept_memory, "_new_block", lambda size: made.append(size) or new_block(size))
+    network, x = small_network(dim=16, groups=2, blocks=3), image(1, 3, 256, 200)
+    with torch.inference_mode():
+        network(x)
+    feature_map = 4 * 16 * 256 * 200
+    assert len(made) == 2  # the third is what the group starts from
+    assert max(made) <= feature_map + kept_memory.HUGE_PAGE
+
+
+@needs_native
+def test_a_forward_pass_has_few_page_faults():
+    """In a fresh process, with the allocator as it is. The modules called in turn have some 3,000 per feature map."""
+    code = """
+import resource, torch
+from tests.small_network import in_turn, small_network
+network, x = small_network(dim=48, groups=2, idynamic_num_heads=6, restormer_num_heads=6), torch.rand(1, 3, 256, 256)
+def faults(run):
+    with torch.inference_mode():
+        run()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(lambda: network(x)), faults(lambda: in_turn(network, x)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    ours, before = map(int, done.stdout.split())
+    assert ours < before / 2
+
+
+@needs_native
+def test_threads_may_call_one_network():
+    network = small_network(dim=16, groups=2)
+    images = [image(1, 3, 128, 129 + n, seed=n) for n in range(6)]
+    expected = [network(x) for x in images]
+    with ThreadPoolExecutor(3) as threads:
+        for results in [threads.map(network, images) for _ in range(3)]:
+            assert all(map(torch.equal, results, expected))
+
+
+def test_a_block_is_used_again_when_its_tensor_is_gone():
+    with ops.KeptMemory() as memory:
+        first = ops.empty(MAP)
+        address = first.data_ptr()
+        view = first.fill_(1).view(2, -1)[1]
+        del first
+        other = ops.empty(MAP).fill_(2)  # the view still needs the first block
+        assert other.data_ptr() != address
+        assert view.eq(1).all()
+        taken = memory.taken
+        del view
+        assert ops.empty(MAP).data_ptr() == address
+        assert memory.taken == taken
+
+
+def test_a_tensor_outlives_the_memory():
+    with ops.KeptMemory():
+        kept = ops.empty(2, MAP).fill_(3)
+    gc.collect()
+    assert kept.eq(3).all()
+
+
+def test_the_memory_belongs_to_the_context_and_the_thread():
+    with ops.KeptMemory() as memory:
+        with ops.KeptMemory() as inner:
+            ops.empty(MAP)
+        assert inner.taken
+        assert not memory.taken
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(ops.empty, MAP).result()
+        assert not memory.taken
+        ops.empty(8)  # small tensors are left to PyTorch
+        assert not memory.taken
+        ops.empty(MAP)
+        assert memory.taken
+    before = memory.taken
+    ops.empty(MAP)
+    assert memory.taken == before
+
+
+def test_too_little_memory_is_a_memory_error():
+    with ops.KeptMemory(), pytest.raises(MemoryError, match="feature map"):
+        ops.empty(2**50)
