@@ -1,8 +1,8 @@
 """Keep glibc's allocator from returning memory to the system after every layer.
 
 By default glibc maps each large block and unmaps it when it is freed. The next blocks are then new pages, which the
-system clears and maps one by one: a tenth of the time of a training step with large batches. Networks that only run keep
-their memory without it (`dlgsanet.ops.kept_memory`). See docs/cpu.md.
+system clears and maps one by one: a tenth of the time of a training step with large batches. Inference keeps its
+memory without it (`dlgsanet.ops.kept_memory`). See docs/cpu.md.
 """
 
 import ctypes

@@ -9,7 +9,7 @@ import pytest
 
 from dlgsanet import allocator
 
-# A command that sets the allocator as training does, writes 64 MB, frees them, and prints how many MB are still resident.
+# A command that sets the allocator as training does, writes 64 MB, frees them, and prints how many MB remain.
 FREE_A_BLOCK = """
 import sys, types
 from dlgsanet.allocator import keep_freed_memory
