@@ -35,7 +35,7 @@ BLOCK = 2**20  # values that are converted at a time
 _ROUNDED = 32  # pixels that a part may have beyond its place: JPEG codes blocks of up to 32x32
 _NUMBERS = ("imagewidth", "imagelength", "imagedepth", "tilewidth", "tilelength", "tiledepth", "rowsperstrip",
             "samplesperpixel", "bitspersample")  # fmt: skip
-_INK_SET, _DNG_VERSION, _ORIENTATION = 332, 50706, 274
+_INK_SET, _DNG_VERSION, _ORIENTATION, _YCBCR_SUBSAMPLING = 332, 50706, 274, 530
 _PREVIEW, _CMYK = 1, 1  # values of the tags NewSubfileType and InkSet
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is reported by exceptions, once
@@ -62,13 +62,15 @@ def decode_tiff(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarra
         extra = _refuse(file, page, len(content), max_pixels)
         orientation = page.tags.valueof(_ORIENTATION, 1)
         profile = page.iccprofile if page.photometric != PHOTOMETRIC.SEPARATED else None
-        if page.photometric == PHOTOMETRIC.YCBCR and page.compression not in _JPEG:
+        ycbcr = page.photometric == PHOTOMETRIC.YCBCR and page.compression not in _JPEG
+        if ycbcr and not _is_plain_ycbcr(page):
             return _by_libtiff(content, page), profile, 1  # Pillow turns it upright itself
         if page.compression not in _STREAMS:
             _refuse_parts(page, content)
         values = page.asarray(squeeze=False)[:, 0]  # [planes, H, W, samples of a plane]
         values = np.moveaxis(values[..., 0], 0, -1) if len(values) > 1 else values[0]
-        return _by_rows(lambda rows: _pixels(page, rows, extra), values), profile, orientation
+        convert = _rgb_of_ycbcr if ycbcr else lambda rows: _pixels(page, rows, extra)
+        return _by_rows(convert, values), profile, orientation
 
 
 def _by_rows(convert: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
@@ -164,6 +166,17 @@ def _by_libtiff(content: bytes, page: tifffile.TiffPage) -> np.ndarray:
         raise ValueError("its colours are YCBCR with other than 8 bits or 3 channels; convert it to RGB")
     with Image.open(io.BytesIO(content)) as image:
         return np.array(image.convert("RGB"))
+
+
+def _is_plain_ycbcr(page: tifffile.TiffPage) -> bool:
+    """Whether each pixel has its own three bytes. Pillow 12 does not read these files."""
+    subsampling = page.tags.valueof(_YCBCR_SUBSAMPLING, (2, 2))
+    layout = (page.compression, page.bitspersample, page.samplesperpixel, subsampling)
+    return layout == (COMPRESSION.NONE, 8, 3, (1, 1))
+
+
+def _rgb_of_ycbcr(values: np.ndarray) -> np.ndarray:
+    return np.array(Image.fromarray(np.ascontiguousarray(values), "YCbCr").convert("RGB"))
 
 
 def _pixels(page: tifffile.TiffPage, values: np.ndarray, extra: int | None) -> np.ndarray:

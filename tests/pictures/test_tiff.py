@@ -206,3 +206,11 @@ def test_a_damaged_palette_is_named(photo):
         broken = content[: entry + 4] + count.to_bytes(4, "little") + content[entry + 8 :]
         with pytest.raises(UserError):
             read_picture(NAME, broken)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_ycbcr_that_is_not_compressed_is_turned_upright(photo, orientation):
+    image = Image.fromarray(photo).convert("YCbCr")
+    content = saved(image, "TIFF", tiffinfo={274: orientation})
+    turned = np.rot90(np.array(image.convert("RGB")), {1: 0, 3: 2, 6: 3}[orientation])
+    assert np.array_equal(read_picture(NAME, content).color, turned)
