@@ -1,5 +1,6 @@
 """DLGSANet (Li et al., ICCV 2023, arXiv 2301.02031), in the order of its Figure 2."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -43,7 +44,13 @@ class RHDTG(nn.Module):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(self.blocks(x))
+        if torch.is_grad_enabled():
+            return x + self.conv(self.blocks(x))
+        # Not by calling `blocks`: a block's input would stay in memory while its last layers run.
+        y = x
+        for layer in self.layers():
+            y = layer(y)
+        return self.conv(y).add_(x)
 
     def layers(self) -> list[nn.Module]:
         """The layers of its blocks, in order."""
@@ -157,11 +164,14 @@ class DLGSANet(nn.Module):
 
     def embed(self, image: Tensor) -> Tensor:
         """Shallow features: [B, in_chans, H, W] -> [B, dim, H, W]."""
-        return self.shallow((image - self._mean_like(image)) * self.img_range)
+        image = image - self._mean_like(image)
+        return self.shallow(image if self.img_range == 1 else image * self.img_range)
 
     def restore(self, features: Tensor) -> Tensor:
         """Reconstruction: [B, dim, H, W] -> [B, in_chans, upscale * H, upscale * W]."""
-        image = self.reconstruct(features) / self.img_range
+        image = self.reconstruct(features)
+        if self.img_range != 1:
+            image = image / self.img_range
         return image + self._mean_like(image)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,7 +182,8 @@ class DLGSANet(nn.Module):
                 out[:, :, top : top + part.shape[2]] = part
             return out
         shallow = self.embed(x)
-        return self.restore(shallow + self.conv(self.norm_after(self.groups(self.norm_before(shallow)))))
+        deep = self.conv(self.norm_after(self.groups(self.norm_before(shallow))))
+        return self.restore(shallow + deep if torch.is_grad_enabled() else deep.add_(shallow))
 
     def by_rows(
         self, image: Tensor, tick: Callable[[], None] = lambda: None, embed_whole: bool = False
@@ -246,8 +257,16 @@ class DLGSANet(nn.Module):
         return all(_bounds_memory(layer, x) for layer in layers.values())
 
     def _mean_like(self, image: Tensor) -> Tensor:
-        # Filled, not copied from the host: exact in every dtype, and allowed while a CUDA graph is captured.
-        return torch.cat([image.new_full((1, 1, 1, 1), m) for m in self.mean], 1)
+        if type(image) is not Tensor or torch.compiler.is_compiling():  # a traced graph makes its own constants
+            return _constant.__wrapped__(self.mean, image.dtype, image.device)
+        return _constant(self.mean, image.dtype, image.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[1, values, 1, 1], exact in every dtype."""
+    # Filled, not copied from the host, because a CUDA graph may be captured.
+    return torch.cat([torch.full((1, 1, 1, 1), value, dtype=dtype, device=device) for value in values], 1)
 
 
 def _bounds_memory(layer: nn.Module, x: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """Functions on tensors: the dynamic depth-wise convolution and the network's layers, for every backend."""
 
 from dlgsanet.ops.backends.reference import layer_norm, select_similarities
+from dlgsanet.ops.backends.torch.frozen import freeze
 from dlgsanet.ops.kept_memory import KeptMemory, empty
 from dlgsanet.ops.layers import apply, bounds_memory
 from dlgsanet.ops.operators import dynamic_depthwise_conv, fused_dynamic_depthwise_conv
@@ -15,6 +16,7 @@ __all__ = [
     "bounds_memory",
     "dynamic_depthwise_conv",
     "empty",
+    "freeze",
     "fused_dynamic_depthwise_conv",
     "layer_norm",
     "select_similarities",

@@ -1,9 +1,20 @@
 """The operators of the dynamic convolution under autocast."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+
+def is_on(device: str) -> bool:
+    """Whether autocast is enabled for a type of device. Some types, such as meta, have no autocast."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def off(device: str) -> contextlib.AbstractContextManager[None]:
+    """A context without autocast for a type of device."""
+    return torch.autocast(device, enabled=False) if is_on(device) else contextlib.nullcontext()
 
 
 def in_autocast_dtype(operator: Callable[..., Tensor], x: Tensor, feature: Tensor, *rest: object) -> Tensor:
@@ -12,9 +23,9 @@ def in_autocast_dtype(operator: Callable[..., Tensor], x: Tensor, feature: Tenso
     `torch.library.register_autocast` would fix one dtype for each device.
     """
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not is_on(device):
         return operator(x, feature, *rest)
     dtype = torch.get_autocast_dtype(device)
     x, feature = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, feature))
-    with torch.autocast(device, enabled=False):
+    with off(device):
         return operator(x, feature, *rest)

@@ -9,12 +9,14 @@ import importlib
 import logging
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
+from dlgsanet.device import GPUS
 from dlgsanet.errors import UserError, unknown
-from dlgsanet.ops.backends import NO_LAYER, Backend
-from dlgsanet.ops.records import OPERATIONS, Record
+from dlgsanet.ops.backends import NO_LAYER, Backend, gradients
+from dlgsanet.ops.records import OPERATIONS, Convolution, Record
 
 # Modules with an object `BACKEND`, fastest first. The last one supports every call.
 BACKENDS = {
@@ -56,8 +58,8 @@ def explain(record: Record, x: Tensor, training: bool = False) -> list[tuple[str
 def select(record: Record, x: Tensor, training: bool = False, backend: str | None = None) -> Backend:
     """The backend that computes a call: the first candidate that supports it, or `backend`.
 
-    Logs once per device which backend it is and why others refused. If the kernels for a GPU are not used on it, the
-    entry is a warning.
+    Logs once per device which backend it is and why others refused. If the CUDA kernels are not used on a GPU of any
+    make, the entry is a warning.
 
     Raises:
         ValueError: `backend` is unknown, or does not support the call.
@@ -66,10 +68,9 @@ def select(record: Record, x: Tensor, training: bool = False, backend: str | Non
         return _named(backend, record, x, training)
     *refused, (name, _) = explain(record, x, training)
     device = x.device.type
-    reported = [
-        (other, reason) for other, reason in refused if reason != NO_LAYER and (other != "cuda" or device == "cuda")
-    ]
-    slow = device == "cuda" and any(other == "cuda" for other, _ in reported)
+    gpu = device in GPUS
+    reported = [(other, reason) for other, reason in refused if reason != NO_LAYER and (other == "cuda") == gpu]
+    slow = gpu and bool(reported)
     _report_once(f"{OPERATIONS[type(record)]} on {device}" if slow else device, name, tuple(reported), slow)
     return load(name)
 
@@ -84,6 +85,13 @@ def because(refused: Iterable[tuple[str, str | None]]) -> str:
 def load(name: str) -> Backend:
     """The backend with this name in `BACKENDS`."""
     return importlib.import_module(BACKENDS[name]).BACKEND
+
+
+def _fastest(convolution: Convolution, x: Tensor, training: bool) -> Any:
+    return select(convolution, x, training).functions(type(convolution))
+
+
+gradients.choose_by(_fastest)
 
 
 def _named(name: str, record: Record, x: Tensor, training: bool) -> Backend:

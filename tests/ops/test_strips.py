@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.torch import dynamic_conv
@@ -74,10 +73,3 @@ class TestDynamicConvolution:
     def test_with_given_filters(self, call):
         convolution, x = call
         assert_equal_to_reference(DynamicConv(reference.form_filters(convolution).to(x.dtype)), x)
-
-
-def test_other_devices_fall_back(monkeypatch):
-    monkeypatch.setenv("DLGSANET_BACKEND", "torch")
-    x = torch.empty(1, 6, 8, 8, device="meta")
-    chosen = dispatch.select(DynamicConv(torch.empty(1, 1, 7, 7, 8, 8, device="meta")), x)
-    assert chosen is reference.BACKEND

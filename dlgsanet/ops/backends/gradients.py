@@ -1,21 +1,40 @@
-"""The dynamic convolution of a backend as one autograd function, for layers that the backend composes."""
+"""The dynamic convolution with its gradient, as one autograd function around the functions of backends."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dlgsanet.ops import autocast
 from dlgsanet.ops.backends import ConvolutionFunctions
-from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
+from dlgsanet.ops.records import Convolution, tensors_of
+
+Choose = Callable[[Convolution, Tensor, bool], ConvolutionFunctions[Any]]  # arguments: convolution, x, training
+
+_choose: list[Choose] = []
 
 
-def convolve(functions: ConvolutionFunctions[Any], convolution: DynamicConv | FusedDynamicConv, x: Tensor) -> Tensor:
-    """The convolution and its gradient, both computed by a backend's functions.
+def choose_by(function: Choose) -> None:
+    """Set how the fastest backend is found. `dispatch` does it, which backends cannot import."""
+    _choose[:] = [function]
+
+
+def convolve(functions: ConvolutionFunctions[Any] | None, convolution: Convolution, x: Tensor) -> Tensor:
+    """The convolution and its gradient, both computed by a backend's functions, or by the fastest backend's (None).
 
     Like the operators, it computes outside autocast and returns contiguous tensors.
     """
-    return _Convolve.apply(functions, type(convolution), x, *convolution)
+    tensors = [x, *tensors_of(convolution)]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _Convolve.apply(functions, type(convolution), x, *convolution)
+    return _forward(functions, convolution, x)
+
+
+def _forward(functions: Any, convolution: Convolution, x: Tensor) -> Tensor:
+    with autocast.off(x.device.type):
+        return (functions or _choose[0](convolution, x, False)).forward(convolution, x).contiguous()
 
 
 class _Convolve(torch.autograd.Function):
@@ -25,16 +44,16 @@ class _Convolve(torch.autograd.Function):
         ctx.functions, ctx.kind = functions, kind
         ctx.settings = [None if isinstance(f, Tensor) else f for f in fields]
         ctx.save_for_backward(x, *tensors)
-        with torch.autocast(x.device.type, enabled=False):
-            return functions.forward(kind(*fields), x).contiguous()
+        return _forward(functions, kind(*fields), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, *tensors = ctx.saved_tensors
-        fields = [s if t is None else t for t, s in zip(tensors, ctx.settings, strict=True)]
-        with torch.autocast(x.device.type, enabled=False):
-            grads = iter(ctx.functions.backward(ctx.kind(*fields), x, grad.contiguous()))
+        convolution = ctx.kind(*(s if t is None else t for t, s in zip(tensors, ctx.settings, strict=True)))
+        functions = ctx.functions or _choose[0](convolution, x, True)
+        with autocast.off(x.device.type):
+            grads = iter(functions.backward(convolution, x, grad.contiguous()))
         # There is a gradient for a bias of None too; it is the last one and is dropped.
         of_x, *of_fields = (
             next(grads).contiguous(),

@@ -15,6 +15,8 @@ from dlgsanet.ops.records import Record, tensors_of
 
 
 def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
+    if not x.is_cpu:
+        return f"the tensors are on {x.device.type}"
     if any(t.is_cpu and t.dtype != torch.float32 for t in (x, *tensors_of(record))):
         return "it computes in float32 only"
     if reason := strips.unsuited(record, x, training):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlgsanet.ops.backends import ConvolutionFunctions
 from dlgsanet.ops.backends.reference import accumulation_dtype
+from dlgsanet.ops.backends.torch.memory import rows_of_strip
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 
 # The filters of a strip: 4 MB in float32, which stay in a processor's last level of cache.
@@ -40,18 +41,18 @@ def dynamic_depthwise_conv_backward(convolution: DynamicConv, x: Tensor, grad: T
     groups, window_size = filters.shape[1:3]
     padded, grad_padded = _pad(x, groups, window_size, dtype), _pad(torch.zeros_like(x), groups, window_size, dtype)
     grad = grad.to(dtype).unflatten(1, (groups, -1))
-    grad_filters = torch.empty(filters.shape, dtype=filters.dtype)
+    grad_filters = torch.empty_like(filters, memory_format=torch.contiguous_format)
     for images, rows in _strips(x, groups, window_size):
         strip, grad_strip = filters[images, ..., rows, :].to(dtype), grad[images, ..., rows, :]
         _scatter(_with_border(grad_padded, images, rows, window_size), grad_strip, strip)
-        taps = torch.empty(strip.shape, dtype=dtype)
+        taps = torch.empty_like(strip, memory_format=torch.contiguous_format)
         _correlate(taps, _with_border(padded, images, rows, window_size), grad_strip)
         grad_filters[images, ..., rows, :] = taps
     return _unpad(grad_padded, window_size).to(x.dtype), grad_filters
 
 
 def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     for images, rows, strip in filtered_strips(convolution, x):
         out[images, :, rows] = strip
     return out
@@ -67,7 +68,7 @@ def filtered_strips(convolution: FusedDynamicConv, x: Tensor) -> Iterator[tuple[
     for images, rows in _strips(x, groups, window_size):
         filters = _form(z[images, :, rows].to(dtype), matrix, column, window_size)
         with_border = _with_border(padded, images, rows, window_size)
-        out = torch.zeros(*with_border.shape[:3], *filters.shape[-2:], dtype=dtype)
+        out = padded.new_zeros(*with_border.shape[:3], *filters.shape[-2:])
         _filter(out, with_border, filters)
         yield images, rows, out.flatten(1, 2)
 
@@ -81,7 +82,7 @@ def fused_dynamic_depthwise_conv_backward(
     matrix, column = weight.to(dtype), _column(weight, bias, dtype)
     padded, grad_padded = _pad(x, groups, window_size, dtype), _pad(torch.zeros_like(x), groups, window_size, dtype)
     grad = grad.to(dtype).unflatten(1, (groups, -1))
-    grad_z = torch.empty(z.shape, dtype=z.dtype)
+    grad_z = torch.empty_like(z, memory_format=torch.contiguous_format)
     grad_matrix, grad_column = torch.zeros_like(matrix), torch.zeros_like(column)
     for images, rows in _strips(x, groups, window_size):
         strip, grad_strip = z[images, :, rows].to(dtype), grad[images, ..., rows, :]
@@ -104,9 +105,12 @@ FUSED_CONVOLUTION = ConvolutionFunctions(fused_dynamic_depthwise_conv, fused_dyn
 def _strips(x: Tensor, groups: int, window_size: int) -> Iterator[tuple[slice, slice]]:
     """Yield (images, rows) of the strips of a batch: rows of one image, or several whole images if they are small."""
     batch, channels, height, width = x.shape
-    pixels = max(
-        FILTERS_IN_STRIP // (groups * window_size**2), ELEMENTS_PER_THREAD * torch.get_num_threads() // channels
-    )
+    if x.is_cpu:
+        pixels = max(
+            FILTERS_IN_STRIP // (groups * window_size**2), ELEMENTS_PER_THREAD * torch.get_num_threads() // channels
+        )
+    else:
+        pixels = rows_of_strip(x, window_size**2 * (2 * groups + channels) + 3 * channels) * width * batch
     rows = min(height, max(1, pixels // width))
     images = max(1, pixels // (height * width))
     for b in range(0, batch, images):
@@ -118,7 +122,7 @@ def _pad(x: Tensor, groups: int, window_size: int, dtype: torch.dtype) -> Tensor
     """[B, C, H, W] -> [B, G, C // G, H + K - 1, W + K - 1] with a border of zeros, contiguous."""
     batch, channels, height, width = x.shape
     border = window_size - 1
-    padded = torch.zeros(batch, groups, channels // groups, height + border, width + border, dtype=dtype)
+    padded = x.new_zeros(batch, groups, channels // groups, height + border, width + border, dtype=dtype)
     r = window_size // 2
     padded[..., r : r + height, r : r + width] = x.unflatten(1, (groups, -1))
     return padded
@@ -131,12 +135,12 @@ def _unpad(padded: Tensor, window_size: int) -> Tensor:
 
 
 def _new_zeros(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(x.shape, dtype=dtype).unflatten(1, (groups, -1))
+    return x.new_zeros(x.shape, dtype=dtype).unflatten(1, (groups, -1))
 
 
 def _column(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The bias as [G * K * K, 1]."""
-    return (torch.zeros(weight.shape[0]) if bias is None else bias).to(dtype).unsqueeze(1)
+    return (weight.new_zeros(len(weight)) if bias is None else bias).to(dtype).unsqueeze(1)
 
 
 def _with_border(padded: Tensor, images: slice, rows: slice, window_size: int) -> Tensor:
@@ -154,8 +158,16 @@ def _form(z: Tensor, weight: Tensor, bias: Tensor, window_size: int) -> Tensor:
 def _filter(out: Tensor, padded: Tensor, filters: Tensor) -> None:
     """Add to out [b, G, C // G, rows, W] the sum over taps of filter times shifted image."""
     height, width = out.shape[-2:]
+    if not out.is_cpu:  # three operators instead of one per tap
+        out += (_shifted(padded, height, width) * filters.unsqueeze(2)).sum((3, 4))
+        return
     for i, j in product(range(filters.shape[2]), repeat=2):
         out.addcmul_(padded[..., i : i + height, j : j + width], filters[:, :, i, j].unsqueeze(2))
+
+
+def _shifted(padded: Tensor, height: int, width: int) -> Tensor:
+    """The image shifted by each tap, a view: [b, G, C // G, K, K, rows, W]."""
+    return padded.unfold(3, height, 1).unfold(4, width, 1)
 
 
 def _scatter(grad_padded: Tensor, grad: Tensor, filters: Tensor) -> None:
@@ -168,7 +180,7 @@ def _scatter(grad_padded: Tensor, grad: Tensor, filters: Tensor) -> None:
 def _correlate(grad_filters: Tensor, padded: Tensor, grad: Tensor) -> None:
     """Fill [b, G, K, K, rows, W] with the sum over a group's channels of gradient times shifted image."""
     height, width = grad.shape[-2:]
-    shifted = padded.unfold(3, height, 1).unfold(4, width, 1)  # a view: [b, G, C // G, K, K, rows, W]
+    shifted = _shifted(padded, height, width)
     for c in range(grad.shape[2]):
         factors = shifted[:, :, c], grad[:, :, c, None, None]
         if c == 0:

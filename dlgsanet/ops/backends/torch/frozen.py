@@ -1,0 +1,36 @@
+"""Weights derived from parameters, kept where the owner of a network promises that its parameters do not change."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlgsanet.ops import autocast
+
+KEPT = "_dlgsanet_derived"
+
+
+def freeze(network: torch.nn.Module) -> None:
+    """Let the layers keep what they derive from the parameters of a network, for calls without gradients.
+
+    Changes that PyTorch can see (an optimizer's step, loading a state, another device) are noticed. A change of
+    ``parameter.data`` in place is not: do not freeze a network whose weights are averaged or trained.
+    """
+    for parameter in network.parameters():
+        setattr(parameter, KEPT, {})
+
+
+def derived(make: Callable[[], tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """``make()``, outside autocast, or what it gave before if `freeze` was called and the tensors are the same."""
+    first = tensors[0]
+    kept: dict[str, Any] | None = None if torch.is_grad_enabled() else getattr(first, KEPT, None)
+    if kept is None:
+        with autocast.off(first.device.type):
+            return make()
+    state = [(t.data_ptr(), t._version, t.dtype, t.device) for t in tensors]
+    if kept.get("state") != state:
+        with autocast.off(first.device.type):
+            kept.update(state=state, result=make())
+    result: tuple[Tensor, Tensor] = kept["result"]
+    return result

@@ -1,0 +1,216 @@
+"""Count what a network does on a GPU, without one: operators launched, bytes moved, layout copies, memory.
+
+python scripts/count_gpu.py inference              Tiny x4 of a 320x180 image
+python scripts/count_gpu.py inference --size Large --scale 2 --image 3840x2160 --free 15
+python scripts/count_gpu.py training --size Large --batch 16 --image 48x48 --free 8
+
+The network runs on PyTorch's meta device, which works out the shape, dtype and layout of every result and
+computes nothing.
+All figures are counted. An operator is a call of an ATen operator that starts work on the device; views are not
+counted. Each moves the bytes of its inputs and results once, as if caches held nothing. A layout copy writes an image
+in another order of axes. Memory is the most that tensors hold at once, weights included; the workspace of libraries and
+the fragmentation of the allocator come on top.
+
+With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels. Without, PyTorch computes it.
+"""
+
+import argparse
+import contextlib
+import math
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dlgsanet import device as devices
+from dlgsanet import ops
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.sizes import SCALES, SIZES, size_options
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import Backend, ConvolutionFunctions
+
+SMALL = 1 << 16  # tensors of fewer elements are not images
+ALLOCATIONS = {
+    "empty",
+    "empty_strided",
+    "new_empty",
+    "empty_like",
+    "new_empty_strided",
+    "detach",
+    "lift_fresh",
+    "alias",
+    "_unsafe_view",
+}
+
+
+class Counted(TorchDispatchMode):
+    """Counts operators, bytes and live tensors while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+        self.dtypes: set[torch.dtype] = set()
+        self.bytes = self.layout_copies = self.live = self.peak = 0
+        self._seen = weakref.WeakKeyDictionary[Any, None]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        results = [t for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_meta]
+        for t in results:
+            self.hold(t)
+            self.dtypes.add(t.dtype)
+        if not results or not _starts_work(func):
+            return out
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        self.operators[func.name().removeprefix("aten::")] += 1
+        overwrites = func.overloadpacket.__name__ in ("copy_", "fill_", "zero_")
+        self.bytes += sum(_bytes(t) for t in inputs if not (overwrites and t is args[0])) + sum(map(_bytes, results))
+        self.layout_copies += _copies_layout(func, inputs, results)
+        return out
+
+    def hold(self, tensor: Tensor) -> None:
+        """Count the memory of a tensor as long as it lives."""
+        storage = tensor.untyped_storage()
+        if storage in self._seen:
+            return
+        self._seen[storage] = None
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self.live -= size
+
+
+def _starts_work(func: Any) -> bool:
+    return not func.is_view and func.overloadpacket.__name__ not in ALLOCATIONS
+
+
+def _bytes(tensor: Tensor) -> int:
+    """The bytes of the elements of a tensor; those that several indices share (expanded axes, windows) count once."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    count = math.prod(size for size, stride in sizes if stride) * tensor.element_size()
+    return min(count, tensor.untyped_storage().nbytes())
+
+
+def _order(tensor: Tensor) -> list[int]:
+    return sorted((i for i, n in enumerate(tensor.shape) if n > 1), key=lambda i: -tensor.stride(i))
+
+
+def _copies_layout(func: Any, inputs: list[Tensor], results: list[Tensor]) -> int:
+    name = func.overloadpacket.__name__
+    if name == "native_layer_norm":  # copies an image that is not contiguous
+        return int(inputs[0].numel() >= SMALL and not inputs[0].is_contiguous())
+    if name not in ("clone", "_to_copy", "copy_", "contiguous") or not inputs:
+        return 0
+    source, target = inputs[-1], results[0]
+    return int(
+        target.numel() >= SMALL
+        and target.is_floating_point()
+        and source.shape == target.shape
+        and _order(source) != _order(target)
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["inference", "training"])
+    parser.add_argument("--size", choices=list(SIZES), default="Tiny")
+    parser.add_argument("--scale", type=int, choices=SCALES, default=4)
+    parser.add_argument("--image", default="320x180", metavar="WxH", help="of the LR image; default 320x180")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the network and the image"
+    )
+    parser.add_argument("--free", type=float, default=80, metavar="GB", help="free memory of the device; default 80")
+    parser.add_argument("--kernels", action="store_true", help="the dynamic convolution is one operator")
+    parser.add_argument("--reference", action="store_true", help="layers by the plain definition, as before strips")
+    parser.add_argument("--unfrozen", action="store_true", help="weights may change; commands freeze them (ops.freeze)")
+    parser.add_argument("--each", action="store_true", help="print how often each operator is started")
+    args = parser.parse_args()
+    counted = count(
+        args.what, args.size, args.scale, args.image, args.batch, getattr(torch, args.dtype), args.free,
+        args.kernels, args.reference, not args.unfrozen,
+    )  # fmt: skip
+    print(
+        f"{args.size} x{args.scale}, {args.what}, {args.batch} of {args.image}, {args.dtype} (counted): "
+        f"{counted.operators.total()} operators, {counted.bytes / 1e9:.2f} GB moved, "
+        f"{counted.layout_copies} layout copies, peak {counted.peak / 1e9:.2f} GB"
+    )
+    if args.each:
+        for name, times in counted.operators.most_common():
+            print(f"{times:7} {name}")
+    return 0
+
+
+def count(
+    what: str, size: str, scale: int, image: str, batch: int = 1, dtype: torch.dtype = torch.float32, free: float = 80,
+    kernels: bool = False, reference: bool = False, frozen: bool = True,
+    **options: int
+) -> Counted:  # fmt: skip
+    """Run a network; free: GB of free memory before the network is there; options: of the network."""
+    width, height = map(int, image.split("x"))
+    counted = Counted()
+    with _backends(kernels, reference), _free_memory(counted, free):
+        with torch.device("meta"):
+            network = DLGSANet(**size_options(size, scale) | options).to(dtype).train(what == "training")
+            lq = torch.empty(batch, 3, height, width, dtype=dtype)
+            gt = torch.empty(batch, 3, height * scale, width * scale)
+        if frozen:
+            ops.freeze(network)
+        for parameter in network.parameters():
+            counted.hold(parameter)
+        for _ in range(2):  # what is planned once per shape is not counted
+            counted.operators.clear()
+            counted.bytes = counted.layout_copies = 0
+            with counted:
+                if what == "training":
+                    F.l1_loss(network(lq).float(), gt).backward()
+                else:
+                    with torch.no_grad():
+                        network(lq)
+    return counted
+
+
+@contextlib.contextmanager
+def _backends(kernels: bool, reference: bool) -> Iterator[None]:
+    """Only the backends of a GPU; with kernels, the operator of the dynamic convolution stands for them."""
+    operator = torch.ops.dlgsanet
+    stand_in = Backend(
+        name="cuda",
+        fused_dynamic_depthwise_conv=ConvolutionFunctions(
+            lambda record, x: operator.fused_dynamic_depthwise_conv(x, *record),
+            lambda record, x, grad: operator.fused_dynamic_depthwise_conv_backward(grad, x, *record),
+        ),
+    )
+    names, load = dispatch.BACKENDS, dispatch.load
+    layers = ["torch"] if not reference else ["composed"] if kernels else []
+    used = [*(["cuda"] if kernels else []), *layers, "reference"]
+    dispatch.BACKENDS = {name: names[name] for name in used}
+    dispatch.load = lambda name: stand_in if name == "cuda" else load(name)
+    try:
+        yield
+    finally:
+        dispatch.BACKENDS, dispatch.load = names, load
+
+
+@contextlib.contextmanager
+def _free_memory(counted: Counted, gigabytes: float) -> Iterator[None]:
+    real = devices.free_memory
+    devices.free_memory = lambda device: int(gigabytes * 1e9) - counted.live
+    try:
+        yield
+    finally:
+        devices.free_memory = real
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The layers of the `torch` backend for GPUs: on a CPU against the reference, and counted on the meta device."""
+
+import importlib.util
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dlgsanet import device as devices
+from dlgsanet import ops
+from dlgsanet.archs.feed_forward import GDFN
+from dlgsanet.archs.mhdlsa import MHDLSA
+from dlgsanet.archs.sparse_gsa import SparseGSA
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import Backend, LayerFunctions, reference
+from dlgsanet.ops.backends import torch as strips
+from dlgsanet.ops.backends.torch import memory, planar
+from dlgsanet.ops.records import OPERATIONS, ChannelAttention, DynamicConv
+from tests.conftest import REPOSITORY
+from tests.ops import calls
+
+NAMES = ("dynamic_local_attention", "channel_attention", "gated_feed_forward")
+FUNCTIONS = {name: getattr(planar, name) for name in NAMES}
+PLANAR = Backend(name="planar", **{name: LayerFunctions(f, planar.recomputing(f)) for name, f in FUNCTIONS.items()})
+
+
+@pytest.fixture(params=["free", "scarce"])
+def _memory(request, monkeypatch):
+    """With scarce memory strips have few rows, and training computes again what it does not keep."""
+    monkeypatch.setattr(devices, "free_memory", lambda device: 0 if request.param == "scarce" else 80 << 30)
+    monkeypatch.setattr(memory, "FEWEST_ROWS", 5)
+    for planned in (memory._plan, memory.fits):
+        planned.cache_clear()
+    yield
+    for planned in (memory._plan, memory.fits):
+        planned.cache_clear()
+
+
+def decided_by_rounding(call: calls.Call) -> bool:
+    """Similarities over a single pixel are all 1 or -1, and rounding chooses among them."""
+    record, (_, _, height, width) = call.record, call.x.shape
+    if not isinstance(record, ChannelAttention) or record.activation == "softmax":
+        return False
+    window = record.window or max(height, width)
+    return min(window, height) * min(window, width) == 1
+
+
+@pytest.mark.usefixtures("_memory")
+@pytest.mark.parametrize("name", [name for name in calls.RANDOM if "conv" not in name])
+@settings(deadline=None, max_examples=15)
+@given(data=st.data())
+def test_layers_follow_the_reference(name, data):
+    call = data.draw(calls.RANDOM[name])().map(Tensor.double)
+    assume(not decided_by_rounding(call))
+    with torch.set_grad_enabled(call.training):
+        got, want = calls.results(PLANAR, call), calls.results(reference.BACKEND, call)
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape
+        assert (g - w).abs().max() <= 1e-9 * w.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_16_bit_sums_are_exact(name, dtype):
+    """Large features: sums of their squares do not fit into float16."""
+    call = calls.one_of_each((1, 40, 50))[name].map(lambda t: t.to(dtype))
+    with torch.no_grad():
+        got = PLANAR.infer(call.record, call.x)
+        want = reference.BACKEND.infer(*call.map(Tensor.double)[:2])
+    assert got.dtype == dtype
+    assert (got.double() - want).abs().max() <= 0.05 * want.abs().max()
+
+
+def test_autocast_in_recomputed_training(monkeypatch):
+    monkeypatch.setattr(planar, "fits", lambda *call: False)
+    call = calls.one_of_each((2, 12, 14))["gated_feed_forward, training"]
+    with torch.autocast("cpu", torch.bfloat16):
+        again = calls.results(PLANAR, call)
+    monkeypatch.setattr(planar, "fits", lambda *call: True)
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = calls.results(PLANAR, call)
+    assert all(torch.equal(a, b) for a, b in zip(again, kept, strict=True))
+
+
+@pytest.mark.parametrize(
+    "layer", [MHDLSA(12, 3, 6), SparseGSA(12, 2, tlc_kernel=4), GDFN(12)], ids=lambda m: type(m).__name__
+)
+def test_frozen_weights_are_noticed_when_they_change(layer: nn.Module):
+    x, layer = torch.randn(1, 12, 9, 10), layer.eval()
+    function = FUNCTIONS[OPERATIONS[type(layer.record())]]
+    ops.freeze(layer)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(function(layer.record(), x), reference.BACKEND.infer(layer.record(), x))
+            for parameter in layer.parameters():
+                parameter.mul_(1.5)
+    layer.double()
+    with torch.no_grad():
+        got, want = (f(layer.record(), x.double()) for f in (function, reference.BACKEND.infer))
+    torch.testing.assert_close(got, want)
+
+
+def test_other_devices_are_served(monkeypatch):
+    for layer in (MHDLSA(12), SparseGSA(12), GDFN(12)):
+        layer.to("meta")
+        x = torch.empty(1, 12, 8, 8, device="meta")
+        for training in (False, True):
+            layer.train(training)
+            assert dispatch.select(layer.record(), x, training) is strips.BACKEND
+        assert layer(x).shape == x.shape
+    assert dispatch.select(DynamicConv(x.new_empty(1, 2, 7, 7, 8, 8)), x) is strips.BACKEND
+
+
+# Counting
+
+
+@pytest.fixture(scope="module")
+def count():
+    spec = importlib.util.spec_from_file_location("count_gpu", REPOSITORY / "scripts/count_gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module.count
+    for planned in (memory._plan, memory.fits):
+        planned.cache_clear()
+
+
+def test_operators_and_bytes_without_kernels(count):
+    """Commit f1178c1: 590 operators and 14.9 GB with the dynamic convolution as one operator, else 1499 and 42.7 GB."""
+    one, all_in_pytorch = (count("inference", "Tiny", 4, "320x180", kernels=kernels) for kernels in (True, False))
+    assert one.operators.total() <= 295
+    assert one.bytes <= 10.2e9
+    assert all_in_pytorch.operators.total() <= 360
+    assert all_in_pytorch.bytes <= 22.7e9
+    for counted in (one, all_in_pytorch):
+        assert counted.layout_copies == 0
+        assert torch.float64 not in counted.dtypes  # which MPS does not have
+
+
+def test_the_count_of_before_is_that_of_the_audit(count):
+    before = count("inference", "Tiny", 4, "320x180", kernels=True, reference=True)
+    assert 570 <= before.operators.total() <= 600
+    assert before.bytes == pytest.approx(14.9e9, rel=0.01)
+    assert before.layout_copies > 50
+
+
+@pytest.mark.parametrize(("size", "free", "gigabytes"), [("Tiny", 24, 8), ("Large", 24, 15)])
+def test_memory_of_a_4k_image(count, size, free, gigabytes):
+    """One group of the network: the others need the same."""
+    counted = count("inference", size, 2, "3840x2160", kernels=True, free=free, groups=1, blocks=1)
+    assert counted.peak < gigabytes * 1e9
+    assert counted.layout_copies == 0
+
+
+def test_memory_of_training_large(count):
+    counted = count("training", "Large", 4, "48x48", batch=16, kernels=True, free=8)
+    assert counted.peak < 8e9
+    assert torch.float64 not in counted.dtypes
