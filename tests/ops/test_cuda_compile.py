@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dlgsanet.ops.backends import cuda
+from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
@@ -57,6 +58,7 @@ def instances(
     monkeypatch.setattr(cuda_modules, "load", load)
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: ARCHITECTURES[architecture])
     monkeypatch.setattr(cuda_modules, "capability", lambda device: divmod(int(architecture[3:]), 10))
+    monkeypatch.setattr(first_use, "refused", lambda use, run: None)
     channels, groups, features = layer
     outputs = groups * window**2
     x, z = torch.empty(1, channels, *size, dtype=dtype), torch.empty(1, features, *size, dtype=dtype)

@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import Backend, composed, cuda, reference
+from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 from tests.archs.golden_network import golden_network
@@ -71,6 +72,7 @@ def emulate(monkeypatch) -> Callable[..., None]:
         monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
         monkeypatch.setattr(cuda_modules, "capability", lambda device: capability)
         monkeypatch.setattr(cuda, "tf32_allowed", lambda: tf32)
+        monkeypatch.setattr(first_use, "refused", lambda use, run: None)
 
     return use
 
@@ -315,9 +317,12 @@ class Driver:
 
     def __init__(self, monkeypatch):
         cupy = pytest.importorskip("cupy", reason="launching kernels needs CuPy")
-        self.device, self.capturing, self.allowed = None, False, {}
+        self.capturing, self.allowed = False, {}
         monkeypatch.setattr(cupy.cuda.function, "Module", lambda: self)
         monkeypatch.setattr(cupy.cuda.driver, "funcSetAttribute", self.set_attribute)
+        self.of_others = SimpleNamespace(index=7)
+        self.device = self.of_others
+        monkeypatch.setattr(cupy.cuda.runtime, "getDevice", lambda: self.device.index)
         monkeypatch.setattr(cupy.cuda.runtime, "setDevice", self.set_device)
         monkeypatch.setattr(torch.cuda, "device", self.on_device)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=777))
@@ -329,11 +334,11 @@ class Driver:
     def on_device(self, device):
         self.asked = device
         yield
-        self.device = None
+        assert self.device is self.of_others  # CuPy's device is again what it was
 
     def set_device(self, index):
-        assert index == self.asked.index
-        self.device = self.asked
+        assert index in (self.asked.index, self.of_others.index)
+        self.device = self.of_others if index == self.of_others.index else self.asked
 
     def load(self, cubin):
         instance, architecture = cubin

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops.backends import Backend, ConvolutionFunctions
+from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.backends.cuda.first_use import Use
 from dlgsanet.ops.backends.cuda.modules import Instance, Module
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, Record, tensors_of
 
@@ -53,7 +55,9 @@ def unsuited(convolution: Record, x: Tensor, training: bool) -> str | None:
     window_size = convolution.filters.shape[2] if isinstance(convolution, DynamicConv) else convolution.window_size
     if window_size not in WINDOW_SIZES:
         return f"its windows are {', '.join(map(str, WINDOW_SIZES))} wide, not {window_size}"
-    return _unusable(x.device)
+    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        return "the tensors are of a subclass"
+    return _unusable(x.device) or refused_kernels(convolution, x, training)
 
 
 @functools.cache
@@ -74,6 +78,24 @@ def _unusable(device: torch.device) -> str | None:
     return None
 
 
+def refused_kernels(convolution: DynamicConv | FusedDynamicConv, x: Tensor, training: bool) -> str | None:
+    """Why the kernels for a call failed at their first use on this GPU, or None."""
+    if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(convolution, x):
+        return None
+    kind = "plain" if isinstance(convolution, DynamicConv) else "fused"
+    return _refused(f"{kind} {'backward' if training else 'forward'}", convolution, x)
+
+
+def _refused(path: str, convolution: DynamicConv | FusedDynamicConv, x: Tensor) -> str | None:
+    channels = x.shape[1]
+    if isinstance(convolution, DynamicConv):
+        groups, window, features = convolution.filters.shape[1], convolution.filters.shape[2], 0
+    else:
+        window, features = convolution.window_size, convolution.z.shape[1]
+        groups = len(convolution.weight) // window**2
+    return first_use.refused(Use(path, x.dtype, window, channels // groups, features, x.device), PATHS[path])
+
+
 def dynamic_depthwise_conv(convolution: DynamicConv, x: Tensor) -> Tensor:
     x, filters = x.contiguous(), convolution.filters.contiguous()
     out = torch.empty_like(x)
@@ -92,12 +114,15 @@ def dynamic_depthwise_conv_backward(convolution: DynamicConv, x: Tensor, grad: T
 
 
 def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
+    return _fused_forward(convolution, x, _on_tensor_cores(convolution, x))
+
+
+def _fused_forward(convolution: FusedDynamicConv, x: Tensor, on_tensor_cores: bool) -> Tensor:
     x = x.contiguous()
     z, weight, bias, window_size = _prepare(convolution)
     out = torch.empty_like(x)
     kernels = _FusedKernels(x, z, weight, window_size)
-    forward = kernels.forward_on_tensor_cores if _tensor_cores_serve(x, kernels) else kernels.forward
-    forward(x, z, weight, bias, out)
+    (kernels.forward_on_tensor_cores if on_tensor_cores else kernels.forward)(x, z, weight, bias, out)
     return out
 
 
@@ -114,6 +139,15 @@ def fused_dynamic_depthwise_conv_backward(
     kernels.grad_z_expansion(grad, x, z, weight, grad_z, grad_weight, grad_bias)
     return grad_x, grad_z, grad_weight.to(convolution.weight.dtype), grad_bias.to(of_bias.dtype)
 
+
+# Each is compared with the reference at its first use.
+PATHS: dict[str, first_use.Run] = {
+    "plain forward": lambda convolution, x, grad: (dynamic_depthwise_conv(convolution, x),),
+    "plain backward": dynamic_depthwise_conv_backward,
+    "fused forward": lambda convolution, x, grad: (_fused_forward(convolution, x, False),),
+    "fused forward on tensor cores": lambda convolution, x, grad: (_fused_forward(convolution, x, True),),
+    "fused backward": fused_dynamic_depthwise_conv_backward,
+}
 
 BACKEND = Backend(
     name="cuda",
@@ -133,11 +167,21 @@ def _prepare(convolution: FusedDynamicConv) -> FusedDynamicConv:
     return FusedDynamicConv(z.contiguous(), weight.to(accumulator).contiguous(), bias, window_size)
 
 
-def _tensor_cores_serve(x: Tensor, kernels: "_FusedKernels") -> bool:
-    """Whether TF32 is exact enough, and the kernel for tensor cores supports these sizes."""
+def _on_tensor_cores(convolution: FusedDynamicConv, x: Tensor) -> bool:
+    """Whether TF32 is exact enough, and the kernel for tensor cores serves these sizes and agreed at first use."""
+    window, features = convolution.window_size, convolution.z.shape[1]
     exact_enough = x.dtype in (torch.float16, torch.bfloat16) or (x.dtype == torch.float32 and tf32_allowed())
-    fits = kernels.window <= 7 and kernels.features <= FEATURES_IN_REGISTERS and kernels.channels <= 6
-    return exact_enough and fits and cuda_modules.capability(x.device) >= (8, 0)
+    _, channels = _parts(x.shape[1] * window**2 // len(convolution.weight))
+    fits = window <= 7 and features <= FEATURES_IN_REGISTERS and channels <= 6
+    if not exact_enough or not fits or cuda_modules.capability(x.device) < (8, 0):
+        return False
+    return _refused("fused forward on tensor cores", convolution, x) is None
+
+
+def _parts(channels: int) -> tuple[int, int]:
+    """In how many parts the channels of a group are computed, and the channels of the largest."""
+    parts = math.ceil(channels / MOST_CHANNELS)
+    return parts, math.ceil(channels / parts)
 
 
 def tf32_allowed() -> bool:
@@ -169,8 +213,7 @@ class _Kernels:
         self.dtype, self.device = x.dtype, x.device
         self.groups, self.window = groups, window_size
         self.channels_in_group = channels // groups
-        self.parts = math.ceil(self.channels_in_group / MOST_CHANNELS)
-        self.channels = math.ceil(self.channels_in_group / self.parts)
+        self.parts, self.channels = _parts(self.channels_in_group)
         self.taps = math.ceil(window_size / QUAD) * QUAD  # length of a filter's row in shared memory, in whole quads
         self.item = 8 if x.dtype == torch.float64 else 4
 

@@ -74,26 +74,43 @@ def cached_cubin(instance: Instance, architecture: str) -> bytes:
     """The cubin of `compile_instance`, from disk if the sources, constants, architecture and compiler are the same."""
     from cupy.cuda import nvrtc
 
-    sources = [path.read_bytes() for path in (KERNELS / instance.source, *sorted(KERNELS.glob("*.h")))]
-    key = repr((instance, architecture, LANGUAGE, nvrtc.getVersion(), sources))
-    kept = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()}.cubin"
+    kept = kept_path(".cubin", instance, architecture, nvrtc.getVersion())
     try:
         return kept.read_bytes()
     except OSError:
         cubin, _ = compile_instance(instance, architecture)
-        _keep(cubin, kept)
+        keep(cubin, kept)
         return cubin
 
 
-def _keep(cubin: bytes, path: Path) -> None:
+def kept_path(suffix: str, *key: object) -> Path:
+    """The file for something that follows from `key` and the kernels' sources."""
+    text = repr((key, LANGUAGE, _sources(KERNELS)))
+    return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}{suffix}"
+
+
+def _sources(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*.*"))]
+
+
+def keep(content: bytes, path: Path) -> None:
+    """Write a file of the cache, at once or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # removed in any case; the complete file is moved
             unfinished = Path(folder, path.name)
-            unfinished.write_bytes(cubin)
+            unfinished.write_bytes(content)
             os.replace(unfinished, path)
     except OSError:
         pass  # a cache that cannot be written only costs time
+
+
+def require_no_capture(device: torch.device) -> None:
+    """Raise a RuntimeError while a CUDA graph is captured."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a kernel cannot be loaded while a CUDA graph is captured; run the network once before capturing"
+        )
 
 
 class Module:
@@ -104,10 +121,7 @@ class Module:
 
         self.device = device
         with _current(device):
-            if torch.cuda.is_current_stream_capturing():
-                raise RuntimeError(
-                    "a kernel cannot be loaded while a CUDA graph is captured; run the network once before capturing"
-                )
+            require_no_capture(device)
             module = function.Module()
             module.load(cached_cubin(instance, "sm_{}{}".format(*capability(device))))
             # All of them now: otherwise the driver may load a kernel at its first use, which could be in a capture.
@@ -132,8 +146,12 @@ def _current(device: torch.device) -> Iterator[None]:
     from cupy.cuda import runtime
 
     with torch.cuda.device(device):
+        before = runtime.getDevice()
         runtime.setDevice(device.index)
-        yield
+        try:
+            yield
+        finally:
+            runtime.setDevice(before)
 
 
 def _allow_shared_memory(function: Any, shared_bytes: int) -> None:
@@ -164,6 +182,16 @@ def load(instance: Instance, device: torch.device) -> Module:
 def capability(device: torch.device) -> tuple[int, int]:
     """The device's compute capability, for example (9, 0)."""
     return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def describe_card(device: torch.device) -> tuple[str, str]:
+    """The name of a GPU with its compute capability, and the newest CUDA that its driver knows."""
+    from cupy.cuda import runtime
+
+    major, minor = capability(device)
+    driver = runtime.driverGetVersion()
+    return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})", f"{driver // 1000}.{driver // 10 % 100}"
 
 
 @functools.cache

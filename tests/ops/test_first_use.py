@@ -1,0 +1,174 @@
+"""Kernels that fail at their first use on a GPU, in every way, are refused, and the next kernel or backend serves."""
+
+import dataclasses
+import json
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import cuda
+from dlgsanet.ops.backends import torch as strips
+from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.records import FusedDynamicConv
+from tests.ops.emulator import COMPILER, EmulatedModule
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+
+CARD = "A card nobody has tried (sm_86)"
+
+
+@pytest.fixture
+def card(monkeypatch, tmp_path, caplog):
+    """The CUDA backend on the CPU, in the emulator, as on a card that is used for the first time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: EmulatedModule(instance, "ascending"))
+    monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
+    monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
+    monkeypatch.setattr(cuda_modules, "describe_card", lambda device: (CARD, "12.9"))
+    monkeypatch.setattr(cuda, "tf32_allowed", lambda: False)
+    on_cpu = dataclasses.replace(cuda.BACKEND, unsuited=cuda.refused_kernels)
+    load = dispatch.load
+    monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "torch")})
+    monkeypatch.setattr(dispatch, "load", lambda name: on_cpu if name == "cuda" else load(name))
+    restart()
+    yield on_cpu
+    restart()
+
+
+def restart() -> None:
+    """As in a new process."""
+    first_use._verdict.cache_clear()
+    dispatch._report_once.cache_clear()
+
+
+def call(dtype: torch.dtype = torch.float32) -> tuple[FusedDynamicConv, Tensor]:
+    weight, bias = torch.randn(3 * 9, 4), torch.randn(3 * 9)
+    return FusedDynamicConv(torch.randn(1, 4, 8, 9).to(dtype), weight, bias, 3), torch.randn(1, 6, 8, 9).to(dtype)
+
+
+def never(*arguments):
+    raise AssertionError("it is run again")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_kernel_that_agrees_is_tried_once_per_card(card, monkeypatch, training):
+    assert dispatch.select(*call(), training) is card
+    restart()
+    monkeypatch.setattr(first_use, "_difference", never)
+    assert dispatch.select(*call(), training) is card
+    assert len(list(cuda_modules.cache_folder().glob("*.json"))) == 1
+    monkeypatch.setattr(cuda_modules, "describe_card", lambda device: ("Another card", "12.9"))
+    restart()
+    assert "it is run again" in str(card.refuses(*call(), training))
+
+
+class DoesNotLoad(EmulatedModule):
+    def __init__(self, instance, order):
+        raise RuntimeError("CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image is available")
+
+
+class DoesNotStart(EmulatedModule):
+    def launch(self, *arguments):
+        raise RuntimeError("CUDA_ERROR_INVALID_VALUE: invalid argument")
+
+
+class Disagrees(EmulatedModule):
+    def launch(self, kernel, blocks, threads, shared_bytes, *args):
+        super().launch(kernel, blocks, threads, shared_bytes, *args)
+        args[4].mul_(1.001)  # the result of the forward pass
+
+
+class GivesNoNumbers(EmulatedModule):
+    def launch(self, kernel, blocks, threads, shared_bytes, *args):
+        args[4].fill_(torch.nan)
+
+
+def does_not_compile(instance, device):
+    return EmulatedModule(dataclasses.replace(instance, constants=(*instance.constants, ("MARGIN", "-1"))), "ascending")
+
+
+FAULTS = {
+    "does not compile": (does_not_compile, "error"),
+    "does not load": (lambda instance, device: DoesNotLoad(instance, ""), "NO_BINARY_FOR_GPU"),
+    "does not start": (lambda instance, device: DoesNotStart(instance, "ascending"), "INVALID_VALUE"),
+    "disagrees": (lambda instance, device: Disagrees(instance, "ascending"), "e-03"),
+    "gives no numbers": (lambda instance, device: GivesNoNumbers(instance, "ascending"), "inf"),
+    "misses a barrier": (lambda i, device: EmulatedModule(i, "ascending", barrier("fused_forward.cu")), "reference by"),
+}
+
+
+def barrier(source: str) -> str:
+    lines = (cuda_modules.KERNELS / source).read_text().splitlines()
+    return f"{source}:{max(n for n, line in enumerate(lines, 1) if '__syncthreads()' in line)}"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_kernel_is_refused_with_a_warning_and_the_next_backend_serves(card, monkeypatch, caplog, fault):
+    load, reason = FAULTS[fault]
+    monkeypatch.setattr(cuda_modules, "load", load)
+    record, x = call()
+    assert dispatch.select(record, x) is strips.BACKEND
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING and CARD in r.getMessage()]
+    assert len(warnings) == 1  # and it is the reason for the slower backend, too
+    assert "fused forward in float32" in warnings[0]
+    assert reason in warnings[0]
+    restart()
+    monkeypatch.setattr(first_use, "_difference", never)
+    assert card.refuses(record, x) == warnings[0]
+
+
+def test_only_the_faulty_pass_and_dtype_are_refused(card, monkeypatch):
+    def load(instance, device):
+        faulty = instance.source.startswith("fused_grad") and ("SCALAR", "float") in instance.constants
+        return Disagrees(instance, "ascending") if faulty else EmulatedModule(instance, "ascending")
+
+    monkeypatch.setattr(cuda_modules, "load", load)
+    assert dispatch.select(*call()) is card
+    assert dispatch.select(*call(), training=True) is strips.BACKEND
+    assert dispatch.select(*call(torch.bfloat16), training=True) is card
+
+
+def test_without_tensor_cores_the_other_kernel_serves(card, monkeypatch, caplog):
+    started = []
+
+    class Module(EmulatedModule):
+        def __init__(self, instance, order):
+            super().__init__(instance, order)
+            self.wrong = instance.source == "fused_forward_mma.cu"
+
+        def launch(self, kernel, blocks, threads, shared_bytes, *args):
+            started.append(kernel)
+            super().launch(kernel, blocks, threads, shared_bytes, *args)
+            if self.wrong:
+                args[4].add_(1)
+
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Module(instance, "ascending"))
+    record, x = call(torch.float16)
+    assert dispatch.select(record, x) is card
+    out = card.convolve(record, x)
+    assert started[-1] == "fused_forward"
+    torch.testing.assert_close(out, strips.BACKEND.convolve(record, x), rtol=1e-2, atol=1e-2)
+    assert "fused forward on tensor cores in float16" in caplog.text
+
+
+def test_lack_of_memory_says_nothing_about_a_kernel(card, monkeypatch):
+    def full(use, run):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(first_use, "_difference", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        dispatch.select(*call())
+    assert not list(cuda_modules.cache_folder().glob("*.json"))
+
+
+def test_a_damaged_result_on_disk_is_made_again(card):
+    dispatch.select(*call())
+    (kept,) = cuda_modules.cache_folder().glob("*.json")
+    kept.write_text("{")
+    restart()
+    assert dispatch.select(*call()) is card
+    assert json.loads(kept.read_text())["difference"] < 1e-5
