@@ -53,11 +53,19 @@ test: setup-test
 test-long: setup-test
 	$(pytest) -m 'long and not gpu' --timeout 7200
 
-test-gpu: setup-test
-	@$(bin)/python -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
-	  || { echo "no NVIDIA GPU is present: nothing was tested" >&2; exit 2; }
-	$(bin)/python -m pytest -m gpu --timeout 900 -k 'not sanitizer' tests/ops/test_cuda_gpu.py
-	$(bin)/python -m pytest -m gpu --timeout 900 -k sanitizer tests/ops/test_cuda_gpu.py
+# For machines without internet, `make test-gpu SETUP=no` and `make bench-gpu SETUP=no` install nothing: they use the
+# packages of $(PYTHON).
+ifeq ($(SETUP),no)
+gpu_python := $(PYTHON)
+else
+gpu_python := $(bin)/python
+gpu_setup := setup-test
+endif
+
+test-gpu: $(gpu_setup)
+	@$(gpu_python) scripts/benchmark_gpu.py needs test
+	$(gpu_python) -m pytest -m gpu --timeout 450 -k 'not sanitizer' tests/ops/test_cuda_gpu.py
+	$(gpu_python) -m pytest -m gpu --timeout 450 -k sanitizer tests/ops/test_cuda_gpu.py
 
 # Installs the wheel on other Pythons, each in a fresh virtual environment, and runs a short demo there.
 PYTHONS ?= 3.10 3.12 3.13 3.14
@@ -74,9 +82,9 @@ bench: setup-test
 	$(bin)/python scripts/benchmark_cpu.py --output docs/benchmarks/cpu.md
 
 PARTS ?= tiny large inference training graphs
-bench-gpu: setup-test
+bench-gpu: $(gpu_setup)
 	@code=0; for part in $(PARTS); do \
-	  $(bin)/python scripts/benchmark_gpu.py $$part --append docs/benchmarks/gpu.md || code=$$?; \
+	  $(gpu_python) scripts/benchmark_gpu.py $$part --append docs/benchmarks/gpu.md || code=$$?; \
 	  test $$code != 2 || break; \
 	done; exit $$code
 

@@ -1,5 +1,7 @@
 """Devices: find one by name, and describe it for tables of measurements."""
 
+from collections.abc import Iterator
+
 import torch
 
 from dlgsanet.errors import ArgumentError
@@ -34,6 +36,25 @@ def find_device(device: str | torch.device | None = None, argument: str = "devic
 def _is_available(name: str) -> bool:
     module = torch.backends.mps if name == "mps" else getattr(torch, name, None)
     return module is not None and module.is_available()
+
+
+def accelerators() -> Iterator[torch.device]:
+    """All GPUs that PyTorch can use here, of any make, in the order of preference."""
+    for name in GPUS:
+        if _is_available(name):
+            count = 1 if name == "mps" else getattr(torch, name).device_count()
+            yield from (torch.device(name, index) for index in range(count))
+
+
+def describe_accelerator(device: torch.device) -> str:
+    """Name, compute capability of an NVIDIA GPU, and memory, as far as PyTorch knows them."""
+    if device.type == "mps":
+        return f"Apple GPU, {torch.mps.recommended_max_memory() / 2**30:.1f} GiB recommended"
+    gpu = getattr(torch, device.type).get_device_properties(device)
+    capability = (
+        f", compute capability {gpu.major}.{gpu.minor}" if device.type == "cuda" and not torch.version.hip else ""
+    )
+    return f"{gpu.name}{capability}, {gpu.total_memory / 2**30:.1f} GiB"
 
 
 def describe(device: torch.device) -> str:

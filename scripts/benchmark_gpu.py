@@ -6,7 +6,8 @@ python scripts/benchmark_gpu.py inference   the nine published networks, SwinIR-
 python scripts/benchmark_gpu.py training    the same: a training step
 python scripts/benchmark_gpu.py graphs      a training step of Tiny by torch.compile and as a CUDA graph
 
-Every part prints a Markdown table, and how long it took: each is meant to take less than 8 minutes. Times are medians
+Every part prints a Markdown table row by row, and how long it took. After 7 minutes the rows that are left are not
+measured, so that a part takes less than 8. Times are medians
 by CUDA events, in milliseconds, with the caches emptied before each run: of layers the GPU's own time, of networks with
 what waiting for the CPU adds. Memory is the most that was in use, in MB. Figures are shown next to those of the
 published kernel in the same run, and next to the project's goals. A row that cannot be measured says so, and the others
@@ -16,8 +17,10 @@ go on; the exit code is then 1.
 import argparse
 import contextlib
 import copy
+import dataclasses
 import datetime
 import functools
+import importlib.util
 import io
 import signal
 import statistics
@@ -36,10 +39,11 @@ from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.memory import is_out_of_memory
-from dlgsanet.ops import operators
-from dlgsanet.ops.backends import cuda, reference
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.autocast import in_autocast_dtype
+from dlgsanet.ops.backends import LayerFunctions, cuda, reference
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
-from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, LocalAttention
 
 T = TypeVar("T")
 
@@ -63,26 +67,46 @@ MEGABYTES_GOAL = 2500  # less than as published, in training Large in fp32
 
 SECONDS = 0.5  # of one measurement, after warming up
 HEAD_START = 4_000_000  # cycles, some 2 ms, that the GPU sleeps while the CPU starts what is measured
+LIMITS: list[float] = []  # when the last row may begin, and when it must end, by time.monotonic()
 FAILED: list[list[str]] = []  # rows that were not measured, if not for lack of memory
 PATIENCE = {"layer": 120, "network": 240}  # seconds for a row; torch.compile may take minutes
+PART_SECONDS = 420  # of a part; a row that is begun before may take as long as its patience, cut to LAST_ROW_SECONDS
+LAST_ROW_SECONDS = 470
+
+# What each part imports, other than torch, CuPy and NumPy. BasicSR has the networks that others are compared with.
+NEEDS = {
+    "test": ("scipy", "pytest", "pytest_timeout", "xdist", "hypothesis"),
+    "inference": ("basicsr",),
+    "training": ("basicsr",),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=[*LAYERS, "inference", "training", "graphs"])
+    parser.add_argument("part", choices=[*LAYERS, "inference", "training", "graphs", "needs"])
+    parser.add_argument("of", nargs="?", choices=list(NEEDS), help="of needs: only report what is missing here")
     parser.add_argument("--append", metavar="FILE", help="write what is printed to the end of this file too")
     args = parser.parse_args()
-    if reason := why_not():
-        print(f"{reason}: nothing was measured", file=sys.stderr)
+    if reason := missing(args.of or args.part) or why_not():
+        print(f"{reason}: nothing was {'tested' if args.of == 'test' else 'measured'}", file=sys.stderr)
         return 2
+    if args.part == "needs":
+        return 0
     parts = {"inference": benchmark_inference, "training": benchmark_training, "graphs": benchmark_graphs}
     run = parts.get(args.part) or functools.partial(benchmark_layer, args.part)
     with also_in(args.append):
         started = time.monotonic()
+        LIMITS[:] = [started + PART_SECONDS, started + LAST_ROW_SECONDS]
         print(f"\n# {describe_machine()}\n")
         run()
         print(f"{time.monotonic() - started:.0f} s for this part.\n")
     return 1 if FAILED else 0
+
+
+def missing(part: str) -> str | None:
+    """The packages that a part needs and that are not installed, in words, or None."""
+    names = [name for name in ("cupy", "numpy", *NEEDS.get(part, ())) if importlib.util.find_spec(name) is None]
+    return f"{part} needs {', '.join(names)}, not installed for {sys.executable}" if names else None
 
 
 def why_not() -> str | None:
@@ -117,7 +141,9 @@ def also_in(path: str | None) -> Iterator[None]:
         def write(self, text: str) -> int:
             screen.write(text)
             screen.flush()
-            return file.write(text)
+            written = file.write(text)
+            file.flush()  # what was measured is kept, whatever ends this process
+            return written
 
     with open(path, "a", encoding="utf-8") as file, contextlib.redirect_stdout(Both()):
         yield
@@ -177,10 +203,13 @@ def or_a_word(row: list[str], columns: int, seconds: int) -> Iterator[None]:
     def too_long(*_):
         raise TimeoutError
 
+    left = [limit - time.monotonic() for limit in LIMITS] or [seconds, seconds]
     signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(seconds)
     word = ""
     try:
+        if left[0] <= 0:
+            raise TimeoutError
+        signal.alarm(max(1, min(seconds, int(left[1]))))
         yield
     except Exception as error:
         if is_out_of_memory(error):
@@ -188,8 +217,11 @@ def or_a_word(row: list[str], columns: int, seconds: int) -> Iterator[None]:
         else:
             overdue = isinstance(error, TimeoutError) or "TimeoutError" in str(error)  # within one of torch.compile
             word = f"more than {seconds} s" if overdue else f"failed: {type(error).__name__}"
+            if left[0] <= 0:
+                word = "not begun: the part took too long"
             FAILED.append(row)
-            traceback.print_exc()
+            if not overdue:
+                traceback.print_exc()
     finally:
         signal.alarm(0)
     if word:
@@ -250,7 +282,7 @@ def _expand(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return filters.unflatten(1, (-1, WINDOW, WINDOW))
 
 
-def published(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor, window_size: int = WINDOW) -> Tensor:
+def published(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _Published.apply(x.contiguous(), _expand(z, weight, bias).contiguous())
 
 
@@ -359,14 +391,22 @@ def networks() -> Iterator[tuple[str, int, nn.Module, list[str]]]:
 
 @contextlib.contextmanager
 def as_published(on: bool) -> Iterator[None]:
-    """Have networks compute their dynamic convolution as published."""
-    ours = operators.fused_dynamic_depthwise_conv
+    """Have networks compute their dynamic convolution as published, and the other layers by their plain definition."""
+    names, load = dispatch.BACKENDS, dispatch.load
     if on:
-        operators.fused_dynamic_depthwise_conv = published
+        layer = LayerFunctions(local_attention_as_published, local_attention_as_published)
+        plain = dataclasses.replace(reference.BACKEND, name="published", dynamic_local_attention=layer)
+        dispatch.BACKENDS, dispatch.load = {"published": "reference"}, lambda name: plain
     try:
         yield
     finally:
-        operators.fused_dynamic_depthwise_conv = ours
+        dispatch.BACKENDS, dispatch.load = names, load
+
+
+def local_attention_as_published(layer: LocalAttention, x: Tensor) -> Tensor:
+    return reference.dynamic_local_attention(
+        layer, x, lambda call, y: in_autocast_dtype(published, y, call.z, call.weight, call.bias)
+    )
 
 
 Measure = Callable[[nn.Module, int, torch.dtype, str], tuple[float, float]]
@@ -384,9 +424,10 @@ def print_networks(entries: Iterator[tuple[str, int, nn.Module, list[str]]], mea
             for way in ways:
                 step_goal = STEP_GOALS.get(way) if training and name == "DLGSANet Tiny" else None
                 row = [name, f"x{scale}", way]
-                with or_a_word(row, len(head), PATIENCE["network"]), as_published(way == "as published"):
-                    for dtype in (torch.float32, torch.bfloat16):
-                        large = training and way == "ours" and name == "DLGSANet Large" and dtype == torch.float32
+                for dtype in (torch.float32, torch.bfloat16):
+                    large = training and way == "ours" and name == "DLGSANet Large" and dtype == torch.float32
+                    # Each precision has its own time: both compile.
+                    with or_a_word(row, len(row) + 2, PATIENCE["network"]), as_published(way == "as published"):
                         ms, megabytes = measure(network, scale, dtype, way)
                         base = bases.get(dtype, (None, None))
                         row += [

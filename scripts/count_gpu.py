@@ -29,8 +29,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dlgsanet import device as devices
-from dlgsanet import ops
+from dlgsanet import memory, ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.ops import dispatch
@@ -204,12 +203,12 @@ def _backends(kernels: bool, reference: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _free_memory(counted: Counted, gigabytes: float) -> Iterator[None]:
-    real = devices.free_memory
-    devices.free_memory = lambda device: int(gigabytes * 1e9) - counted.live
+    real = memory.free_memory
+    memory.free_memory = lambda device: int(gigabytes * 1e9) - counted.live
     try:
         yield
     finally:
-        devices.free_memory = real
+        memory.free_memory = real
 
 
 if __name__ == "__main__":

@@ -1,8 +1,15 @@
 """`dlgsanet doctor` as a user calls it."""
 
+import re
+
+import pytest
 import torch
 
+from dlgsanet import device as devices
 from dlgsanet.cli import main
+from dlgsanet.ops.backends import cuda
+from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
 
 
 def test_doctor_reports_the_backend_of_every_layer_and_why(capsys, monkeypatch):
@@ -23,3 +30,46 @@ def test_doctor_answers_a_wrong_backend_in_one_line(capsys, monkeypatch):
     message = capsys.readouterr().err.splitlines()[-1]
     assert "DLGSANET_BACKEND" in message
     assert "'metal'" in message
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A GPU, as far as `doctor` looks: its kernels agree, but that of fused forward passes in float16."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def difference(use, run):
+        return 0.1 if (use.path, use.dtype) == ("fused forward", torch.float16) else 1e-7 * (use.dtype != torch.float64)
+
+    monkeypatch.setattr(devices, "accelerators", lambda: iter([torch.device("cuda", 0)]))
+    monkeypatch.setattr(devices, "describe_accelerator", lambda gpu: "An untried card, 80.0 GiB")
+    monkeypatch.setattr(cuda, "unusable", lambda gpu: None)
+    monkeypatch.setattr(cuda_modules, "capability", lambda gpu: (9, 0))
+    monkeypatch.setattr(cuda_modules, "describe_card", lambda gpu: ("An untried card", "13.0"))
+    monkeypatch.setattr(cuda_modules, "require_no_capture", lambda gpu: None)
+    monkeypatch.setattr(first_use, "_difference", difference)
+    monkeypatch.setattr("dlgsanet.commands.doctor._layers", lambda: iter(["left out: there are no tensors on a GPU"]))
+
+
+def test_doctor_shows_every_kernel_and_writes_a_report(gpu, capsys, monkeypatch, tmp_path):
+    assert main(["doctor", "--report", str(tmp_path / "report.txt")]) == 0
+    printed = capsys.readouterr().out
+    assert "An untried card, 80.0 GiB" in printed
+    kernels = re.findall("^  cuda:0, (.*?), (.*?), (\\d+) channels: (.*)$", printed, re.M)
+    assert {(path, dtype, channels) for path, dtype, channels, _ in kernels} == {
+        (path, str(dtype)[6:], channels) for path in cuda.PATHS for dtype in cuda.SCALARS for channels in ("48", "90")
+    }
+    faulty = [verdict for path, dtype, _, verdict in kernels if (path, dtype) == ("fused forward", "float16")]
+    assert all("1.0e-01" in verdict and "An untried card" in verdict for verdict in faulty)
+    assert sum("agrees" in verdict for *_, verdict in kernels) == len(kernels) - 2 - 2  # float64 has no tensor cores
+    report = (tmp_path / "report.txt").read_text()
+    assert report.strip() in printed
+    assert "PyTorch built with" in report
+
+    def never(use, run):
+        raise AssertionError("it is run again")
+
+    monkeypatch.setattr(first_use, "_difference", never)
+    assert main(["doctor"]) == 0  # shows what is kept
+    assert "it is run again" not in capsys.readouterr().out
+    assert main(["doctor", "--report", str(tmp_path / "again.txt")]) == 0  # tries again
+    assert "it is run again" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dlgsanet import __version__
 from dlgsanet.commands.arguments import ArgumentParser
+from dlgsanet.files import write_whole
 from dlgsanet.packages import versions
 from dlgsanet.startup import quick_imports
 
@@ -18,21 +19,40 @@ ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 
 
 def main(argv: list[str]) -> int:
-    ArgumentParser(
+    parser = ArgumentParser(
         prog="dlgsanet doctor",
-        description="Print the versions of packages, the processors, the memory allocator, and for every layer the "
-        "backend that computes it here and why those before it do not. DLGSANET_BACKEND forces one.",
-    ).parse_args(argv)
-    for title, lines in (
+        description="Print the versions of packages, the processors and GPUs, the memory allocator, for every CUDA "
+        "kernel whether it agrees with the reference here, and for every layer the backend that computes it here and "
+        "why those before it do not. DLGSANET_BACKEND forces one.",
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", type=Path, help="try every kernel again, and write all of it to a file for an issue"
+    )
+    args = parser.parse_args(argv)
+    sections = [
         ("packages", _packages()),
         ("processors", _processors()),
         ("allocator", _allocator()),
+        ("kernels", _kernels(again=args.report is not None)),
         ("layers", _layers()),
-    ):
-        print(title)
-        for line in lines:
-            print(f"  {line}")
+    ]
+    if args.report:
+        sections.append(("PyTorch", _configuration()))
+    written = []
+    for title, lines in sections:
+        for line in (title, *(f"  {line}" for line in lines)):
+            print(line, flush=True)
+            written.append(line)
+    if args.report:
+        write_whole(args.report, ("\n".join(written) + "\n").encode())
+        print(f"wrote {args.report}; read it, then attach it to an issue")
     return 0
+
+
+def _configuration() -> Iterator[str]:
+    import torch
+
+    yield from torch.__config__.show().splitlines()
 
 
 def _packages() -> Iterator[str]:
@@ -46,7 +66,7 @@ def _processors() -> Iterator[str]:
     with quick_imports():
         import torch
 
-    from dlgsanet.device import threads
+    from dlgsanet.device import accelerators, describe_accelerator, threads
     from dlgsanet.ops.backends.native.build import instruction_sets
     from dlgsanet.ops.backends.native.library import instruction_set, library_path
 
@@ -54,12 +74,11 @@ def _processors() -> Iterator[str]:
     state = "built" if library_path().exists() else "not built"
     built = f"native layers for {instruction_set()} (of {', '.join(instruction_sets())}): {state}"
     yield f"CPU: PyTorch's instruction set is {torch.backends.cpu.get_cpu_capability()}; {built}"
-    if not torch.cuda.is_available():
+    gpus = list(accelerators())
+    if not gpus:
         yield "GPU: none that PyTorch can use" + ("" if torch.version.cuda else " (this PyTorch is built without CUDA)")
-    for index in range(torch.cuda.device_count()):
-        gpu = torch.cuda.get_device_properties(index)
-        memory = gpu.total_memory / 2**30
-        yield f"GPU {index}: {gpu.name}, compute capability {gpu.major}.{gpu.minor}, {memory:.1f} GiB"
+    for gpu in gpus:
+        yield f"{gpu}: {describe_accelerator(gpu)}"
 
 
 def _allocator() -> Iterator[str]:
@@ -80,17 +99,45 @@ def _allocator() -> Iterator[str]:
 def _layers() -> Iterator[str]:
     import torch
 
+    from dlgsanet.device import accelerators
     from dlgsanet.ops import dispatch
     from dlgsanet.ops.records import OPERATIONS
 
-    gpu = torch.cuda.is_available()
-    for device in ("cpu", "cuda") if gpu else ("cpu",):
+    gpus = list(dict.fromkeys(gpu.type for gpu in accelerators()))
+    for device in ("cpu", *gpus):
         x = torch.zeros(1, 12, 8, 8, device=device)
         for record, training in _calls(device):
             *refused, (taken, _) = dispatch.explain(record, x, training)
-            refused = [(name, reason) for name, reason in refused if gpu or name != "cuda"]
+            refused = [(name, reason) for name, reason in refused if device != "cpu" or name != "cuda"]
             operation = f"{OPERATIONS[type(record)]}, {'training' if training else 'inference'}"
             yield f"{operation} on {device}, float32: {taken}{dispatch.because(refused)}"
+
+
+def _kernels(again: bool) -> Iterator[str]:
+    """What came out of the first use of every CUDA kernel, for the layers of the published networks."""
+    import torch
+
+    from dlgsanet.archs.sizes import SIZES
+    from dlgsanet.device import accelerators
+    from dlgsanet.ops.backends import cuda
+    from dlgsanet.ops.backends.cuda import first_use
+
+    gpus = [gpu for gpu in accelerators() if gpu.type == "cuda" and not torch.version.hip]
+    if not gpus:
+        yield "none is compiled: there is no NVIDIA GPU that PyTorch can use"
+    layers = {(dim, dim // 6, dim // 4, 7) for dim in sorted(options["dim"] for options in SIZES.values())}
+    for gpu in gpus:
+        if reason := cuda.unusable(gpu):
+            yield f"{gpu}: {reason}"
+            continue
+        for layer in sorted(layers):
+            for dtype in cuda.SCALARS:
+                for path, run in cuda.PATHS.items():
+                    if reason := cuda.no_tensor_cores(path, dtype, gpu):
+                        verdict: object = reason
+                    else:
+                        verdict = first_use.examine(first_use.use_of(path, dtype, layer, gpu), run, again)
+                    yield f"{gpu}, {path}, {str(dtype).removeprefix('torch.')}, {layer[0]} channels: {verdict}"
 
 
 def _calls(device: str) -> "Iterator[tuple[Record, bool]]":

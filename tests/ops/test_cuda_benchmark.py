@@ -45,7 +45,7 @@ def on_cpu(benchmark, monkeypatch):
     """All of it small, on the CPU, in one unit of time and memory: where the published kernel is in use, in six."""
 
     def measured() -> float:
-        return 6.0 if benchmark.operators.fused_dynamic_depthwise_conv is benchmark.published else 1.0
+        return 6.0 if list(benchmark.dispatch.BACKENDS) == ["published"] else 1.0
 
     def milliseconds(run, prepare=tuple, head_start=1):
         for _ in range(2):
@@ -91,6 +91,64 @@ def on_cpu(benchmark, monkeypatch):
 def run(benchmark, monkeypatch, *arguments: str) -> int:
     monkeypatch.setattr("sys.argv", ["benchmark_gpu.py", *arguments])
     return benchmark.main()
+
+
+def test_networks_as_published_use_the_published_kernel(on_cpu, monkeypatch):
+    """And only then."""
+    network = on_cpu.DLGSANet(dim=12, upscale=4, upsampler="pixelshuffledirect").eval()
+    image, used = torch.rand(1, 3, 9, 8), []
+    ours = network(image)
+    published = on_cpu.published
+    monkeypatch.setattr(on_cpu, "published", lambda *arguments: used.append(1) or published(*arguments))
+    for on in (True, False):
+        with on_cpu.as_published(on):
+            torch.testing.assert_close(network(image), ours)
+        assert used == [1]
+
+
+@pytest.mark.parametrize("part", ["test", "inference", "tiny"])
+def test_missing_packages_are_named(benchmark, monkeypatch, capsys, part):
+    find = importlib.util.find_spec
+    gone = {"basicsr", "pytest_timeout", "cupy"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name in gone else find(name, *of))
+    assert run(benchmark, monkeypatch, "needs", *([part] if part != "tiny" else [])) == 2
+    message = capsys.readouterr().err
+    assert "cupy" in message
+    assert ("basicsr" in message) == (part == "inference")
+    assert ("pytest_timeout" in message) == (part == "test")
+
+
+def test_the_networks_of_the_gpu_tests_are_right():
+    from tests.ops.test_cuda_gpu import small_network
+
+    assert small_network()(torch.rand(1, 3, 8, 8)).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+def test_rows_after_the_time_of_a_part_are_not_begun(on_cpu, monkeypatch, capsys, tmp_path):
+    """What was measured before is kept."""
+    monkeypatch.setattr(on_cpu, "SIZES_OF_LAYERS", [(1, 3, 5)])
+    monkeypatch.setattr(on_cpu, "PRECISIONS", {"fp32": (torch.float32, False)})
+    slow = functools.partial(on_cpu.LIMITS.__setitem__, 0, 0.0)
+    fused = on_cpu.WAYS["1x1 convolution, plain kernel"]
+    monkeypatch.setitem(on_cpu.WAYS, "1x1 convolution, plain kernel", lambda *tensors: slow() or fused(*tensors))
+    assert run(on_cpu, monkeypatch, "tiny", "--append", str(tmp_path / "results.md")) == 1
+    cells = {row["way"]: row["forward"] for row in table((tmp_path / "results.md").read_text())}
+    assert cells["1x1 convolution, plain kernel"].startswith("1.000")
+    assert cells["fused kernel"].startswith("not begun")
+
+
+def test_a_precision_that_fails_leaves_the_other(on_cpu, monkeypatch, capsys):
+    def measure(network, scale, dtype, way):
+        if dtype == torch.float32:
+            raise ValueError
+        return 2.0, 3.0
+
+    entry = ("network", 4, torch.nn.Identity(), ["ours"])
+    on_cpu.print_networks(iter([entry]), measure, training=False)
+    (row,) = table(capsys.readouterr().out)
+    assert row["fp32 ms"] == "failed: ValueError"
+    assert row["bf16 ms"] == "2.000"
 
 
 def table(text: str) -> list[dict[str, str]]:

@@ -164,7 +164,7 @@ def unusable(monkeypatch):
 
         monkeypatch.setattr(cuda_modules, "capability", lambda device: capability)
         monkeypatch.setattr(cuda_modules, "shared_memory_limit", shared_memory_limit)
-        return cuda._unusable.__wrapped__(torch.device("cuda", 0))
+        return cuda.unusable.__wrapped__(torch.device("cuda", 0))
 
     return ask
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import cuda
+from dlgsanet.ops.backends.cuda import first_use
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.ops.test_cuda_benchmark import benchmark_gpu
@@ -30,14 +32,21 @@ from tests.ops.test_cuda_kernels import (
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU is present: nothing was tested on one"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or bool(torch.version.hip),
+        reason="no NVIDIA GPU is present: nothing was tested on one",
+    ),
 ]
 
 # (channels, groups, features, window): few, since each is compiled for every dtype.
 LAYERS = [(48, 8, 12, 7), (90, 15, 22, 7), (11, 1, 30, 3), (12, 3, 5, 5), (18, 3, 4, 9)]
 
 
-WITH_COMPOSED_LAYERS = {name: dispatch.BACKENDS[name] for name in ("cuda", "composed")}
+def small_network() -> DLGSANet:
+    return DLGSANet(dim=48, groups=1, blocks=1, upsampler="pixelshuffledirect", upscale=2)
+
+
+WITH_LAYERS = {name: dispatch.BACKENDS[name] for name in ("cuda", "torch", "composed")}
 
 
 def random_shape(seed: int) -> tuple[int, ...]:
@@ -110,6 +119,17 @@ def test_channels_last_and_misaligned_views():
     assert torch.equal(ops.fused_dynamic_depthwise_conv(*shifted, *tensors[2:], window), expected)
 
 
+@pytest.mark.parametrize("shape", LAYERS[:2], ids=str)
+def test_first_use_agrees(shape):
+    """Every kernel of the published networks, as `dlgsanet doctor` tries it."""
+    for dtype in TOLERANCE:
+        for path in cuda.PATHS:
+            if cuda.no_tensor_cores(path, dtype, torch.device("cuda", 0)):
+                continue
+            verdict = first_use.examine(first_use.use_of(path, dtype, shape, torch.device("cuda", 0)), cuda.PATHS[path])
+            assert verdict.reason is None
+
+
 def test_the_current_stream():
     arguments = on_gpu(fused_arguments((4, 48, 8, 12, 7, 256, 256), torch.float32))
     expected = ops.fused_dynamic_depthwise_conv(*arguments)
@@ -157,9 +177,9 @@ def test_cuda_graphs_replay_forward_and_backward():
 
 def test_a_training_step_as_a_cuda_graph(monkeypatch):
     """A network trained by replays has the weights of one trained step by step."""
-    monkeypatch.setattr(dispatch, "BACKENDS", WITH_COMPOSED_LAYERS)
+    monkeypatch.setattr(dispatch, "BACKENDS", WITH_LAYERS)
     torch.manual_seed(0)
-    network = DLGSANet(dim=48, groups=1, blocks=1, upscale=2).cuda().train()
+    network = small_network().cuda().train()
     stepwise = copy.deepcopy(network)
     low, high = torch.rand(2, 3, 24, 24, device="cuda"), torch.rand(2, 3, 48, 48, device="cuda")
 
@@ -211,7 +231,7 @@ def test_autocast_takes_the_lower_dtype():
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_golden_networks(path, monkeypatch):
-    monkeypatch.setattr(dispatch, "BACKENDS", WITH_COMPOSED_LAYERS)
+    monkeypatch.setattr(dispatch, "BACKENDS", WITH_LAYERS)
     case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     network = golden_network(case).cuda()
     image = torch.from_numpy(golden["input"]).cuda().requires_grad_()

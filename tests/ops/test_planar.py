@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dlgsanet import device as devices
+from dlgsanet import memory as device_memory
 from dlgsanet import ops
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.mhdlsa import MHDLSA
@@ -29,7 +29,7 @@ PLANAR = Backend(name="planar", **{name: LayerFunctions(f, planar.recomputing(f)
 @pytest.fixture(params=["free", "scarce"])
 def _memory(request, monkeypatch):
     """With scarce memory strips have few rows, and training computes again what it does not keep."""
-    monkeypatch.setattr(devices, "free_memory", lambda device: 0 if request.param == "scarce" else 80 << 30)
+    monkeypatch.setattr(device_memory, "free_memory", lambda device: 0 if request.param == "scarce" else 80 << 30)
     monkeypatch.setattr(memory, "FEWEST_ROWS", 5)
     for planned in (memory._plan, memory.fits):
         planned.cache_clear()

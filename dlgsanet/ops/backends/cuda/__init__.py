@@ -57,11 +57,11 @@ def unsuited(convolution: Record, x: Tensor, training: bool) -> str | None:
         return f"its windows are {', '.join(map(str, WINDOW_SIZES))} wide, not {window_size}"
     if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
         return "the tensors are of a subclass"
-    return _unusable(x.device) or refused_kernels(convolution, x, training)
+    return unusable(x.device) or refused_kernels(convolution, x, training)
 
 
 @functools.cache
-def _unusable(device: torch.device) -> str | None:
+def unusable(device: torch.device) -> str | None:
     """Why no kernel can be compiled or loaded for a GPU, or None."""
     try:
         from cupy.cuda import nvrtc
@@ -173,9 +173,17 @@ def _on_tensor_cores(convolution: FusedDynamicConv, x: Tensor) -> bool:
     exact_enough = x.dtype in (torch.float16, torch.bfloat16) or (x.dtype == torch.float32 and tf32_allowed())
     _, channels = _parts(x.shape[1] * window**2 // len(convolution.weight))
     fits = window <= 7 and features <= FEATURES_IN_REGISTERS and channels <= 6
-    if not exact_enough or not fits or cuda_modules.capability(x.device) < (8, 0):
+    path = "fused forward on tensor cores"
+    if not exact_enough or not fits or no_tensor_cores(path, x.dtype, x.device):
         return False
-    return _refused("fused forward on tensor cores", convolution, x) is None
+    return _refused(path, convolution, x) is None
+
+
+def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why a kernel of `PATHS` is never used for a dtype on a GPU, or None."""
+    if path.endswith("tensor cores") and (dtype == torch.float64 or cuda_modules.capability(device) < (8, 0)):
+        return "not used: float64 has no tensor cores" if dtype == torch.float64 else "not used: needs sm_80 or later"
+    return None
 
 
 def _parts(channels: int) -> tuple[int, int]:

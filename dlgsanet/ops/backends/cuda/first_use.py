@@ -9,12 +9,12 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dlgsanet.device import is_out_of_memory
+from dlgsanet.memory import is_out_of_memory
 from dlgsanet.ops import autocast
 from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -41,6 +41,12 @@ class Use(NamedTuple):
     device: torch.device
 
 
+def use_of(path: str, dtype: torch.dtype, layer: tuple[int, int, int, int], device: torch.device) -> Use:
+    """The use of a kernel by a layer: (channels, groups, features, window)."""
+    channels, groups, features, window = layer
+    return Use(path, dtype, window, channels // groups, 0 if path.startswith("plain") else features, device)
+
+
 class Verdict(NamedTuple):
     """What came out of the first use. It is kept as JSON."""
 
@@ -52,7 +58,7 @@ class Verdict(NamedTuple):
         return self.reason or f"agrees with the reference to {self.difference:.1e}, {self.seconds:.2f} s at first use"
 
 
-Run = Callable[[Convolution, Tensor, Tensor], tuple[Tensor, ...]]  # (record, x, gradient of the result)
+Run = Callable[[Any, Tensor, Tensor], tuple[Tensor, ...]]  # (record, x, gradient of the result)
 
 
 def refused(use: Use, run: Run) -> str | None:
@@ -132,7 +138,7 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Convolu
     return FusedDynamicConv(random(batch, use.features, height, width), weight, bias, use.window), x, grad
 
 
-def _map(convolution: Convolution, function: Callable[[Tensor], Tensor]) -> Convolution:
+def _map(convolution: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return convolution._make(function(f) if isinstance(f, Tensor) else f for f in convolution)
 
 
