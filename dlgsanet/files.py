@@ -16,12 +16,14 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from dlgsanet.errors import UserError
+
+T = TypeVar("T")
 
 HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:60]
 # Leftovers of another host are deleted only after this time, even if their lock is free: some network file systems keep
@@ -148,7 +150,7 @@ def _made(folder: Path) -> Iterator[None]:
     """Make a folder and those above it; those that are new and still empty go when the block raises."""
     new = list(itertools.takewhile(lambda path: not os.path.lexists(path), (folder, *folder.parents)))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _retried(lambda: folder.mkdir(parents=True, exist_ok=True))
         yield
     except BaseException:
         with suppress(OSError):
@@ -162,10 +164,23 @@ def _temporary_name(folder: Path) -> Path:
     return folder / f"{_OURS}{_PROCESS}-{secrets.token_hex(4)}{_SUFFIX}"
 
 
+def _new_file(folder: Path) -> BinaryIO:
+    folder.mkdir(parents=True, exist_ok=True)
+    return open(_temporary_name(folder), "x+b")
+
+
+def _retried(make: Callable[[], T]) -> T:
+    """``make()``. Another process may remove its new and empty folder (`_made`) while this one begins to use it."""
+    for _ in range(50):
+        with suppress(FileNotFoundError, FileExistsError):
+            return make()
+    return make()
+
+
 @contextmanager
 def _temporary_file(folder: Path) -> Iterator[BinaryIO]:
     while True:
-        file = open(_temporary_name(folder), "x+b")  # noqa: SIM115  # closed below
+        file = _retried(lambda: _new_file(folder))
         with suppress(OSError):
             if not _lock(file) or not os.fstat(file.fileno()).st_nlink:  # another writer takes it for a leftover
                 file.close()

@@ -207,9 +207,8 @@ def or_a_word(row: list[str], columns: int, seconds: int) -> Iterator[None]:
     signal.signal(signal.SIGALRM, too_long)
     word = ""
     try:
-        if left[0] <= 0:
-            raise TimeoutError
-        signal.alarm(max(1, min(seconds, int(left[1]))))
+        # A row that may no longer begin is interrupted at once.
+        signal.setitimer(signal.ITIMER_REAL, max(1, min(seconds, left[1])) if left[0] > 0 else 1e-3)
         yield
     except Exception as error:
         if is_out_of_memory(error):
@@ -219,11 +218,11 @@ def or_a_word(row: list[str], columns: int, seconds: int) -> Iterator[None]:
             word = f"more than {seconds} s" if overdue else f"failed: {type(error).__name__}"
             if left[0] <= 0:
                 word = "not begun: the part took too long"
-            FAILED.append(row)
-            if not overdue:
+            else:
                 traceback.print_exc()
+            FAILED.append(row)
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
     if word:
         row += [word] + ["-"] * (columns - len(row) - 1)
     torch.cuda.empty_cache()

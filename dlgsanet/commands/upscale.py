@@ -12,6 +12,7 @@ from dlgsanet.errors import UserError
 from dlgsanet.files import check_can_write
 from dlgsanet.pictures.find_files import STREAM, Found, Job, find_files
 from dlgsanet.pictures.formats import WRITTEN
+from dlgsanet.pictures.shares import Shard, read_shard, upscale_on_devices
 from dlgsanet.startup import quick_imports
 
 DESCRIPTION = """\
@@ -49,7 +50,10 @@ def parser() -> argparse.ArgumentParser:
         "number: tiles of N pixels per side; auto (default): exact if it fits, else tiles")  # fmt: skip
     add("--self-ensemble", action="store_true", help="average over 8 flips and transposes: 8 times the work, slightly "
         "better")  # fmt: skip
-    add("--device", help="cpu, cuda, cuda:1, mps, xpu (default: the GPU if there is one)")
+    add("--device", help="cpu, cuda, cuda:1, mps, xpu, or several that share the pictures: cuda:0,cuda:1 (default: all "
+        "GPUs for a folder, the first for a picture, the CPU without one)")  # fmt: skip
+    add("--shard", type=_shard, metavar="I/N", help="do only part I of N, for N jobs that share a folder; slurm: the "
+        "part of this task of a job array")  # fmt: skip
     add("-g", "--gpu-id", dest="device", type=_gpu, metavar="N", help="the same as --device cuda:N")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and features (default: "
         "fp32); the others are for GPUs")  # fmt: skip
@@ -84,6 +88,13 @@ def _tile(text: str) -> str | int:
     raise argparse.ArgumentTypeError(f"{text!r} is not auto, exact, or a number of pixels")
 
 
+def _shard(text: str) -> Shard:
+    try:
+        return read_shard(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _gpu(text: str) -> str:
     return f"cuda:{whole_number(0)(text)}"
 
@@ -97,6 +108,9 @@ def main(argv: list[str]) -> int:
     extension = None if arguments.ext == "auto" else f".{arguments.ext}"
     found = find_files(inputs, arguments.output, extension, arguments.suffix)
     failures = found.faults
+    if arguments.shard:
+        found.jobs = [job for job in found.jobs if arguments.shard.has(job)]
+        _say(f"part {arguments.shard.index} of {arguments.shard.count}: {len(found.jobs)} pictures")
     waiting = [job for job in found.jobs if arguments.overwrite or not os.path.isfile(job.target)]
     if skipped := len(found.jobs) - len(waiting):
         _say(f"{skipped} there already, skipped (--overwrite replaces them)")
@@ -106,22 +120,28 @@ def main(argv: list[str]) -> int:
             with quick_imports():
                 from dlgsanet.inference.loading import load_model  # loads torch: not for --help or a misspelt option
                 from dlgsanet.inference.weights import find_weights, for_jpeg
+                from dlgsanet.ops import freeze
                 from dlgsanet.pictures.upscale_files import FileUpscaler
 
             a = arguments
             weights = find_weights(a.weights, a.scale, a.outscale or 2)
-            upscaler = FileUpscaler(
-                network=load_model(weights, a.scale, a.device, a.precision),
-                report=_say,
-                outscale=a.outscale,
-                tile=a.tile,
-                self_ensemble=a.self_ensemble,
-                extension=extension,
-                quality=a.quality,
-                dry_run=a.dry_run,
-                jpeg_weights=for_jpeg(weights),
-            )
-            failures += upscaler.run(waiting)
+            how = {
+                "report": _say,
+                "outscale": a.outscale,
+                "tile": a.tile,
+                "self_ensemble": a.self_ensemble,
+                "extension": extension,
+                "quality": a.quality,
+                "dry_run": a.dry_run,
+            }
+            devices = _devices(a.device, waiting)
+            if len(devices) > 1:
+                options = {"weights": weights, "scale": a.scale, "precision": a.precision, **how}
+                failures += upscale_on_devices(devices, options, waiting)
+            else:
+                network = load_model(weights, a.scale, devices[0], a.precision)
+                freeze(network)
+                failures += FileUpscaler(network=network, jpeg_weights=for_jpeg(weights), **how).run(waiting)
     except KeyboardInterrupt:
         _say("dlgsanet: interrupted; results written so far are whole")
         return 130
@@ -148,6 +168,20 @@ def _report_left_out(found: Found, suffix: str) -> None:
     if found.other_files:
         kinds = ", ".join(f"{number} {extension}" for extension, number in sorted(found.other_files.items()))
         _say(f"left out, not pictures: {kinds}")
+
+
+def _devices(names: str | None, jobs: list[Job]) -> list[str | None]:
+    """The devices that share the pictures; None is the default device."""
+    from dlgsanet.device import accelerators, find_device
+
+    if any(STREAM in (job.source, job.target) for job in jobs):
+        return [names]
+    if names is not None:
+        found: list[str | None] = [str(find_device(name)) for name in names.split(",")] if "," in names else [names]
+    else:
+        gpus = list(accelerators())
+        found = [str(gpu) for gpu in gpus if gpu.type == gpus[0].type] if len(gpus) > 1 else [None]
+    return found[: max(1, len(jobs))] if len(jobs) > 1 else found[:1]
 
 
 def _say(line: str) -> None:

@@ -45,12 +45,12 @@ class FileUpscaler:
     jpeg_weights: str | None = None
     _low_qualities: list[int] = field(default_factory=list)
 
-    def run(self, jobs: list[Job]) -> list[str]:
-        """Do the jobs; return a line for each one that failed."""
+    def run(self, jobs: list[Job], first: int = 1, count: int | None = None) -> list[str]:
+        """Do the jobs, numbered from `first` on, of `count`; return a line for each one that failed."""
         failures = []
-        for number, job in enumerate(jobs, 1):
+        for number, job in enumerate(jobs, first):
             try:
-                self._do(job, f"[{number}/{len(jobs)}] ")
+                self._do(job, f"[{number}/{count or len(jobs)}] ")
             except BrokenPipeError:
                 raise
             # Whatever went wrong with one picture, the others are still upscaled.
