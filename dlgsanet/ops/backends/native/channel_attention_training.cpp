@@ -38,7 +38,7 @@ DLGSANET_API bool dlgsanet_projected_depthwise(const float* x, const float* norm
     };
     const Shape shape{batch, channels, height, width}, out_shape{batch, hidden, height, width};
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj, hidden, channels}};
-    const Tiling tiles(shape, 6 * hidden + channels, threads);
+    const Tiling tiles(shape, 6 * hidden + channels, 1, threads);
     auto make = [&](Arena& arena) {
         return Scratch{arena.rows(channels, tiles.width() + 2),
                        {arena.rows(hidden, tiles.width()), arena.rows(hidden, tiles.width())},

@@ -31,7 +31,7 @@ DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv(const float* x, const fl
                                                       Index width, int threads) {
     const Shape shape{batch, channels, height, width}, z_shape{batch, inputs, height, width};
     const FilterMaker maker{weight, bias, groups, window_size, inputs};
-    const Tiling tiles(shape, (window_size + 2) * channels + inputs, threads);
+    const Tiling tiles(shape, (window_size + 2) * channels + inputs, window_size / 2, threads);
     const Index r = window_size / 2;
     auto make = [&](Arena& arena) { return Scratch(arena, maker, channels, tiles.width()); };
 

@@ -51,7 +51,7 @@ DLGSANET_API bool dlgsanet_gated_feed_forward(const float* x, const float* norm_
                                             float* out, Index batch, Index channels, Index half, Index height,
                                             Index width, int threads) {
     const Shape shape{batch, channels, height, width};
-    const Tiling tiles(shape, 10 * half + 2 * channels, threads);
+    const Tiling tiles(shape, 10 * half + 2 * channels, 1, threads);
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, 2 * half, channels}};
     const Weights leave(proj_out, channels, half);
     auto make = [&](Arena& arena) { return Scratch(arena, channels, half, tiles.width()); };

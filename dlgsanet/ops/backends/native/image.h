@@ -2,6 +2,8 @@
 // Only these copies access the memory of a tensor, so kernels can work on whole registers.
 #pragma once
 
+#include <unistd.h>
+
 #include "vector.h"
 
 namespace dlgsanet {
@@ -18,14 +20,26 @@ struct Tile {
     Index columns() const { return right - left; }
 };
 
+// Floats of scratch memory that fit in a core's second-level cache, with room for weights and the rows of images.
+inline Index cache_floats() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    static const Index bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    const Index floats = bytes / Index(sizeof(float)) * 3 / 4;
+    return std::min<Index>(std::max<Index>(floats, DLGSANET_CACHE_FLOATS), 2 * DLGSANET_CACHE_FLOATS);
+#else
+    return DLGSANET_CACHE_FLOATS;
+#endif
+}
+
 // The tiles of images. They are as wide as the second-level cache allows with `floats_per_column` floats per column, and
-// as tall as possible while each thread still gets several tiles. The tiling must not change the value of any pixel.
+// as tall as possible while each thread still gets several tiles. With `margin` more columns on both sides a tile has
+// whole registers. The tiling must not change the value of any pixel.
 class Tiling {
 public:
-    Tiling(const Shape& shape, Index floats_per_column, int threads) : shape_(shape) {
-        const Index fitting = std::max<Index>(64, cache_floats / floats_per_column);
-        const Index across = (shape.width + fitting - 1) / fitting;
-        tile_width_ = round_up((shape.width + across - 1) / across, 16);
+    Tiling(const Shape& shape, Index floats_per_column, Index margin, int threads) : shape_(shape) {
+        const Index fitting = std::max<Index>(64, cache_floats() / floats_per_column);
+        const Index across = (shape.width + fitting - 1) / fitting, share = (shape.width + across - 1) / across;
+        tile_width_ = across == 1 ? share : std::max(margin, round_up(share + 2 * margin, 16) - 2 * margin);
         columns_ = (shape.width + tile_width_ - 1) / tile_width_;
         const Index others = shape.batch * columns_;
         const Index wanted = (4 * threads + others - 1) / others;
@@ -45,7 +59,6 @@ public:
     }
 
 private:
-    static constexpr Index cache_floats = DLGSANET_CACHE_FLOATS;
     static constexpr Index least_rows = 16, most_rows = 64;
 
     Shape shape_;

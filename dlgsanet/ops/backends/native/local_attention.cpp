@@ -23,7 +23,7 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
     const LocalFeatures layer{
         enter, {squeeze_weight, squeezed, channels, squeeze_bias}, spatial_weight, spatial_bias, window_size};
     const Weights leave(proj_out, channels, channels);
-    const Tiling tiles(shape, (window_size + 3) * channels + (window_size + 1) * squeezed, threads);
+    const Tiling tiles(shape, (window_size + 3) * channels + (window_size + 1) * squeezed, window_size / 2, threads);
     auto make = [&](Arena& arena) {
         Scratch s{LocalFeatureRows(arena, layer, tiles.width(), filtered_together), Filters(arena, maker), {},
                   arena.rows(channels, tiles.width())};

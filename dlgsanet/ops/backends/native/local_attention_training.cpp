@@ -136,7 +136,7 @@ DLGSANET_API bool dlgsanet_local_features(const float* x, const float* norm_weig
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, channels, channels}};
     const LocalFeatures layer{
         enter, {squeeze_weight, squeezed, channels, squeeze_bias}, spatial_weight, spatial_bias, window_size};
-    const Tiling tiles(shape, (window_size + 1) * (channels + squeezed), threads);
+    const Tiling tiles(shape, (window_size + 1) * (channels + squeezed), window_size / 2, threads);
     auto make = [&](Arena& arena) { return LocalFeatureRows(arena, layer, tiles.width()); };
 
     return parallel(threads, tiles.count(), make, [&](Index task, const LocalFeatureRows& s) {

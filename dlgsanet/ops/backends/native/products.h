@@ -45,7 +45,7 @@ inline void multiply_down(const Rows* matrices, Index count, Index q, Index q_en
                           Columns columns, float* sums) {
     const Index pitch = k_end - k;
     for (; q + Q <= q_end; q += Q, sums += Q * pitch * lanes)
-        multiply_across<Q, many_registers ? 4 : 2>(matrices, count, q, k, k_end, columns, sums, pitch);
+        multiply_across<Q, many_registers ? 4 : 3>(matrices, count, q, k, k_end, columns, sums, pitch);
     if constexpr (Q > 1)
         if (q < q_end) multiply_down<Q - 1>(matrices, count, q, q_end, k, k_end, columns, sums);
 }
