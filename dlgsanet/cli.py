@@ -16,7 +16,7 @@ from functools import partial
 
 from dlgsanet import __version__
 from dlgsanet.errors import UserError, unknown
-from dlgsanet.startup import leave
+from dlgsanet.startup import leave, spin_shortly
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # name -> what it does; its arguments and `main` are in `dlgsanet.commands.NAME`.
@@ -89,6 +89,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _call(entry: str, argv: list[str]) -> int:
     module, function = entry.split(":")
+    spin_shortly()
     return getattr(importlib.import_module(module), function)(argv)
 
 

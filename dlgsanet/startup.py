@@ -1,4 +1,4 @@
-"""A short start and end of commands that only run a network: most of their time on a small picture is imports."""
+"""How commands start and end: threads that do not spin; imports, most of the time of a small picture; a quick exit."""
 
 import atexit
 import gc
@@ -11,6 +11,17 @@ from contextlib import contextmanager
 
 # How PyTorch computes shapes while it traces a graph: a quarter of its import.
 _FOR_TRACING = "torch._meta_registrations"
+
+
+# How often an idle thread of libgomp looks for work before it sleeps: a fraction of a millisecond. By default it spins
+# for several, and takes the core from the threads that compute as soon as the machine has other work.
+_SPINS = "10000"
+
+
+def spin_shortly() -> None:
+    """Let idle threads sleep early, unless the environment says how they wait. Call it before torch is imported."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Commands that only run a network import what they need for it, and nothing else."""
 
+import os
 import subprocess
 import sys
 
@@ -87,3 +88,24 @@ leave(3)
 def test_lost_output_is_an_exit_code():
     code = "import sys; from dlgsanet.startup import leave; sys.stdout = open('/dev/full', 'w'); print('x'); leave(0)"
     assert python(code).returncode == 120
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000 None"), ({"GOMP_SPINCOUNT": "5"}, "5 None"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None ACTIVE")],
+)
+def test_idle_threads_sleep_early_unless_the_environment_says_otherwise(given, expected):
+    """It must be set before torch loads libgomp, which reads it once."""
+    code = """
+import os, sys, types
+def main(argv):
+    assert "torch" not in sys.modules
+    print(os.environ.get("GOMP_SPINCOUNT"), os.environ.get("OMP_WAIT_POLICY"))
+    return 0
+sys.modules["probe"] = types.SimpleNamespace(main=main)
+from dlgsanet.cli import run
+sys.exit(run("probe:main", []))
+"""
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = python(code, env=kept | given)
+    assert done.stdout.strip() == expected, done.stderr
