@@ -189,14 +189,14 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
     end = ends.get(schedule["type"])
     if isinstance(end, (int, float)) and end < train["total_iter"]:
         yield f"train.scheduler: ends at iteration {end}, before train.total_iter, {train['total_iter']}"
-    if options["model_type"] == OURS:
+    of_basicsr = options["model_type"] in _FROM_BASICSR["MODEL"]
+    unknown_to_it = [name for name, types in _OF_BASICSR.items() if of_basicsr and train[name]["type"] not in types]
+    for section in unknown_to_it:
+        yield f"train.{section}: {options['model_type']} has no {train[section]['type']}; set model_type: {OURS}"
+    if (of_basicsr and not unknown_to_it) or options["model_type"] == OURS:
         from dlgsanet.models.optimization import optimization_faults
 
         yield from optimization_faults(train)
-    for section, types in _OF_BASICSR.items():
-        given = train[section]["type"]
-        if options["model_type"] in _FROM_BASICSR["MODEL"] and given not in types:
-            yield f"train.{section}: {options['model_type']} has no {given}; set model_type: {OURS}"
 
 
 def _linear_start(options: dict[str, Any]) -> Iterator[str]:

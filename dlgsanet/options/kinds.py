@@ -73,6 +73,8 @@ class Whole(Kind):
             yield f"{where}: {shown(value)} is not a whole number"
         elif value != int(value):
             yield f"{where}: {value} is not a whole number"
+        elif value > Whole.most:
+            yield f"{where}: {value} is out of range, it must be at most {self.most}"
         elif not self.least <= value <= self.most:
             yield f"{where}: {value} is out of range, {_range(self.least, self.most)}"
 

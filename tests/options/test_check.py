@@ -138,6 +138,21 @@ def test_a_validation_set_without_a_section_on_validation(options):
     read(options)
 
 
+@pytest.mark.parametrize("model", ["SRModel", "DLGSANetModel"])
+@pytest.mark.parametrize("values", [{"lr": -1.0}, {"betas": [2, 3]}])
+def test_values_of_the_optimizer_for_every_model(options, model, values):
+    options["model_type"] = model
+    for name in ("ema_warmup", "grad_clip"):
+        options["train"].pop(name, None)
+    options["train"]["optim_g"] |= values
+    assert "train.optim_g" in fault(options)
+
+
+def test_number_that_is_too_large_is_said_to_be(options):
+    options["train"]["total_iter"] = 10**18
+    assert f"train.total_iter: {10**18} is out of range, it must be at most" in fault(options)
+
+
 @pytest.mark.parametrize(("network", "name"), [("DLGSANet", "upscale"), ("SwinIR", "upscale"), ("RRDBNet", "scale")])
 def test_enlargement_of_the_network_and_of_the_data(options, network, name):
     """Also where the option file leaves it to the network's default."""
