@@ -36,8 +36,12 @@ from dlgsanet.files import printable, write_whole, written_aside
 
 FORMATS = (".pth", ".safetensors")
 _ZIP, _PICKLE = b"PK", b"\x80"  # how a .pth begins, now and before PyTorch 1.6
-# State dicts inside a .pth. The first one that is there is read: BasicSR, Lightning and OpenMMLab, others.
-_KEYS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net_g", "generator", "network", "net")
+# State dicts inside a .pth. The first one that is there is read: averaged weights, then BasicSR, Lightning and
+# OpenMMLab, others.
+_KEYS = (
+    "params_ema", "model_ema", "g_ema", "ema", "params", "state_dict", "model_state_dict", "model", "net_g",
+    "generator", "network", "net", "weights", "checkpoint",
+)  # fmt: skip
 _OTHER_KINDS = {
     b"\x89HDF": "an HDF5 file (Keras)",
     b"\x93NUM": "a NumPy array",

@@ -88,6 +88,8 @@ def wrapped(state, prefix, **more):
     [
         lambda state: {"state_dict": state},
         lambda state: {"model": state, "epoch": 3},
+        lambda state: {"weights": state},
+        lambda state: {"checkpoint": state, "optimizer": {}},
         lambda state: wrapped(state, "net_g."),
         lambda state: wrapped(state, "module._orig_mod."),
         lambda state: {"params": wrapped(state, "_orig_mod.")},
@@ -112,9 +114,11 @@ def test_files_of_wrappers_are_read(tmp_path, content):
 def test_averaged_weights_of_a_wrapper_come_first(tmp_path):
     state = DLGSANet(**SMALL).state_dict()
     averaged = {name: value + 1 for name, value in state.items()}
-    torch.save({"state_dict": wrapped(state, "generator.") | wrapped(averaged, "generator_ema.")}, tmp_path / "a.pth")
-    name = next(iter(state))
-    assert torch.equal(read_checkpoint(tmp_path / "a.pth").state[name], averaged[name])
+    both = wrapped(state, "generator.") | wrapped(averaged, "generator_ema.")
+    for content in ({"state_dict": both}, {"model": state, "ema": averaged}):
+        torch.save(content, tmp_path / "a.pth")
+        name = next(iter(state))
+        assert torch.equal(read_checkpoint(tmp_path / "a.pth").state[name], averaged[name])
 
 
 @pytest.mark.long
