@@ -45,7 +45,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda, "unusable", lambda gpu: None)
     monkeypatch.setattr(cuda_modules, "capability", lambda gpu: (9, 0))
     monkeypatch.setattr(cuda_modules, "describe_card", lambda gpu: ("An untried card", "13.0"))
-    monkeypatch.setattr(cuda_modules, "require_no_capture", lambda gpu: None)
+    monkeypatch.setattr(cuda_modules, "require_no_capture", lambda: None)
     monkeypatch.setattr(first_use, "_difference", difference)
     monkeypatch.setattr("dlgsanet.commands.doctor._layers", lambda: iter(["left out: there are no tensors on a GPU"]))
 

@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
     failures = found.faults
     if arguments.shard:
         found.jobs = [job for job in found.jobs if arguments.shard.has(job)]
-        _say(f"part {arguments.shard.index} of {arguments.shard.count}: {len(found.jobs)} pictures")
+        _say(f"part {arguments.shard.part} of {arguments.shard.parts}: {len(found.jobs)} pictures")
     waiting = [job for job in found.jobs if arguments.overwrite or not os.path.isfile(job.target)]
     if skipped := len(found.jobs) - len(waiting):
         _say(f"{skipped} there already, skipped (--overwrite replaces them)")
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> int:
             devices = _devices(a.device, waiting)
             if len(devices) > 1:
                 options = {"weights": weights, "scale": a.scale, "precision": a.precision, **how}
-                failures += upscale_on_devices(devices, options, waiting)
+                failures += upscale_on_devices([str(device) for device in devices], options, waiting)
             else:
                 network = load_model(weights, a.scale, devices[0], a.precision)
                 freeze(network)

@@ -35,7 +35,7 @@ def dynamic_depthwise_conv(x: Tensor, filters: Tensor, *, backend: str | None = 
 
     Source: Han et al., "On the Connection between Local Attention and Dynamic Depth-wise Convolution", ICLR 2022.
     """
-    if backend is None or torch.compiler.is_compiling():
+    if _is_traced(x, filters):
         return in_autocast_dtype(torch.ops.dlgsanet.dynamic_depthwise_conv, x, filters)
 
     def on_backend(x: Tensor, filters: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def fused_dynamic_depthwise_conv(
 
     Source: DLGSANet, section 3.2 (MHDLSA).
     """
-    if backend is None or torch.compiler.is_compiling():
+    if _is_traced(x, z, weight, bias):
         return in_autocast_dtype(torch.ops.dlgsanet.fused_dynamic_depthwise_conv, x, z, weight, bias, window_size)
 
     def on_backend(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_size: int) -> Tensor:
@@ -76,7 +76,16 @@ def fused_dynamic_depthwise_conv(
     return in_autocast_dtype(on_backend, x, z, weight, bias, window_size)
 
 
-def _convolve_on(backend: str, convolution: Convolution, x: Tensor) -> Tensor:
+def _is_traced(*tensors: Tensor | None) -> bool:
+    """Whether a graph is traced, or tensors are not plain ones. Otherwise a call need not pass through `torch.ops`."""
+    plain = (Tensor, torch.nn.Parameter, type(None))
+    tracing = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return tracing or any(type(t) not in plain for t in tensors)
+
+
+def _convolve_on(backend: str | None, convolution: Convolution, x: Tensor) -> Tensor:
+    if backend is None:
+        return convolve(None, convolution, x)
     return convolve(dispatch.select(convolution, x, backend=backend).functions(type(convolution)), convolution, x)
 
 

@@ -14,13 +14,13 @@ from dlgsanet.pictures.find_files import Job
 
 
 class Shard(NamedTuple):
-    """Part `index`, from 1 on, of `count`."""
+    """Part number `part`, from 1 on, of `parts`."""
 
-    index: int
-    count: int
+    part: int
+    parts: int
 
     def has(self, job: Job) -> bool:
-        return zlib.crc32(os.fsencode(job.target)) % self.count == self.index - 1
+        return zlib.crc32(os.fsencode(job.target)) % self.parts == self.part - 1
 
 
 def read_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:

@@ -30,6 +30,7 @@ def card(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
     monkeypatch.setattr(cuda_modules, "describe_card", lambda device: (CARD, "12.9"))
     monkeypatch.setattr(cuda, "tf32_allowed", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     on_cpu = dataclasses.replace(cuda.BACKEND, unsuited=cuda.refused_kernels)
     load = dispatch.load
     monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "torch")})

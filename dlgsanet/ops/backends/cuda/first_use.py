@@ -80,7 +80,7 @@ def examine(use: Use, run: Run, again: bool = False) -> Verdict:
     Raises:
         RuntimeError: a CUDA graph is captured.
     """
-    cuda_modules.require_no_capture(use.device)
+    cuda_modules.require_no_capture()
     card, driver = cuda_modules.describe_card(use.device)
     path = cuda_modules.kept_path(".json", use[:-1], card, driver, torch.__version__)
     if not again:

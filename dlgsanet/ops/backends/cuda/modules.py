@@ -105,9 +105,9 @@ def keep(content: bytes, path: Path) -> None:
         pass  # a cache that cannot be written only costs time
 
 
-def require_no_capture(device: torch.device) -> None:
+def require_no_capture() -> None:
     """Raise a RuntimeError while a CUDA graph is captured."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+    if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "a kernel cannot be loaded while a CUDA graph is captured; run the network once before capturing"
         )
@@ -121,7 +121,7 @@ class Module:
 
         self.device = device
         with _current(device):
-            require_no_capture(device)
+            require_no_capture()
             module = function.Module()
             module.load(cached_cubin(instance, "sm_{}{}".format(*capability(device))))
             # All of them now: otherwise the driver may load a kernel at its first use, which could be in a capture.
