@@ -56,7 +56,7 @@ test-long: setup-test
 # For machines without internet, `make test-gpu SETUP=no` and `make bench-gpu SETUP=no` install nothing: they use the
 # packages of $(PYTHON).
 ifeq ($(SETUP),no)
-gpu_python := $(PYTHON)
+gpu_python := PYTHONPATH=. $(PYTHON)
 else
 gpu_python := $(bin)/python
 gpu_setup := setup-test
