@@ -79,7 +79,7 @@ lint: setup-test
 
 # Measure with nothing else running.
 bench: setup-test
-	$(bin)/python scripts/benchmark_cpu.py --output docs/benchmarks/cpu.md
+	$(bin)/python scripts/benchmark_cpu.py --output docs/benchmarks
 
 PARTS ?= tiny large inference training graphs
 bench-gpu: $(gpu_setup)

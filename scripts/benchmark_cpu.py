@@ -2,13 +2,13 @@
 
   python scripts/benchmark_cpu.py                             the whole table, below 8 minutes on two cores
   python scripts/benchmark_cpu.py --quick                     the same at small sizes, to see that all of it runs
-  python scripts/benchmark_cpu.py --output docs/benchmarks/cpu.md
+  python scripts/benchmark_cpu.py --output docs/benchmarks    to the file of the instruction set: cpu_avx2.md
+  python scripts/benchmark_cpu.py --compare PATH              native, next to an older checkout (built) at PATH
   python scripts/benchmark_cpu.py --memory-curve              peak memory from 0.06 to 4 megapixels of input
   python scripts/benchmark_cpu.py --page-faults               page faults, CPU time and peak memory of repeated calls
 
 Measure with nothing else running. Rows of a table are run alternately within one process, a round after the other,
-after one round to warm up; times are medians, ratios are to the table's first row. Everything is measured twice, in a
-process with glibc's allocator as it is (stock) and in one with the setting of the commands (tuned; docs/cpu.md).
+after one round to warm up; times are medians, ratios are to the table's first row. glibc's allocator is as it is.
 
   naive       the reference, whose dynamic convolution unfolds the image and multiplies by all filters, as is usual
   reference   the same network with the reference's dynamic convolution
@@ -34,10 +34,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+CHECKOUT = "DLGSANET_BENCH_CHECKOUT"  # the variable with which child processes find the checkout to measure
+REPOSITORY = Path(os.environ.get(CHECKOUT) or Path(__file__).resolve().parents[1])
 sys.path.insert(0, str(REPOSITORY))
 
 import torch  # noqa: E402
@@ -46,7 +48,10 @@ from torch import Tensor, nn  # noqa: E402
 
 from dlgsanet import allocator  # noqa: E402
 from dlgsanet.archs.dlgsanet import DLGSANet  # noqa: E402
+from dlgsanet.archs.feed_forward import GDFN  # noqa: E402
+from dlgsanet.archs.mhdlsa import MHDLSA  # noqa: E402
 from dlgsanet.archs.sizes import size_options  # noqa: E402
+from dlgsanet.archs.sparse_gsa import SparseGSA  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
 from dlgsanet.ops import dispatch, operators  # noqa: E402
 from dlgsanet.ops.records import FusedDynamicConv  # noqa: E402
@@ -78,7 +83,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes and one round")
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds; default 3")
-    parser.add_argument("--output", type=Path, help="also write the tables to this Markdown file")
+    parser.add_argument("--output", type=Path, help="also write the tables to this Markdown file, or folder")
+    parser.add_argument("--compare", type=Path, metavar="PATH", help="only native, next to the checkout at PATH")
     parser.add_argument("--memory-curve", action="store_true", help="only peak memory over the size of the image")
     parser.add_argument("--page-faults", action="store_true", help="only page faults, CPU time, peak memory of calls")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # what a child process measures
@@ -90,15 +96,18 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         os.environ[EXPORTED_FILE] = str(Path(folder, "tiny_x4.onnx"))
-        if arguments.memory_curve:
+        if arguments.compare:
+            lines = comparison(arguments.compare.resolve(), sizes, rounds, arguments.quick)
+        elif arguments.memory_curve:
             lines = memory_curve(arguments.quick)
         else:
             lines = page_faults(arguments.quick) if arguments.page_faults else tables(sizes, rounds, arguments.quick)
         text = "\n".join(lines)
     print(text)
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(f"{text}\n", encoding="utf-8")
+    if path := arguments.output:
+        path = path if path.suffix == ".md" else path / f"cpu_{instruction_set()}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n", encoding="utf-8")
 
 
 # The tables, from what child processes measured
@@ -106,30 +115,45 @@ def main() -> None:
 
 def tables(sizes: Sizes, rounds: int, quick: bool) -> Iterator[str]:
     if exported_rows():
-        in_child("tuned", quick, "export")
-    timed = {name: in_child(name, quick, "times", rounds=rounds) for name in ALLOCATORS}
+        in_child("stock", quick, "export")
+    measured = in_child("stock", quick, "times", rounds=rounds)
     yield from heading(sizes, rounds)
-    for title in timed["stock"]["times"]:
-        yield from ["", f"## {title}", "", "| | stock [ms] | ratio | tuned [ms] | ratio | tuned: of sgemm's rate |"]
-        yield "|---|---:|---:|---:|---:|---:|"
-        stock, tuned = (timed[name]["times"][title] for name in ALLOCATORS)
-        base = next(iter(stock))
-        for row in stock:
-            macs = timed["tuned"]["macs"].get(title, {}).get(row)
-            share = f"{macs / tuned[row] / timed['tuned']['sgemm']:.0%}" if macs else ""
-            cells = [f"{t[row] * 1000:.1f} | {t[base] / t[row]:.2f}" for t in (stock, tuned)]
-            yield f"| {row} | {' | '.join(cells)} | {share} |"
-    rates = ", ".join(f"{timed[name]['sgemm'] / 1e9:.1f} ({name})" for name in ALLOCATORS)
-    yield from ["", f"sgemm of side {sizes.sgemm}: {rates} GMAC/s."]
+    for title, times in measured["times"].items():
+        yield from ["", f"## {title}", "", "| | ms | ratio | of sgemm's rate |", "|---|---:|---:|---:|"]
+        base = next(iter(times.values()))
+        for row, seconds in times.items():
+            macs = measured["macs"][title].get(row)
+            share = f"{macs / seconds / measured['sgemm']:.0%}" if macs else ""
+            yield f"| {row} | {seconds * 1000:.1f} | {base / seconds:.2f} | {share} |"
+    yield from ["", f"sgemm of side {sizes.sgemm}: {measured['sgemm'] / 1e9:.1f} GMAC/s."]
     yield from ["", f"## Peak memory, Tiny x4, {sizes.width}x{sizes.height} input, beyond the idle process [MB]", ""]
-    yield from ["| | stock | tuned |", "|---|---:|---:|"]
+    yield from ["| | MB |", "|---|---:|"]
     for row in ["naive", *available_backends()[::-1], *OTHERS, *exported_rows()]:
-        peaks = [in_child(name, quick, "memory", row, str(sizes.width), str(sizes.height)) for name in ALLOCATORS]
-        yield f"| {row} | {' | '.join(f'{peak:.0f}' for peak in peaks)} |"
+        peak = in_child("stock", quick, "memory", row, str(sizes.width), str(sizes.height))
+        yield f"| {row} | {peak:.0f} |"
+
+
+def comparison(older: Path, sizes: Sizes, rounds: int, quick: bool) -> Iterator[str]:
+    """The native backend of this checkout and of an older one, each in processes of its own that run in turn."""
+    if not (older / "dlgsanet").is_dir():
+        sys.exit(f"benchmark_cpu.py: --compare: {older} is not a checkout of this repository")
+    turns = [
+        [in_child("stock", quick, "native", rounds=rounds, checkout=path) for path in (older, REPOSITORY)]
+        for _ in range(2)
+    ]
+    sides = list(zip(*turns, strict=True))
+    yield from heading(sizes, rounds)
+    yield from ["", f"| native | {older.name} [ms] | this checkout [ms] | ratio | of sgemm's rate |"]
+    yield "|---|---:|---:|---:|---:|"
+    for title, counted in sides[1][0]["macs"].items():
+        before, after = (min(turn["times"][title]["native"] for turn in side) for side in sides)
+        macs = counted.get("native")
+        share = f"{macs / after / max(turn['sgemm'] for turn in sides[1]):.0%}" if macs else ""
+        yield f"| {title} | {before * 1000:.1f} | {after * 1000:.1f} | {before / after:.2f} | {share} |"
 
 
 def memory_curve(quick: bool) -> Iterator[str]:
-    yield from ["Peak memory of Tiny x4 beyond the idle process [MB] over the input's size, tuned allocator.", ""]
+    yield from ["Peak memory of Tiny x4 beyond the idle process [MB] over the input's size.", ""]
     names = [name for name in available_backends() if name != "reference"]
     yield from [
         f"| megapixels | {' | '.join(names)} | one feature (48 channels) |",
@@ -137,7 +161,7 @@ def memory_curve(quick: bool) -> Iterator[str]:
     ]
     for megapixels in MEGAPIXELS[:2] if quick else MEGAPIXELS:
         width, height = round((megapixels * 1e6 * 16 / 9) ** 0.5), round((megapixels * 1e6 * 9 / 16) ** 0.5)
-        peaks = [in_child("tuned", quick, "memory", name, str(width), str(height)) for name in names]
+        peaks = [in_child("stock", quick, "memory", name, str(width), str(height)) for name in names]
         feature = width * height * 48 * 4 / 1e6
         yield f"| {megapixels:.2f} ({width}x{height}) | {' | '.join(f'{p:.0f}' for p in peaks)} | {feature:.0f} |"
 
@@ -159,7 +183,7 @@ def heading(sizes: Sizes, rounds: int) -> Iterator[str]:
     yield ""
     capability = torch.backends.cpu.get_cpu_capability()
     yield (
-        f"{datetime.date.today()}: {processor()}, {capability}, "
+        f"{datetime.date.today()}: {processor()}, {capability}, L2 cache {second_level_cache()}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32; "
         f"{rounds} rounds; `python scripts/benchmark_cpu.py`."
     )
@@ -176,9 +200,25 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def in_child(allocator_name: str, quick: bool, *part: str, rounds: int = 1):
+def instruction_set() -> str:
+    return torch.backends.cpu.get_cpu_capability().lower()
+
+
+def second_level_cache() -> str:
+    """Of the first core, as Linux reports it."""
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if (index / "level").read_text().strip() == "2":
+            return (index / "size").read_text().strip()
+    return "of unknown size"
+
+
+def in_child(allocator_name: str, quick: bool, *part: str, rounds: int = 1, checkout: Path = REPOSITORY):
     command = [sys.executable, __file__, "--rounds", str(rounds), *["--quick"] * quick, "--part", *part]
-    environment = os.environ | {allocator.VARIABLE: allocator_name}
+    environment = os.environ | {
+        allocator.VARIABLE: allocator_name,
+        CHECKOUT: str(checkout),
+        "PYTHONPATH": str(checkout),
+    }
     child = subprocess.run(command, env=environment, stdout=subprocess.PIPE)
     if child.returncode:
         sys.exit(f"benchmark_cpu.py: {' '.join(part)} with the {allocator_name} allocator failed")
@@ -201,7 +241,7 @@ def measure_part(part: list[str], sizes: Sizes, rounds: int):
         _, row, width, height = part
         return peak_memory(row, int(width), int(height))
     times, macs = {}, {}
-    for title, group, macs[title] in groups(sizes):
+    for title, group, macs[title] in native_groups(sizes) if part[0] == "native" else groups(sizes):
         times[title] = alternate(group, rounds)
     return {"times": times, "macs": macs, "sgemm": sgemm_rate(sizes.sgemm)}
 
@@ -229,8 +269,43 @@ def groups(sizes: Sizes) -> Iterator[tuple[str, dict[str, Callable[[], object]],
     tiny = network("torch", "Tiny")
     one = {row: on_one_thread(serve(row, inference(tiny, sizes.height, sizes.width))) for row in fast}
     yield f"Tiny x4, {at} input, one thread", one, {}
+    yield from layer_groups(sizes, fast)
     step = training_step(sizes)
     yield f"Training step of Tiny x2, {of_patches}", {row: serve(row, step) for row in every}, {}
+
+
+def layer_groups(
+    sizes: Sizes, rows: list[str]
+) -> Iterator[tuple[str, dict[str, Callable[[], object]], dict[str, int]]]:
+    """The three layers of Tiny, each with its multiply-accumulates."""
+    c, half, squeezed, taps, heads = 48, 96, 12, 49, 6
+    per_pixel: dict[str, tuple[nn.Module, int]] = {
+        "MHDLSA": (MHDLSA(c), 2 * c * c + squeezed * (c + taps + c // 6 * taps) + c * taps),
+        "SparseGSA": (SparseGSA(c, heads, tlc_kernel=48), 4 * c * c + 27 * c + 2 * c * c // heads),
+        "GDFN": (GDFN(c, 2.0), 3 * half * c + 18 * half),
+    }
+    x = torch.rand(1, c, sizes.height, sizes.width)
+    for name, (layer, macs) in per_pixel.items():
+        run = torch.inference_mode()(partial(layer.eval(), x))
+        total = macs * sizes.height * sizes.width
+        title = f"{name} of Tiny, {sizes.width}x{sizes.height}"
+        yield title, {row: serve(row, run) for row in rows}, dict.fromkeys(rows, total)
+
+
+def native_groups(
+    sizes: Sizes,
+) -> Iterator[tuple[str, dict[str, Callable[[], object]], dict[str, int]]]:
+    """What `--compare` measures."""
+    yield from layer_groups(sizes, ["native"])
+    for size in ("Tiny", "Light", "Large"):
+        net = network("native", size)
+        macs = {"native": multiply_accumulates(net, sizes.height, sizes.width)}
+        run = serve("native", inference(net, sizes.height, sizes.width))
+        yield f"{size} x4, {sizes.width}x{sizes.height} input", {"native": run}, macs
+        if size == "Tiny":
+            yield f"{size} x4, {sizes.width}x{sizes.height} input, one thread", {"native": on_one_thread(run)}, {}
+    title = f"Training step of Tiny x2, {sizes.batch} of {sizes.patch}x{sizes.patch}"
+    yield title, {"native": serve("native", training_step(sizes))}, {}
 
 
 def alternate(group: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
