@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from numbers import Integral
+from typing import Any, TypeGuard
 from urllib.error import URLError
 
 
@@ -33,6 +34,11 @@ class ArgumentError(UserError):
 
     def for_command(self) -> str:
         return f"--{self.argument.replace('_', '-')}: {self.problem}"
+
+
+def is_whole(value: Any, least: int = 0) -> TypeGuard[int]:
+    """Whether a value is a whole number from `least` up. True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def shown(value: Any) -> str:

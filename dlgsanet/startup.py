@@ -7,7 +7,7 @@ import os
 import sys
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 # How PyTorch computes shapes while it traces a graph: a quarter of its import.
 _FOR_TRACING = "torch._meta_registrations"
@@ -51,7 +51,8 @@ class _BeforeTracing:
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "torch._dynamo" and self in sys.meta_path:
             sys.meta_path.remove(self)
-            importlib.import_module(_FOR_TRACING)
+            with suppress(ImportError):  # a later PyTorch may not have it
+                importlib.import_module(_FOR_TRACING)
 
 
 def _defer(name: str) -> types.ModuleType:

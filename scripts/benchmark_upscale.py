@@ -58,7 +58,7 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     from dlgsanet import load_model
     from dlgsanet.pictures.tile_layout import tiles_of
-    from dlgsanet.pictures.upscale_in_tiles import upscale_pixels
+    from dlgsanet.pictures.upscale_pixels import upscale_pixels
 
     network = load_model(args.weights, args.scale)
     width, height = map(int, args.size.split("x"))

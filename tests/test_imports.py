@@ -25,7 +25,7 @@ LAYERS = [
     "basicsr_compat memory distributed allocator",
     "device",
     "pictures.bounds pictures.formats pictures.picture pictures.reading pictures.writing",
-    "files ownership progress packages signals startup options.table",
+    "files folder_lock progress packages signals startup options.table",
     "errors",
 ]
 LEVEL = {room: number for number, line in enumerate(LAYERS) for room in line.split()}

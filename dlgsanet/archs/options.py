@@ -6,7 +6,7 @@ from typing import Any
 from dlgsanet.archs.feed_forward import FEED_FORWARDS
 from dlgsanet.archs.reconstruction import UPSAMPLERS
 from dlgsanet.archs.sparse_gsa import ACTIVATIONS
-from dlgsanet.errors import unknown
+from dlgsanet.errors import is_whole, unknown
 
 BLOCK_TYPES = ("sparseedge", "edge", "idynamic", "restormer")
 
@@ -33,10 +33,10 @@ def check_network_options(options: Mapping[str, Any]) -> list[str]:
         if options[name] not in words:
             problems.append(unknown(name, options[name], words))
     for name, largest in _COUNTS.items():
-        if not _is_number(options[name], int) or not 1 <= options[name] <= largest:
+        if not is_whole(options[name], 1) or options[name] > largest:
             problems.append(f"{name} is {options[name]!r}; it must be a whole number from 1 to {largest}")
     for name in _POSITIVE:
-        if not _is_number(options[name], (int, float)) or not 0 < options[name] <= 1000:
+        if not _is_number(options[name]) or not 0 < options[name] <= 1000:
             problems.append(f"{name} is {options[name]!r}; it must be a number above 0 and at most 1000")
     for name in _SWITCHES:
         if not isinstance(options[name], bool):
@@ -44,8 +44,8 @@ def check_network_options(options: Mapping[str, Any]) -> list[str]:
     return problems or [*_check_fit(options)]
 
 
-def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_fit(options: Mapping[str, Any]) -> Iterator[str]:
@@ -69,5 +69,5 @@ def _check_fit(options: Mapping[str, Any]) -> Iterator[str]:
     if ratio is not None:
         if options["activation"] != "topk":
             yield f"topk_ratio is given, but activation is {options['activation']!r}; only 'topk' uses it"
-        if not _is_number(ratio, (int, float)) or not 0 < ratio <= 1:
+        if not _is_number(ratio) or not 0 < ratio <= 1:
             yield f"topk_ratio is {ratio!r}; it must be a number above 0 and at most 1"

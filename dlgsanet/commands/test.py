@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file
 from dlgsanet.errors import UserError
-from dlgsanet.ownership import owned
+from dlgsanet.folder_lock import owned
 
 
 def main(argv: list[str]) -> int:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from dlgsanet.data.images import luma
 from dlgsanet.data.pairs import Pair, check_sizes, find_pairs
 from dlgsanet.data.pixel_cache import decode_all
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, is_whole
 from dlgsanet.options.table import CACHED_SET, CACHED_TRAINING_SET
 
 # Those with pairs that `pairs_by_root` finds.
@@ -185,21 +185,21 @@ def _parts_of_an_epoch(counts: list[int], patches_per_image: int, shares: list[f
 
 def _at_least_one(opt: Mapping[str, Any], option: str) -> int:
     value = opt[option]
-    if not isinstance(value, int) or value < 1:
+    if not is_whole(value, 1):
         raise UserError(f"{option}: must be a whole number from 1, not {value!r}")
     return value
 
 
 def _lq_size(opt: Mapping[str, Any], scale: int) -> int:
     gt_size = opt.get("gt_size")
-    if not isinstance(gt_size, int) or gt_size < scale or gt_size % scale:
+    if not is_whole(gt_size, scale) or gt_size % scale:
         raise UserError(f"gt_size: must be a multiple of the scale {scale}, not {gt_size!r}")
     return gt_size // scale
 
 
 def _seed(opt: Mapping[str, Any]) -> int:
     seed = opt.get("manual_seed")
-    if not isinstance(seed, int) or seed < 0:
+    if not is_whole(seed):
         raise UserError(f"manual_seed: must be a whole number from 0, not {seed!r}")
     return seed
 

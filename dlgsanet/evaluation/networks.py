@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlgsanet.archs.checkpoint import contradicted_options, read_checkpoint
-from dlgsanet.errors import UserError, unknown
+from dlgsanet.errors import UserError, is_whole, unknown
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.extensions import import_all, names_in
 from dlgsanet.options.parse import load_yaml
@@ -32,7 +32,7 @@ def load_network_options(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: network_g: is missing")
     network_class(network, path)
     scale = options.get("scale", network.get("upscale", network.get("scale")))
-    if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
+    if not is_whole(scale, 1):
         raise UserError(f"{path}: scale: {scale!r} is not a whole number from 1 up")
     paths = options.get("path") or {}
     if not isinstance(paths, dict):

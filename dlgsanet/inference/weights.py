@@ -1,10 +1,10 @@
 """Find weights by name: the files that come with the package, or those in the `weights/` folder of a checkout."""
 
 import re
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 
-from dlgsanet.errors import ArgumentError
+from dlgsanet.errors import ArgumentError, is_whole
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = (_PACKAGE / "weights", _PACKAGE.parent / "weights")
@@ -46,8 +46,8 @@ def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, o
     Raises:
         ArgumentError: no such file or name (the message lists the names that exist), or a scale that is not a number.
     """
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Integral)):
-        raise ArgumentError("scale", f"{scale!r} is not a whole number")
+    if scale is not None and not is_whole(scale, 1):
+        raise ArgumentError("scale", f"{scale!r} is not a whole number from 1 up")
     if isinstance(outscale, bool) or not isinstance(outscale, Real):
         raise ArgumentError("outscale", f"{outscale!r} is not a number")
     path = Path(weights)

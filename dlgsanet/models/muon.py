@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 
+from dlgsanet.errors import is_whole
+
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic iteration
 
 
@@ -89,7 +91,7 @@ class Muon(Optimizer):
         for name, value in {"momentum": momentum, "betas[0]": betas[0], "betas[1]": betas[1]}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 0 and below 1")
-        if not isinstance(steps, int) or steps < 1:
+        if not is_whole(steps, 1):
             raise ValueError(f"steps is {steps!r}; it must be a whole number from 1")
         groups = [
             {"params": list(matrices), "lr": lr, "matrices": True},

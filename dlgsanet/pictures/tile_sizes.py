@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sparse_gsa import SparseGSA, tlc_window
 from dlgsanet.archs.strips import rows_of_strip
-from dlgsanet.errors import ArgumentError, unknown
+from dlgsanet.errors import ArgumentError, is_whole, unknown
 from dlgsanet.memory import free_memory
 from dlgsanet.ops import dispatch
 from dlgsanet.pictures.tile_layout import tiles_of
@@ -30,7 +30,7 @@ def tile_sizes_to_try(network: DLGSANet, height: int, width: int, tile: str | in
         ValueError: another `tile`.
         ArgumentError: tiles for a network whose attention spans the whole image.
     """
-    if tile not in ("auto", "exact") and not (isinstance(tile, int) and tile >= 0):
+    if tile not in ("auto", "exact") and not is_whole(tile):
         raise ValueError(unknown("tile", tile, ["auto", "exact", "a whole number of pixels"]))
     if tile in ("exact", 0):
         yield None

@@ -1,4 +1,4 @@
-"""`upscale`: upscale a picture of any kind, and return the same kind."""
+"""`upscale`: upscale a picture of any kind, and return the same kind. Its pixels: `upscale_pixels`."""
 
 from collections.abc import Callable
 from numbers import Real
@@ -17,7 +17,7 @@ from dlgsanet.inference.loading import load_model
 from dlgsanet.inference.weights import DEFAULT_NAME
 from dlgsanet.pictures.picture import MOST, Picture
 from dlgsanet.pictures.reading import NOT_RGB, pixels_of, read_picture
-from dlgsanet.pictures.upscale_in_tiles import Progress, upscale_pixels
+from dlgsanet.pictures.upscale_pixels import Progress, upscale_pixels
 from dlgsanet.pictures.writing import check_format, write_picture
 
 LARGEST_OVERSHOOT = 2.0  # of floating-point pixels that are still taken for a picture in [0, 1]

@@ -16,8 +16,8 @@ from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
 from dlgsanet.data.pairs import check_sizes, refuse_other_files
 from dlgsanet.distributed import gather, ranks
 from dlgsanet.errors import UserError, faults_of
+from dlgsanet.folder_lock import owned
 from dlgsanet.models.build import build_model
-from dlgsanet.ownership import owned
 from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
 from dlgsanet.training.branch import Branch

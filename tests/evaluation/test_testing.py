@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data
 
 from dlgsanet.cli import main
-from dlgsanet.ownership import owned
+from dlgsanet.folder_lock import owned
 from tests.evaluation.conftest import data_set, save, small_weights
 
 

@@ -8,7 +8,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dlgsanet import memory as device_memory
 from dlgsanet import ops
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.mhdlsa import MHDLSA
@@ -16,7 +15,7 @@ from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import Backend, LayerFunctions, reference
 from dlgsanet.ops.backends import torch as strips
-from dlgsanet.ops.backends.torch import memory, planar
+from dlgsanet.ops.backends.torch import planar, strip_rows
 from dlgsanet.ops.records import OPERATIONS, ChannelAttention, DynamicConv
 from tests.conftest import REPOSITORY
 from tests.ops import calls
@@ -29,12 +28,12 @@ PLANAR = Backend(name="planar", **{name: LayerFunctions(f, planar.recomputing(f)
 @pytest.fixture(params=["free", "scarce"])
 def _memory(request, monkeypatch):
     """With scarce memory strips have few rows, and training computes again what it does not keep."""
-    monkeypatch.setattr(device_memory, "free_memory", lambda device: 0 if request.param == "scarce" else 80 << 30)
-    monkeypatch.setattr(memory, "FEWEST_ROWS", 5)
-    for planned in (memory._plan, memory.fits):
+    monkeypatch.setattr(strip_rows, "free_memory", lambda device: 0 if request.param == "scarce" else 80 << 30)
+    monkeypatch.setattr(strip_rows, "FEWEST_ROWS", 5)
+    for planned in (strip_rows._plan, strip_rows.fits):
         planned.cache_clear()
     yield
-    for planned in (memory._plan, memory.fits):
+    for planned in (strip_rows._plan, strip_rows.fits):
         planned.cache_clear()
 
 
@@ -122,7 +121,7 @@ def count():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module.count
-    for planned in (memory._plan, memory.fits):
+    for planned in (strip_rows._plan, strip_rows.fits):
         planned.cache_clear()
 
 

@@ -14,7 +14,7 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.device import find_device
 from dlgsanet.errors import ArgumentError
 from dlgsanet.memory import free_memory, is_out_of_memory
-from dlgsanet.pictures.upscale_in_tiles import upscale_pixels
+from dlgsanet.pictures.upscale_pixels import upscale_pixels
 from tests.conftest import REPOSITORY
 
 GIB = 2**30

@@ -16,7 +16,7 @@ from dlgsanet.ops import kept_memory
 from dlgsanet.ops.windows import window_starts
 from dlgsanet.pictures import tile_sizes
 from dlgsanet.pictures.tile_layout import spans
-from dlgsanet.pictures.upscale_in_tiles import upscale_pixels
+from dlgsanet.pictures.upscale_pixels import upscale_pixels
 from tests.small_network import in_turn, small_network
 
 VARIANTS = {

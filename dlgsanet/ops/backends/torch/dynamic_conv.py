@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dlgsanet.ops.backends import ConvolutionFunctions
 from dlgsanet.ops.backends.reference import accumulation_dtype
-from dlgsanet.ops.backends.torch.memory import rows_of_strip
+from dlgsanet.ops.backends.torch.strip_rows import rows_of_strip
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 
 # The filters of a strip: 4 MB in float32, which stay in a processor's last level of cache.

@@ -20,7 +20,7 @@ from dlgsanet.ops import autocast
 from dlgsanet.ops.backends.gradients import convolve
 from dlgsanet.ops.backends.reference import accumulation_dtype, select_similarities
 from dlgsanet.ops.backends.torch.frozen import derived
-from dlgsanet.ops.backends.torch.memory import fits, rows_of_strip
+from dlgsanet.ops.backends.torch.strip_rows import fits, rows_of_strip
 from dlgsanet.ops.constants import LAYER_NORM_EPS
 from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, Layer, LocalAttention
 from dlgsanet.ops.windows import window_starts

@@ -12,15 +12,15 @@ import time
 
 import pytest
 
-from dlgsanet import ownership
+from dlgsanet import folder_lock
 from dlgsanet.errors import UserError
-from dlgsanet.ownership import owned
+from dlgsanet.folder_lock import owned
 from tests.conftest import REPOSITORY
 
 HOLD = """
 import sys
 from pathlib import Path
-from dlgsanet.ownership import owned
+from dlgsanet.folder_lock import owned
 with owned(Path(sys.argv[1])):
     print(flush=True)
     sys.stdin.read()
@@ -90,7 +90,7 @@ def test_owner_on_another_host_is_named_and_when_it_is_dead_the_folder_is_free(f
 
 def test_dead_owner_on_another_host_without_locks_is_removed_by_hand(folder, monkeypatch):
     """What the message says to do."""
-    monkeypatch.setattr(ownership.fcntl, "lockf", without_locks)
+    monkeypatch.setattr(folder_lock.fcntl, "lockf", without_locks)
     folder.parent.mkdir()
     lock = folder.parent / ".run.lock"
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": "2026-11-25 10:00:00"}))
@@ -134,13 +134,13 @@ def test_queued_again_job_waits_for_its_former_start(folder, holder, monkeypatch
     [
         (None, False),
         ({"host": "elsewhere", "pid": 1}, True),
-        ({"host": socket.gethostname(), "pid": os.getpid(), "ticks": ownership._started(os.getpid())}, True),
+        ({"host": socket.gethostname(), "pid": os.getpid(), "ticks": folder_lock._started(os.getpid())}, True),
         ({"host": socket.gethostname(), "pid": os.getpid(), "ticks": 1}, False),
     ],
     ids=["nobody", "another host", "a process", "its id used again"],
 )
 def test_file_system_without_locks(folder, monkeypatch, owner, is_refused):
-    monkeypatch.setattr(ownership.fcntl, "lockf", without_locks)
+    monkeypatch.setattr(folder_lock.fcntl, "lockf", without_locks)
     folder.parent.mkdir()
     lock = folder.parent / ".run.lock"
     lock.write_text(json.dumps(owner) if owner else "")
