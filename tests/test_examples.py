@@ -20,15 +20,15 @@ def smfanet():
 
 @pytest.mark.parametrize(("scale", "published"), [(2, 38.18), (3, 34.66), (4, 32.51)])
 def test_published_smfanet_weights_load_and_reach_their_figures(smfanet, shared_data, scale, published):
-    weights = shared_data / f"teachers/SMFANetplus_DF2K_x{scale}.pth"
+    weights = shared_data / f"data/teachers/SMFANetplus_DF2K_x{scale}.pth"
     if not weights.exists():
         pytest.skip(f"there is no {weights}")
     network = smfanet(upscaling_factor=scale)
     load_weights(network, weights)
     network.eval()
     scores = []
-    for hr_path in sorted((shared_data / "benchmark/Set5/HR").iterdir()):
-        lr = read_image(shared_data / f"benchmark/Set5/LR_bicubic/X{scale}/{hr_path.stem}x{scale}.png")
+    for hr_path in sorted((shared_data / "data/benchmark/Set5/HR").iterdir()):
+        lr = read_image(shared_data / f"data/benchmark/Set5/LR_bicubic/X{scale}/{hr_path.stem}x{scale}.png")
         with torch.inference_mode():
             sr = network(torch.from_numpy(lr).permute(2, 0, 1)[None] / 255)[0]
         image = sr.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()

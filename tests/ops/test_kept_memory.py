@@ -38,10 +38,9 @@ def image(*size: int, seed: int = 0) -> torch.Tensor:
 )
 def test_results_are_those_of_the_modules_in_turn_to_the_last_bit(options, size):
     network, x = small_network(**{"dim": 16} | options), image(*size)
-    expected = in_turn(network, x)
-    with torch.inference_mode():
-        assert torch.equal(network(x), expected)
-    assert torch.equal(network(x), expected)  # its weights need no gradients
+    for inference in (True, False):  # its weights need no gradients
+        with torch.inference_mode(inference):
+            assert torch.equal(network(x), in_turn(network, x))
 
 
 @needs_native
@@ -73,20 +72,17 @@ def test_a_forward_pass_has_few_page_faults():
     """In a fresh process, with the allocator as it is. The modules called in turn have some 3,000 per feature map."""
     code = """
 import resource, torch
-from tests.small_network import in_turn, small_network
+from tests.small_network import small_network
 network, x = small_network(dim=48, groups=2, idynamic_num_heads=6, restormer_num_heads=6), torch.rand(1, 3, 256, 256)
-def faults(run):
-    with torch.inference_mode():
-        run()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults(lambda: network(x)), faults(lambda: in_turn(network, x)))
+with torch.inference_mode():
+    network(x)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    network(x)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
-    ours, before = map(int, done.stdout.split())
-    assert ours < before / 2
+    assert int(done.stdout) < 3000
 
 
 @needs_native
