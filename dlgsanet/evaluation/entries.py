@@ -16,6 +16,7 @@ from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.files import printable
 from dlgsanet.inference.self_ensemble import self_ensemble
+from dlgsanet.ops import freeze
 
 OPTION_FILES = (".yml", ".yaml")
 
@@ -96,6 +97,7 @@ def network_for(entry: Entry, device: torch.device) -> Network:
         network, _ = network_of(_completed(entry, device))
     else:
         network = trained_module(entry, device)
+        freeze(network)
     return self_ensemble(network) if entry.ensemble else network
 
 

@@ -13,6 +13,7 @@ from dlgsanet.archs.checkpoint import contradicted_options, read_checkpoint
 from dlgsanet.errors import UserError, is_whole, unknown
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.extensions import import_all, names_in
+from dlgsanet.ops import freeze
 from dlgsanet.options.parse import load_yaml
 
 
@@ -135,6 +136,7 @@ def network_of(options: dict[str, Any]) -> tuple[Network, torch.device]:
         UserError: see `model_of`.
     """
     model = model_of(options)
+    freeze(model.net_g)
 
     def upscale(lq: Tensor) -> Tensor:
         model.feed_data({"lq": lq})
