@@ -46,6 +46,12 @@ def accelerators() -> Iterator[torch.device]:
             yield from (torch.device(name, index) for index in range(count))
 
 
+def preferred_gpus() -> list[torch.device]:
+    """All GPUs of the make that comes first in `accelerators`."""
+    found = list(accelerators())
+    return [gpu for gpu in found if gpu.type == found[0].type]
+
+
 def describe_accelerator(device: torch.device) -> str:
     """Name, compute capability of an NVIDIA GPU, and memory, as far as PyTorch knows them."""
     if device.type == "mps":

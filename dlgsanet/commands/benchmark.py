@@ -16,7 +16,7 @@ EXAMPLES = """examples:
 def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
 
-    from dlgsanet.device import find_device
+    from dlgsanet.device import find_device, preferred_gpus
     from dlgsanet.evaluation.benchmark import METRICS, Settings, available, run_scale
     from dlgsanet.evaluation.entries import read_entry
     from dlgsanet.evaluation.page import write_page
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     named = [(entry.name, entry.scale) for entry in networks]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise UserError(f"two networks are called {twice[0][0]!r}; name them apart: NAME=FILE")
-    devices = tuple(str(find_device(name, "devices")) for name in arguments.devices or _every_gpu() or ["cpu"])
+    devices = tuple(str(find_device(name, "devices")) for name in arguments.devices or preferred_gpus() or ["cpu"])
     metrics = available(["psnr", "ssim", *arguments.metrics], devices[0], failures)
     imports += [name for entry in networks for name in entry.options.get("imports", ())]
     settings = Settings(arguments.output, metrics, arguments.batch, devices, arguments.runs, tuple(imports))
@@ -96,9 +96,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--random-weights", action="store_true", help="allow option files that name no weights")
     add_import(parser)
     return parser
-
-
-def _every_gpu() -> list[str]:
-    import torch
-
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]

@@ -172,15 +172,15 @@ def _report_left_out(found: Found, suffix: str) -> None:
 
 def _devices(names: str | None, jobs: list[Job]) -> list[str | None]:
     """The devices that share the pictures; None is the default device."""
-    from dlgsanet.device import accelerators, find_device
+    from dlgsanet.device import find_device, preferred_gpus
 
     if any(STREAM in (job.source, job.target) for job in jobs):
         return [names]
     if names is not None:
         found: list[str | None] = [str(find_device(name)) for name in names.split(",")] if "," in names else [names]
     else:
-        gpus = list(accelerators())
-        found = [str(gpu) for gpu in gpus if gpu.type == gpus[0].type] if len(gpus) > 1 else [None]
+        gpus = preferred_gpus()
+        found = [str(gpu) for gpu in gpus] if len(gpus) > 1 else [None]
     return found[: max(1, len(jobs))] if len(jobs) > 1 else found[:1]
 
 

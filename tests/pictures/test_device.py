@@ -28,6 +28,14 @@ def test_a_gpu_is_found_before_the_cpu(monkeypatch):
     assert find_device().type == "cpu"
 
 
+def test_work_is_shared_among_gpus_of_one_make(monkeypatch):
+    found = [torch.device("cuda", 0), torch.device("cuda", 1), torch.device("mps", 0)]
+    monkeypatch.setattr(device, "accelerators", lambda: iter(found))
+    assert device.preferred_gpus() == found[:2]
+    monkeypatch.setattr(device, "accelerators", lambda: iter(()))
+    assert device.preferred_gpus() == []
+
+
 @pytest.mark.parametrize("name", ["abacus", "meta", "cuda:77", "", "cpu:x"])
 def test_a_device_that_is_not_there_is_named(name):
     with pytest.raises(ArgumentError, match=r"^devices: ") as caught:
