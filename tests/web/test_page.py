@@ -149,21 +149,24 @@ def test_two_visitors_wait_for_each_other(server, page, pictures, photo, tmp_pat
     other = open_browser()
     try:
         second = Page(other, server)
-        large = tmp_path / "large.png"
-        Image.fromarray(photo).resize((900, 800)).save(large)
-        for visitor, file in ((page, large), (second, pictures.glass)):
-            visitor.add(file)
-            visitor.wait(lambda visitor=visitor: len(visitor.states()) == 1)
+        large = [tmp_path / f"{name}.png" for name in "abc"]
+        for file in large:
+            Image.fromarray(photo).resize((900, 800)).save(file)
+        for visitor, files in ((page, large), (second, [pictures.glass])):
+            visitor.add(*files)
+            visitor.wait(lambda visitor=visitor, files=files: len(visitor.states()) == len(files))
         page.click("#start")
         page.wait(lambda: page.states()[0][0] == "working")
         second.click("#start")
         second.wait(lambda: second.states()[0][0] != "added")
-        assert second.states()[0] == ("waiting", "waiting; 1 before it")
-        shown = [page.states()[0]]
-        while shown[-1][0] not in ("done", "failed"):
-            shown += [page.states()[0]]
-        assert any("left" in text for _, text in shown)
-        assert shown[-1][0] == "done"
+        state, text = second.states()[0]
+        assert state == "waiting"
+        assert text.endswith("before it")
+        shown = [page.states()]
+        while not {state for state, _ in shown[-1]} <= {"done", "failed"}:
+            shown += [page.states()]
+        assert any("left" in text for states in shown for _, text in states)
+        assert [state for state, _ in shown[-1]] == ["done"] * 3
         second.wait(lambda: second.states()[0][0] == "done")
         assert second.download()[0] == "glass_x2.png"
     finally:
