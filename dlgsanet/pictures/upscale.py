@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from numbers import Real
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -76,7 +76,8 @@ def upscale(
         check_format(str(target), target.suffix, result_size(network, picture, outscale), picture.alpha is not None)
         check_can_write(target)
         write_picture(work(picture), target)
-        return type(image)(target)  # type: ignore[call-arg]  # str or Path: both take a Path
+        written: Any = target if isinstance(image, Path) else str(target)
+        return written
     if output is not None:
         raise ValueError("upscale: output= belongs to a path; this picture is returned")
     if isinstance(image, Image.Image):
