@@ -262,7 +262,7 @@ def test_compute_sanitizer_finds_nothing(tool):
         "print('ran to its end')\n"
     )
     done = subprocess.run(
-        # What PyTorch asks in vain of the driver is no error of the kernels.
+        # Calls of the driver that fail inside PyTorch are no errors of the kernels.
         [sanitizer, "--tool", tool, "--report-api-errors=no", "--error-exitcode=9", sys.executable, "-c", program],
         env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # each tensor an allocation with ends of its own
         capture_output=True, text=True, timeout=600,
