@@ -94,7 +94,7 @@ def test_devices_share_a_folder_killed_and_run_again(folder, weights):
     before = {path: path.stat().st_mtime_ns for path in results(folder)}
     assert before
     done = made(start(folder, weights, "--device", "cpu,cpu"))
-    assert len(done) == len(set(done)) == PICTURES - len(before)
+    assert 0 < len(done) == len(set(done)) <= PICTURES - len(before)
     assert len(results(folder)) == PICTURES
     for path in results(folder):
         assert Image.open(path).convert("RGB").getpixel((0, 0))  # whole
