@@ -6,10 +6,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dlgsanet.device import GPUS
+
+# Found once: torch.compile cannot trace the question in every release of PyTorch.
+_WITH_AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", *GPUS)))
+
 
 def is_on(device: str) -> bool:
     """Whether autocast is enabled for a type of device. Some types, such as meta, have no autocast."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _WITH_AUTOCAST and torch.is_autocast_enabled(device)
 
 
 def off(device: str) -> contextlib.AbstractContextManager[None]:
