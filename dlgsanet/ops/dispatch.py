@@ -21,11 +21,14 @@ from dlgsanet.ops.records import OPERATIONS, Convolution, Record
 # Modules with an object `BACKEND`, fastest first. The last one supports every call.
 BACKENDS = {
     "cuda": "dlgsanet.ops.backends.cuda",
+    "triton": "dlgsanet.ops.backends.triton",
     "native": "dlgsanet.ops.backends.native",
     "torch": "dlgsanet.ops.backends.torch",
     "composed": "dlgsanet.ops.backends.composed",
     "reference": "dlgsanet.ops.backends.reference",
 }
+
+FOR_GPUS = ("cuda", "triton")
 
 logger = logging.getLogger("dlgsanet")
 
@@ -58,8 +61,8 @@ def explain(record: Record, x: Tensor, training: bool = False) -> list[tuple[str
 def select(record: Record, x: Tensor, training: bool = False, backend: str | None = None) -> Backend:
     """The backend that computes a call: the first candidate that supports it, or `backend`.
 
-    Logs once per device which backend it is and why others refused. If the CUDA kernels are not used on a GPU of any
-    make, the entry is a warning.
+    Logs once per device which backend it is and why others refused. If kernels for GPUs are not used on a GPU of
+    any make, the entry is a warning.
 
     Raises:
         ValueError: `backend` is unknown, or does not support the call.
@@ -69,7 +72,7 @@ def select(record: Record, x: Tensor, training: bool = False, backend: str | Non
     *refused, (name, _) = explain(record, x, training)
     device = x.device.type
     gpu = device in GPUS
-    reported = [(other, reason) for other, reason in refused if reason != NO_LAYER and (other == "cuda") == gpu]
+    reported = [(other, reason) for other, reason in refused if reason != NO_LAYER and (other in FOR_GPUS) == gpu]
     slow = gpu and bool(reported)
     _report_once(f"{OPERATIONS[type(record)]} on {device}" if slow else device, name, tuple(reported), slow)
     return load(name)

@@ -200,5 +200,5 @@ def results(backend: Backend, call: Call) -> list[Tensor]:
         return [backend.infer(record, x)]
     record, x, _ = call.map(lambda t: t.detach().clone().requires_grad_())
     out = backend.train(record, x)
-    (out * random_tensors(0)(*out.shape)).sum().backward()
+    (out * random_tensors(0)(*out.shape).to(out)).sum().backward()
     return [out.detach(), *(t.grad for t in (x, *tensors_of(record)))]

@@ -16,10 +16,11 @@ from torch import Tensor
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import cuda
+from dlgsanet.ops.backends import cuda, reference, triton
 from dlgsanet.ops.backends.cuda import first_use
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
+from tests.ops import calls
 from tests.ops.test_cuda_benchmark import benchmark_gpu
 from tests.ops.test_cuda_kernels import (
     TF32_TOLERANCE,
@@ -46,7 +47,7 @@ def small_network() -> DLGSANet:
     return DLGSANet(dim=48, groups=1, blocks=1, upsampler="pixelshuffledirect", upscale=2)
 
 
-WITH_LAYERS = {name: dispatch.BACKENDS[name] for name in ("cuda", "torch", "composed")}
+WITH_LAYERS = {name: dispatch.BACKENDS[name] for name in ("cuda", "triton", "torch", "composed")}
 
 
 def random_shape(seed: int) -> tuple[int, ...]:
@@ -243,6 +244,30 @@ def test_golden_networks(path, monkeypatch):
         assert np.abs(image.grad.cpu().numpy() - golden["grad_input"]).max() <= 1e-9 * golden["grad_input"].std()
         for name, parameter in network.state_dict(keep_vars=True).items():
             assert parameter.grad.norm().item() == pytest.approx(case["grad_norms"][name], rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_triton_kernels_agree(dtype):
+    triton.refused.cache_clear()
+    assert triton.refused(dtype, torch.device("cuda", 0)) is None
+
+
+@pytest.mark.parametrize("name", ["dynamic_local_attention", "channel_attention", "gated_feed_forward"])
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("size", [(1, 90, 131), (3, 17, 5)], ids=str)
+def test_triton_layers_follow_the_reference(name, training, size):
+    call = calls.one_of_each(size)[f"{name}, training" if training else name].map(Tensor.double)
+    with torch.set_grad_enabled(training):
+        want = calls.results(reference.BACKEND, call)
+        got = calls.results(triton.BACKEND, call.map(lambda t: t.float().cuda()))
+    for g, w in zip(got, want, strict=True):
+        assert (g.cpu().double() - w).abs().max() <= 1e-4 * w.abs().max()
+
+
+def test_triton_gradients_are_the_same_every_time():
+    call = calls.one_of_each((2, 40, 50))["gated_feed_forward, training"].map(Tensor.cuda)
+    first, second = (calls.results(triton.BACKEND, call) for _ in range(2))
+    assert all(map(torch.equal, first, second))
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])

@@ -73,7 +73,7 @@ def test_a_backend_that_cannot_serve_is_named_with_its_reason():
         ops.apply(layer.record(), x, backend="native")
     with pytest.raises(ValueError, match=r"cuda .*gated_feed_forward"):
         ops.apply(layer.record(), x, backend="cuda")
-    with pytest.raises(ValueError, match="'metal'; choose from cuda, native, torch, composed, reference"):
+    with pytest.raises(ValueError, match="'metal'; choose from cuda, triton, native, torch, composed, reference"):
         ops.apply(layer.record(), x, backend="metal")
     with pytest.raises(ValueError, match="'metal'"):
         ops.dynamic_depthwise_conv(x, x.new_zeros(1, 2, 3, 3, 11, 9), backend="metal")
@@ -131,6 +131,6 @@ def test_training_under_autocast_keeps_no_graph_of_the_taps():
 def test_the_reason_for_refusing_a_convolution_is_reported_per_backend():
     convolution = FusedDynamicConv(torch.zeros(1, 3, 5, 5), torch.zeros(9, 3), None, 3)
     answers = dispatch.explain(convolution, torch.zeros(1, 2, 5, 5, dtype=torch.float64))
-    assert [name for name, _ in answers] == ["cuda", "native", "torch"]
+    assert [name for name, _ in answers] == ["cuda", "triton", "native", "torch"]
     assert "float32" in dict(answers)["native"]
     assert answers[-1][1] is None

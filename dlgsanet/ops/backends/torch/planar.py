@@ -1,4 +1,4 @@
-"""The layers on GPUs in plain PyTorch: [B, C, H, W] throughout, few operators, in strips where memory is short.
+"""The layers on GPUs in PyTorch: [B, C, H, W] throughout, few operators, in strips where memory is short.
 
 The same functions serve inference and training. With gradients there is one strip and nothing is written in place. The
 dynamic convolution uses the fastest backend that supports it.
@@ -30,28 +30,82 @@ NORM_EPS = 1e-24  # added to sums of squares; torch.nn.functional.normalize keep
 KEPT_BY_NETWORK = 14 * 100
 
 
-def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
+class Steps(NamedTuple):
+    """What the layers do between matrix products; other backends have faster ones.
+
+    `features` and `gate` take x [B, C, H, W], weight [O, C, 1, 1] and bias [O] of a projection, and the depth-wise
+    weight [O, 1, 3, 3].
+    """
+
+    normalise: Callable[[Tensor], Tensor]  # each pixel less its mean over C, over its standard deviation
+    features: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # depthwise_3x3(weight @ normalise(x) + bias)
+    gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # gelu(a) * b for the halves a, b of these features
+    attention: Callable[[ChannelAttention, Tensor], Tensor]  # qk [n, 2 * C, p] -> the result of `_matrices`
+
+
+def _features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
+    return F.conv2d(F.conv2d(_normalise(x), weight, bias), depthwise, padding=1, groups=len(depthwise))
+
+
+def _gate(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
+    a, b = _features(x, weight, bias, depthwise).chunk(2, 1)
+    gate = F.gelu(a)
+    return gate * b if torch.is_grad_enabled() else gate.mul_(b)
+
+
+def _normalise(x: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    if batch == 1 and channels > 1 and x.is_contiguous():
+        # With pixels as its channels and channels as its batch, batch normalisation does it in one operator.
+        pixels = x.view(channels, height * width)
+        return F.batch_norm(pixels, None, None, training=True, eps=LAYER_NORM_EPS).view_as(x)
+    exact = _exact(x)
+    var, mean = torch.var_mean(exact, 1, correction=0, keepdim=True)
+    scale = torch.rsqrt(var + LAYER_NORM_EPS)
+    return torch.addcmul(-mean * scale, exact, scale).to(x.dtype)
+
+
+def _attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
+    return _matrices(layer, torch.baddbmm(_epsilon(qk.dtype, qk.device), qk, qk.transpose(1, 2)))
+
+
+def _matrices(layer: ChannelAttention, gram: Tensor) -> Tensor:
+    """Matrices [n, C, C] that map values to the attention's result, from products of q and k with themselves.
+
+    Args:
+        layer: supplies the temperature and the activation.
+        gram: [n, 2 * C, 2 * C], sums over pixels of the products of all channels of q and k.
+    """
+    channels, heads = gram.shape[1] // 2, len(layer.temperature)
+    scale = gram.diagonal(dim1=1, dim2=2).rsqrt()  # 1 / norms of q, then of k
+    similarities = gram[:, :channels, channels:] * scale[:, :channels, None] * scale[:, None, channels:]
+    # Only the blocks on the diagonal count: queries and keys of one head.
+    blocks = similarities.unflatten(2, (heads, -1)).unflatten(1, (heads, -1)).diagonal(dim1=1, dim2=3).movedim(-1, 1)
+    weights = select_similarities(blocks * layer.temperature, layer.activation, layer.topk_ratio)
+    if heads == 1:
+        return weights.squeeze(1)
+    return torch.diag_embed(weights.movedim(1, -1), dim1=1, dim2=3).flatten(3).flatten(1, 2)
+
+
+STEPS = Steps(_normalise, _features, _gate, _attention)
+
+
+def gated_feed_forward(layer: GatedFeedForward, x: Tensor, steps: Steps = STEPS) -> Tensor:
     weight, bias = _fold(layer.norm_weight, layer.norm_bias, layer.proj_in)
 
     def compute(x: Tensor) -> Tensor:
-        hidden = F.conv2d(_normalise(x), weight, bias)
-        hidden = F.conv2d(hidden, layer.depthwise, padding=1, groups=len(layer.depthwise))
-        a, b = hidden.chunk(2, 1)
-        gate = F.gelu(a)
-        gate = gate * b if torch.is_grad_enabled() else gate.mul_(b)
-        del hidden, a, b
-        return _add_projection(x, gate, layer.proj_out)
+        return _add_projection(x, steps.gate(x, weight, bias, layer.depthwise), layer.proj_out)
 
     return _in_strips(compute, x, halo=1, floats=2.5 * len(layer.proj_in))
 
 
-def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
+def dynamic_local_attention(layer: LocalAttention, x: Tensor, steps: Steps = STEPS) -> Tensor:
     """One projection computes y and its squeezed form, because ``squeeze(proj_in(x))`` is a projection of x too."""
     channels, squeezed = layer.proj_in.shape[0], len(layer.squeeze_bias)
     weight, bias = derived(lambda: _fold_squeezed(layer), *layer[:5])
 
     def compute(x: Tensor) -> Tensor:
-        y, z = F.conv2d(_normalise(x), weight, bias).split([channels, squeezed], 1)
+        y, z = F.conv2d(steps.normalise(x), weight, bias).split([channels, squeezed], 1)
         padding = layer.window_size // 2
         z = F.conv2d(z, layer.spatial_weight, layer.spatial_bias, padding=padding, groups=squeezed)
         convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
@@ -62,50 +116,53 @@ def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
     return _in_strips(compute, x, halo=layer.window_size // 2, floats=4 * channels)
 
 
-def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
+def channel_attention(layer: ChannelAttention, x: Tensor, steps: Steps = STEPS) -> Tensor:
     if layer.window is None:
-        return _attend_everywhere(layer, x)
-    images = [_attend_in_windows(layer, image, layer.window) for image in x.split(1)]
+        return _attend_everywhere(layer, x, steps)
+    images = [_attend_in_windows(layer, image, layer.window, steps) for image in x.split(1)]
     return images[0] if len(images) == 1 else torch.cat(images)
 
 
-def _attend_everywhere(layer: ChannelAttention, x: Tensor) -> Tensor:
+def _attend_everywhere(layer: ChannelAttention, x: Tensor, steps: Steps) -> Tensor:
     """Attention over the whole image: sums over its strips, then one matrix for all pixels."""
     channels = x.shape[1]
-    weight, bias = _fold(layer.norm_weight, layer.norm_bias, layer.qkv_weight)
-    strips = _strips(x, 1, 9 * channels)
-    grams, values = None, None
-    for rows, part in strips:
-        features = _features(layer, part, weight, bias, slice(None) if len(strips) == 1 else slice(2 * channels))
-        qk = _exact(features[:, : 2 * channels, rows.inside].flatten(2))
-        gram = torch.bmm(qk, qk.transpose(1, 2))
-        grams = gram if grams is None else grams + gram
-        values = features[:, 2 * channels :]
-    assert grams is not None
-    assert values is not None
-    matrices = _attention(layer, grams + NORM_EPS)
+    features_of = _features_of(layer, steps)
 
     def apply(x: Tensor, values: Tensor) -> Tensor:
         attended = torch.bmm(matrices.to(values.dtype), values.flatten(2)).view_as(values)
         return _add_projection(x, attended, layer.proj_out)
 
+    strips = _strips(x, 1, 9 * channels)
     if len(strips) == 1:
+        qk, values = features_of(x, slice(None)).split([2 * channels, channels], 1)
+        matrices = steps.attention(layer, _exact(qk.flatten(2)))
         return apply(x, values)
 
+    gram = torch.zeros((), device=x.device)
+    for rows, part in strips:
+        qk = _exact(features_of(part, slice(2 * channels))[:, :, rows.inside].flatten(2))
+        gram = gram + torch.bmm(qk, qk.transpose(1, 2))
+    matrices = _matrices(layer, gram + NORM_EPS)
+
     def compute(x: Tensor) -> Tensor:
-        return apply(x, _features(layer, x, weight, bias, slice(2 * channels, None)))
+        return apply(x, features_of(x, slice(2 * channels, None)))
 
     return _in_strips(compute, x, halo=1, floats=9 * channels)
 
 
-def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int) -> Tensor:
+def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int, steps: Steps) -> Tensor:
     """Test-time local conversion of one image, by strips of whole rows of windows.
 
     The sums of a row of windows are formed first. A pixel then gets the mean of the results of its windows: of the
     first and last row and column of windows that contain it, since no pixel is in more than two of them.
     """
     channels, (height, width) = x.shape[1], x.shape[2:]
-    weight, bias = _fold(layer.norm_weight, layer.norm_bias, layer.qkv_weight)
+    features_of = _features_of(layer, steps)
+
+    def features_of_rows(rows: slice, of: slice) -> Tensor:
+        start, stop = max(rows.start - 1, 0), min(rows.stop + 1, height)
+        return features_of(x[:, :, start:stop], of)[:, :, rows.start - start : rows.stop - start]
+
     starts = window_starts(height, window)
     high = min(height, window)
     rows_at_once = rows_of_strip(x, 12 * channels)
@@ -115,11 +172,10 @@ def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int) -> Tenso
     for group in groups:
         rows = slice(starts[group[0]], starts[group[-1]] + high)
         of = slice(None) if len(groups) == 1 else slice(2 * channels)
-        features = _features_of_rows(layer, x, rows, weight, bias, of)
+        features = features_of_rows(rows, of)
         plan = _plan(rows.start, rows.stop, height, width, window, group.start, group.stop, x.device)
         cut = _gather(features, plan)  # with all windows in one group, the values too
-        qk = _exact(cut[:, : 2 * channels])
-        matrices.append(_attention(layer, torch.baddbmm(_epsilon(qk.dtype, qk.device), qk, qk.transpose(1, 2))))
+        matrices.append(steps.attention(layer, _exact(cut[:, : 2 * channels])))
     out: Tensor | None = None
     matrix = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
     across = len(window_starts(width, window))
@@ -128,7 +184,7 @@ def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int) -> Tenso
         holders = range(max(0, group[0] - 1), group.stop)
         plan = _plan(rows.start, rows.stop, height, width, window, holders.start, holders.stop, x.device)
         if len(groups) > 1:
-            cut = _gather(_features_of_rows(layer, x, rows, weight, bias, slice(2 * channels, None)), plan)
+            cut = _gather(features_of_rows(rows, slice(2 * channels, None)), plan)
         values = cut[:, -channels:]
         of_holders = matrix[holders.start * across : holders.stop * across].to(values.dtype)
         attended = torch.bmm(values.transpose(1, 2), of_holders.transpose(1, 2)).flatten(0, 1)  # [n * p, C]
@@ -184,37 +240,15 @@ def _gather(features: Tensor, plan: Plan) -> Tensor:
     return features[0].flatten(1).index_select(1, plan.pixels).unflatten(1, (plan.windows, -1)).transpose(0, 1)
 
 
-def _features_of_rows(
-    layer: ChannelAttention, x: Tensor, rows: slice, weight: Tensor, bias: Tensor, of: slice
-) -> Tensor:
-    start, stop = max(rows.start - 1, 0), min(rows.stop + 1, x.shape[2])
-    features = _features(layer, x[:, :, start:stop], weight, bias, of)
-    return features[:, :, rows.start - start : rows.stop - start]
+def _features_of(layer: ChannelAttention, steps: Steps) -> Callable[[Tensor, slice], Tensor]:
+    """A function that computes some channels of q, k and v together, [B, channels, H, W], from x."""
+    weight, bias = _fold(layer.norm_weight, layer.norm_bias, layer.qkv_weight)
 
+    def features_of(x: Tensor, of: slice) -> Tensor:
+        tensors = weight, bias, layer.depthwise
+        return steps.features(x, *(tensors if of == slice(None) else (t[of] for t in tensors)))
 
-def _features(layer: ChannelAttention, x: Tensor, weight: Tensor, bias: Tensor, of: slice) -> Tensor:
-    """Some channels of q, k and v together: [B, channels, H, W]."""
-    depthwise = layer.depthwise[of]
-    hidden = F.conv2d(_normalise(x), weight[of], bias[of])
-    return F.conv2d(hidden, depthwise, padding=1, groups=len(depthwise))
-
-
-def _attention(layer: ChannelAttention, gram: Tensor) -> Tensor:
-    """Matrices [n, C, C] that map values to the attention's result, from products of q and k with themselves.
-
-    Args:
-        layer: supplies the temperature and the activation.
-        gram: [n, 2 * C, 2 * C], sums over pixels of the products of all channels of q and k.
-    """
-    channels, heads = gram.shape[1] // 2, len(layer.temperature)
-    scale = gram.diagonal(dim1=1, dim2=2).rsqrt()  # 1 / norms of q, then of k
-    similarities = gram[:, :channels, channels:] * scale[:, :channels, None] * scale[:, None, channels:]
-    # Only the blocks on the diagonal count: queries and keys of one head.
-    blocks = similarities.unflatten(2, (heads, -1)).unflatten(1, (heads, -1)).diagonal(dim1=1, dim2=3).movedim(-1, 1)
-    weights = select_similarities(blocks * layer.temperature, layer.activation, layer.topk_ratio)
-    if heads == 1:
-        return weights.squeeze(1)
-    return torch.diag_embed(weights.movedim(1, -1), dim1=1, dim2=3).flatten(3).flatten(1, 2)
+    return features_of
 
 
 @functools.cache
@@ -243,19 +277,6 @@ def _fold(norm_weight: Tensor, norm_bias: Tensor, projection: Tensor) -> tuple[T
         return (weight * norm_weight)[..., None, None], weight @ norm_bias
 
     return derived(fold, norm_weight, norm_bias, projection)
-
-
-def _normalise(x: Tensor) -> Tensor:
-    """Each pixel of x [B, C, H, W] less its mean, over its standard deviation."""
-    batch, channels, height, width = x.shape
-    if batch == 1 and channels > 1 and x.is_contiguous():
-        # With pixels as its channels and channels as its batch, batch normalisation does it in one operator.
-        pixels = x.view(channels, height * width)
-        return F.batch_norm(pixels, None, None, training=True, eps=LAYER_NORM_EPS).view_as(x)
-    exact = _exact(x)
-    var, mean = torch.var_mean(exact, 1, correction=0, keepdim=True)
-    scale = torch.rsqrt(var + LAYER_NORM_EPS)
-    return torch.addcmul(-mean * scale, exact, scale).to(x.dtype)
 
 
 def _add_projection(x: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:

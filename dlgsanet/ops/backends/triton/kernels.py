@@ -1,0 +1,256 @@
+"""Triton kernels for what the layers do between matrix products, on [B, C, H, W].
+
+Terms: a plane is one channel of one image, a tile `ROWS` x `COLUMNS` of its pixels. Sums are formed in `ACC`. Every
+kernel has a grid of one axis. No atomic operation is used, so that results are the same every time.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def normalise(
+    x, out, scales, batch_stride, channel_stride, channels, pixels, eps,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Each pixel less its mean over channels, over its standard deviation; scales [B, pixels]: 1 / that deviation."""
+    tiles = tl.cdiv(pixels, PIXELS)
+    image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    channel = tl.arange(0, CHANNELS)[:, None]
+    pixel = tile * PIXELS + tl.arange(0, PIXELS)[None, :]
+    inside = (channel < channels) & (pixel < pixels)
+    at = x + image.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride + pixel
+    values = tl.load(at, inside, other=0).to(ACC)
+    mean = tl.sum(values, 0)[None, :] / channels
+    values = tl.where(inside, values - mean, 0)
+    scale = 1 / tl.sqrt(tl.sum(values * values, 0)[None, :] / channels + eps)
+    first = image.to(tl.int64) * channels * pixels
+    tl.store(out + first + channel.to(tl.int64) * pixels + pixel, (values * scale).to(out.dtype.element_ty), inside)
+    tl.store(scales + image.to(tl.int64) * pixels + pixel, scale, pixel < pixels)
+
+
+@triton.jit
+def normalise_backward(
+    grad, normalised, scales, grad_x, channels, pixels,
+    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(pixels, PIXELS)
+    image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    channel = tl.arange(0, CHANNELS)[:, None]
+    pixel = tile * PIXELS + tl.arange(0, PIXELS)[None, :]
+    inside = (channel < channels) & (pixel < pixels)
+    at = image.to(tl.int64) * channels * pixels + channel.to(tl.int64) * pixels + pixel
+    g = tl.load(grad + at, inside, other=0).to(ACC)
+    y = tl.load(normalised + at, inside, other=0).to(ACC)
+    scale = tl.load(scales + image.to(tl.int64) * pixels + pixel, pixel < pixels, other=0)
+    mean, along = tl.sum(g, 0)[None, :] / channels, tl.sum(g * y, 0)[None, :] / channels
+    tl.store(grad_x + at, (scale * (g - mean - y * along)).to(grad_x.dtype.element_ty), inside)
+
+
+@triton.jit
+def _pixels_of(tile, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    across = tl.cdiv(width, COLUMNS)
+    row = (tile // across) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = (tile % across) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    return row, column
+
+
+@triton.jit
+def _shifted(plane, row, column, i: tl.constexpr, j: tl.constexpr, height, width, ACC: tl.constexpr):
+    """The pixels i rows below and j columns to the right, and whether they are in the image."""
+    row, column = row + i, column + j
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return tl.load(plane + row * width + column, inside, other=0).to(ACC), inside
+
+
+@triton.jit
+def _filtered(
+    plane, bias, weight, row, column, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr
+):
+    """The 3x3 filter of a plane plus its bias; outside of the image there are zeros."""
+    out = tl.zeros((ROWS, COLUMNS), ACC)
+    for i in tl.static_range(3):
+        for j in tl.static_range(3):
+            values, inside = _shifted(plane, row, column, i - 1, j - 1, height, width, ACC)
+            out += tl.where(inside, values + bias, 0) * tl.load(weight + 3 * i + j).to(ACC)
+    return out
+
+
+@triton.jit
+def depthwise(
+    x, bias, weight, out, channels, height, width, tiles,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out = depthwise_3x3(x + bias), weight [channels, 9]."""
+    plane, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    row, column = _pixels_of(tile, width, ROWS, COLUMNS)
+    channel, first = plane % channels, plane.to(tl.int64) * height * width
+    b = tl.load(bias + channel).to(ACC)
+    filtered = _filtered(x + first, b, weight + 9 * channel, row, column, height, width, ROWS, COLUMNS, ACC)
+    inside = (row < height) & (column < width)
+    tl.store(out + first + row * width + column, filtered.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _halves(
+    x, bias, weight, plane, row, column, channels, height, width,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The filtered plane of the first half of 2 * channels, that of the second half, and where both begin."""
+    image, channel = plane // channels, plane % channels
+    other = channel + channels
+    first = (image.to(tl.int64) * 2 * channels + channel) * height * width
+    second = (image.to(tl.int64) * 2 * channels + other) * height * width
+    b = tl.load(bias + channel).to(ACC)
+    a = _filtered(x + first, b, weight + 9 * channel, row, column, height, width, ROWS, COLUMNS, ACC)
+    b = tl.load(bias + other).to(ACC)
+    b = _filtered(x + second, b, weight + 9 * other, row, column, height, width, ROWS, COLUMNS, ACC)
+    return a, b, first, second
+
+
+@triton.jit
+def _normal_distribution(x):
+    return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def gate(
+    x, bias, weight, out, channels, height, width, tiles,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out = gelu(a) * b for the halves a, b of depthwise_3x3(x + bias); channels: of a half."""
+    plane, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    row, column = _pixels_of(tile, width, ROWS, COLUMNS)
+    a, b, _, _ = _halves(x, bias, weight, plane, row, column, channels, height, width, ROWS, COLUMNS, ACC)
+    gated = a * _normal_distribution(a) * b
+    at = out + plane.to(tl.int64) * height * width + row * width + column
+    tl.store(at, gated.to(out.dtype.element_ty), (row < height) & (column < width))
+
+
+@triton.jit
+def gate_backward(
+    x, bias, weight, grad, grad_halves, channels, height, width, tiles,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The gradients of a and b, which are computed again, from that of gelu(a) * b."""
+    plane, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    row, column = _pixels_of(tile, width, ROWS, COLUMNS)
+    a, b, first, second = _halves(x, bias, weight, plane, row, column, channels, height, width, ROWS, COLUMNS, ACC)
+    inside, pixel = (row < height) & (column < width), row * width + column
+    g = tl.load(grad + plane.to(tl.int64) * height * width + pixel, inside, other=0).to(ACC)
+    share = _normal_distribution(a)
+    slope = share + a * tl.exp(-0.5 * a * a) * 0.3989422804014327
+    tl.store(grad_halves + first + pixel, (g * b * slope).to(grad_halves.dtype.element_ty), inside)
+    tl.store(grad_halves + second + pixel, (g * a * share).to(grad_halves.dtype.element_ty), inside)
+
+
+@triton.jit
+def depthwise_backward(
+    grad, x, bias, weight, grad_x, sums, channels, height, width, programs,
+    TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The gradient of x, and ten sums over the TILES tiles of a program: the gradients of nine weights and a bias."""
+    plane, part = tl.program_id(0) // programs, tl.program_id(0) % programs
+    channel, first = plane % channels, plane.to(tl.int64) * height * width
+    grad, x, grad_x, weight = grad + first, x + first, grad_x + first, weight + 9 * channel
+    offset = tl.load(bias + channel).to(ACC)
+    zero = tl.zeros((ROWS, COLUMNS), ACC)
+    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    for i in range(TILES):
+        row, column = _pixels_of(part * TILES + i, width, ROWS, COLUMNS)  # below the image if there is no such tile
+        inside, pixel = (row < height) & (column < width), row * width + column
+        values = tl.where(inside, tl.load(x + pixel, inside, other=0).to(ACC) + offset, 0)
+        # A pixel has weight (i, j) in the result that lies i - 1 rows above it and j - 1 columns to the left.
+        g0, _ = _shifted(grad, row, column, 1, 1, height, width, ACC)
+        g1, _ = _shifted(grad, row, column, 1, 0, height, width, ACC)
+        g2, _ = _shifted(grad, row, column, 1, -1, height, width, ACC)
+        g3, _ = _shifted(grad, row, column, 0, 1, height, width, ACC)
+        g4, _ = _shifted(grad, row, column, 0, 0, height, width, ACC)
+        g5, _ = _shifted(grad, row, column, 0, -1, height, width, ACC)
+        g6, _ = _shifted(grad, row, column, -1, 1, height, width, ACC)
+        g7, _ = _shifted(grad, row, column, -1, 0, height, width, ACC)
+        g8, _ = _shifted(grad, row, column, -1, -1, height, width, ACC)
+        total = g0 * tl.load(weight).to(ACC)
+        total += g1 * tl.load(weight + 1).to(ACC)
+        total += g2 * tl.load(weight + 2).to(ACC)
+        total += g3 * tl.load(weight + 3).to(ACC)
+        total += g4 * tl.load(weight + 4).to(ACC)
+        total += g5 * tl.load(weight + 5).to(ACC)
+        total += g6 * tl.load(weight + 6).to(ACC)
+        total += g7 * tl.load(weight + 7).to(ACC)
+        total += g8 * tl.load(weight + 8).to(ACC)
+        tl.store(grad_x + pixel, total.to(grad_x.dtype.element_ty), inside)
+        s0 += g0 * values
+        s1 += g1 * values
+        s2 += g2 * values
+        s3 += g3 * values
+        s4 += g4 * values
+        s5 += g5 * values
+        s6 += g6 * values
+        s7 += g7 * values
+        s8 += g8 * values
+        s9 += tl.where(inside, total, 0)
+    sums += 10 * tl.program_id(0)
+    tl.store(sums, tl.sum(s0))
+    tl.store(sums + 1, tl.sum(s1))
+    tl.store(sums + 2, tl.sum(s2))
+    tl.store(sums + 3, tl.sum(s3))
+    tl.store(sums + 4, tl.sum(s4))
+    tl.store(sums + 5, tl.sum(s5))
+    tl.store(sums + 6, tl.sum(s6))
+    tl.store(sums + 7, tl.sum(s7))
+    tl.store(sums + 8, tl.sum(s8))
+    tl.store(sums + 9, tl.sum(s9))
+
+
+@triton.jit
+def _similarities(gram, heads, channels, eps, SIDE: tl.constexpr, ACC: tl.constexpr):
+    """Of one head of one image: normalised products of queries and keys, and 1 / the norms of both.
+
+    gram: [2 * C, 2 * C], the products of the channels of q and k with each other; channels: of a head.
+    """
+    i = tl.arange(0, SIDE)
+    query = (tl.program_id(0) % heads) * channels + i
+    key = heads * channels + query
+    row = 2 * heads * channels
+    inside = i < channels
+    q = 1 / tl.sqrt(tl.load(gram + query * row + query, inside, other=1).to(ACC) + eps)
+    k = 1 / tl.sqrt(tl.load(gram + key * row + key, inside, other=1).to(ACC) + eps)
+    both = inside[:, None] & inside[None, :]
+    products = tl.load(gram + query[:, None] * row + key[None, :], both, other=0).to(ACC)
+    return (products + eps) * q[:, None] * k[None, :], q, k, query, key, inside, both
+
+
+@triton.jit
+def attention(gram, temperature, out, heads, channels, eps, SIDE: tl.constexpr, ACC: tl.constexpr):
+    """relu(similarities * temperature) of every head, in the blocks on the diagonal of out [n, C, C]."""
+    count = heads * channels
+    image, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    gram += image.to(tl.int64) * 4 * count * count
+    similarities, _, _, query, key, _, both = _similarities(gram, heads, channels, eps, SIDE, ACC)
+    weights = tl.maximum(similarities * tl.load(temperature + head).to(ACC), 0)
+    at = out + image.to(tl.int64) * count * count + query[:, None] * count + (key - count)[None, :]
+    tl.store(at, weights.to(out.dtype.element_ty), both)
+
+
+@triton.jit
+def attention_backward(
+    gram, temperature, grad, grad_gram, sums, heads, channels, eps, SIDE: tl.constexpr, ACC: tl.constexpr
+):
+    """The gradient of the gram matrix plus its transpose, where it is not zero; sums [n, heads]: of the temperature."""
+    count = heads * channels
+    image, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    gram += image.to(tl.int64) * 4 * count * count
+    grad_gram += image.to(tl.int64) * 4 * count * count
+    similarities, q, k, query, key, inside, both = _similarities(gram, heads, channels, eps, SIDE, ACC)
+    t = tl.load(temperature + head).to(ACC)
+    at = grad + image.to(tl.int64) * count * count + query[:, None] * count + (key - count)[None, :]
+    g = tl.where(similarities * t > 0, tl.load(at, both, other=0).to(ACC), 0)
+    tl.store(sums + tl.program_id(0), tl.sum(g * similarities))
+    g = g * t
+    row = 2 * count
+    of_product = g * q[:, None] * k[None, :]
+    tl.store(grad_gram + query[:, None] * row + key[None, :], of_product, both)
+    tl.store(grad_gram + key[None, :] * row + query[:, None], of_product, both)
+    tl.store(grad_gram + query * row + query, -tl.sum(g * similarities, 1) * q * q, inside)
+    tl.store(grad_gram + key * row + key, -tl.sum(g * similarities, 0) * k * k, inside)

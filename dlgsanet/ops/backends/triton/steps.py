@@ -1,0 +1,212 @@
+"""The steps of `planar` by Triton kernels, with gradients that keep little: x, and what is projected from it.
+
+A hidden tensor is projected without its bias; the kernel that reads it adds the bias. So no operator is needed for the
+bias, nor for its gradient.
+
+Axes: B batch, C channels, H height, W width, O channels of a hidden tensor.
+"""
+
+import contextlib
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dlgsanet.ops import autocast
+from dlgsanet.ops.backends.reference import accumulation_dtype
+from dlgsanet.ops.backends.torch import planar
+from dlgsanet.ops.backends.triton import kernels
+from dlgsanet.ops.constants import LAYER_NORM_EPS
+from dlgsanet.ops.records import ChannelAttention
+
+TILE = 512  # pixels that a program filters at a time
+TILES_OF_PROGRAM = 16  # that a program of the backward pass sums over
+NORMALISED, WARPS = 4096, 8  # values that a program normalises, and its warps
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Each pixel of x [B, C, H, W] less its mean over C, over its standard deviation; in autocast's dtype."""
+    device = x.device.type
+    lower = autocast.is_on(device) and x.dtype != torch.float64
+    return _Normalise.apply(x, torch.get_autocast_dtype(device) if lower else x.dtype)
+
+
+def features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
+    return _Depthwise.apply(_project(normalise(x), weight), bias, depthwise)
+
+
+def gate(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
+    return _Gate.apply(_project(normalise(x), weight), bias, depthwise)
+
+
+def attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
+    if layer.activation == "relu":
+        return _Attention.apply(qk, layer.temperature)
+    return planar.STEPS.attention(layer, qk)
+
+
+STEPS = planar.Steps(normalise, features, gate, attention)
+
+
+def _project(x: Tensor, weight: Tensor) -> Tensor:
+    """``weight @ x``: x [B, C, H, W], weight [O, C, 1, 1] -> [B, O, H, W]."""
+    product = torch.bmm(weight.flatten(1).expand(len(x), -1, -1), x.flatten(2))
+    return product.unflatten(2, x.shape[2:])
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        batch, channels, height, width = x.shape
+        if not x[0, 0].is_contiguous():
+            x = x.contiguous()
+        out = torch.empty(x.shape, dtype=dtype, device=x.device)
+        scales = torch.empty(batch, height * width, dtype=accumulation_dtype(x.dtype), device=x.device)
+        grid, sizes = _columns(x)
+        with _on(x):
+            kernels.normalise[grid](
+                x, out, scales, x.stride(0), x.stride(1), channels, height * width, LAYER_NORM_EPS, **sizes
+            )
+        ctx.save_for_backward(out, scales)
+        ctx.dtype = x.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        out, scales = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x = torch.empty(out.shape, dtype=ctx.dtype, device=out.device)
+        grid, sizes = _columns(out)
+        with _on(grad):
+            kernels.normalise_backward[grid](grad, out, scales, grad_x, out.shape[1], scales.shape[1], **sizes)
+        return grad_x, None
+
+
+class _Depthwise(torch.autograd.Function):
+    """(x [B, C, H, W], bias [C], weight [C, 1, 3, 3]) -> depthwise_3x3(x + bias)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+        x, bias, weight = x.contiguous(), bias.contiguous(), weight.contiguous()
+        ctx.save_for_backward(x, bias, weight)
+        out = torch.empty_like(x)
+        _filter(kernels.depthwise, x, bias, weight, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _depthwise_backward(grad.contiguous(), *ctx.saved_tensors)
+
+
+class _Gate(torch.autograd.Function):
+    """(x [B, 2 * C, H, W], bias [2 * C], weight [2 * C, 1, 3, 3]) -> gelu(a) * b, of the halves of the filtered x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+        x, bias, weight = x.contiguous(), bias.contiguous(), weight.contiguous()
+        ctx.save_for_backward(x, bias, weight)
+        out = x.new_empty(len(x), x.shape[1] // 2, *x.shape[2:])
+        _filter(kernels.gate, x, bias, weight, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, bias, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_halves = torch.empty_like(x)
+        _filter(kernels.gate_backward, x, bias, weight, grad, grad_halves)
+        return _depthwise_backward(grad_halves, x, bias, weight)
+
+
+class _Attention(torch.autograd.Function):
+    """(qk [n, 2 * C, p], temperature [heads, 1, 1]) -> matrices [n, C, C] of attention with ReLU."""
+
+    @staticmethod
+    def forward(ctx: Any, qk: Tensor, temperature: Tensor) -> Tensor:
+        gram = torch.bmm(qk, qk.transpose(1, 2))
+        ctx.save_for_backward(qk, gram, temperature)
+        out = gram.new_zeros(len(gram), gram.shape[1] // 2, gram.shape[2] // 2)
+        grid, sizes = _heads(gram, temperature)
+        with _on(gram):
+            kernels.attention[grid](gram, temperature, out, **sizes)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        qk, gram, temperature = ctx.saved_tensors
+        grad_gram, sums = torch.zeros_like(gram), gram.new_empty(len(gram), len(temperature))
+        grid, sizes = _heads(gram, temperature)
+        with _on(gram):
+            kernels.attention_backward[grid](gram, temperature, grad.contiguous(), grad_gram, sums, **sizes)
+        return torch.bmm(grad_gram, qk), sums.sum(0).to(temperature.dtype).view_as(temperature)
+
+
+def _filter(kernel: Any, x: Tensor, bias: Tensor, weight: Tensor, *images: Tensor) -> None:
+    """Run a kernel on all tiles of all planes of the first of the images."""
+    batch, channels, height, width = images[0].shape
+    tiles, sizes = _tiles(images[0])
+    with _on(x):
+        kernel[batch * channels * tiles,](x, bias, weight, *images, channels, height, width, tiles, **sizes)
+
+
+def _depthwise_backward(grad: Tensor, x: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, bias and weight."""
+    batch, channels, height, width = x.shape
+    tiles, sizes = _tiles(x)
+    of_program = min(tiles, TILES_OF_PROGRAM)
+    programs = triton.cdiv(tiles, of_program)
+    grad_x = torch.empty_like(x)
+    sums = torch.empty(batch, channels, programs, 10, dtype=accumulation_dtype(x.dtype), device=x.device)
+    with _on(x):
+        kernels.depthwise_backward[batch * channels * programs,](
+            grad, x, bias, weight, grad_x, sums, channels, height, width, programs, TILES=of_program, **sizes
+        )
+    total = sums.sum((0, 2))
+    return grad_x, total[:, 9].to(bias.dtype), total[:, :9].to(weight.dtype).view_as(weight)
+
+
+def _columns(x: Tensor) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid and the constants of the kernels that normalise."""
+    batch, channels, height, width = x.shape
+    wide = triton.next_power_of_2(channels)
+    pixels = max(16, NORMALISED // wide)
+    acc = _triton_dtype(accumulation_dtype(x.dtype))
+    return (batch * triton.cdiv(height * width, pixels),), {
+        "CHANNELS": wide,
+        "PIXELS": pixels,
+        "ACC": acc,
+        "num_warps": WARPS,
+    }
+
+
+def _tiles(x: Tensor) -> tuple[int, dict[str, Any]]:
+    """The number of tiles of a plane of x, and the constants of the kernels that filter."""
+    height, width = x.shape[2:]
+    columns = min(64, max(16, triton.next_power_of_2(width)))
+    rows = TILE // columns
+    acc = _triton_dtype(accumulation_dtype(x.dtype))
+    return triton.cdiv(height, rows) * triton.cdiv(width, columns), {"ROWS": rows, "COLUMNS": columns, "ACC": acc}
+
+
+def _heads(gram: Tensor, temperature: Tensor) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid and the sizes of the kernels for attention."""
+    heads = len(temperature)
+    channels = gram.shape[1] // 2 // heads
+    sizes = {"heads": heads, "channels": channels, "eps": planar.NORM_EPS, "SIDE": triton.next_power_of_2(channels)}
+    return (len(gram) * heads,), sizes | {"ACC": _triton_dtype(gram.dtype), "num_warps": 1}
+
+
+def _triton_dtype(dtype: torch.dtype) -> Any:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def _on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Make the device of x current: Triton starts kernels there. On a CPU there is Triton's interpreter alone."""
+    return contextlib.nullcontext() if x.is_cpu else getattr(torch, x.device.type).device(x.device)

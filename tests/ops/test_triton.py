@@ -1,0 +1,145 @@
+"""The Triton kernels: in Triton's interpreter against PyTorch in float64, and compiled for GPUs that are not here."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dlgsanet.ops.backends import reference
+from dlgsanet.ops.backends import triton as backend
+from dlgsanet.ops.backends.cuda.first_use import TOLERANCE
+from dlgsanet.ops.backends.torch import planar
+from tests.conftest import REPOSITORY
+from tests.ops import calls
+
+if torch.cuda.is_available():
+    pytest.skip("the kernels run on the GPU: tests/ops/test_cuda_gpu.py", allow_module_level=True)
+os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+triton = pytest.importorskip("triton")
+
+from dlgsanet.ops.backends.triton import steps  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    """What a kernel does not write is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+sizes = st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 20), st.integers(1, 70))
+
+
+@settings(deadline=None, max_examples=12)
+@given(size=sizes, half=st.integers(1, 2), dtype=st.sampled_from(list(TOLERANCE)), seed=st.integers(0, 1000))
+def test_steps_follow_the_definition(size, half, dtype, seed):
+    random = calls.random_tensors(seed)
+    batch, channels, height, width = size
+    tensors = (
+        random(batch, channels, height + 3, width)[:, :, 2 : height + 2],  # a strip of a taller image
+        random(2 * half, channels, 1, 1) / channels**0.5,
+        random(2 * half),
+        random(2 * half, 1, 3, 3) / 3,
+    )
+    grad = random(batch, 2 * half, height, width)
+    for name in ("features", "gate"):
+        got, want = (
+            results(getattr(of, name), [t.to(dtype).to(wide) for t in tensors], grad)
+            for of, wide in ((steps.STEPS, dtype), (planar.STEPS, torch.float64))
+        )
+        # Normalising few channels divides by what rounding leaves of their differences.
+        assert channels < 3 or all(map(close, got, want, [10 * TOLERANCE[dtype]] * len(got))), name
+        assert all(g.isfinite().all() for g in got)
+
+
+def results(step, tensors: list[Tensor], grad: Tensor) -> list[Tensor]:
+    tensors = [t.requires_grad_() for t in tensors]
+    out = step(*tensors)
+    return [out.detach(), *torch.autograd.grad(out, tensors, grad[:, : out.shape[1]].to(out.dtype))]
+
+
+def close(got: Tensor, want: Tensor, tolerance: float) -> bool:
+    return bool((got.double() - want).abs().max() <= tolerance * want.abs().max())
+
+
+@pytest.mark.parametrize("name", ["dynamic_local_attention", "channel_attention", "gated_feed_forward"])
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_layers_follow_the_reference(name, training):
+    call = calls.one_of_each((1, 6, 9))[f"{name}, training" if training else name].map(Tensor.double)
+    with torch.set_grad_enabled(training):
+        got, want = calls.results(backend.BACKEND, call), calls.results(reference.BACKEND, call)
+    assert all(map(close, got, want, [1e-10] * len(got)))
+
+
+def test_autocast_keeps_hidden_tensors_in_its_dtype():
+    call = calls.one_of_each((1, 6, 9))["gated_feed_forward, training"]
+    made = []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: made.append(t) or t, lambda t: t),
+    ):
+        out = backend.BACKEND.train(call.record, call.x.requires_grad_())
+    assert out.dtype == torch.float32
+    images = [t for t in made if t.dim() == 4 and t.shape[2:] == (6, 9)]
+    assert images
+    assert all(t.dtype == torch.bfloat16 for t in images)
+    want = reference.BACKEND.train(call.record, call.x)
+    assert close(out.detach(), want.detach().double(), 0.05)
+
+
+def test_kernels_that_agree_are_used():
+    backend.refused.cache_clear()
+    assert backend.refused(torch.float32, CPU) is None
+
+
+@pytest.mark.parametrize("fault", ["wrong", "broken", "missing"])
+def test_other_kernels_are_refused(fault, monkeypatch, caplog):
+    def wrong(*tensors: Tensor) -> Tensor:
+        return steps.gate(*tensors) * 1.001
+
+    def broken(*tensors: Tensor) -> Tensor:
+        raise RuntimeError("no such instruction")
+
+    backend.refused.cache_clear()
+    if fault == "missing":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr(steps, "STEPS", steps.STEPS._replace(gate=wrong if fault == "wrong" else broken))
+    reason = backend.refused(torch.float32, CPU)
+    backend.refused.cache_clear()
+    assert {"wrong": "differs", "broken": "no such instruction", "missing": "Triton"}[fault] in reason
+    assert bool(caplog.records) == (fault != "missing")
+
+
+def test_devices_without_kernels():
+    call = calls.one_of_each((1, 6, 9))["gated_feed_forward"]
+    assert "cpu" in backend.BACKEND.refuses(call.record, call.x)
+
+
+ALL = [(architecture, dtype) for architecture in (80, 90, 120) for dtype in ("fp32", "bf16", "fp16", "fp64")]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="Triton's assembler is for x86-64")
+@pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [pytest.param(*case, marks=() if case in [(90, "fp32"), (90, "bf16")] else pytest.mark.long) for case in ALL],
+)
+def test_kernels_compile_within_a_budget_of_registers(architecture, dtype):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ops.compile_triton", str(architecture), dtype]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert len(found) == 6
+    for name, registers, stack in found:
+        assert int(registers) <= (168 if dtype == "fp64" else 128), name
+        assert int(stack) <= (16 if dtype == "fp64" else 0), name
