@@ -24,7 +24,7 @@ from dlgsanet.options.table import LOSSES, TRAIN
 
 logger = logging.getLogger("dlgsanet")
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DivergedError(Exception):
@@ -36,7 +36,7 @@ class DLGSANetModel(SRModel):
 
     In addition to SRModel's options, `train` takes:
         fft_opt: a second loss, on spectra (`type: FFTLoss`).
-        precision: `fp32` (default), `bf16`, or `fp16` with loss scaling. Weights and optimiser stay in float32.
+        precision: `fp32` (default), `tf32`, `bf16`, or `fp16` with loss scaling. Weights and optimizer stay in float32.
         compile: true, or a mode of torch.compile, to compile the network's training step.
         channels_last: true stores features channels-last.
         accumulate: number of batches of `batch_size_per_gpu` in an iteration, one after the other. Default 1.
@@ -96,6 +96,8 @@ class DLGSANetModel(SRModel):
         self.max_bad_steps = train["max_bad_steps"]
         self.bad_steps = self.bad_steps_in_row = 0
         self.precision = PRECISIONS[train["precision"]]
+        if train["precision"] == "tf32":  # of the whole process. The older switches: torch.compile reads them.
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.setup_optimizers()
         self.setup_schedulers()

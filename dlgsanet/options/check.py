@@ -34,6 +34,16 @@ def faults_of_options(options: Any, is_train: bool) -> list[str]:
     return [fault if len(fault) <= LONGEST_FAULT else f"{fault[: LONGEST_FAULT - 3]}..." for fault in faults]
 
 
+def faults_of_hardware(options: dict[str, Any]) -> list[str]:
+    """What complete options need and this machine lacks, a line each."""
+    import torch
+
+    train, has_nvidia = options.get("train", {}), options["num_gpu"] > 0 and not torch.version.hip
+    if train.get("precision") == "tf32" and not has_nvidia:
+        return ["train.precision: tf32 needs an NVIDIA GPU, and none is used here; choose fp32 or bf16"]
+    return []
+
+
 def registry(name: str) -> Mapping[str, Callable[..., Any]]:
     """What options may name in BasicSR's registry ARCH, DATASET, LOSS, METRIC or MODEL, or as OPTIMIZER or SCHEDULER.
 

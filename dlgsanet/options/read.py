@@ -8,7 +8,7 @@ from typing import Any
 
 from dlgsanet.errors import ArgumentError, UserError, unknown
 from dlgsanet.extensions import import_all, names_in
-from dlgsanet.options.check import faults_of_options
+from dlgsanet.options.check import faults_of_hardware, faults_of_options
 from dlgsanet.options.kinds import phase_of
 from dlgsanet.options.parse import load_yaml, parse_value
 from dlgsanet.options.table import TEST_FILE, TRAINING_FILE
@@ -55,7 +55,9 @@ def read_options(
     if datasets is not None:
         _choose(options, datasets)
     _expand_paths(options, data_root, path, is_train)
-    return _complete(options, is_train, debug, auto_resume)
+    options = _complete(options, is_train, debug, auto_resume)
+    _raise(path, faults_of_hardware(options))
+    return options
 
 
 def load_options(path: str | os.PathLike[str], changes: Sequence[str] = ()) -> dict[str, Any]:

@@ -273,9 +273,10 @@ TRAIN = Section(
         ),
         Option(
             "precision",
-            OneOf(("fp32", "bf16", "fp16")),
+            OneOf(("fp32", "tf32", "bf16", "fp16")),
             "fp32",
-            "Mixed precision with autocast; fp16 uses loss scaling.",
+            "`bf16`, `fp16`: mixed precision with autocast; fp16 uses loss scaling. `tf32`: float32, with TF32 in "
+            "convolutions and matrix products (NVIDIA GPU). `fp32`: as PyTorch's settings say.",
             only=OURS,
         ),
         Option("compile", _COMPILE, False, "Compile the training step; true or a mode of `torch.compile`.", only=OURS),

@@ -1,6 +1,7 @@
 """Option files as users write them: one message lists every fault, the allowed values and the nearest name."""
 
 import pytest
+import torch
 import yaml
 
 from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file
@@ -243,3 +244,13 @@ def test_unreadable_files(tmp_path, content, expected):
 def test_a_missing_file():
     with pytest.raises(UserError, match=r"none\.yml"):
         load_yaml("none.yml")
+
+
+def test_tf32_needs_a_gpu(options, monkeypatch):
+    options["train"]["precision"] = "tf32"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert "train.precision" in faults(options)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert read(options)["train"]["precision"] == "tf32"
+    options["num_gpu"] = 0
+    assert "train.precision" in faults(options)

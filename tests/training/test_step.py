@@ -68,6 +68,24 @@ def test_low_precision_keeps_weights_in_fp32_and_follows_fp32(batch, precision):
     assert low.scaler.is_enabled() == (precision == "fp16")
 
 
+@pytest.fixture
+def tf32_settings():
+    """Where PyTorch keeps them; they are off in the test, and afterwards as they were."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    yield places
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
+
+
+def test_tf32_is_allowed_and_everything_stays_in_fp32(batch, tf32_settings):
+    trained = step(model(precision="tf32"), batch)
+    assert all(place.allow_tf32 for place in tf32_settings)
+    assert torch.equal(weights(trained), weights(step(model(), batch)))  # a CPU has no TF32
+
+
 def test_channels_last_computes_the_same(batch):
     torch.testing.assert_close(weights(step(model(channels_last=True), batch)), weights(step(model(), batch)))
 
