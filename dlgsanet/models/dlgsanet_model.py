@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dlgsanet.distributed import from_first, mean_over_ranks
 from dlgsanet.errors import faults_of
+from dlgsanet.models.cuda_graph import CudaGraphs, Values
 from dlgsanet.models.linear_start import fit_filter, start_linear
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
 from dlgsanet.models.teacher import build_teacher
@@ -38,6 +39,7 @@ class DLGSANetModel(SRModel):
         fft_opt: a second loss, on spectra (`type: FFTLoss`).
         precision: `fp32` (default), `tf32`, `bf16`, or `fp16` with loss scaling. Weights and optimizer stay in float32.
         compile: true, or a mode of torch.compile, to compile the network's training step.
+        cuda_graph: true captures an iteration as CUDA graphs and replays it.
         channels_last: true stores features channels-last.
         accumulate: number of batches of `batch_size_per_gpu` in an iteration, one after the other. Default 1.
         grad_clip: the largest norm that the gradient may have. Default: no limit.
@@ -47,6 +49,7 @@ class DLGSANetModel(SRModel):
     """
 
     teacher: Callable[[Tensor], Tensor] | None = None
+    _graphed: CudaGraphs | None = None
 
     @property
     def train_options(self) -> dict[str, Any]:
@@ -101,6 +104,13 @@ class DLGSANetModel(SRModel):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.setup_optimizers()
         self.setup_schedulers()
+        if train["cuda_graph"]:
+            self._graphed = CudaGraphs(self.optimizer_g, self._gradients, self._update)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if self._graphed:
+            self._graphed.reset()
 
     def _copy_for_averages(self) -> nn.Module:
         bare = self.get_bare_model(self.net_g)
@@ -153,17 +163,42 @@ class DLGSANetModel(SRModel):
         Raises:
             DivergedError: this was one bad step too many in a row.
         """
-        self.optimizer_g.zero_grad()
-        parts = list(zip(self.lq.chunk(self.accumulate), self.gt.chunk(self.accumulate), strict=True))
-        terms: dict[str, Tensor] = {}
-        for number, (lq, gt) in enumerate(parts, 1):
-            for name, loss in self._forward_backward(lq, gt, len(parts), last=number == len(parts)).items():
-                terms[name] = terms.get(name, 0) + loss
-        self._step(terms, current_iter)
+        names, tensor = (
+            self._graphed.gradients(self.lq, self.gt) if self._graphed else self._gradients(self.lq, self.gt)
+        )
+        # Averaged over ranks, so that all of them take the same decision; the gradient already is.
+        values = mean_over_ranks(tensor).tolist()
+        finite = all(map(math.isfinite, values))
+        if finite:
+            update = self._graphed.update if self._graphed else self._update
+            update(1 - self._decay_of_averages(current_iter))
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        self._count(finite, values)
+        self.log_dict = dict(zip(names, values, strict=True))
         self.mark("step")
 
     def mark(self, phase: str) -> None:
-        """Called at the end of each phase of an iteration. Does nothing; a script that times the phases replaces it."""
+        """Called at the end of each phase of an iteration. Does nothing; a script that times the phases replaces it.
+
+        All of a replayed iteration (`train.cuda_graph`) is the phase `step`.
+        """
+
+    def _gradients(self, lq: Tensor, gt: Tensor) -> Values:
+        """Compute the clipped gradient of all parts of a batch; the losses and the gradient's norm."""
+        self.optimizer_g.zero_grad()
+        parts = list(zip(lq.chunk(self.accumulate), gt.chunk(self.accumulate), strict=True))
+        terms: dict[str, Tensor] = {}
+        for number, part in enumerate(parts, 1):
+            for name, loss in self._forward_backward(*part, len(parts), last=number == len(parts)).items():
+                terms[name] = terms.get(name, 0) + loss
+        self.scaler.unscale_(self.optimizer_g)
+        terms["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        return list(terms), torch.stack([*terms.values()]).float()
+
+    def _end_phase(self, phase: str) -> None:
+        if not (self._graphed and self._graphed.capturing):  # timing waits for the GPU, which a capture does not allow
+            self.mark(phase)
 
     def _forward_backward(self, lq: Tensor, gt: Tensor, parts: int, last: bool) -> dict[str, Tensor]:
         wait_for_ranks = last or not isinstance(self.net_g, DistributedDataParallel)
@@ -173,9 +208,9 @@ class DLGSANetModel(SRModel):
                 taught = self.teacher(lq) if self.teacher else None
             terms = self._loss_terms(output.float(), gt, taught)
             total = torch.stack([*terms.values()]).sum() / parts
-            self.mark("forward")
+            self._end_phase("forward")
             self.scaler.scale(total).backward()
-            self.mark("backward")
+            self._end_phase("backward")
         return {name: term.detach() / parts for name, term in terms.items()}
 
     def _loss_terms(self, output: Tensor, gt: Tensor, taught: Tensor | None) -> dict[str, Tensor]:
@@ -191,20 +226,11 @@ class DLGSANetModel(SRModel):
             terms["l_teacher"] = self.teacher_share * self.losses["pixel_opt"](output, taught)
         return {name: term for name, term in terms.items() if term is not None}
 
-    def _step(self, terms: dict[str, Tensor], iteration: int) -> None:
-        self.scaler.unscale_(self.optimizer_g)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
-        # Averaged over ranks, so that all of them take the same decision; the gradient already is.
-        values = mean_over_ranks(torch.stack([*terms.values(), norm]).float()).tolist()
-        finite = all(map(math.isfinite, values))
-        if finite:
-            self.scaler.step(self.optimizer_g)
-            if self.ema_decay > 0:
-                self.model_ema(self._decay_of_averages(iteration))
-        if self.scaler.is_enabled():
-            self.scaler.update()
-        self._count(finite, values)
-        self.log_dict = dict(zip([*terms, "grad_norm"], values, strict=True))
+    def _update(self, share: float | Tensor) -> None:
+        """Make the optimizer's step and update the averages, with this share of the new weights in them."""
+        self.scaler.step(self.optimizer_g)
+        if self.ema_decay > 0:
+            self._average(share)
 
     def _decay_of_averages(self, iteration: int) -> float:
         """`ema_decay`. With `ema_warmup` it is less in the first steps, so that the averages forget their weights."""
@@ -223,6 +249,15 @@ class DLGSANetModel(SRModel):
             )
 
     def model_ema(self, decay: float = 0.999) -> None:
-        averages, current = self.net_g_ema.parameters(), self.get_bare_model(self.net_g).parameters()
-        with torch.no_grad():
-            torch._foreach_lerp_(list(averages), list(current), 1 - decay)
+        self._average(1 - decay)
+
+    @torch.no_grad()
+    def _average(self, share: float | Tensor) -> None:
+        averages: list[Tensor] = list(self.net_g_ema.parameters())
+        current: list[Tensor] = list(self.get_bare_model(self.net_g).parameters())
+        if isinstance(share, Tensor):  # the same as below, which takes no weight from the GPU
+            steps = torch._foreach_sub(current, averages)
+            torch._foreach_mul_(steps, share)
+            torch._foreach_add_(averages, steps)
+        else:
+            torch._foreach_lerp_(averages, current, share)

@@ -29,8 +29,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     x = matrices.mT if tall else matrices  # the smaller of the two Gram matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
@@ -52,8 +52,10 @@ class Muon(Optimizer):
 
     The weight of a convolution is taken as a matrix `[out, in * kernel height * kernel width]`. It moves by
     ``lr * 0.2 * sqrt(max(rows, columns))`` times its orthogonalized Nesterov momentum. The root mean square of that
-    update is about ``0.2 * lr``, as Adam's is (Liu et al., 2025, arXiv 2502.16982). All matrices of one shape are
+    update is about ``0.2 * lr``, as Adam's is (Liu et al., 2025, arXiv 2502.16982). All weights of one shape are
     orthogonalized together, in float32.
+
+    Within a step, `lr` of a group may be a tensor on the parameters' device, with `fused`: a CUDA graph then reads it.
 
     Args:
         matrices: parameters with two or more axes, `[out, ...]`.
@@ -128,15 +130,16 @@ class Muon(Optimizer):
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for p, update in zip(parameters, ahead, strict=True):
-            by_shape[p.shape[0], p[0].numel()].append((p, update))
-        for (rows, columns), pairs in by_shape.items():
-            matrices = torch.stack([update.reshape(rows, columns) for _, update in pairs])
-            directions = orthogonalize(matrices.float(), group["steps"])
-            moves = [move.reshape(p.shape) for (p, _), move in zip(pairs, directions, strict=True)]
-            size = group["lr"] * 0.2 * max(rows, columns) ** 0.5
-            torch._foreach_add_([p for p, _ in pairs], moves, alpha=-size)
+        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+        for number, p in enumerate(parameters):
+            by_shape[p.shape].append(number)
+        for shape, numbers in by_shape.items():
+            # Few calls for all matrices of a shape: on a GPU the time is that of starting them.
+            matrices = torch.stack([ahead[i] for i in numbers]).float().reshape(len(numbers), shape[0], -1)
+            directions = orthogonalize(matrices, group["steps"]).contiguous()
+            directions *= group["lr"] * (-0.2 * max(matrices.shape[1:]) ** 0.5)
+            moves = directions.view(len(numbers), *shape).unbind()
+            torch._foreach_add_([parameters[i] for i in numbers], moves)
 
     def _update_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         fused = group["fused"]

@@ -105,7 +105,12 @@ def optimization_faults(train: Mapping[str, Any]) -> list[str]:
         with faults_of(where):
             warm_up = WarmUp(optimizer, build_scheduler(train["scheduler"], optimizer, train["total_iter"]), 0)
         for iteration in (1, 2):
+            before = _other_than_rates(optimizer)
             warm_up.set_rates(iteration)
+            if train.get("cuda_graph") and _other_than_rates(optimizer) != before:
+                return [
+                    "train.cuda_graph: this schedule changes more than rates; set train.scheduler.cycle_momentum: false"
+                ]
             for p in network.parameters():
                 p.grad = torch.ones_like(p)
             where = "train.optim_g"
@@ -116,6 +121,11 @@ def optimization_faults(train: Mapping[str, Any]) -> list[str]:
     except Exception as error:  # PyTorch's classes do not check all arguments
         return [f"{where}: {' '.join(str(error).split()) or type(error).__name__}"]
     return []
+
+
+def _other_than_rates(optimizer: Optimizer) -> list[dict[str, Any]]:
+    rates = ("params", "lr", "scheduled_lr")
+    return [{key: value for key, value in group.items() if key not in rates} for group in optimizer.param_groups]
 
 
 class WarmUp:

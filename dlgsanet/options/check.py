@@ -39,9 +39,16 @@ def faults_of_hardware(options: dict[str, Any]) -> list[str]:
     import torch
 
     train, has_nvidia = options.get("train", {}), options["num_gpu"] > 0 and not torch.version.hip
+    faults = []
     if train.get("precision") == "tf32" and not has_nvidia:
-        return ["train.precision: tf32 needs an NVIDIA GPU, and none is used here; choose fp32 or bf16"]
-    return []
+        faults.append("train.precision: tf32 needs an NVIDIA GPU, and none is used here; choose fp32 or bf16")
+    if train.get("cuda_graph") and not has_nvidia:
+        faults.append("train.cuda_graph: needs an NVIDIA GPU, and none is used here; set it to false")
+    elif train.get("cuda_graph") and options["dist"]:
+        faults.append(
+            "train.cuda_graph: several ranks cannot be captured; set it to false, or train without a launcher"
+        )
+    return faults
 
 
 def registry(name: str) -> Mapping[str, Callable[..., Any]]:
@@ -181,6 +188,10 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
     for option in TRAIN.options:
         if option.only and option.name in train and options["model_type"] != option.only:
             yield f"train.{option.name}: {options['model_type']} would ignore it; set model_type: {OURS}"
+    if train.get("cuda_graph"):
+        from dlgsanet.models.cuda_graph import faults_of_cuda_graph
+
+        yield from faults_of_cuda_graph(TRAIN.completed(train))
     if train.get("network_init") == "linear":
         yield from _linear_start(options)
     if train.get("teacher_opt") and not train.get("pixel_opt"):

@@ -280,6 +280,14 @@ TRAIN = Section(
             only=OURS,
         ),
         Option("compile", _COMPILE, False, "Compile the training step; true or a mode of `torch.compile`.", only=OURS),
+        Option(
+            "cuda_graph",
+            Flag(),
+            False,
+            "Capture an iteration as CUDA graphs after the first ones and replay it, which takes next to no host time. "
+            "Needs an NVIDIA GPU, a single process, and Adam, AdamW or Muon.",
+            only=OURS,
+        ),
         Option("channels_last", Flag(), False, "Use the channels-last memory format.", only=OURS),
         Option("accumulate", Whole(1), 1, "Gradient accumulation: batches per iteration.", only=OURS),
         Option("grad_clip", Maybe(Number(0)), None, "Clip the gradient to this norm. Empty: no clipping.", only=OURS),

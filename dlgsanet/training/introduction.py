@@ -12,7 +12,7 @@ from dlgsanet.training.conditions import differences
 from dlgsanet.training.resume import Position
 from dlgsanet.training.validation import ValidationSet
 
-SWITCHES = ("compile", "channels_last", "deterministic")
+SWITCHES = ("compile", "cuda_graph", "channels_last", "deterministic")
 
 logger = logging.getLogger("dlgsanet")
 

@@ -6,6 +6,7 @@ import yaml
 
 from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file
 from dlgsanet.errors import UserError
+from dlgsanet.options.check import faults_of_hardware
 from dlgsanet.options.parse import load_yaml
 from dlgsanet.options.read import read_options
 from tests.conftest import REPOSITORY
@@ -254,3 +255,31 @@ def test_tf32_needs_a_gpu(options, monkeypatch):
     assert read(options)["train"]["precision"] == "tf32"
     options["num_gpu"] = 0
     assert "train.precision" in faults(options)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"precision": "fp16"},
+        {"optim_g": {"type": "SGD", "lr": 0.1}},
+        {"compile": "max-autotune"},
+        {"scheduler": {"type": "OneCycleLR", "max_lr": 0.1, "total_steps": 10**6}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_cuda_graphs_do_not_take(options, monkeypatch, change):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    options["train"] |= change
+    assert read(options)["train"]["cuda_graph"] is False
+    options["train"]["cuda_graph"] = True
+    assert "train.cuda_graph" in faults(options)
+
+
+def test_cuda_graphs_need_one_gpu(options, monkeypatch):
+    options["train"] |= {"cuda_graph": True, "compile": True}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert "train.cuda_graph" in faults(options)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    complete = read(options)
+    assert complete["train"]["cuda_graph"]
+    assert [fault[:16] for fault in faults_of_hardware(complete | {"dist": True})] == ["train.cuda_graph"]

@@ -1,0 +1,163 @@
+"""`train.cuda_graph`: a training iteration is captured as CUDA graphs and replayed, which takes next to no host time.
+
+A graph launches the same kernels on the same memory each time. So what changes between iterations is kept in tensors
+on the GPU: the batch, the learning rates, the share of the weights in the averages, and Adam's step count.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dlgsanet.errors import UserError
+from dlgsanet.memory import is_out_of_memory
+
+OPTIMIZERS = ("Adam", "AdamW", "Muon")  # these can take their rates and step counts from the GPU
+_WITH_OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
+EAGER_STEPS = 3  # before the capture; they compile and load the kernels and create the optimizer's state
+
+# Names and values of an iteration's losses and gradient norm.
+Values = tuple[list[str], Tensor]
+
+
+def faults_of_cuda_graph(train: Mapping[str, Any]) -> Iterator[str]:
+    """What a complete `train` section has that cannot be captured, a line each."""
+    if train["precision"] == "fp16":
+        yield "train.cuda_graph: loss scaling of precision: fp16 cannot be captured; choose bf16, tf32 or fp32"
+    if train["optim_g"]["type"] not in OPTIMIZERS:
+        kind = train["optim_g"]["type"]
+        yield f"train.cuda_graph: the optimizer {kind} cannot be captured; choose from {', '.join(OPTIMIZERS)}"
+    if train["compile"] in _WITH_OWN_GRAPHS:
+        yield f"train.cuda_graph: compile: {train['compile']} makes CUDA graphs itself; choose compile: true or false"
+
+
+class CudaGraphs:
+    """The two parts of an iteration, run eagerly in the first steps, then captured, then replayed.
+
+    Everything runs on a stream of its own: captures are not possible on the default stream, and gradients are summed
+    on the stream on which the graph of autograd was made.
+
+    Args:
+        optimizer: Adam, AdamW or Muon.
+        gradients: computes the clipped gradients of a batch, in `.grad` of the parameters, and the values to report.
+        update: makes the optimizer's step and updates the averages, with the share of the weights in them.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, gradients: Callable[[Tensor, Tensor], Values], update: Callable[[Any], None]
+    ):
+        self._optimizer, self._gradients, self._update = optimizer, gradients, update
+        self._stream = torch.cuda.Stream()
+        self._device = optimizer.param_groups[0]["params"][0].device
+        self._rates = [self._scalar() for _ in optimizer.param_groups]
+        self._share = self._scalar()
+        optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are meant to
+        self.capturing = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the graphs: the optimizer's state lies elsewhere now."""
+        self._steps = 0
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+
+    def _scalar(self) -> Tensor:
+        return torch.zeros((), device=self._device)
+
+    def gradients(self, lq: Tensor, gt: Tensor) -> Values:
+        """Compute the gradients of a batch; its losses and gradient norm.
+
+        Raises:
+            UserError: the iteration cannot be captured, or a batch has another shape than the first.
+        """
+        with self._aside():
+            if self._steps < EAGER_STEPS:
+                return self._gradients(lq, gt)
+            if not self._graphs:
+                self._capture(lq, gt)
+            self._copy_inputs(lq, gt)
+            self._graphs[0].replay()
+            return self._values
+
+    def update(self, share: float) -> None:
+        """Make the optimizer's step and update the averages, with this share of the weights in them."""
+        with self._aside():
+            for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
+                rate.fill_(group["lr"])
+            self._share.fill_(share)
+            if self._graphs:
+                self._graphs[1].replay()
+            else:
+                self._update_from_tensors()
+                self._steps += 1
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+    def _update_from_tensors(self) -> None:
+        with _on_gpu(self._optimizer, self._rates):
+            self._update(self._share)
+
+    def _copy_inputs(self, *batch: Tensor) -> None:
+        for kept, new in zip(self._inputs, batch, strict=True):
+            if kept.shape != new.shape:
+                shapes = " and ".join("x".join(map(str, tensor.shape)) for tensor in (kept, new))
+                raise UserError(f"train.cuda_graph: all batches must have one shape, not {shapes}; set it to false")
+            kept.copy_(new, non_blocking=True)
+
+    def _capture(self, lq: Tensor, gt: Tensor) -> None:
+        """Capture both parts. Nothing is computed: neither weights nor the optimizer's state change."""
+        self._inputs = (lq.clone(), gt.clone())
+        first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # Other threads may go on to use the GPU: one of a data loader pins memory.
+        capture = partial(torch.cuda.graph, stream=self._stream, capture_error_mode="thread_local")
+        self.capturing = True
+        try:
+            with capture(first):
+                self._values = self._gradients(*self._inputs)
+            with capture(second, pool=first.pool()):
+                self._update_from_tensors()
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(_first_of(error)).split())[:300]
+            raise UserError(f"train.cuda_graph: this run cannot be captured ({reason}); set it to false") from error
+        finally:
+            self.capturing = False
+        self._graphs = [first, second]
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """What has failed first: the end of a failed capture raises as well."""
+    while error.__context__:
+        error = error.__context__
+    return error
+
+
+@contextmanager
+def _on_gpu(optimizer: Optimizer, rates: Iterable[Tensor]) -> Iterator[None]:
+    """Within the block the optimizer takes rates and step counts from the GPU. Its groups are as before afterwards:
+    schedules and checkpoints see floats."""
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        state = optimizer.state.get(p, {})
+        if "step" in state:  # that of a checkpoint is on the CPU
+            state["step"] = state["step"].to(p.device, torch.float32)
+        if p.grad is not None and p.grad.stride() != p.stride():  # of axes of length 1; the fused kernel refuses that
+            p.grad = torch.empty_like(p).copy_(p.grad)
+    before = [dict(group) for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group |= {"lr": rate, "capturable": True, "fused": True}
+    try:
+        yield
+    finally:
+        for group, values in zip(optimizer.param_groups, before, strict=True):
+            group.clear()
+            group |= values

@@ -1,0 +1,125 @@
+"""CUDA graphs on the CPU: a tape of the operators that PyTorch calls, with their tensors and their Python numbers.
+
+As on a GPU,
+
+- a capture changes nothing, and the tensors that it makes hold garbage (NaN) until the first replay;
+- a replay runs the same operators on the same memory, with the numbers of the capture;
+- reading a value within a capture is an error.
+
+Kernels that are called by address, as those of the native backend, are not seen.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Reading a value, and a tensor from Python numbers, which a GPU copies from memory that is not page-locked.
+NOT_CAPTURED = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class Tape:
+    """As `torch.cuda.CUDAGraph`."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self.replays = 0
+
+    def pool(self) -> tuple[int, int]:
+        return (0, 1)
+
+    def replay(self) -> None:
+        assert self.calls, "it was not captured"
+        self.replays += 1
+        with torch.no_grad():
+            for function, args, kwargs, outputs in self.calls:
+                given = {_address(tensor) for tensor in _tensors((args, kwargs))}
+                for kept, new in zip(outputs, _tensors(function(*args, **kwargs)), strict=True):
+                    if _address(kept) not in given:  # neither a view nor changed in place
+                        kept.copy_(new)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, tape: Tape):
+        super().__init__()
+        self.tape = tape
+        self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        self.made: list[Tensor] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.namespace == "profiler":
+            return function(*args, **kwargs)
+        if function in NOT_CAPTURED:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        given = {_address(tensor) for tensor in _tensors((args, kwargs))}
+        for tensor in self._changed(function, args, kwargs):
+            storage = tensor.untyped_storage()
+            self.before.setdefault(storage.data_ptr(), (storage, storage.clone()))
+        result = function(*args, **kwargs)
+        outputs = _tensors(result)
+        self.made += [tensor for tensor in outputs if _address(tensor) not in given]
+        self.tape.calls.append((function, args, kwargs, outputs))
+        return result
+
+    @staticmethod
+    def _changed(function: Any, args: Any, kwargs: Any) -> list[Tensor]:
+        schema = function._schema.arguments
+        values = {argument.name: value for argument, value in zip(schema, args, strict=False)} | kwargs
+        writes = [a.name for a in schema if a.alias_info and a.alias_info.is_write]
+        return [tensor for name in writes for tensor in _tensors(values.get(name))]
+
+    def undo(self) -> None:
+        """The capture has not happened."""
+        for storage, before in self.before.values():
+            storage.copy_(before)
+        with torch.no_grad():
+            for tensor in self.made:
+                if tensor.is_floating_point():
+                    tensor.fill_(torch.nan)
+
+
+@contextmanager
+def _captured(graph: Tape, **_: Any) -> Iterator[None]:
+    recorder = _Recorder(graph)
+    try:
+        with recorder:
+            yield
+    finally:
+        recorder.undo()
+
+
+class _Stream:
+    def wait_stream(self, other: "_Stream") -> None:
+        assert isinstance(other, _Stream)
+
+
+@contextmanager
+def graphs_on_the_cpu() -> Iterator[list[Tape]]:
+    """`torch.cuda` captures and replays what the CPU computes; the graphs that are made."""
+    tapes: list[Tape] = []
+
+    def tape() -> Tape:
+        tapes.append(Tape())
+        return tapes[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "CUDAGraph", tape)
+        patch.setattr(torch.cuda, "graph", _captured)
+        patch.setattr(torch.cuda, "Stream", _Stream)
+        patch.setattr(torch.cuda, "current_stream", _Stream)
+        patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+        yield tapes
