@@ -64,7 +64,7 @@ endif
 
 test-gpu: $(gpu_setup)
 	@$(gpu_python) scripts/benchmark_gpu.py needs test
-	$(gpu_python) -m pytest -m gpu --timeout 450 -k 'not sanitizer' tests/ops/test_cuda_gpu.py
+	$(gpu_python) -m pytest -m gpu --timeout 450 -k 'not sanitizer' tests/ops/test_cuda_gpu.py tests/models/test_cuda_graph_gpu.py
 	$(gpu_python) -m pytest -m gpu --timeout 450 -k sanitizer tests/ops/test_cuda_gpu.py
 
 # Installs the wheel on other Pythons, each in a fresh virtual environment, and runs a short demo there.

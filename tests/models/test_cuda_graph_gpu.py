@@ -1,0 +1,160 @@
+"""`train.cuda_graph` on a GPU: `make test-gpu`."""
+
+import io
+import math
+import threading
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("basicsr", reason="training needs basicsr")
+
+import dlgsanet.plugin  # noqa: F401
+from dlgsanet.models import cuda_graph
+from dlgsanet.models.dlgsanet_model import DLGSANetModel
+from dlgsanet.training.checkpoints import Checkpoint
+from dlgsanet.training.resume import Position, restore, state_of, weights_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or bool(torch.version.hip),
+        reason="no NVIDIA GPU is present: nothing was tested on one",
+    ),
+]
+
+ADAM = {"type": "Adam", "lr": 1e-3, "betas": [0.9, 0.99]}
+MUON = {"type": "Muon", "lr": 1e-3, "adam_lr": 5e-4}
+ITERATIONS = 12
+BAD = (2, 8)  # one while steps are eager, one among the replays
+
+
+@pytest.fixture(autouse=True)
+def the_same_numbers_every_time(monkeypatch):
+    """Adam would show other roundings of gradients that are 0 in signs of its steps."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
+def built(optimizer: dict[str, Any], graph: bool, **train: Any) -> DLGSANetModel:
+    network = {"type": "DLGSANet", "dim": 48, "groups": 1, "blocks": 1, "upscale": 2}
+    options = {"ema_decay": 0.99, "ema_warmup": True, "accumulate": 2, "grad_clip": 0.05, "warmup_iter": 3}
+    options |= {"scheduler": {"type": "CosineAnnealingLR", "T_max": 14}, "total_iter": 14}
+    options |= {"pixel_opt": {"type": "L1Loss"}, "optim_g": dict(optimizer), "cuda_graph": graph}
+    torch.manual_seed(0)
+    return DLGSANetModel(
+        {
+            "scale": 2,
+            "num_gpu": 1,
+            "is_train": True,
+            "dist": False,
+            "rank": 0,
+            "path": {"pretrain_network_g": None},
+            "network_g": network | {"upsampler": "pixelshuffledirect"},
+            "train": options | train,
+        }
+    )
+
+
+def train(trained: DLGSANetModel, first: int = 1, last: int = ITERATIONS) -> None:
+    """With a bad step among the eager ones and one among the replays, and pictures of other sizes in between."""
+    for number in range(first, last + 1):
+        generator = torch.Generator().manual_seed(number)
+        lq = torch.rand(4, 3, 24, 24, generator=generator)
+        gt = lq.repeat_interleave(2, 2).repeat_interleave(2, 3) ** 2
+        if number in BAD:
+            lq[0, 0, 0, 0] = math.nan
+        trained.update_learning_rate(number)
+        trained.feed_data({"lq": lq.pin_memory(), "gt": gt.pin_memory()})
+        trained.optimize_parameters(number)
+        if number % 3 == 0:
+            trained.feed_data({"lq": torch.rand(1, 3, 20 + number, 33)})
+            trained.test()
+            assert trained.output.isfinite().all()
+
+
+def parameters(network: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def difference(of: DLGSANetModel, expected: DLGSANetModel) -> float:
+    """Of two trainings, in weights or averages, relative to how far they have come."""
+    start = parameters(built(ADAM, graph=False).net_g)
+    errors = []
+    for name in ("net_g", "net_g_ema"):
+        a, b = parameters(getattr(of, name)), parameters(getattr(expected, name))
+        errors.append(float((a - b).norm() / (b - start).norm()))
+    return max(errors)
+
+
+@contextmanager
+def a_thread_that_pins_memory():
+    """As that of a data loader."""
+    end = threading.Event()
+
+    def pin() -> None:
+        size = 1
+        while not end.is_set():
+            torch.empty(size % 2**22).pin_memory()
+            size = size * 3 + 1
+
+    thread = threading.Thread(target=pin)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-2), ("bf16", 5e-2)])
+@pytest.mark.parametrize("optimizer", [ADAM, ADAM | {"type": "AdamW"}, MUON], ids=lambda options: options["type"])
+def test_replayed_iterations_train_as_eager_ones(optimizer, precision, tolerance):
+    eager, replayed = built(optimizer, False, precision=precision), built(optimizer, True, precision=precision)
+    train(eager)
+    with a_thread_that_pins_memory():
+        train(replayed)
+    assert len(replayed._graphed._graphs) == 2
+    assert (replayed.bad_steps, replayed.bad_steps_in_row) == (2, 0)
+    assert replayed.log_dict == pytest.approx(eager.log_dict, rel=tolerance)
+    assert difference(replayed, eager) < tolerance
+    if precision == "fp32":
+        torch.testing.assert_close(parameters(replayed.net_g), parameters(eager.net_g), rtol=1e-3, atol=1e-5)
+
+
+def test_a_capture_and_a_bad_step_change_nothing():
+    trained = built(MUON, graph=True)
+    train(trained, last=2 + cuda_graph.EAGER_STEPS - 1)
+    before = [parameters(trained.net_g), parameters(trained.net_g_ema)]
+    assert not trained._graphed._graphs
+    train(trained, 8, 8)  # captures, and replays a bad step
+    assert len(trained._graphed._graphs) == 2
+    assert all(map(torch.equal, before, [parameters(trained.net_g), parameters(trained.net_g_ema)]))
+    train(trained, 9, 9)
+    assert not torch.equal(before[0], parameters(trained.net_g))
+
+
+@pytest.mark.parametrize("optimizer", [ADAM, MUON], ids=lambda options: options["type"])
+@pytest.mark.parametrize(("first", "then"), [(True, True), (True, False), (False, True)])
+def test_runs_resume_with_the_option_switched_on_or_off(optimizer, first, then):
+    straight = built(optimizer, first)
+    train(straight, last=6)
+    file = io.BytesIO()
+    torch.save((weights_of(straight), state_of(straight, Position(6), 0, {})), file)
+    train(straight, 7)
+    file.seek(0)
+    resumed = built(optimizer, then)
+    restore(resumed, Checkpoint(6, *torch.load(file, map_location="cpu", weights_only=True)), 0, 1)
+    train(resumed, 7)
+    assert difference(resumed, straight) < 1e-2
+
+
+@pytest.mark.parametrize("losses", [{"fft_opt": {"type": "FFTLoss", "loss_weight": 0.1}}, {"compile": True}], ids=str)
+def test_what_may_be_captured_too(losses):
+    eager, replayed = built(MUON, False, **losses), built(MUON, True, **losses)
+    train(eager)
+    train(replayed)
+    assert len(replayed._graphed._graphs) == 2
+    assert difference(replayed, eager) < 2e-2
