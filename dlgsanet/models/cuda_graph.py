@@ -4,6 +4,7 @@ A graph launches the same kernels on the same memory each time. So what changes 
 on the GPU: the batch, the learning rates, the share of the weights in the averages, and Adam's step count.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,8 @@ from torch.optim import Optimizer
 
 from dlgsanet.errors import UserError
 from dlgsanet.memory import is_out_of_memory
+
+logger = logging.getLogger("dlgsanet")
 
 OPTIMIZERS = ("Adam", "AdamW", "Muon")  # these can take their rates and step counts from the GPU
 _WITH_OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
@@ -126,20 +129,24 @@ class CudaGraphs:
             with capture(second, pool=first.pool()):
                 self._update_from_tensors()
         except RuntimeError as error:
-            if is_out_of_memory(error):
+            first_error = _first_of(error)
+            if is_out_of_memory(first_error):
                 raise
-            reason = " ".join(str(_first_of(error)).split())[:300]
+            reason = " ".join(str(first_error).split())[:300]
             raise UserError(f"train.cuda_graph: this run cannot be captured ({reason}); set it to false") from error
         finally:
             self.capturing = False
         self._graphs = [first, second]
+        logger.info("%-11san iteration is captured; it is replayed from now on", "CUDA graph")
 
 
-def _first_of(error: BaseException) -> BaseException:
+def _first_of(error: RuntimeError) -> RuntimeError:
     """What has failed first: the end of a failed capture raises as well."""
-    while error.__context__:
-        error = error.__context__
-    return error
+    first, context = error, error.__context__
+    while context:
+        first = context if isinstance(context, RuntimeError) else first
+        context = context.__context__
+    return first
 
 
 @contextmanager
