@@ -7,7 +7,7 @@ import torch
 
 from dlgsanet import device as devices
 from dlgsanet.cli import main
-from dlgsanet.ops.backends import cuda
+from dlgsanet.ops.backends import cuda, triton
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 
@@ -47,6 +47,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_modules, "describe_card", lambda gpu: ("An untried card", "13.0"))
     monkeypatch.setattr(cuda_modules, "require_no_capture", lambda: None)
     monkeypatch.setattr(first_use, "_difference", difference)
+    monkeypatch.setattr(triton, "refused", lambda dtype, gpu: "no compiler" if dtype == torch.float16 else None)
     monkeypatch.setattr("dlgsanet.commands.doctor._layers", lambda: iter(["left out: there are no tensors on a GPU"]))
 
 
@@ -61,6 +62,8 @@ def test_doctor_shows_every_kernel_and_writes_a_report(gpu, capsys, monkeypatch,
     faulty = [verdict for path, dtype, _, verdict in kernels if (path, dtype) == ("fused forward", "float16")]
     assert all("1.0e-01" in verdict and "An untried card" in verdict for verdict in faulty)
     assert sum("agrees" in verdict for *_, verdict in kernels) == len(kernels) - 2 - 2  # float64 has no tensor cores
+    assert "cuda:0, float16: no compiler" in printed
+    assert "cuda:0, float32: they agree" in printed
     report = (tmp_path / "report.txt").read_text()
     assert report.strip() in printed
     assert "PyTorch built with" in report

@@ -21,7 +21,7 @@ ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(
         prog="dlgsanet doctor",
-        description="Print the versions of packages, the processors and GPUs, the memory allocator, for every CUDA "
+        description="Print the versions of packages, the processors and GPUs, the memory allocator, for every GPU "
         "kernel whether it agrees with the reference here, and for every layer the backend that computes it here and "
         "why those before it do not. DLGSANET_BACKEND forces one.",
     )
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
         ("processors", _processors()),
         ("allocator", _allocator()),
         ("kernels", _kernels(again=args.report is not None)),
+        ("Triton kernels", _triton_kernels()),
         ("layers", _layers()),
     ]
     if args.report:
@@ -108,7 +109,7 @@ def _layers() -> Iterator[str]:
         x = torch.zeros(1, 12, 8, 8, device=device)
         for record, training in _calls(device):
             *refused, (taken, _) = dispatch.explain(record, x, training)
-            refused = [(name, reason) for name, reason in refused if device != "cpu" or name != "cuda"]
+            refused = [(name, reason) for name, reason in refused if device != "cpu" or name not in dispatch.FOR_GPUS]
             operation = f"{OPERATIONS[type(record)]}, {'training' if training else 'inference'}"
             yield f"{operation} on {device}, float32: {taken}{dispatch.because(refused)}"
 
@@ -138,6 +139,20 @@ def _kernels(again: bool) -> Iterator[str]:
                     else:
                         verdict = first_use.examine(first_use.use_of(path, dtype, layer, gpu), run, again)
                     yield f"{gpu}, {path}, {str(dtype).removeprefix('torch.')}, {layer[0]} channels: {verdict}"
+
+
+def _triton_kernels() -> Iterator[str]:
+    """What came out of the first use of the kernels of the layers."""
+    from dlgsanet.device import accelerators
+    from dlgsanet.ops.backends import triton
+
+    gpus = [gpu for gpu in accelerators() if gpu.type in triton.DEVICES]
+    if not gpus:
+        yield "none is compiled: there is no NVIDIA, AMD or Intel GPU that PyTorch can use"
+    for gpu in gpus:
+        for dtype in triton.TOLERANCE:
+            verdict = triton.refused(dtype, gpu) or "they agree with plain PyTorch"
+            yield f"{gpu}, {str(dtype).removeprefix('torch.')}: {verdict}"
 
 
 def _calls(device: str) -> "Iterator[tuple[Record, bool]]":
