@@ -31,9 +31,9 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 BUDGET = {
     "plain_forward": (160, 0),
     "plain_grad_x": (136, 0),
-    "plain_grad_filters": (136, 0),
+    "plain_grad_filters": (160, 0),
     "fused_forward": (168, 96),
-    "fused_forward_mma": (255, 0),
+    "fused_forward_mma": (255, 16),
     "fused_grad_x": (232, 0),
     "fused_grad_z_expansion": (168, 288),
     "sum_grad_z": (48, 0),

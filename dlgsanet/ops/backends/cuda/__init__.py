@@ -22,14 +22,17 @@ SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half
 
 # The kernels get these numbers, and those that follow from them, from the compiler's command line.
 
-# Size of a tile in pixels: patches of 48 x 48 divide evenly. A thread computes four pixels of a row. In fused_grad_x it
-# computes two rows, and float64 uses tiles of half the height, which fit into the shared memory of every GPU. On tensor
-# cores a thread needs many registers, so smaller blocks fill a multiprocessor better.
-TILE_WIDTH, TILE_HEIGHT, GRAD_X_HEIGHT, MMA_HEIGHT = 16, 24, 48, 16
+# Size of a tile in pixels: patches of 48 x 48 and 64 x 64 divide evenly, or leave whole warps idle. A thread computes
+# four pixels of a row. In fused_grad_x it computes two rows, and the larger tile gives each of the four schedulers of a
+# multiprocessor the same number of warps; float64 uses a smaller one, which fits into the shared memory of every GPU.
+# On tensor cores a thread needs many registers, so smaller blocks fill a multiprocessor better.
+TILE_WIDTH, TILE_HEIGHT, MMA_HEIGHT = 16, 24, 16
+GRAD_X_SIDE, GRAD_X_SIDE_FLOAT64 = 32, 16
 GRAD_X_ROWS = 2  # rows that a thread computes in fused_grad_x
 MMA_STEP = 8  # features that one product on tensor cores adds up
 QUAD = 4  # adjacent pixels that a thread computes and moves at once
 VECTOR_BYTES = 16  # most bytes that a thread moves at once
+IN_FLIGHT_BYTES = 128  # that a thread loads from global memory before it stores the first of them
 WARP = 32
 MARGIN = 4  # columns kept left and right of a tile: at least the largest radius, and whole quads
 MOST_CHANNELS = 8  # channels of a group whose sums fit into registers; larger groups are divided into parts
@@ -225,7 +228,9 @@ class _Kernels:
         self.taps = math.ceil(window_size / QUAD) * QUAD  # length of a filter's row in shared memory, in whole quads
         self.item = 8 if x.dtype == torch.float64 else 4
 
-    def module(self, source: str, height: int, blocks: int, threads: int, elements: int, **more: int) -> Module:
+    def module(
+        self, source: str, height: int, blocks: int, threads: int, elements: int, width: int = TILE_WIDTH, **more: int
+    ) -> Module:
         """The kernels of a source.
 
         Args:
@@ -234,13 +239,14 @@ class _Kernels:
             blocks: the fewest blocks that a multiprocessor should hold.
             threads: of a block.
             elements: numbers in the shared memory of a block.
+            width: of a tile, pixels.
             more: further constants of the source.
         """
         constants: dict[str, str | int] = {
             "SCALAR": SCALARS[self.dtype],
             "WINDOW": self.window,
             "CHANNELS": self.channels_in_group,
-            "TILE_WIDTH": TILE_WIDTH,
+            "TILE_WIDTH": width,
             "TILE_HEIGHT": height,
             "QUAD": QUAD,
             "VECTOR_BYTES": VECTOR_BYTES,
@@ -250,17 +256,18 @@ class _Kernels:
             "CHANNELS_IN_PART": self.channels,
             "THREADS": threads,
             "BLOCKS": 1 if self.item == 8 else blocks,
+            "IN_FLIGHT": IN_FLIGHT_BYTES // (QUAD * self.item),
             "WARP": WARP,
             "SHARED_ELEMENTS": elements,
             **more,
         }
         return cuda_modules.load(Instance(source, tuple(constants.items())), self.device)
 
-    def tiles(self, height: int) -> int:
-        return self.batch * math.ceil(self.width / TILE_WIDTH) * math.ceil(self.height / height)
+    def tiles(self, height: int, width: int = TILE_WIDTH) -> int:
+        return self.batch * math.ceil(self.width / width) * math.ceil(self.height / height)
 
-    def tile_elements(self, height: int) -> int:
-        return (height + self.window - 1) * (TILE_WIDTH + 2 * MARGIN)
+    def tile_elements(self, height: int, width: int = TILE_WIDTH) -> int:
+        return (height + self.window - 1) * (width + 2 * MARGIN)
 
     def plain(self, kernel: str, parts: int, *tensors: Tensor) -> None:
         elements = self.channels * self.tile_elements(TILE_HEIGHT)
@@ -275,7 +282,7 @@ class _FusedKernels(_Kernels):
         super().__init__(x, len(weight) // window_size**2, window_size)
         self.features = z.shape[1]
         self.in_registers = FEATURES_IN_REGISTERS * 4 // self.item
-        self.grad_x_height = GRAD_X_HEIGHT * 4 // self.item
+        self.grad_x_side = GRAD_X_SIDE if self.item == 4 else GRAD_X_SIDE_FLOAT64
         self.shared_limit = cuda_modules.shared_memory_limit(x.device)
 
     def _largest_pass(self, elements: Callable[[int], int], shared_limit: int, at_most: int) -> int:
@@ -306,17 +313,17 @@ class _FusedKernels(_Kernels):
 
     def _grad_x_elements(self, features: int) -> int:
         expansion = (self.window + 2 * (GRAD_X_ROWS - 1)) * (features + 1) * self.taps
-        return (self.channels + features) * self.tile_elements(self.grad_x_height) + expansion
+        return (self.channels + features) * self.tile_elements(self.grad_x_side, self.grad_x_side) + expansion
 
     def grad_x(self, grad: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, grad_x: Tensor) -> None:
         # The system takes 1 KB for each block. The limit for a single block already excludes it.
         limit = (self.shared_limit - 1024) // 2 if self.shared_limit > TWO_BLOCKS_FROM else self.shared_limit
         features = self._largest_pass(self._grad_x_elements, limit, self.features)
-        height, elements = self.grad_x_height, self._grad_x_elements(features)
-        threads = TILE_WIDTH // QUAD * height // GRAD_X_ROWS
+        side, elements = self.grad_x_side, self._grad_x_elements(features)
+        threads = side // QUAD * side // GRAD_X_ROWS
         constants = {"FEATURES": self.features, "PASS": features, "ROWS": GRAD_X_ROWS}
-        self.module("fused_grad_x.cu", height, 2, threads, elements, **constants).launch(
-            "fused_grad_x", self.tiles(height) * self.groups * self.parts, threads, elements * self.item,
+        self.module("fused_grad_x.cu", side, 2, threads, elements, side, **constants).launch(
+            "fused_grad_x", self.tiles(side, side) * self.groups * self.parts, threads, elements * self.item,
             grad, z, weight, bias, grad_x, self.groups, self.height, self.width, _vectorized(grad, z, grad_x),
         )  # fmt: skip
 

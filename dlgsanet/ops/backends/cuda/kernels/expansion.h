@@ -12,19 +12,28 @@ constexpr int kPass = PASS;
 struct Expansion {
   static constexpr int kRow = (kPass + 1) * kTaps;
 
-  // Copy rows first_row ... first_row + rows - 1 of the filters; rows outside the window are zero.
+  // Copy rows first_row ... first_row + kRows - 1 of the filters; rows outside the window are zero.
+  template <int kRows>
   static __device__ __forceinline__ void stage(Accumulator* to, const Accumulator* __restrict__ weight,
                                                const Accumulator* __restrict__ bias, int group, int first,
-                                               int first_row, int rows) {
-    for (int i = threadIdx.x; i < rows * kRow; i += blockDim.x) {
-      const int tap = i % kTaps, k = i / kTaps % (kPass + 1), row = first_row + i / kRow;
-      const int output = (group * kWindow + row) * kWindow + tap;
-      Accumulator value = 0;
-      if (tap < kWindow && 0 <= row && row < kWindow) {
-        if (k < kPass && first + k < kFeatures) value = weight[(long long)output * kFeatures + first + k];
-        if (k == kPass && first == 0 && bias) value = bias[output];
+                                               int first_row) {
+    constexpr int kAll = kRows * kRow, kEach = (kAll + kThreads - 1) / kThreads, kAtOnce = kEach < 16 ? kEach : 16;
+#pragma unroll 1
+    for (int start = threadIdx.x; start < kAll; start += kThreads * kAtOnce) {
+      Accumulator values[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; n++) {
+        const int i = start + n * kThreads, tap = i % kTaps, k = i / kTaps % (kPass + 1), row = first_row + i / kRow;
+        const int output = (group * kWindow + row) * kWindow + tap;
+        values[n] = 0;
+        if (i < kAll && tap < kWindow && 0 <= row && row < kWindow) {
+          if (k < kPass && first + k < kFeatures) values[n] = weight[(long long)output * kFeatures + first + k];
+          if (k == kPass && first == 0 && bias) values[n] = bias[output];
+        }
       }
-      to[i] = value;
+#pragma unroll
+      for (int n = 0; n < kAtOnce; n++)
+        if (start + n * kThreads < kAll) to[start + n * kThreads] = values[n];
     }
   }
 

@@ -22,24 +22,17 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   const int row = thread_row(), column = thread_column();
   const int py = place.y + row, px = place.x + column;
 
-  load_tile(tile, x + share.plane * image.pixels(), image, kChannels, share.channels, kTileRows, place.y - kRadius,
-            place.x - kMargin);
+  load_tile<kChannels>(tile, x + share.plane * image.pixels(), image, share.channels, place.y - kRadius,
+                       place.x - kMargin);
   Accumulator sum[kChannels][kQuad] = {};
   for (int first = 0; first < kFeatures; first += kPass) {
     if (first) __syncthreads();  // all threads have read the weights of the last pass
-    Expansion::stage(expansion, weight, bias, share.group, first, 0, kWindow);
+    Expansion::stage<kWindow>(expansion, weight, bias, share.group, first, 0);
     Accumulator features[kPass][kQuad];
-    const Scalar* planes = z + ((long long)place.batch * kFeatures + first) * image.pixels();
-#pragma unroll
-    for (int k = 0; k < kPass; k++) {
-      if (kFeatures % kPass == 0 || first + k < kFeatures) {
-        load_quad(features[k], planes + k * image.pixels(), image, py, px);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kQuad; j++) features[k][j] = 0;
-      }
-    }
+    load_quads(features, z + ((long long)place.batch * kFeatures + first) * image.pixels(), image.pixels(),
+               image, kFeatures - first, py, px);
     __syncthreads();
+    if (!image.has_row(py)) continue;  // of tiles at the lower edge, whole warps
 #pragma unroll 1
     for (int i = 0; i < kWindow; i++) {
       const Accumulator* weights = expansion + i * Expansion::kRow;

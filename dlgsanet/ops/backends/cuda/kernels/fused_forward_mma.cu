@@ -50,32 +50,24 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   const TilePlace& place = share.place;
   const int row = threadIdx.x / 4, lane = threadIdx.x % kWarp, t = lane % 4, column_of_b = lane / 4;
 
-  for (int i = threadIdx.x; i < kChannels * kTileRows * (kStride / kQuad); i += kThreads) {
-    const int quad = i % (kStride / kQuad), line = i / (kStride / kQuad), channel = line / kTileRows;
-    float pixels[kQuad] = {};
-    if (channel < share.channels)
-      load_quad(pixels, x + (share.plane + channel) * image.pixels(), image, place.y - kRadius + line % kTileRows,
-                place.x - kMargin + quad * kQuad);
-#pragma unroll
-    for (int j = 0; j < kQuad; j++) tile[line * kOddStride + quad * kQuad + j] = pixels[j];
-  }
+  load_tile<kChannels, kTileRows, kOddStride>(tile, x + share.plane * image.pixels(), image, share.channels,
+                                              place.y - kRadius, place.x - kMargin);
   // The factors a of the products: features t and t + 4 of every step at the row's pixels. No other lane needs them.
   const Scalar* planes = z + (long long)place.batch * FEATURES * image.pixels();
-  for (int step = 0; step < kSteps; step++)
-    for (int quad = 0; quad < kThreadsAcross; quad++) {
-      float pixels[2][kQuad] = {};
+#pragma unroll 1
+  for (int quad = 0; quad < kThreadsAcross; quad++) {
+    float pixels[kSteps * 2][kQuad];
+    load_quads(pixels, planes + t * image.pixels(), 4 * image.pixels(), image, (FEATURES + 3 - t) / 4, place.y + row,
+               place.x + quad * kQuad);
 #pragma unroll
-      for (int upper = 0; upper < 2; upper++) {
-        const int k = step * kStep + upper * 4 + t;
-        if (k < FEATURES)
-          load_quad(pixels[upper], planes + k * image.pixels(), image, place.y + row, place.x + quad * kQuad);
+    for (int step = 0; step < kSteps; step++)
+#pragma unroll
+      for (int pair = 0; pair < 2; pair++) {
+        const float *lower = pixels[step * 2] + pair * 2, *upper = pixels[step * 2 + 1] + pair * 2;
+        features[((quad * 2 + pair) * kSteps + step) * kThreads] = {to_tf32(lower[0]), to_tf32(lower[1]),
+                                                                    to_tf32(upper[0]), to_tf32(upper[1])};
       }
-#pragma unroll
-      for (int pair = 0; pair < 2; pair++)
-        features[((quad * 2 + pair) * kSteps + step) * kThreads] = {
-            to_tf32(pixels[0][pair * 2]), to_tf32(pixels[0][pair * 2 + 1]), to_tf32(pixels[1][pair * 2]),
-            to_tf32(pixels[1][pair * 2 + 1])};
-    }
+  }
   __syncthreads();
 
   float sum[kChannels][TILE_WIDTH] = {};

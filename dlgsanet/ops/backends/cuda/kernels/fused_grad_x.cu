@@ -28,15 +28,16 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   const TilePlace& place = share.place;
   const int row = threadIdx.x / kThreadsAcross * kRows, column = thread_column();
 
-  load_tile(tile, grad + share.plane * image.pixels(), image, kChannels, share.channels, kTileRows, place.y - kRadius,
-            place.x - kMargin);
+  load_tile<kChannels>(tile, grad + share.plane * image.pixels(), image, share.channels, place.y - kRadius,
+                       place.x - kMargin);
   Accumulator sum[kRows][kChannels][kQuad] = {};
   for (int first = 0; first < kFeatures; first += kPass) {
     if (first) __syncthreads();  // all threads have read the features of the last pass
-    Expansion::stage(expansion, weight, bias, share.group, first, 1 - kRows, kExpansionRows);
-    load_tile(z_tile, z + ((long long)place.batch * kFeatures + first) * image.pixels(), image, kPass,
-              min(kPass, kFeatures - first), kTileRows, place.y - kRadius, place.x - kMargin);
+    Expansion::stage<kExpansionRows>(expansion, weight, bias, share.group, first, 1 - kRows);
+    load_tile<kPass>(z_tile, z + ((long long)place.batch * kFeatures + first) * image.pixels(), image,
+                     kFeatures - first, place.y - kRadius, place.x - kMargin);
     __syncthreads();
+    if (!image.has_row(place.y + row)) continue;  // of tiles at the lower edge, whole warps
 #pragma unroll 1
     for (int i = 0; i < kWindow + kRows - 1; i++) {
       const Accumulator* weights = expansion + (kWindow + kRows - 2 - i) * Expansion::kRow;

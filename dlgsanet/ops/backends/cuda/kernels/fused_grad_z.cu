@@ -67,15 +67,21 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   for (int first = 0; first < kFeatures; first += kPass) {
     const int present = min(kPass, kFeatures - first);
     const long long z_plane = (long long)place.batch * kFeatures + first;
-    for (int k = 0; k < kPass; k++) {  // each thread reads only its own pixels: no barrier is needed
-      Quad<Accumulator> quad = {};
-      if (k < present) load_quad(quad.v, z + (z_plane + k) * image.pixels(), image, py, px);
-      own_features[k * kThreads] = quad;
+    {
+      Accumulator quads[kPass][kQuad];
+      load_quads(quads, z + z_plane * image.pixels(), image.pixels(), image, present, py, px);
+#pragma unroll
+      for (int k = 0; k < kPass; k++) {  // each thread reads only its own pixels: no barrier is needed
+        Quad<Accumulator> quad;
+#pragma unroll
+        for (int j = 0; j < kQuad; j++) quad.v[j] = quads[k][j];
+        own_features[k * kThreads] = quad;
+      }
     }
     Accumulator grad_features[kPass][kQuad] = {};
     for (int group = slice * groups_in_slice; group < min(groups, (slice + 1) * groups_in_slice); group++) {
       FilterGradient grad_filters(tile, place, image, groups, group);
-      Expansion::stage(expansion, weight, nullptr, group, first, 0, kWindow);
+      Expansion::stage<kWindow>(expansion, weight, nullptr, group, first, 0);
 #pragma unroll 1
       for (int i = 0; i < kWindow; i++) {
         Accumulator grad_filter[kWindow][kQuad];

@@ -43,12 +43,9 @@ struct FilterGradient {
     const int first = part * kChannels, channels = min(kChannels, CHANNELS - first);
     const long long plane = first_plane + first;
     if (in_use) __syncthreads();  // all threads have read the previous part
-    load_tile(tile, x + plane * image.pixels(), image, kChannels, channels, kTileRows, place.y - kRadius,
-              place.x - kMargin);
-#pragma unroll
-    for (int c = 0; c < kChannels; c++)
-      load_quad(grads[c], grad + (plane + c) * image.pixels(), image, c < channels ? place.y + thread_row() : -1,
-                place.x + thread_column());
+    load_tile<kChannels>(tile, x + plane * image.pixels(), image, channels, place.y - kRadius, place.x - kMargin);
+    load_quads(grads, grad + plane * image.pixels(), image.pixels(), image, channels, place.y + thread_row(),
+               place.x + thread_column());
     __syncthreads();
   }
 };

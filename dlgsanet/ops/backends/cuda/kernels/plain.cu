@@ -32,17 +32,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   const GroupTile share(blockIdx.x, groups, image);
   const int row = thread_row(), py = share.place.y + row, px = share.place.x + thread_column();
 
-  load_tile(tile, x + share.plane * image.pixels(), image, kChannels, share.channels, kTileRows,
-            share.place.y - kRadius, share.place.x - kMargin);
+  load_tile<kChannels>(tile, x + share.plane * image.pixels(), image, share.channels, share.place.y - kRadius,
+                       share.place.x - kMargin);
   __syncthreads();
   Accumulator sum[kChannels][kQuad] = {};
 #pragma unroll 1
   for (int i = 0; i < kWindow; i++) {
     Accumulator filter[kWindow][kQuad];
-#pragma unroll
-    for (int t = 0; t < kWindow; t++)
-      load_quad(filter[t], filters + (share.of_group * kTapsOfFilter + i * kWindow + t) * image.pixels(), image, py,
-                px);
+    load_quads(filter, filters + (share.of_group * kTapsOfFilter + i * kWindow) * image.pixels(), image.pixels(),
+               image, kWindow, py, px);
     apply<false>(sum, filter, tile, row + i);
   }
 #pragma unroll
@@ -58,17 +56,22 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   const GroupTile share(blockIdx.x, groups, image);
   const int row = thread_row(), py = share.place.y + row, px = share.place.x + thread_column();
 
-  load_tile(tile, grad + share.plane * image.pixels(), image, kChannels, share.channels, kTileRows,
-            share.place.y - kRadius, share.place.x - kMargin);
+  load_tile<kChannels>(tile, grad + share.plane * image.pixels(), image, share.channels, share.place.y - kRadius,
+                       share.place.x - kMargin);
   __syncthreads();
   Accumulator sum[kChannels][kQuad] = {};
 #pragma unroll 1
   for (int i = 0; i < kWindow; i++) {  // rows above and below: row WINDOW - 1 - i of their filters reaches this row
     const Scalar* taps = filters + (share.of_group * kTapsOfFilter + (kWindow - 1 - i) * kWindow) * image.pixels();
     Accumulator filter[kWindow][kQuad];
+    Quad<Scalar> quads[kWindow];
 #pragma unroll
     for (int t = 0; t < kWindow; t++)
-      load_pixels(filter[t], taps + t * image.pixels(), image, py + i - kRadius, px + kRadius - t);
+      quads[t] = read_quad<false>(taps + t * image.pixels(), image, py + i - kRadius, px + kRadius - t, true);
+#pragma unroll
+    for (int t = 0; t < kWindow; t++)
+#pragma unroll
+      for (int j = 0; j < kQuad; j++) filter[t][j] = widen(quads[t].v[j]);
     apply<true>(sum, filter, tile, row + i);
   }
 #pragma unroll

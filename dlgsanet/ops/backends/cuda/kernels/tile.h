@@ -17,6 +17,7 @@
 //   TAPS         length of a filter's row in shared memory, padded to whole quads
 //   THREADS, BLOCKS  threads of a block, and the fewest blocks per multiprocessor (it limits a thread's registers)
 //   WARP         lanes of a warp
+//   IN_FLIGHT    loads of quads that a thread starts before it uses the first result
 //   SHARED_ELEMENTS  numbers in the shared memory of a block
 typedef SCALAR Scalar;
 typedef AccumulatorOf<Scalar>::type Accumulator;
@@ -87,25 +88,45 @@ struct GroupTile {
         plane(of_group * CHANNELS + first_channel) {}
 };
 
-// Pixels (y, x) to (y, x + kQuad - 1) of a plane, zero outside the image.
-template <typename T>
-__device__ __forceinline__ void load_pixels(Accumulator (&to)[kQuad], const T* __restrict__ plane, const Image& image,
-                                            int y, int x) {
+// Pixels (y, x) to (y, x + kQuad - 1) of a plane as they are in memory, zero outside the image or if not `wanted`.
+template <bool kVectorized, typename T>
+__device__ __forceinline__ Quad<T> read_quad(const T* __restrict__ plane, const Image& image, int y, int x,
+                                             bool wanted) {
+  Quad<T> quad = {};
   const T* at = plane + (long long)y * image.width + x;
+  wanted = wanted && image.has_row(y);
+  if constexpr (kVectorized) {
+    if (wanted && image.has_column(x)) quad = *reinterpret_cast<const Quad<T>*>(at);
+  } else {
 #pragma unroll
-  for (int j = 0; j < kQuad; j++) to[j] = image.has_row(y) && image.has_column(x + j) ? widen(at[j]) : 0;
+    for (int j = 0; j < kQuad; j++)
+      if (wanted && image.has_column(x + j)) quad.v[j] = at[j];
+  }
+  return quad;
 }
 
-// The same with one load where possible; x is a multiple of kQuad.
-template <typename T>
-__device__ __forceinline__ void load_quad(Accumulator (&to)[kQuad], const T* __restrict__ plane, const Image& image,
-                                          int y, int x) {
-  if (!image.vectorized) return load_pixels(to, plane, image, y, x);
-  Quad<T> quad = {};
-  if (image.has_row(y) && image.has_column(x))
-    quad = *reinterpret_cast<const Quad<T>*>(plane + (long long)y * image.width + x);
+// The same pixels of kCount planes `stride` apart, of which `present` exist. All loads start before one result is used.
+template <bool kVectorized, int kCount, typename T>
+__device__ __forceinline__ void read_quads(Accumulator (&to)[kCount][kQuad], const T* __restrict__ planes,
+                                           long long stride, const Image& image, int present, int y, int x) {
+  Quad<T> quads[kCount];
 #pragma unroll
-  for (int j = 0; j < kQuad; j++) to[j] = widen(quad.v[j]);
+  for (int i = 0; i < kCount; i++)
+    quads[i] = read_quad<kVectorized>(planes + i * stride, image, y, x, i < present);
+#pragma unroll
+  for (int i = 0; i < kCount; i++)
+#pragma unroll
+    for (int j = 0; j < kQuad; j++) to[i][j] = widen(quads[i].v[j]);
+}
+
+// With one load for each plane where possible; x is a multiple of kQuad.
+template <int kCount, typename T>
+__device__ __forceinline__ void load_quads(Accumulator (&to)[kCount][kQuad], const T* __restrict__ planes,
+                                           long long stride, const Image& image, int present, int y, int x) {
+  if (image.vectorized)
+    read_quads<true>(to, planes, stride, image, present, y, x);
+  else
+    read_quads<false>(to, planes, stride, image, present, y, x);
 }
 
 template <typename T>
@@ -125,17 +146,50 @@ __device__ __forceinline__ void store_quad(T* __restrict__ plane, const Image& i
   }
 }
 
-// Load rows y ... y + rows - 1 and columns x ... x + kStride - 1 of `count` planes into tile[count][rows][kStride].
-// Planes from number `present` on are filled with zeros.
-__device__ __forceinline__ void load_tile(Accumulator* tile, const Scalar* __restrict__ planes, const Image& image,
-                                          int count, int present, int rows, int y, int x) {
-  constexpr int kQuads = kStride / kQuad;
-  for (int i = threadIdx.x; i < count * rows * kQuads; i += blockDim.x) {
-    const int row = i / kQuads % rows, plane = i / (kQuads * rows);
-    Quad<Accumulator> quad = {};
-    if (plane < present) load_quad(quad.v, planes + plane * image.pixels(), image, y + row, x + i % kQuads * kQuad);
-    reinterpret_cast<Quad<Accumulator>*>(tile)[i] = quad;
+// Copies rows of planes to shared memory. Each thread has a column of quads and some of the lines (the rows of all
+// planes). It starts IN_FLIGHT loads before it stores the first result: otherwise it would wait for each of them.
+template <bool kVectorized, int kCount, int kRows, int kRowStride>
+__device__ __forceinline__ void copy_tile(Accumulator* tile, const Scalar* __restrict__ planes, const Image& image,
+                                          int present, int y, int x) {
+  constexpr int kQuads = kStride / kQuad, kLines = kThreads / kQuads, kAll = kCount * kRows;
+  const int column = threadIdx.x % kQuads * kQuad, own = threadIdx.x / kQuads;
+  if (own >= kLines) return;  // threads that are left over
+#pragma unroll 1
+  for (int first = own; first < kAll; first += kLines * IN_FLIGHT) {
+    Quad<Scalar> quads[IN_FLIGHT];
+#pragma unroll
+    for (int i = 0; i < IN_FLIGHT; i++) {
+      const int line = first + i * kLines, plane = line / kRows;
+      quads[i] = read_quad<kVectorized>(planes + plane * image.pixels(), image, y + line % kRows, x + column,
+                                        line < kAll && plane < present);
+    }
+#pragma unroll
+    for (int i = 0; i < IN_FLIGHT; i++) {
+      const int line = first + i * kLines;
+      if (line >= kAll) break;
+      Accumulator* to = tile + line * kRowStride + column;
+      Quad<Accumulator> quad;
+#pragma unroll
+      for (int j = 0; j < kQuad; j++) quad.v[j] = widen(quads[i].v[j]);
+      if constexpr (kRowStride % kQuad == 0) {
+        *reinterpret_cast<Quad<Accumulator>*>(to) = quad;
+      } else {
+#pragma unroll
+        for (int j = 0; j < kQuad; j++) to[j] = quad.v[j];
+      }
+    }
   }
+}
+
+// Load rows y ... y + kRows - 1 and columns x ... x + kStride - 1 of kCount planes into tile[kCount][kRows][kRowStride].
+// Planes from number `present` on are filled with zeros.
+template <int kCount, int kRows = kTileRows, int kRowStride = kStride>
+__device__ __forceinline__ void load_tile(Accumulator* tile, const Scalar* __restrict__ planes, const Image& image,
+                                          int present, int y, int x) {
+  if (image.vectorized)
+    copy_tile<true, kCount, kRows, kRowStride>(tile, planes, image, present, y, x);
+  else
+    copy_tile<false, kCount, kRows, kRowStride>(tile, planes, image, present, y, x);
 }
 
 // The part of a tile's row that a quad of pixels needs: tap t of pixel j reads v[kMargin - kRadius + t + j].
