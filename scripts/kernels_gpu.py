@@ -71,17 +71,18 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
     z = torch.empty(batch, features, height, width, dtype=dtype, device="meta")
     weight = torch.empty(groups * window**2, features, device="meta")
     convolution = FusedDynamicConv(z, weight, weight[:, 0].contiguous(), window)
-    tensor_cores = mock.Mock(side_effect=[False, True])
+    cuda.plan.cache_clear()
     with (
         mock.patch.object(cuda_modules, "load", Recorder),
         mock.patch.object(cuda_modules, "shared_memory_limit", return_value=CARDS[architecture].shared - 1 << 10),
         mock.patch.object(cuda_modules, "capability", return_value=divmod(int(architecture[3:]), 10)),
         mock.patch.object(first_use, "refused", return_value=None),
-        mock.patch.object(cuda, "tf32_allowed", tensor_cores),
     ):
-        for _ in range(2):
-            cuda.BACKEND.convolve(convolution, x)
+        for tf32 in (False, True):
+            with mock.patch.object(cuda, "tf32_allowed", return_value=tf32):
+                cuda.BACKEND.convolve(convolution, x)
         cuda.BACKEND.convolve_backward(convolution, x, x)
+    cuda.plan.cache_clear()
     return list(dict.fromkeys(found))
 
 

@@ -55,6 +55,7 @@ def instances(
         wanted.add(instance)
         return Recorder()
 
+    cuda.plan.cache_clear()
     monkeypatch.setattr(cuda_modules, "load", load)
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: ARCHITECTURES[architecture])
     monkeypatch.setattr(cuda_modules, "capability", lambda device: divmod(int(architecture[3:]), 10))
@@ -70,6 +71,7 @@ def instances(
     plain = DynamicConv(torch.empty(1, groups, window, window, *size, dtype=dtype))
     cuda.BACKEND.convolve(plain, x)
     cuda.BACKEND.convolve_backward(plain, x, x)
+    cuda.plan.cache_clear()
     return wanted
 
 
@@ -186,6 +188,7 @@ def test_cupy_has_all_names_that_are_used():
     assert callable(module.load)
     assert callable(module.get_function)
     assert callable(driver.funcSetAttribute)
+    assert driver.launchKernel.__doc__.startswith("launchKernel(intptr_t f, unsigned int grid_dim_x")
     assert callable(runtime.setDevice)
     assert driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES == 8
     assert runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin == 97

@@ -1,7 +1,6 @@
 """The CUDA kernels without a GPU: their source runs in the emulator and is compared with float64."""
 
 import contextlib
-import ctypes
 import dataclasses
 import faulthandler
 import functools
@@ -13,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,7 +56,7 @@ WITH_EVERY_BARRIER = (1, 24, 2, 26, 3, 25, 17)
 
 
 @pytest.fixture
-def emulate(monkeypatch) -> Callable[..., None]:
+def emulate(monkeypatch) -> Iterator[Callable[..., None]]:
     """Run launches of `cuda` in the emulator, with an order of the threads, and without a barrier ("file:line")."""
 
     def use(
@@ -67,6 +66,7 @@ def emulate(monkeypatch) -> Callable[..., None]:
         enough_blocks: int = ENOUGH_BLOCKS,
         capability: tuple[int, int] = (8, 6),
     ) -> None:
+        cuda.plan.cache_clear()
         monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
         monkeypatch.setattr(cuda, "ENOUGH_BLOCKS", enough_blocks)
         monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
@@ -74,7 +74,8 @@ def emulate(monkeypatch) -> Callable[..., None]:
         monkeypatch.setattr(cuda, "tf32_allowed", lambda: tf32)
         monkeypatch.setattr(first_use, "refused", lambda use, run: None)
 
-    return use
+    yield use
+    cuda.plan.cache_clear()
 
 
 def normal(*size: int, dtype: torch.dtype) -> Tensor:
@@ -312,57 +313,63 @@ def test_a_misaligned_access_is_caught(monkeypatch, emulate):
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGILL
 
 
+CPU = torch.device("cpu")
+
+
 class Driver:
     """Replaces CuPy's access to the driver: kernels that are loaded and launched for "cpu" run in the emulator."""
 
     def __init__(self, monkeypatch):
         cupy = pytest.importorskip("cupy", reason="launching kernels needs CuPy")
-        self.capturing, self.allowed = False, {}
+        self.capturing, self.allowed, self.kernels = False, {}, []
         monkeypatch.setattr(cupy.cuda.function, "Module", lambda: self)
         monkeypatch.setattr(cupy.cuda.driver, "funcSetAttribute", self.set_attribute)
+        monkeypatch.setattr(cupy.cuda.driver, "launchKernel", self.launch)
         self.of_others = SimpleNamespace(index=7)
-        self.device = self.of_others
+        self.device, self.current = self.of_others, self.of_others.index
         monkeypatch.setattr(cupy.cuda.runtime, "getDevice", lambda: self.device.index)
         monkeypatch.setattr(cupy.cuda.runtime, "setDevice", self.set_device)
         monkeypatch.setattr(torch.cuda, "device", self.on_device)
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=777))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: self.current)
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 777, raising=False)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
         monkeypatch.setattr(cuda_modules, "cached_cubin", lambda instance, architecture: (instance, architecture))
         monkeypatch.setattr(cuda_modules, "load", functools.cache(cuda_modules.Module))
 
     @contextlib.contextmanager
     def on_device(self, device):
-        self.asked = device
+        self.current = device.index
         yield
+        self.current = self.of_others.index
         assert self.device is self.of_others  # CuPy's device is again what it was
 
     def set_device(self, index):
-        assert index in (self.asked.index, self.of_others.index)
-        self.device = self.of_others if index == self.of_others.index else self.asked
+        assert index in (CPU.index, self.of_others.index)
+        self.device = self.of_others if index == self.of_others.index else CPU
 
     def load(self, cubin):
         instance, architecture = cubin
-        assert self.device == torch.device("cpu")
+        assert self.device == CPU
         assert architecture == "sm_86"
         self.loading = EmulatedModule(instance, "ascending")
 
     def get_function(self, name):
         assert not self.capturing
-        module = self.loading
+        self.kernels.append((self.loading, name))
+        return SimpleNamespace(ptr=len(self.kernels))
 
-        def launch(grid, block, arguments, shared_bytes, stream):
-            assert self.device == torch.device("cpu")
-            assert stream.ptr == 777
-            assert shared_bytes <= max(48 << 10, self.allowed.get(launch.ptr, 0))
-            of_c = {np.uint64: ctypes.c_uint64, np.int32: ctypes.c_int32}
-            values = [of_c[type(a)](a.item()) for a in arguments]
-            module.run_values(name, 0, *grid, *block, shared_bytes, values)
-
-        launch.ptr = id(launch)
-        return launch
+    def launch(self, pointer, *call):
+        *sizes, shared_bytes, stream, addresses, extra = call
+        blocks, threads = sizes[0], sizes[3]
+        assert sizes == [blocks, 1, 1, threads, 1, 1]
+        assert self.device == CPU
+        assert (stream, extra) == (777, 0)
+        assert shared_bytes <= max(48 << 10, self.allowed.get(pointer, 0))
+        module, name = self.kernels[pointer - 1]
+        module.run_addresses(name, 0, blocks, threads, shared_bytes, addresses)
 
     def set_attribute(self, pointer, attribute, value):
-        assert (self.device, attribute) == (torch.device("cpu"), 8)  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        assert (self.device, attribute) == (CPU, 8)  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         self.allowed[pointer] = value
 
 

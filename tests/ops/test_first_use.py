@@ -42,6 +42,7 @@ def card(monkeypatch, tmp_path, caplog):
 
 def restart() -> None:
     """As in a new process."""
+    cuda.plan.cache_clear()
     first_use._verdict.cache_clear()
     dispatch._report_once.cache_clear()
 

@@ -76,11 +76,14 @@ class EmulatedModule:
 
     def run(self, kernel: str, first: int, count: int, threads: int, shared_bytes: int, args: list) -> None:
         """Blocks first ... first + count - 1 of a launch."""
-        self.run_values(kernel, first, count, threads, shared_bytes, [_value(a) for a in args])
-
-    def run_values(self, kernel: str, first: int, count: int, threads: int, shared_bytes: int, values: list) -> None:
-        """The same with arguments as for the driver: values of C types, which are passed by address."""
+        values = [_value(a) for a in args]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        self.run_addresses(kernel, first, count, threads, shared_bytes, ctypes.addressof(pointers))
+
+    def run_addresses(
+        self, kernel: str, first: int, count: int, threads: int, shared_bytes: int, addresses: int
+    ) -> None:
+        """The same with arguments as for the driver: the address of an array of their addresses."""
         run = getattr(self.library, f"emulate_{kernel}")
         run.argtypes = [
             ctypes.c_longlong,
@@ -88,10 +91,10 @@ class EmulatedModule:
             ctypes.c_uint,
             ctypes.c_size_t,
             ctypes.c_int,
-            type(pointers),
+            ctypes.c_void_p,
         ]
         run.restype = ctypes.c_char_p
-        if fault := run(first, count, threads, shared_bytes, self.order, pointers):
+        if fault := run(first, count, threads, shared_bytes, self.order, addresses):
             raise RuntimeError(f"{kernel}: {fault.decode()}")
 
 

@@ -6,6 +6,7 @@ The fused kernels form filters from z in registers and never write them to memor
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,24 +96,23 @@ def _refused(path: str, convolution: DynamicConv | FusedDynamicConv, x: Tensor) 
         groups, window, features = convolution.filters.shape[1], convolution.filters.shape[2], 0
     else:
         window, features = convolution.window_size, convolution.z.shape[1]
-        groups = len(convolution.weight) // window**2
+        groups = convolution.weight.shape[0] // window**2
     return first_use.refused(Use(path, x.dtype, window, channels // groups, features, x.device), PATHS[path])
 
 
 def dynamic_depthwise_conv(convolution: DynamicConv, x: Tensor) -> Tensor:
     x, filters = x.contiguous(), convolution.filters.contiguous()
     out = torch.empty_like(x)
-    kernels = _Kernels(x, filters.shape[1], filters.shape[2])
-    kernels.plain("plain_forward", kernels.parts, x, filters, out)
+    _plain_plan(x, filters, out).forward(x, filters, out)
     return out
 
 
 def dynamic_depthwise_conv_backward(convolution: DynamicConv, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     grad, x, filters = grad.contiguous(), x.contiguous(), convolution.filters.contiguous()
     grad_x, grad_filters = torch.empty_like(x), torch.empty_like(filters)
-    kernels = _Kernels(x, filters.shape[1], filters.shape[2])
-    kernels.plain("plain_grad_x", kernels.parts, grad, filters, grad_x)
-    kernels.plain("plain_grad_filters", 1, grad, x, grad_filters)
+    plan = _plain_plan(x, filters, grad, grad_x, grad_filters)
+    plan.grad_x(grad, filters, grad_x)
+    plan.grad_filters(grad, x, grad_filters)
     return grad_x, grad_filters
 
 
@@ -124,8 +124,8 @@ def _fused_forward(convolution: FusedDynamicConv, x: Tensor, on_tensor_cores: bo
     x = x.contiguous()
     z, weight, bias, window_size = _prepare(convolution)
     out = torch.empty_like(x)
-    kernels = _FusedKernels(x, z, weight, window_size)
-    (kernels.forward_on_tensor_cores if on_tensor_cores else kernels.forward)(x, z, weight, bias, out)
+    plan = _fused_plan(weight, window_size, x, z, out)
+    (plan.forward_on_tensor_cores if on_tensor_cores else plan.forward)(x, z, weight, bias, out)
     return out
 
 
@@ -136,10 +136,10 @@ def fused_dynamic_depthwise_conv_backward(
     grad, x = grad.contiguous(), x.contiguous()
     z, weight, bias, window_size = _prepare(convolution)
     grad_x, grad_z = torch.empty_like(x), torch.empty_like(z)
-    grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(len(weight))
-    kernels = _FusedKernels(x, z, weight, window_size)
-    kernels.grad_x(grad, z, weight, bias, grad_x)
-    kernels.grad_z_expansion(grad, x, z, weight, grad_z, grad_weight, grad_bias)
+    grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(weight.shape[0])
+    plan = _fused_plan(weight, window_size, x, z, grad, grad_x, grad_z)
+    plan.grad_x(grad, z, weight, bias, grad_x)
+    plan.grad_z_expansion(grad, x, z, weight, grad_z, grad_weight, grad_bias)
     return grad_x, grad_z, grad_weight.to(convolution.weight.dtype), grad_bias.to(of_bias.dtype)
 
 
@@ -166,15 +166,18 @@ def _prepare(convolution: FusedDynamicConv) -> FusedDynamicConv:
     """Contiguous tensors, with weight and bias in the dtype in which sums are formed."""
     z, weight, bias, window_size = convolution
     accumulator = torch.float64 if z.dtype == torch.float64 else torch.float32
-    bias = None if bias is None else bias.to(accumulator).contiguous()
-    return FusedDynamicConv(z.contiguous(), weight.to(accumulator).contiguous(), bias, window_size)
+    if weight.dtype != accumulator:
+        weight = weight.to(accumulator)
+    if bias is not None:
+        bias = (bias if bias.dtype == accumulator else bias.to(accumulator)).contiguous()
+    return FusedDynamicConv(z.contiguous(), weight.contiguous(), bias, window_size)
 
 
 def _on_tensor_cores(convolution: FusedDynamicConv, x: Tensor) -> bool:
     """Whether TF32 is exact enough, and the kernel for tensor cores serves these sizes and agreed at first use."""
     window, features = convolution.window_size, convolution.z.shape[1]
     exact_enough = x.dtype in (torch.float16, torch.bfloat16) or (x.dtype == torch.float32 and tf32_allowed())
-    _, channels = _parts(x.shape[1] * window**2 // len(convolution.weight))
+    _, channels = _parts(x.shape[1] * window**2 // convolution.weight.shape[0])
     fits = window <= 7 and features <= FEATURES_IN_REGISTERS and channels <= 6
     path = "fused forward on tensor cores"
     if not exact_enough or not fits or no_tensor_cores(path, x.dtype, x.device):
@@ -202,10 +205,12 @@ def tf32_allowed() -> bool:
 
 
 def _vectorized(*images: Tensor) -> bool:
-    """Whether four pixels can be moved at once: rows are whole quads, and the address is aligned for a quad."""
-    return all(
-        t.shape[-1] % QUAD == 0 and t.data_ptr() % min(VECTOR_BYTES, QUAD * t.element_size()) == 0 for t in images
-    )
+    """Whether four pixels can be moved at once: rows are whole quads, and addresses are aligned for a quad.
+
+    The images have one width and one dtype.
+    """
+    aligned = min(VECTOR_BYTES, QUAD * images[0].element_size())
+    return images[0].shape[-1] % QUAD == 0 and not any(t.data_ptr() % aligned for t in images)
 
 
 def _passes(count: int, at_most: int) -> int:
@@ -213,20 +218,37 @@ def _passes(count: int, at_most: int) -> int:
     return math.ceil(count / math.ceil(count / at_most))
 
 
-class _Kernels:
-    """The kernels for the dtype, channels and window of a call, and their launches.
+class Launch(NamedTuple):
+    """A launch of a kernel, apart from its tensors. `sizes` are the arguments after them."""
+
+    module: Module
+    kernel: str
+    blocks: int
+    threads: int
+    shared_bytes: int
+    sizes: tuple[int, ...]
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        self.module.launch(self.kernel, self.blocks, self.threads, self.shared_bytes, *tensors, *self.sizes)
+
+
+class _Plan:
+    """The launches for the sizes of a call. Each is worked out, and its kernel is loaded, when it is first needed.
 
     The sizes of the arrays in shared memory are computed here. Each kernel's source checks them when it is compiled.
     """
 
-    def __init__(self, x: Tensor, groups: int, window_size: int):
-        self.batch, channels, self.height, self.width = x.shape
-        self.dtype, self.device = x.dtype, x.device
-        self.groups, self.window = groups, window_size
+    def __init__(
+        self, shape: torch.Size, dtype: torch.dtype, device: torch.device, groups: int, window: int, vectorized: bool
+    ):
+        self.batch, channels, self.height, self.width = shape
+        self.dtype, self.device = dtype, device
+        self.groups, self.window = groups, window
+        self.image = (self.height, self.width, vectorized)  # the last arguments of most kernels
         self.channels_in_group = channels // groups
         self.parts, self.channels = _parts(self.channels_in_group)
-        self.taps = math.ceil(window_size / QUAD) * QUAD  # length of a filter's row in shared memory, in whole quads
-        self.item = 8 if x.dtype == torch.float64 else 4
+        self.taps = math.ceil(window / QUAD) * QUAD  # length of a filter's row in shared memory, in whole quads
+        self.item = 8 if dtype == torch.float64 else 4
 
     def module(
         self, source: str, height: int, blocks: int, threads: int, elements: int, width: int = TILE_WIDTH, **more: int
@@ -269,21 +291,34 @@ class _Kernels:
     def tile_elements(self, height: int, width: int = TILE_WIDTH) -> int:
         return (height + self.window - 1) * (width + 2 * MARGIN)
 
-    def plain(self, kernel: str, parts: int, *tensors: Tensor) -> None:
+
+class _PlainPlan(_Plan):
+    def _launch(self, kernel: str, parts: int) -> Launch:
         elements = self.channels * self.tile_elements(TILE_HEIGHT)
-        self.module("plain.cu", TILE_HEIGHT, 4, THREADS, elements).launch(
-            kernel, self.tiles(TILE_HEIGHT) * self.groups * parts, THREADS, elements * self.item,
-            *tensors, self.groups, self.height, self.width, _vectorized(*tensors),
-        )  # fmt: skip
+        module = self.module("plain.cu", TILE_HEIGHT, 4, THREADS, elements)
+        blocks = self.tiles(TILE_HEIGHT) * self.groups * parts
+        return Launch(module, kernel, blocks, THREADS, elements * self.item, (self.groups, *self.image))
+
+    @functools.cached_property
+    def forward(self) -> Launch:
+        return self._launch("plain_forward", self.parts)
+
+    @functools.cached_property
+    def grad_x(self) -> Launch:
+        return self._launch("plain_grad_x", self.parts)
+
+    @functools.cached_property
+    def grad_filters(self) -> Launch:
+        return self._launch("plain_grad_filters", 1)
 
 
-class _FusedKernels(_Kernels):
-    def __init__(self, x: Tensor, z: Tensor, weight: Tensor, window_size: int):
-        super().__init__(x, len(weight) // window_size**2, window_size)
-        self.features = z.shape[1]
+class _FusedPlan(_Plan):
+    def __init__(self, *call: Any, features: int):
+        super().__init__(*call)
+        self.features = features
         self.in_registers = FEATURES_IN_REGISTERS * 4 // self.item
         self.grad_x_side = GRAD_X_SIDE if self.item == 4 else GRAD_X_SIDE_FLOAT64
-        self.shared_limit = cuda_modules.shared_memory_limit(x.device)
+        self.shared_limit = cuda_modules.shared_memory_limit(self.device)
 
     def _largest_pass(self, elements: Callable[[int], int], shared_limit: int, at_most: int) -> int:
         """How many features a kernel processes at a time."""
@@ -291,70 +326,102 @@ class _FusedKernels(_Kernels):
             at_most -= 1
         return _passes(self.features, at_most)
 
-    def forward(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    @functools.cached_property
+    def forward(self) -> Launch:
         features = _passes(self.features, self.in_registers)
         expansion = self.window * (features + 1) * self.taps
         elements = self.channels * self.tile_elements(TILE_HEIGHT) + expansion
         constants = {"FEATURES": self.features, "PASS": features}
-        self.module("fused_forward.cu", TILE_HEIGHT, 4, THREADS, elements, **constants).launch(
-            "fused_forward", self.tiles(TILE_HEIGHT) * self.groups * self.parts, THREADS, elements * self.item,
-            x, z, weight, bias, out, self.groups, self.height, self.width, _vectorized(x, z, out),
-        )  # fmt: skip
+        module = self.module("fused_forward.cu", TILE_HEIGHT, 4, THREADS, elements, **constants)
+        blocks = self.tiles(TILE_HEIGHT) * self.groups * self.parts
+        return Launch(module, "fused_forward", blocks, THREADS, elements * self.item, (self.groups, *self.image))
 
-    def forward_on_tensor_cores(self, x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    @functools.cached_property
+    def forward_on_tensor_cores(self) -> Launch:
         threads = TILE_WIDTH // QUAD * MMA_HEIGHT
         tile = self.channels * (MMA_HEIGHT + self.window - 1) * (TILE_WIDTH + 2 * MARGIN + 1)
         elements = TILE_WIDTH // 2 * math.ceil(self.features / MMA_STEP) * threads * QUAD + tile
         constants = {"FEATURES": self.features, "STEP": MMA_STEP}
-        self.module("fused_forward_mma.cu", MMA_HEIGHT, 4, threads, elements, **constants).launch(
-            "fused_forward_mma", self.tiles(MMA_HEIGHT) * self.groups * self.parts, threads, elements * self.item,
-            x, z, weight, bias, out, self.groups, self.height, self.width, _vectorized(x, z, out),
-        )  # fmt: skip
+        module = self.module("fused_forward_mma.cu", MMA_HEIGHT, 4, threads, elements, **constants)
+        blocks = self.tiles(MMA_HEIGHT) * self.groups * self.parts
+        return Launch(module, "fused_forward_mma", blocks, threads, elements * self.item, (self.groups, *self.image))
 
     def _grad_x_elements(self, features: int) -> int:
         expansion = (self.window + 2 * (GRAD_X_ROWS - 1)) * (features + 1) * self.taps
         return (self.channels + features) * self.tile_elements(self.grad_x_side, self.grad_x_side) + expansion
 
-    def grad_x(self, grad: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, grad_x: Tensor) -> None:
+    @functools.cached_property
+    def grad_x(self) -> Launch:
         # The system takes 1 KB for each block. The limit for a single block already excludes it.
         limit = (self.shared_limit - 1024) // 2 if self.shared_limit > TWO_BLOCKS_FROM else self.shared_limit
         features = self._largest_pass(self._grad_x_elements, limit, self.features)
         side, elements = self.grad_x_side, self._grad_x_elements(features)
         threads = side // QUAD * side // GRAD_X_ROWS
         constants = {"FEATURES": self.features, "PASS": features, "ROWS": GRAD_X_ROWS}
-        self.module("fused_grad_x.cu", side, 2, threads, elements, side, **constants).launch(
-            "fused_grad_x", self.tiles(side, side) * self.groups * self.parts, threads, elements * self.item,
-            grad, z, weight, bias, grad_x, self.groups, self.height, self.width, _vectorized(grad, z, grad_x),
-        )  # fmt: skip
+        module = self.module("fused_grad_x.cu", side, 2, threads, elements, side, **constants)
+        blocks = self.tiles(side, side) * self.groups * self.parts
+        return Launch(module, "fused_grad_x", blocks, threads, elements * self.item, (self.groups, *self.image))
 
     def _grad_z_elements(self, features: int) -> int:
         expansion = self.window * (features + 1) * self.taps
         sums = THREADS // WARP * self.window**2 * (features + 1)
         return self.channels * self.tile_elements(TILE_HEIGHT) + expansion + features * THREADS * QUAD + sums
 
+    @functools.cached_property
+    def _grad_z_module(self) -> tuple[Module, int]:
+        """The kernels of the gradients of z and of the expansion, and the bytes of their shared memory."""
+        features = self._largest_pass(self._grad_z_elements, self.shared_limit, self.in_registers)
+        elements, constants = self._grad_z_elements(features), {"FEATURES": self.features, "PASS": features}
+        return self.module("fused_grad_z.cu", TILE_HEIGHT, 4, THREADS, elements, **constants), elements * self.item
+
+    @functools.cached_property
+    def _grad_z_slices(self) -> tuple[int, int]:
+        """The groups that a block of the gradients of z processes, and the number of such slices of the groups."""
+        groups = max(1, min(self.groups, self.tiles(TILE_HEIGHT) * self.groups // ENOUGH_BLOCKS))
+        return groups, math.ceil(self.groups / groups)
+
+    @functools.cached_property
+    def _grad_z(self) -> Launch:
+        (module, shared_bytes), (groups, slices) = self._grad_z_module, self._grad_z_slices
+        blocks, sizes = self.tiles(TILE_HEIGHT) * slices, (self.batch, self.groups, groups, *self.image)
+        return Launch(module, "fused_grad_z_expansion", blocks, THREADS, shared_bytes, sizes)
+
+    @functools.cached_property
+    def _sum_grad_z(self) -> Launch:
+        planes = self.batch * self.features
+        sizes = (self._grad_z_slices[1], planes, self.height, self.width)
+        blocks = math.ceil(planes * self.height * self.width / 256)
+        return Launch(self._grad_z_module[0], "sum_grad_z", blocks, 256, 0, sizes)
+
+    @functools.cached_property
+    def _sum_grad_expansion(self) -> Launch:
+        outputs = self.groups * self.window**2
+        weights, count = outputs * self.features, outputs * (self.features + 1)
+        blocks, sizes = math.ceil(count / WARP), (self.tiles(TILE_HEIGHT), weights, count)
+        return Launch(self._grad_z_module[0], "sum_grad_expansion", blocks, SUM_THREADS, SUM_THREADS * self.item, sizes)
+
     def grad_z_expansion(
         self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, grad_z: Tensor, grad_weight: Tensor, grad_bias: Tensor
     ) -> None:
-        features = self._largest_pass(self._grad_z_elements, self.shared_limit, self.in_registers)
-        elements, constants = self._grad_z_elements(features), {"FEATURES": self.features, "PASS": features}
-        module = self.module("fused_grad_z.cu", TILE_HEIGHT, 4, THREADS, elements, **constants)
-        tiles = self.tiles(TILE_HEIGHT)
-        groups_in_slice = max(1, min(self.groups, tiles * self.groups // ENOUGH_BLOCKS))
-        slices = math.ceil(self.groups / groups_in_slice)
+        slices, (tiles, _, count) = self._grad_z_slices[1], self._sum_grad_expansion.sizes
         of_slices = weight.new_empty(slices, *z.shape) if slices > 1 else None
-        of_tiles = weight.new_empty(tiles, weight.numel() + len(weight))
-        module.launch(
-            "fused_grad_z_expansion", tiles * slices, THREADS, elements * self.item,
-            grad, x, z, weight, grad_z, of_slices, of_tiles, self.batch, self.groups, groups_in_slice,
-            self.height, self.width, _vectorized(grad, x, z, grad_z),
-        )  # fmt: skip
+        of_tiles = weight.new_empty(tiles, count)
+        self._grad_z(grad, x, z, weight, grad_z, of_slices, of_tiles)
         if of_slices is not None:
-            module.launch(
-                "sum_grad_z", math.ceil(z.numel() / 256), 256, 0,
-                of_slices, grad_z, slices, self.batch * self.features, self.height, self.width,
-            )  # fmt: skip
-        count = of_tiles.shape[1]
-        module.launch(
-            "sum_grad_expansion", math.ceil(count / WARP), SUM_THREADS, SUM_THREADS * self.item,
-            of_tiles, grad_weight, grad_bias, tiles, weight.numel(), count,
-        )  # fmt: skip
+            self._sum_grad_z(of_slices, grad_z)
+        self._sum_grad_expansion(of_tiles, grad_weight, grad_bias)
+
+
+@functools.lru_cache(maxsize=1024)  # images of every size may come
+def plan(*call: Any, features: int = 0) -> Any:
+    """The plan for (shape, dtype, device, groups, window, vectorized), of filters formed from features or given (0)."""
+    return _FusedPlan(*call, features=features) if features else _PlainPlan(*call)
+
+
+def _plain_plan(x: Tensor, filters: Tensor, *more: Tensor) -> _PlainPlan:
+    return plan(x.shape, x.dtype, x.device, *filters.shape[1:3], _vectorized(x, filters, *more))
+
+
+def _fused_plan(weight: Tensor, window: int, x: Tensor, z: Tensor, *more: Tensor) -> _FusedPlan:
+    groups = weight.shape[0] // window**2
+    return plan(x.shape, x.dtype, x.device, groups, window, _vectorized(x, z, *more), features=z.shape[1])

@@ -4,6 +4,7 @@ Importing this module does not import CuPy. Compiling needs no GPU and no driver
 """
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import os
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,24 +117,50 @@ class Module:
     """The kernels of an instance, loaded on a device."""
 
     def __init__(self, instance: Instance, device: torch.device):
-        from cupy.cuda import function
+        from cupy.cuda import driver, function, runtime
 
-        self.device = device
+        self._driver, self._runtime, self.device = driver, runtime, device
         with _current(device):
             require_no_capture()
             module = function.Module()
             module.load(cached_cubin(instance, "sm_{}{}".format(*capability(device))))
             # All of them now: otherwise the driver may load a kernel at its first use, which could be in a capture.
             self._functions = {name: module.get_function(name) for name in instance.kernels}
+        self._allowed = dict.fromkeys(self._functions, SHARED_BYTES_UNASKED)  # bytes of shared memory of a block
 
     def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: Tensor | int | None) -> None:
         """Start `kernel` on the device's current stream; integers are passed as `int`, None as a null pointer."""
+        with contextlib.nullcontext() if torch.cuda.current_device() == self.device.index else _current(self.device):
+            before = self._runtime.getDevice()
+            self._runtime.setDevice(self.device.index)  # autograd's threads may have no context yet
+            try:
+                self._start(kernel, blocks, threads, shared_bytes, args)
+            finally:
+                if before != self.device.index:
+                    self._runtime.setDevice(before)
+
+    def _start(
+        self, kernel: str, blocks: int, threads: int, shared_bytes: int, args: tuple[Tensor | int | None, ...]
+    ) -> None:
         function = self._functions[kernel]
-        with _current(self.device):
-            if shared_bytes > SHARED_BYTES_UNASKED:
-                _allow_shared_memory(function, shared_bytes)
-            values = [_argument(a) for a in args]
-            function((blocks,), (threads,), values, shared_bytes, _Stream(self.device))
+        if shared_bytes > self._allowed[kernel]:
+            attribute = self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._driver.funcSetAttribute(function.ptr, attribute, shared_bytes)
+            self._allowed[kernel] = shared_bytes
+        # The driver takes an array of addresses, one for each argument. Of 8 bytes it reads the first 4 as an `int`.
+        slots = _slots(len(args))
+        values = slots(*[0 if a is None else a if isinstance(a, int) else a.data_ptr() for a in args])
+        first = ctypes.addressof(values)
+        addresses = slots(*range(first, first + 8 * len(args), 8))
+        stream = torch._C._cuda_getCurrentRawStream(self.device.index)
+        self._driver.launchKernel(
+            function.ptr, blocks, 1, 1, threads, 1, 1, shared_bytes, stream, ctypes.addressof(addresses), 0
+        )
+
+
+@functools.cache
+def _slots(count: int) -> Any:
+    return ctypes.c_uint64 * count
 
 
 @contextlib.contextmanager
@@ -152,25 +178,6 @@ def _current(device: torch.device) -> Iterator[None]:
             yield
         finally:
             runtime.setDevice(before)
-
-
-def _allow_shared_memory(function: Any, shared_bytes: int) -> None:
-    from cupy.cuda import driver
-
-    driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
-
-
-class _Stream:
-    """PyTorch's current stream in the form that CuPy's launcher expects."""
-
-    def __init__(self, device: torch.device):
-        self.ptr = torch.cuda.current_stream(device).cuda_stream
-
-
-def _argument(value: Tensor | int | None) -> np.generic:
-    if isinstance(value, Tensor):
-        return np.uint64(value.data_ptr())
-    return np.uint64(0) if value is None else np.int32(value)
 
 
 @functools.cache
