@@ -2,6 +2,7 @@
 
 python scripts/kernels_gpu.py                                 Tiny, float32, for sm_80, sm_90 and sm_120
 python scripts/kernels_gpu.py --size Large --dtype bfloat16 --architectures sm_86
+python scripts/kernels_gpu.py --host                          the host's work for a call, with a driver that does nothing
 
 Registers and spilled bytes are those of the compiler. Warps per multiprocessor follow from them, from the threads and
 from the shared memory of a block (CUDA's occupancy rules). Waves: blocks of the launch, divided by those that all
@@ -9,15 +10,21 @@ multiprocessors of a card hold at once.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import re
 import sys
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from dlgsanet.archs.sizes import SIZES, size_options
-from dlgsanet.ops.backends import cuda
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import cuda, gradients
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
@@ -53,6 +60,17 @@ class Launch(NamedTuple):
     shared_bytes: int
 
 
+def call(
+    size: str, dtype: torch.dtype, batch: int, height: int, width: int, device: str
+) -> tuple[Tensor, FusedDynamicConv]:
+    """x and the dynamic convolution of a layer of a network."""
+    options = size_options(size, 2)
+    channels, groups, window, features = options["dim"], options["dim"] // 6, 7, options["dim"] // 4
+    x, z = (torch.zeros(batch, c, height, width, dtype=dtype, device=device) for c in (channels, features))
+    weight = torch.zeros(groups * window**2, features, device=device)
+    return x, FusedDynamicConv(z, weight, weight[:, 0].contiguous(), window)
+
+
 def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, height: int, width: int) -> list[Launch]:
     """Every launch of a network's dynamic convolution, forward (without and with tensor cores) and backward."""
     found: list[Launch] = []
@@ -64,13 +82,7 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
         def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: object) -> None:
             found.append(Launch(self.instance, kernel, blocks, threads, shared_bytes))
 
-    options = size_options(size, 2)
-    channels, groups, window = options["dim"], options["dim"] // 6, 7
-    features = channels // 4
-    x = torch.empty(batch, channels, height, width, dtype=dtype, device="meta")
-    z = torch.empty(batch, features, height, width, dtype=dtype, device="meta")
-    weight = torch.empty(groups * window**2, features, device="meta")
-    convolution = FusedDynamicConv(z, weight, weight[:, 0].contiguous(), window)
+    x, convolution = call(size, dtype, batch, height, width, "meta")
     cuda.plan.cache_clear()
     with (
         mock.patch.object(cuda_modules, "load", Recorder),
@@ -94,6 +106,92 @@ def warps(launch: Launch, registers: int, card: Card) -> int:
     return of_block * min(by_registers, by_shared, card.warps // of_block, card.blocks)
 
 
+class _Loaded:
+    """A module whose kernels do nothing."""
+
+    ptr = 0
+
+    def load(self, cubin: bytes) -> None: ...
+
+    def get_function(self, name: str) -> "_Loaded":
+        return self
+
+
+@contextlib.contextmanager
+def idle_driver() -> Iterator[None]:
+    """The CUDA backend serves calls on the CPU: everything is done but compiling, and what the driver would do."""
+    from cupy.cuda import driver, function, runtime
+
+    on_cpu = dataclasses.replace(cuda.BACKEND, unsuited=cuda.refused_kernels)
+    agrees = first_use.Verdict(None, 0.0, 0.0)
+    caches = (cuda.plan, cuda_modules.load, first_use._verdict)
+    for cache in caches:
+        cache.cache_clear()
+    with (
+        mock.patch.object(function, "Module", _Loaded),
+        mock.patch.object(driver, "launchKernel", lambda *arguments: None),  # noqa: PT008 (a mock would take time)
+        mock.patch.object(driver, "funcSetAttribute"),
+        mock.patch.object(runtime, "getDevice", lambda: None),  # noqa: PT008
+        mock.patch.object(runtime, "setDevice", lambda index: None),  # noqa: PT008
+        mock.patch.object(torch.cuda, "device", contextlib.nullcontext),
+        mock.patch.object(torch.cuda, "current_device", lambda: None),  # noqa: PT008
+        mock.patch.object(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, create=True),  # noqa: PT008
+        mock.patch.object(cuda_modules, "require_no_capture"),
+        mock.patch.object(cuda_modules, "cached_cubin", return_value=b""),
+        mock.patch.object(cuda_modules, "shared_memory_limit", return_value=CARDS["sm_90"].shared - 1 << 10),
+        mock.patch.object(cuda_modules, "capability", return_value=(9, 0)),
+        mock.patch.object(first_use, "examine", return_value=agrees),
+        mock.patch.object(dispatch, "BACKENDS", {"cuda": ""}),
+        mock.patch.object(dispatch, "load", lambda name: on_cpu),  # noqa: PT008
+    ):
+        yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def host_work(size: str, dtype: torch.dtype) -> dict[str, tuple[int, float]]:
+    """Functions called (counted) and microseconds of the CPU (measured) for a call, by pass."""
+    x, convolution = call(size, dtype, 1, 8, 8, "cpu")
+    tensors = [x, *convolution[:3]]
+    for tensor in tensors:
+        tensor.requires_grad_()
+    grad = torch.zeros_like(x)
+
+    def forward() -> Tensor:
+        return gradients.convolve(None, convolution, x)
+
+    with idle_driver():
+        result = forward()
+        return {
+            "forward": (_calls(forward), _microseconds(forward)),
+            "backward": tuple(
+                measure(lambda: torch.autograd.grad(result, tensors, grad, retain_graph=True))
+                for measure in (_calls, _microseconds)
+            ),
+        }
+
+
+def _calls(function: Callable[[], Any]) -> int:
+    function()
+    events: list[str] = []
+    sys.setprofile(lambda frame, event, argument: events.append(event))
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return sum("call" in event for event in events)
+
+
+def _microseconds(function: Callable[[], Any]) -> float:
+    best = float("inf")
+    for _ in range(10):
+        started = time.process_time()
+        for _ in range(100):
+            function()
+        best = min(best, (time.process_time() - started) * 1e4)
+    return best
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(SIZES), default="Tiny")
@@ -101,7 +199,12 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image", default="64x64", metavar="WxH", help="of the convolution's input; default 64x64")
     parser.add_argument("--architectures", nargs="+", choices=list(CARDS), default=["sm_80", "sm_90", "sm_120"])
+    parser.add_argument("--host", action="store_true", help="print the host's work for a call instead")
     args = parser.parse_args()
+    if args.host:
+        for name, (calls, microseconds) in host_work(args.size, getattr(torch, args.dtype)).items():
+            print(f"{name}: {calls} functions called, {microseconds:.0f} us")
+        return 0
     width, height = map(int, args.image.split("x"))
     print("| | kernel | registers | spilled bytes | KB shared | warps | blocks | waves |")
     print("|---|---|---|---|---|---|---|---|")

@@ -5,7 +5,6 @@ The fused kernels form filters from z in registers and never write them to memor
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half
 # multiprocessor the same number of warps; float64 uses a smaller one, which fits into the shared memory of every GPU.
 # On tensor cores a thread needs many registers, so smaller blocks fill a multiprocessor better.
 TILE_WIDTH, TILE_HEIGHT, MMA_HEIGHT = 16, 24, 16
+GRAD_EXPANSION_HEIGHT = 32
 GRAD_X_SIDE, GRAD_X_SIDE_FLOAT64 = 32, 16
 GRAD_X_ROWS = 2  # rows that a thread computes in fused_grad_x
 MMA_STEP = 8  # features that one product on tensor cores adds up
@@ -41,7 +41,8 @@ THREADS = TILE_WIDTH // QUAD * TILE_HEIGHT
 SUM_THREADS = 512
 
 FEATURES_IN_REGISTERS = 24  # for four pixels, as 32-bit numbers
-ENOUGH_BLOCKS = 512  # to fill a GPU; more would only need more scratch memory
+ENOUGH_BLOCKS = 384  # to fill a GPU; more would only need more scratch memory
+SUMS_IN_REGISTERS = 84  # of a filter row, as 32-bit numbers
 TWO_BLOCKS_FROM = 128 << 10  # with this many bytes of shared memory, two blocks of fused_grad_x share them
 
 
@@ -139,7 +140,8 @@ def fused_dynamic_depthwise_conv_backward(
     grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(weight.shape[0])
     plan = _fused_plan(weight, window_size, x, z, grad, grad_x, grad_z)
     plan.grad_x(grad, z, weight, bias, grad_x)
-    plan.grad_z_expansion(grad, x, z, weight, grad_z, grad_weight, grad_bias)
+    plan.grad_z(grad, x, weight, grad_z)
+    plan.grad_expansion(grad, x, z, grad_weight, grad_bias)
     return grad_x, grad_z, grad_weight.to(convolution.weight.dtype), grad_bias.to(of_bias.dtype)
 
 
@@ -316,25 +318,21 @@ class _FusedPlan(_Plan):
     def __init__(self, *call: Any, features: int):
         super().__init__(*call)
         self.features = features
-        self.in_registers = FEATURES_IN_REGISTERS * 4 // self.item
         self.grad_x_side = GRAD_X_SIDE if self.item == 4 else GRAD_X_SIDE_FLOAT64
         self.shared_limit = cuda_modules.shared_memory_limit(self.device)
 
-    def _largest_pass(self, elements: Callable[[int], int], shared_limit: int, at_most: int) -> int:
-        """How many features a kernel processes at a time."""
-        while at_most > 1 and elements(at_most) * self.item > shared_limit:
-            at_most -= 1
-        return _passes(self.features, at_most)
+    def _with_features_in_registers(self, source: str) -> tuple[Module, int]:
+        """The kernels of a source that keep features of four pixels in registers, and the bytes of shared memory."""
+        features = _passes(self.features, FEATURES_IN_REGISTERS * 4 // self.item)
+        elements = self.channels * self.tile_elements(TILE_HEIGHT) + self.window * (features + 1) * self.taps
+        constants = {"FEATURES": self.features, "PASS": features}
+        return self.module(source, TILE_HEIGHT, 4, THREADS, elements, **constants), elements * self.item
 
     @functools.cached_property
     def forward(self) -> Launch:
-        features = _passes(self.features, self.in_registers)
-        expansion = self.window * (features + 1) * self.taps
-        elements = self.channels * self.tile_elements(TILE_HEIGHT) + expansion
-        constants = {"FEATURES": self.features, "PASS": features}
-        module = self.module("fused_forward.cu", TILE_HEIGHT, 4, THREADS, elements, **constants)
+        module, shared_bytes = self._with_features_in_registers("fused_forward.cu")
         blocks = self.tiles(TILE_HEIGHT) * self.groups * self.parts
-        return Launch(module, "fused_forward", blocks, THREADS, elements * self.item, (self.groups, *self.image))
+        return Launch(module, "fused_forward", blocks, THREADS, shared_bytes, (self.groups, *self.image))
 
     @functools.cached_property
     def forward_on_tensor_cores(self) -> Launch:
@@ -354,7 +352,10 @@ class _FusedPlan(_Plan):
     def grad_x(self) -> Launch:
         # The system takes 1 KB for each block. The limit for a single block already excludes it.
         limit = (self.shared_limit - 1024) // 2 if self.shared_limit > TWO_BLOCKS_FROM else self.shared_limit
-        features = self._largest_pass(self._grad_x_elements, limit, self.features)
+        features = self.features
+        while features > 1 and self._grad_x_elements(features) * self.item > limit:
+            features -= 1
+        features = _passes(self.features, features)
         side, elements = self.grad_x_side, self._grad_x_elements(features)
         threads = side // QUAD * side // GRAD_X_ROWS
         constants = {"FEATURES": self.features, "PASS": features, "ROWS": GRAD_X_ROWS}
@@ -362,17 +363,9 @@ class _FusedPlan(_Plan):
         blocks = self.tiles(side, side) * self.groups * self.parts
         return Launch(module, "fused_grad_x", blocks, threads, elements * self.item, (self.groups, *self.image))
 
-    def _grad_z_elements(self, features: int) -> int:
-        expansion = self.window * (features + 1) * self.taps
-        sums = THREADS // WARP * self.window**2 * (features + 1)
-        return self.channels * self.tile_elements(TILE_HEIGHT) + expansion + features * THREADS * QUAD + sums
-
     @functools.cached_property
     def _grad_z_module(self) -> tuple[Module, int]:
-        """The kernels of the gradients of z and of the expansion, and the bytes of their shared memory."""
-        features = self._largest_pass(self._grad_z_elements, self.shared_limit, self.in_registers)
-        elements, constants = self._grad_z_elements(features), {"FEATURES": self.features, "PASS": features}
-        return self.module("fused_grad_z.cu", TILE_HEIGHT, 4, THREADS, elements, **constants), elements * self.item
+        return self._with_features_in_registers("fused_grad_z.cu")
 
     @functools.cached_property
     def _grad_z_slices(self) -> tuple[int, int]:
@@ -384,7 +377,7 @@ class _FusedPlan(_Plan):
     def _grad_z(self) -> Launch:
         (module, shared_bytes), (groups, slices) = self._grad_z_module, self._grad_z_slices
         blocks, sizes = self.tiles(TILE_HEIGHT) * slices, (self.batch, self.groups, groups, *self.image)
-        return Launch(module, "fused_grad_z_expansion", blocks, THREADS, shared_bytes, sizes)
+        return Launch(module, "fused_grad_z", blocks, THREADS, shared_bytes, sizes)
 
     @functools.cached_property
     def _sum_grad_z(self) -> Launch:
@@ -393,23 +386,48 @@ class _FusedPlan(_Plan):
         blocks = math.ceil(planes * self.height * self.width / 256)
         return Launch(self._grad_z_module[0], "sum_grad_z", blocks, 256, 0, sizes)
 
-    @functools.cached_property
-    def _sum_grad_expansion(self) -> Launch:
-        outputs = self.groups * self.window**2
-        weights, count = outputs * self.features, outputs * (self.features + 1)
-        blocks, sizes = math.ceil(count / WARP), (self.tiles(TILE_HEIGHT), weights, count)
-        return Launch(self._grad_z_module[0], "sum_grad_expansion", blocks, SUM_THREADS, SUM_THREADS * self.item, sizes)
-
-    def grad_z_expansion(
-        self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, grad_z: Tensor, grad_weight: Tensor, grad_bias: Tensor
-    ) -> None:
-        slices, (tiles, _, count) = self._grad_z_slices[1], self._sum_grad_expansion.sizes
-        of_slices = weight.new_empty(slices, *z.shape) if slices > 1 else None
-        of_tiles = weight.new_empty(tiles, count)
-        self._grad_z(grad, x, z, weight, grad_z, of_slices, of_tiles)
+    def grad_z(self, grad: Tensor, x: Tensor, weight: Tensor, grad_z: Tensor) -> None:
+        slices = self._grad_z_slices[1]
+        of_slices = weight.new_empty(slices, *grad_z.shape) if slices > 1 else None
+        self._grad_z(grad, x, weight, grad_z, of_slices)
         if of_slices is not None:
             self._sum_grad_z(of_slices, grad_z)
-        self._sum_grad_expansion(of_tiles, grad_weight, grad_bias)
+
+    @functools.cached_property
+    def _grad_expansion(self) -> tuple[Launch, Launch]:
+        """The launches for chunks of tiles, and for their sum."""
+        features = _passes(self.features, SUMS_IN_REGISTERS * 4 // self.item // self.window)
+        threads, height = self.window * WARP, GRAD_EXPANSION_HEIGHT
+        while (elements := self._grad_expansion_elements(features, height)) * self.item > self.shared_limit:
+            height -= WARP * QUAD // TILE_WIDTH
+        constants = {"FEATURES": self.features, "PASS": features, "IN_FLIGHT": 4 * 4 // self.item}
+        blocks = 2 if self.window <= 7 else 1
+        module = self.module("fused_grad_expansion.cu", height, blocks, threads, elements, **constants)
+        tiles, of_tile = self.tiles(height), self.groups * math.ceil(self.features / features)
+        tiles_in_chunk = max(1, tiles * of_tile // ENOUGH_BLOCKS)
+        chunks = math.ceil(tiles / tiles_in_chunk)
+        sizes = (self.groups, tiles, tiles_in_chunk, *self.image)
+        shared_bytes = elements * self.item
+        outputs = self.groups * self.window**2
+        weights, count = outputs * self.features, outputs * (self.features + 1)
+        return (
+            Launch(module, "fused_grad_expansion", chunks * of_tile, threads, shared_bytes, sizes),
+            Launch(
+                module, "sum_grad_expansion", math.ceil(count / WARP), SUM_THREADS, SUM_THREADS * self.item,
+                (chunks, weights, count),
+            ),
+        )  # fmt: skip
+
+    def _grad_expansion_elements(self, features: int, height: int) -> int:
+        own = height * (TILE_WIDTH + 2 * MARGIN)
+        return self.channels * self.tile_elements(height) + (self.channels + features) * own
+
+    def grad_expansion(self, grad: Tensor, x: Tensor, z: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
+        of_chunks, total = self._grad_expansion
+        chunks, _, count = total.sizes
+        sums = grad_weight.new_empty(chunks, count)
+        of_chunks(grad, x, z, sums)
+        total(sums, grad_weight, grad_bias)
 
 
 @functools.lru_cache(maxsize=1024)  # images of every size may come

@@ -148,10 +148,10 @@ __device__ __forceinline__ void store_quad(T* __restrict__ plane, const Image& i
 
 // Copies rows of planes to shared memory. Each thread has a column of quads and some of the lines (the rows of all
 // planes). It starts IN_FLIGHT loads before it stores the first result: otherwise it would wait for each of them.
-template <bool kVectorized, int kCount, int kRows, int kRowStride>
+template <bool kVectorized, int kCount, int kRows, int kRowStride, int kColumns>
 __device__ __forceinline__ void copy_tile(Accumulator* tile, const Scalar* __restrict__ planes, const Image& image,
                                           int present, int y, int x) {
-  constexpr int kQuads = kStride / kQuad, kLines = kThreads / kQuads, kAll = kCount * kRows;
+  constexpr int kQuads = kColumns / kQuad, kLines = kThreads / kQuads, kAll = kCount * kRows;
   const int column = threadIdx.x % kQuads * kQuad, own = threadIdx.x / kQuads;
   if (own >= kLines) return;  // threads that are left over
 #pragma unroll 1
@@ -181,15 +181,15 @@ __device__ __forceinline__ void copy_tile(Accumulator* tile, const Scalar* __res
   }
 }
 
-// Load rows y ... y + kRows - 1 and columns x ... x + kStride - 1 of kCount planes into tile[kCount][kRows][kRowStride].
-// Planes from number `present` on are filled with zeros.
-template <int kCount, int kRows = kTileRows, int kRowStride = kStride>
+// Load rows y ... y + kRows - 1 and columns x ... x + kColumns - 1 of kCount planes into
+// tile[kCount][kRows][kRowStride]. Planes from number `present` on are filled with zeros.
+template <int kCount, int kRows = kTileRows, int kRowStride = kStride, int kColumns = kStride>
 __device__ __forceinline__ void load_tile(Accumulator* tile, const Scalar* __restrict__ planes, const Image& image,
                                           int present, int y, int x) {
   if (image.vectorized)
-    copy_tile<true, kCount, kRows, kRowStride>(tile, planes, image, present, y, x);
+    copy_tile<true, kCount, kRows, kRowStride, kColumns>(tile, planes, image, present, y, x);
   else
-    copy_tile<false, kCount, kRows, kRowStride>(tile, planes, image, present, y, x);
+    copy_tile<false, kCount, kRows, kRowStride, kColumns>(tile, planes, image, present, y, x);
 }
 
 // The part of a tile's row that a quad of pixels needs: tap t of pixel j reads v[kMargin - kRadius + t + j].
@@ -207,10 +207,10 @@ struct Window {
   __device__ __forceinline__ Accumulator at(int tap, int j) const { return v[kMargin - kRadius + tap + j]; }
 };
 
-// Row of the tile that a thread computes. Neighbouring rows are swapped so that the loads of eight threads (two rows of
-// four quads, kStride apart) use different banks of shared memory.
-__device__ __forceinline__ int thread_row() {
-  const int row = threadIdx.x / kThreadsAcross;
-  return (row & ~3) | (row & 1) << 1 | (row >> 1 & 1);
-}
+// Neighbouring rows of a tile are swapped so that the loads of eight threads (two rows of four quads, kStride apart) use
+// different banks of shared memory.
+__device__ __forceinline__ int spread_row(int row) { return (row & ~3) | (row & 1) << 1 | (row >> 1 & 1); }
+
+// The pixels of the tile that a thread computes.
+__device__ __forceinline__ int thread_row() { return spread_row(threadIdx.x / kThreadsAcross); }
 __device__ __forceinline__ int thread_column() { return threadIdx.x % kThreadsAcross * kQuad; }
