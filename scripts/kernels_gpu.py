@@ -2,7 +2,7 @@
 
 python scripts/kernels_gpu.py                                 Tiny, float32, for sm_80, sm_90 and sm_120
 python scripts/kernels_gpu.py --size Large --dtype bfloat16 --architectures sm_86
-python scripts/kernels_gpu.py --host                          the host's work for a call, with a driver that does nothing
+python scripts/kernels_gpu.py --host                          the host's work for a call, without a driver
 
 Registers and spilled bytes are those of the compiler. Warps per multiprocessor follow from them, from the threads and
 from the shared memory of a block (CUDA's occupancy rules). Waves: blocks of the launch, divided by those that all
@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 import torch
@@ -28,7 +28,7 @@ from dlgsanet.ops.backends import cuda, gradients
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
-from dlgsanet.ops.records import FusedDynamicConv
+from dlgsanet.ops.records import FusedDynamicConv, tensors_of
 
 
 class Card(NamedTuple):
@@ -122,37 +122,42 @@ def idle_driver() -> Iterator[None]:
     """The CUDA backend serves calls on the CPU: everything is done but compiling, and what the driver would do."""
     from cupy.cuda import driver, function, runtime
 
-    on_cpu = dataclasses.replace(cuda.BACKEND, unsuited=cuda.refused_kernels)
+    on_cpu = dataclasses.replace(cuda.BACKEND, unsuited=cast("Any", cuda.refused_kernels))
     agrees = first_use.Verdict(None, 0.0, 0.0)
     caches = (cuda.plan, cuda_modules.load, first_use._verdict)
     for cache in caches:
         cache.cache_clear()
     with (
         mock.patch.object(function, "Module", _Loaded),
-        mock.patch.object(driver, "launchKernel", lambda *arguments: None),  # noqa: PT008 (a mock would take time)
-        mock.patch.object(driver, "funcSetAttribute"),
-        mock.patch.object(runtime, "getDevice", lambda: None),  # noqa: PT008
-        mock.patch.object(runtime, "setDevice", lambda index: None),  # noqa: PT008
+        mock.patch.object(driver, "launchKernel", _always(None)),
+        mock.patch.object(driver, "funcSetAttribute", _always(None)),
+        mock.patch.object(runtime, "getDevice", _always(None)),
+        mock.patch.object(runtime, "setDevice", _always(None)),
         mock.patch.object(torch.cuda, "device", contextlib.nullcontext),
-        mock.patch.object(torch.cuda, "current_device", lambda: None),  # noqa: PT008
-        mock.patch.object(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, create=True),  # noqa: PT008
-        mock.patch.object(cuda_modules, "require_no_capture"),
-        mock.patch.object(cuda_modules, "cached_cubin", return_value=b""),
-        mock.patch.object(cuda_modules, "shared_memory_limit", return_value=CARDS["sm_90"].shared - 1 << 10),
-        mock.patch.object(cuda_modules, "capability", return_value=(9, 0)),
-        mock.patch.object(first_use, "examine", return_value=agrees),
+        mock.patch.object(torch.cuda, "current_device", _always(None)),
+        mock.patch.object(torch._C, "_cuda_getCurrentRawStream", _always(0), create=True),
+        mock.patch.object(cuda_modules, "require_no_capture", _always(None)),
+        mock.patch.object(cuda_modules, "cached_cubin", _always(b"")),
+        mock.patch.object(cuda_modules, "shared_memory_limit", _always(CARDS["sm_90"].shared - 1 << 10)),
+        mock.patch.object(cuda_modules, "capability", _always((9, 0))),
+        mock.patch.object(first_use, "examine", _always(agrees)),
         mock.patch.object(dispatch, "BACKENDS", {"cuda": ""}),
-        mock.patch.object(dispatch, "load", lambda name: on_cpu),  # noqa: PT008
+        mock.patch.object(dispatch, "load", _always(on_cpu)),
     ):
         yield
     for cache in caches:
         cache.cache_clear()
 
 
+def _always(result: Any) -> Callable[..., Any]:
+    """A function that returns the same for all arguments; mocks would take time."""
+    return lambda *arguments: result
+
+
 def host_work(size: str, dtype: torch.dtype) -> dict[str, tuple[int, float]]:
     """Functions called (counted) and microseconds of the CPU (measured) for a call, by pass."""
     x, convolution = call(size, dtype, 1, 8, 8, "cpu")
-    tensors = [x, *convolution[:3]]
+    tensors = [x, *tensors_of(convolution)]
     for tensor in tensors:
         tensor.requires_grad_()
     grad = torch.zeros_like(x)
@@ -160,15 +165,12 @@ def host_work(size: str, dtype: torch.dtype) -> dict[str, tuple[int, float]]:
     def forward() -> Tensor:
         return gradients.convolve(None, convolution, x)
 
+    def backward() -> None:
+        torch.autograd.grad(result, tensors, grad, retain_graph=True)
+
     with idle_driver():
         result = forward()
-        return {
-            "forward": (_calls(forward), _microseconds(forward)),
-            "backward": tuple(
-                measure(lambda: torch.autograd.grad(result, tensors, grad, retain_graph=True))
-                for measure in (_calls, _microseconds)
-            ),
-        }
+        return {run.__name__: (_calls(run), _microseconds(run)) for run in (forward, backward)}
 
 
 def _calls(function: Callable[[], Any]) -> int:

@@ -3,6 +3,7 @@
 No GPU is needed: NVRTC comes with CuPy's companion packages.
 """
 
+import importlib.util
 import re
 import shutil
 import sys
@@ -15,6 +16,7 @@ from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
+from tests.conftest import REPOSITORY
 
 cupy = pytest.importorskip("cupy", reason="compiling kernels needs CuPy")
 
@@ -193,3 +195,34 @@ def test_cupy_has_all_names_that_are_used():
     assert callable(runtime.setDevice)
     assert driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES == 8
     assert runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin == 97
+
+
+@pytest.fixture
+def kernels_gpu():
+    """The script of this name."""
+    spec = importlib.util.spec_from_file_location("kernels_gpu", REPOSITORY / "scripts/kernels_gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_kernels(kernels_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["kernels_gpu.py", "--architectures", "sm_90"])
+    assert kernels_gpu.main() == 0
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    rows = {kernel: list(map(float, figures)) for _, _, kernel, *figures, _ in (re.split(r" *\| *", x) for x in lines)}
+    assert set(rows) == {kernel for kernel in BUDGET if not kernel.startswith("plain")}
+    for kernel, (registers, spilled, shared, warps, blocks, waves) in rows.items():
+        assert registers <= BUDGET[kernel][0]
+        assert spilled <= BUDGET[kernel][1]
+        assert 0 < registers * 32 * warps <= 64 << 10
+        assert shared <= 227
+        assert blocks > 0
+        assert waves > 0
+
+
+def test_the_host_calls_few_functions_for_a_launch(kernels_gpu):
+    """Their number does not depend on the machine or its load, as times do."""
+    work = kernels_gpu.host_work("Tiny", torch.float32)
+    assert work["forward"][0] <= 180
+    assert work["backward"][0] <= 390
