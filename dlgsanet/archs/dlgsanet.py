@@ -1,6 +1,5 @@
 """DLGSANet (Li et al., ICCV 2023, arXiv 2301.02031), in the order of its Figure 2."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from dlgsanet.archs.published_names import published_name
 from dlgsanet.archs.reconstruction import reconstruction
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.archs.strips import CONVOLUTION_PIXELS, add, gather, strips
+from dlgsanet.ops.cached_tensors import cached_tensors
 
 LEAST_CHANNELS = 16  # from which on convolutions of strips are equal to those of the whole image, to the last bit
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training images
@@ -258,15 +258,17 @@ class DLGSANet(nn.Module):
 
     def _mean_like(self, image: Tensor) -> Tensor:
         if type(image) is not Tensor or torch.compiler.is_compiling():  # a traced graph makes its own constants
-            return _constant.__wrapped__(self.mean, image.dtype, image.device)
-        return _constant(self.mean, image.dtype, image.device)
+            return _constant(self.mean, image.dtype, image.device)
+        return _kept_constant(self.mean, image.dtype, image.device)
 
 
-@functools.lru_cache(maxsize=16)
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """[1, values, 1, 1], exact in every dtype."""
     # Filled, not copied from the host, because a CUDA graph may be captured.
     return torch.cat([torch.full((1, 1, 1, 1), value, dtype=dtype, device=device) for value in values], 1)
+
+
+_kept_constant = cached_tensors(maxsize=16)(_constant)
 
 
 def _bounds_memory(layer: nn.Module, x: Tensor) -> bool:

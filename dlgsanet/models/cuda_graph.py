@@ -74,19 +74,22 @@ class CudaGraphs:
         """Compute the gradients of a batch; its losses and gradient norm.
 
         Raises:
-            UserError: the iteration cannot be captured, or a batch has another shape than the first.
+            UserError: the batch has another shape than those before.
         """
         with self._aside():
-            if self._steps < EAGER_STEPS:
-                return self._gradients(lq, gt)
             if not self._graphs:
-                self._capture(lq, gt)
+                self._inputs = lq, gt
+                return self._gradients(lq, gt)
             self._copy_inputs(lq, gt)
             self._graphs[0].replay()
             return self._values
 
     def update(self, share: float) -> None:
-        """Make the optimizer's step and update the averages, with this share of the weights in them."""
+        """Make the optimizer's step and update the averages, with this share of the weights in them.
+
+        Raises:
+            UserError: the iteration cannot be captured.
+        """
         with self._aside():
             for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
                 rate.fill_(group["lr"])
@@ -96,6 +99,8 @@ class CudaGraphs:
             else:
                 self._update_from_tensors()
                 self._steps += 1
+                if self._steps == EAGER_STEPS:  # at once: a validation could empty caches that the steps have filled
+                    self._capture()
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
@@ -116,9 +121,10 @@ class CudaGraphs:
                 raise UserError(f"train.cuda_graph: all batches must have one shape, not {shapes}; set it to false")
             kept.copy_(new, non_blocking=True)
 
-    def _capture(self, lq: Tensor, gt: Tensor) -> None:
+    def _capture(self) -> None:
         """Capture both parts. Nothing is computed: neither weights nor the optimizer's state change."""
-        self._inputs = (lq.clone(), gt.clone())
+        lq, gt = self._inputs
+        self._inputs = lq.clone(), gt.clone()
         first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # Other threads may go on to use the GPU: one of a data loader pins memory.
         capture = partial(torch.cuda.graph, stream=self._stream, capture_error_mode="thread_local")

@@ -126,16 +126,34 @@ def test_replayed_iterations_train_as_eager_ones(optimizer, precision, tolerance
         torch.testing.assert_close(parameters(replayed.net_g), parameters(eager.net_g), rtol=1e-3, atol=1e-5)
 
 
-def test_a_capture_and_a_bad_step_change_nothing():
+def test_a_capture_and_a_bad_step_change_nothing(monkeypatch):
     trained = built(MUON, graph=True)
-    train(trained, last=2 + cuda_graph.EAGER_STEPS - 1)
-    before = [parameters(trained.net_g), parameters(trained.net_g_ema)]
-    assert not trained._graphed._graphs
-    train(trained, 8, 8)  # captures, and replays a bad step
+    train(trained, last=4)
     assert len(trained._graphed._graphs) == 2
+    before = [parameters(trained.net_g), parameters(trained.net_g_ema)]
+    train(trained, 8, 8)
     assert all(map(torch.equal, before, [parameters(trained.net_g), parameters(trained.net_g_ema)]))
     train(trained, 9, 9)
     assert not torch.equal(before[0], parameters(trained.net_g))
+
+    monkeypatch.setattr(cuda_graph, "EAGER_STEPS", ITERATIONS)
+    never_captured = built(MUON, graph=True)
+    train(never_captured, last=4)
+    torch.testing.assert_close(before[0], parameters(never_captured.net_g), rtol=1e-3, atol=1e-5)
+
+
+def test_validation_of_many_sizes_takes_nothing_from_the_graphs():
+    expected, trained = built(MUON, graph=True), built(MUON, graph=True)
+    train(expected)
+    train(trained, last=5)
+    for side in range(40):  # more than the caches hold
+        trained.feed_data({"lq": torch.rand(1, 3, 24 + side, 31)})
+        trained.test()
+    torch.cuda.empty_cache()
+    rubbish = [torch.full((2**16,), -(2**30), dtype=torch.int32, device="cuda") for _ in range(200)]
+    train(trained, 6)
+    del rubbish
+    torch.testing.assert_close(parameters(trained.net_g), parameters(expected.net_g), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("optimizer", [ADAM, MUON], ids=lambda options: options["type"])

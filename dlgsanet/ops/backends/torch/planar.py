@@ -21,6 +21,7 @@ from dlgsanet.ops.backends.gradients import convolve
 from dlgsanet.ops.backends.reference import accumulation_dtype, select_similarities
 from dlgsanet.ops.backends.torch.frozen import derived
 from dlgsanet.ops.backends.torch.strip_rows import fits, rows_of_strip
+from dlgsanet.ops.cached_tensors import cached_tensors
 from dlgsanet.ops.constants import LAYER_NORM_EPS
 from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, Layer, LocalAttention
 from dlgsanet.ops.windows import window_starts
@@ -207,7 +208,7 @@ class Plan(NamedTuple):
     offsets: Tensor  # [rows * W], where the places of each pixel begin
 
 
-@functools.lru_cache(maxsize=32)
+@cached_tensors(maxsize=32)
 def _plan(
     start: int, stop: int, height: int, width: int, window: int, first: int, last: int, device: torch.device
 ) -> Plan:
