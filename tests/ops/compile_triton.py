@@ -22,6 +22,7 @@ IMAGES = ("x", "out", "grad", "grad_x", "grad_halves", "normalised")
 OTHERS = ("bias", "weight", "sums", "scales")
 CHANNELS = triton.next_power_of_2(max(options["dim"] for options in SIZES.values()))
 CONSTANTS = {
+    "EPS": 1e-5,
     "CHANNELS": CHANNELS,
     "PIXELS": steps.NORMALISED // CHANNELS,
     "ROWS": steps.TILE // 64,
@@ -52,7 +53,7 @@ def type_of(argument: str, dtype: str) -> str:
         return "constexpr"
     if argument in IMAGES:
         return f"*{dtype}"
-    return "*fp32" if argument in OTHERS else "fp32" if argument == "eps" else "i32"
+    return "*fp32" if argument in OTHERS else "i32"
 
 
 if __name__ == "__main__":

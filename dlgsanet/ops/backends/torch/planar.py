@@ -67,7 +67,8 @@ def _normalise(x: Tensor) -> Tensor:
 
 
 def _attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
-    return _matrices(layer, torch.baddbmm(_epsilon(qk.dtype, qk.device), qk, qk.transpose(1, 2)))
+    with autocast.off(qk.device.type):
+        return _matrices(layer, torch.baddbmm(_epsilon(qk.dtype, qk.device), qk, qk.transpose(1, 2)))
 
 
 def _matrices(layer: ChannelAttention, gram: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.ops import autocast
 from dlgsanet.ops.backends import Backend, LayerFunctions
-from dlgsanet.ops.backends.cuda.first_use import TOLERANCE
+from dlgsanet.ops.backends.cuda.first_use import TENSOR_CORE_TOLERANCE, TOLERANCE
 from dlgsanet.ops.backends.cuda.modules import require_no_capture
 from dlgsanet.ops.backends.torch import planar, unsuited
 from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Record, tensors_of
@@ -48,7 +48,8 @@ def refused(dtype: torch.dtype, device: torch.device) -> str | None:
     reason = None
     try:
         difference = _difference(dtype, device)
-        if not difference <= TOLERANCE[dtype]:
+        # Matrix products between the kernels may be in TF32.
+        if not difference <= (TENSOR_CORE_TOLERANCE if dtype == torch.float32 else TOLERANCE[dtype]):
             reason = f"a kernel differs from plain PyTorch by {difference:.1e} of the largest value"
     except Exception as error:
         if is_out_of_memory(error):

@@ -1,7 +1,8 @@
 """Triton kernels for what the layers do between matrix products, on [B, C, H, W].
 
-Terms: a plane is one channel of one image, a tile `ROWS` x `COLUMNS` of its pixels. Sums are formed in `ACC`. Every
-kernel has a grid of one axis. No atomic operation is used, so that results are the same every time.
+Terms: a plane is one channel of one image, a tile `ROWS` x `COLUMNS` of its pixels. Sums are formed in `ACC`. `EPS` is a
+constant, since Triton passes numbers in float32. Every kernel has a grid of one axis. No atomic operation is used, so
+that results are the same every time.
 """
 
 import triton
@@ -10,8 +11,8 @@ import triton.language as tl
 
 @triton.jit
 def normalise(
-    x, out, scales, batch_stride, channel_stride, channels, pixels, eps,
-    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
+    x, out, scales, batch_stride, channel_stride, channels, pixels,
+    EPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Each pixel less its mean over channels, over its standard deviation; scales [B, pixels]: 1 / that deviation."""
     tiles = tl.cdiv(pixels, PIXELS)
@@ -23,7 +24,7 @@ def normalise(
     values = tl.load(at, inside, other=0).to(ACC)
     mean = tl.sum(values, 0)[None, :] / channels
     values = tl.where(inside, values - mean, 0)
-    scale = 1 / tl.sqrt(tl.sum(values * values, 0)[None, :] / channels + eps)
+    scale = 1 / tl.sqrt(tl.sum(values * values, 0)[None, :] / channels + EPS)
     first = image.to(tl.int64) * channels * pixels
     tl.store(out + first + channel.to(tl.int64) * pixels + pixel, (values * scale).to(out.dtype.element_ty), inside)
     tl.store(scales + image.to(tl.int64) * pixels + pixel, scale, pixel < pixels)
@@ -204,7 +205,7 @@ def depthwise_backward(
 
 
 @triton.jit
-def _similarities(gram, heads, channels, eps, SIDE: tl.constexpr, ACC: tl.constexpr):
+def _similarities(gram, heads, channels, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr):
     """Of one head of one image: normalised products of queries and keys, and 1 / the norms of both.
 
     gram: [2 * C, 2 * C], the products of the channels of q and k with each other; channels: of a head.
@@ -214,20 +215,20 @@ def _similarities(gram, heads, channels, eps, SIDE: tl.constexpr, ACC: tl.conste
     key = heads * channels + query
     row = 2 * heads * channels
     inside = i < channels
-    q = 1 / tl.sqrt(tl.load(gram + query * row + query, inside, other=1).to(ACC) + eps)
-    k = 1 / tl.sqrt(tl.load(gram + key * row + key, inside, other=1).to(ACC) + eps)
+    q = 1 / tl.sqrt(tl.load(gram + query * row + query, inside, other=1).to(ACC) + EPS)
+    k = 1 / tl.sqrt(tl.load(gram + key * row + key, inside, other=1).to(ACC) + EPS)
     both = inside[:, None] & inside[None, :]
     products = tl.load(gram + query[:, None] * row + key[None, :], both, other=0).to(ACC)
-    return (products + eps) * q[:, None] * k[None, :], q, k, query, key, inside, both
+    return (products + EPS) * q[:, None] * k[None, :], q, k, query, key, inside, both
 
 
 @triton.jit
-def attention(gram, temperature, out, heads, channels, eps, SIDE: tl.constexpr, ACC: tl.constexpr):
+def attention(gram, temperature, out, heads, channels, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr):
     """relu(similarities * temperature) of every head, in the blocks on the diagonal of out [n, C, C]."""
     count = heads * channels
     image, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     gram += image.to(tl.int64) * 4 * count * count
-    similarities, _, _, query, key, _, both = _similarities(gram, heads, channels, eps, SIDE, ACC)
+    similarities, _, _, query, key, _, both = _similarities(gram, heads, channels, EPS, SIDE, ACC)
     weights = tl.maximum(similarities * tl.load(temperature + head).to(ACC), 0)
     at = out + image.to(tl.int64) * count * count + query[:, None] * count + (key - count)[None, :]
     tl.store(at, weights.to(out.dtype.element_ty), both)
@@ -235,14 +236,14 @@ def attention(gram, temperature, out, heads, channels, eps, SIDE: tl.constexpr, 
 
 @triton.jit
 def attention_backward(
-    gram, temperature, grad, grad_gram, sums, heads, channels, eps, SIDE: tl.constexpr, ACC: tl.constexpr
+    gram, temperature, grad, grad_gram, sums, heads, channels, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr
 ):
     """The gradient of the gram matrix plus its transpose, where it is not zero; sums [n, heads]: of the temperature."""
     count = heads * channels
     image, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     gram += image.to(tl.int64) * 4 * count * count
     grad_gram += image.to(tl.int64) * 4 * count * count
-    similarities, q, k, query, key, inside, both = _similarities(gram, heads, channels, eps, SIDE, ACC)
+    similarities, q, k, query, key, inside, both = _similarities(gram, heads, channels, EPS, SIDE, ACC)
     t = tl.load(temperature + head).to(ACC)
     at = grad + image.to(tl.int64) * count * count + query[:, None] * count + (key - count)[None, :]
     g = tl.where(similarities * t > 0, tl.load(at, both, other=0).to(ACC), 0)

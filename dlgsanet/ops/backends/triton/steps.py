@@ -43,9 +43,10 @@ def gate(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
 
 
 def attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
-    if layer.activation == "relu":
+    if layer.activation != "relu":
+        return planar.STEPS.attention(layer, qk)
+    with autocast.off(qk.device.type):
         return _Attention.apply(qk, layer.temperature)
-    return planar.STEPS.attention(layer, qk)
 
 
 STEPS = planar.Steps(normalise, features, gate, attention)
@@ -68,7 +69,7 @@ class _Normalise(torch.autograd.Function):
         grid, sizes = _columns(x)
         with _on(x):
             kernels.normalise[grid](
-                x, out, scales, x.stride(0), x.stride(1), channels, height * width, LAYER_NORM_EPS, **sizes
+                x, out, scales, x.stride(0), x.stride(1), channels, height * width, EPS=LAYER_NORM_EPS, **sizes
             )
         ctx.save_for_backward(out, scales)
         ctx.dtype = x.dtype
@@ -199,7 +200,7 @@ def _heads(gram: Tensor, temperature: Tensor) -> tuple[tuple[int], dict[str, Any
     """The grid and the sizes of the kernels for attention."""
     heads = len(temperature)
     channels = gram.shape[1] // 2 // heads
-    sizes = {"heads": heads, "channels": channels, "eps": planar.NORM_EPS, "SIDE": triton.next_power_of_2(channels)}
+    sizes = {"heads": heads, "channels": channels, "EPS": planar.NORM_EPS, "SIDE": triton.next_power_of_2(channels)}
     return (len(gram) * heads,), sizes | {"ACC": _triton_dtype(gram.dtype), "num_warps": 1}
 
 
