@@ -145,12 +145,13 @@ def _triton_kernels() -> Iterator[str]:
     """What came out of the first use of the kernels of the layers."""
     from dlgsanet.device import accelerators
     from dlgsanet.ops.backends import triton
+    from dlgsanet.ops.backends.cuda.first_use import TOLERANCE
 
     gpus = [gpu for gpu in accelerators() if gpu.type in triton.DEVICES]
     if not gpus:
         yield "none is compiled: there is no NVIDIA, AMD or Intel GPU that PyTorch can use"
     for gpu in gpus:
-        for dtype in triton.TOLERANCE:
+        for dtype in TOLERANCE:
             verdict = triton.refused(dtype, gpu) or "they agree with plain PyTorch"
             yield f"{gpu}, {str(dtype).removeprefix('torch.')}: {verdict}"
 

@@ -1,7 +1,7 @@
 """Triton kernels for what the layers do between matrix products, on [B, C, H, W].
 
-Terms: a plane is one channel of one image, a tile `ROWS` x `COLUMNS` of its pixels. Sums are formed in `ACC`. `EPS` is a
-constant, since Triton passes numbers in float32. Every kernel has a grid of one axis. No atomic operation is used, so
+Terms: a plane is one channel of one image, a tile `ROWS` x `COLUMNS` of its pixels. Sums are formed in `ACC`. `EPS` is
+a constant, since Triton passes numbers in float32. Every kernel has a grid of one axis. No atomic operation is used, so
 that results are the same every time.
 """
 
