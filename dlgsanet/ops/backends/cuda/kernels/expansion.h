@@ -27,7 +27,7 @@ struct Expansion {
         const int output = (group * kWindow + row) * kWindow + tap;
         values[n] = 0;
         if (i < kAll && tap < kWindow && 0 <= row && row < kWindow) {
-          if (k < kPass && first + k < kFeatures) values[n] = weight[(long long)output * kFeatures + first + k];
+          if (k < kPass && first + k < kFeatures) values[n] = weight[output * kFeatures + first + k];
           if (k == kPass && first == 0 && bias) values[n] = bias[output];
         }
       }

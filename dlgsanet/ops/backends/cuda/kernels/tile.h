@@ -88,13 +88,11 @@ struct GroupTile {
         plane(of_group * CHANNELS + first_channel) {}
 };
 
-// Pixels (y, x) to (y, x + kQuad - 1) of a plane as they are in memory, zero outside the image or if not `wanted`.
+// The pixels at an address, as they are in memory: those of columns x ... x + kQuad - 1 of a row. Zero outside the image
+// or if the row is not `wanted`.
 template <bool kVectorized, typename T>
-__device__ __forceinline__ Quad<T> read_quad(const T* __restrict__ plane, const Image& image, int y, int x,
-                                             bool wanted) {
+__device__ __forceinline__ Quad<T> read_at(const T* __restrict__ at, const Image& image, int x, bool wanted) {
   Quad<T> quad = {};
-  const T* at = plane + (long long)y * image.width + x;
-  wanted = wanted && image.has_row(y);
   if constexpr (kVectorized) {
     if (wanted && image.has_column(x)) quad = *reinterpret_cast<const Quad<T>*>(at);
   } else {
@@ -103,6 +101,13 @@ __device__ __forceinline__ Quad<T> read_quad(const T* __restrict__ plane, const 
       if (wanted && image.has_column(x + j)) quad.v[j] = at[j];
   }
   return quad;
+}
+
+// Pixels (y, x) to (y, x + kQuad - 1) of a plane.
+template <bool kVectorized, typename T>
+__device__ __forceinline__ Quad<T> read_quad(const T* __restrict__ plane, const Image& image, int y, int x,
+                                             bool wanted) {
+  return read_at<kVectorized>(plane + (long long)y * image.width + x, image, x, wanted && image.has_row(y));
 }
 
 // The same pixels of kCount planes `stride` apart, of which `present` exist. All loads start before one result is used.
@@ -154,14 +159,25 @@ __device__ __forceinline__ void copy_tile(Accumulator* tile, const Scalar* __res
   constexpr int kQuads = kColumns / kQuad, kLines = kThreads / kQuads, kAll = kCount * kRows;
   const int column = threadIdx.x % kQuads * kQuad, own = threadIdx.x / kQuads;
   if (own >= kLines) return;  // threads that are left over
+  int plane = own / kRows, row = own % kRows;  // of the next line
+  const Scalar* at = planes + plane * image.pixels() + (long long)(y + row) * image.width + x + column;
+  const long long step = kLines / kRows * image.pixels() + (long long)(kLines % kRows) * image.width;
+  const long long next_plane = image.pixels() - (long long)kRows * image.width;
 #pragma unroll 1
   for (int first = own; first < kAll; first += kLines * IN_FLIGHT) {
     Quad<Scalar> quads[IN_FLIGHT];
 #pragma unroll
     for (int i = 0; i < IN_FLIGHT; i++) {
-      const int line = first + i * kLines, plane = line / kRows;
-      quads[i] = read_quad<kVectorized>(planes + plane * image.pixels(), image, y + line % kRows, x + column,
-                                        line < kAll && plane < present);
+      const bool wanted = plane < min(kCount, present) && image.has_row(y + row);
+      quads[i] = read_at<kVectorized>(at, image, x + column, wanted);
+      plane += kLines / kRows;
+      row += kLines % kRows;
+      at += step;
+      if (row >= kRows) {
+        plane++;
+        row -= kRows;
+        at += next_plane;
+      }
     }
 #pragma unroll
     for (int i = 0; i < IN_FLIGHT; i++) {
