@@ -105,7 +105,7 @@ def release(scale: int, branch: str, start: Path | None) -> None:
         "scale": str(scale),
         "training_data": TRAINING_DATA,
         "training": f"{history(before, scale)}; then {described(options)}",
-        "hardware": hardware_of(branch),
+        "hardware": "; then ".join(dict.fromkeys([before["hardware"]] if stages else []) | {hardware_of(branch): None}),
         "hours": last(rows, "hours"),
         "figures": f"DIV2K 0801-0900 256x256 crops: {float(last(rows, 'psnr')):.2f} dB PSNR on Y",
         "date": time.strftime("%Y-%m-%d"),
