@@ -11,7 +11,8 @@ counted. Each moves the bytes of its inputs and results once, as if caches held 
 in another order of axes. Memory is the most that tensors hold at once, weights included; the workspace of libraries and
 the fragmentation of the allocator come on top.
 
-With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels. Without, PyTorch computes it.
+With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels. Without, PyTorch computes it. With
+`--triton` the layers have Triton's kernels, each one operator.
 """
 
 import argparse
@@ -29,11 +30,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dlgsanet import memory, ops
+from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import Backend, ConvolutionFunctions
+from dlgsanet.ops.backends.torch import strip_rows
 
 SMALL = 1 << 16  # tensors of fewer elements are not images
 ALLOCATIONS = {
@@ -131,13 +133,14 @@ def main() -> int:
     )
     parser.add_argument("--free", type=float, default=80, metavar="GB", help="free memory of the device; default 80")
     parser.add_argument("--kernels", action="store_true", help="the dynamic convolution is one operator")
+    parser.add_argument("--triton", action="store_true", help="the layers have Triton's kernels")
     parser.add_argument("--reference", action="store_true", help="layers by the plain definition, as before strips")
     parser.add_argument("--unfrozen", action="store_true", help="weights may change; commands freeze them (ops.freeze)")
     parser.add_argument("--each", action="store_true", help="print how often each operator is started")
     args = parser.parse_args()
     counted = count(
         args.what, args.size, args.scale, args.image, args.batch, getattr(torch, args.dtype), args.free,
-        args.kernels, args.reference, not args.unfrozen,
+        args.kernels, args.reference, not args.unfrozen, args.triton,
     )  # fmt: skip
     print(
         f"{args.size} x{args.scale}, {args.what}, {args.batch} of {args.image}, {args.dtype} (counted): "
@@ -152,13 +155,17 @@ def main() -> int:
 
 def count(
     what: str, size: str, scale: int, image: str, batch: int = 1, dtype: torch.dtype = torch.float32, free: float = 80,
-    kernels: bool = False, reference: bool = False, frozen: bool = True,
+    kernels: bool = False, reference: bool = False, frozen: bool = True, triton: bool = False,
     **options: int
 ) -> Counted:  # fmt: skip
     """Run a network; free: GB of free memory before the network is there; options: of the network."""
     width, height = map(int, image.split("x"))
     counted = Counted()
-    with _backends(kernels, reference), _free_memory(counted, free):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_backends(kernels, reference, triton))
+        stack.enter_context(_free_memory(counted, free))
+        if triton:
+            stack.enter_context(_triton_kernels(counted))
         with torch.device("meta"):
             network = DLGSANet(**size_options(size, scale) | options).to(dtype).train(what == "training")
             lq = torch.empty(batch, 3, height, width, dtype=dtype)
@@ -180,7 +187,7 @@ def count(
 
 
 @contextlib.contextmanager
-def _backends(kernels: bool, reference: bool) -> Iterator[None]:
+def _backends(kernels: bool, reference: bool, triton: bool) -> Iterator[None]:
     """Only the backends of a GPU; with kernels, the operator of the dynamic convolution stands for them."""
     operator = torch.ops.dlgsanet
     stand_in = Backend(
@@ -191,7 +198,7 @@ def _backends(kernels: bool, reference: bool) -> Iterator[None]:
         ),
     )
     names, load = dispatch.BACKENDS, dispatch.load
-    layers = ["torch"] if not reference else ["composed"] if kernels else []
+    layers = [*(["triton"] if triton else []), "torch"] if not reference else ["composed"] if kernels else []
     used = [*(["cuda"] if kernels else []), *layers, "reference"]
     dispatch.BACKENDS = {name: names[name] for name in used}
     dispatch.load = lambda name: stand_in if name == "cuda" else load(name)
@@ -202,13 +209,45 @@ def _backends(kernels: bool, reference: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _free_memory(counted: Counted, gigabytes: float) -> Iterator[None]:
-    real = memory.free_memory
-    memory.free_memory = lambda device: int(gigabytes * 1e9) - counted.live
+def _triton_kernels(counted: Counted) -> Iterator[None]:
+    """Triton's kernels do nothing but count, and the meta device may use them."""
+    from dlgsanet.ops.backends import triton
+    from dlgsanet.ops.backends.triton import steps
+
+    class Kernel:
+        def __init__(self, name: str):
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            return self.launch
+
+        def launch(self, *arguments: Any, **sizes: Any) -> None:
+            counted.operators[self.name] += 1
+            counted.bytes += sum(_bytes(a) for a in arguments if isinstance(a, Tensor))
+
+    class Kernels:
+        def __getattr__(self, name: str) -> Kernel:
+            return Kernel(name)
+
+    real = triton.DEVICES, triton.refused, steps.kernels, steps._on
+    triton.DEVICES, triton.refused = ("meta",), lambda dtype, device: None
+    steps.kernels, steps._on = Kernels(), lambda x: contextlib.nullcontext()
     try:
         yield
     finally:
-        memory.free_memory = real
+        triton.DEVICES, triton.refused, steps.kernels, steps._on = real
+
+
+@contextlib.contextmanager
+def _free_memory(counted: Counted, gigabytes: float) -> Iterator[None]:
+    real = strip_rows.free_memory
+    strip_rows.free_memory = lambda device: int(gigabytes * 1e9) - counted.live
+    for planned in (strip_rows._plan, strip_rows.fits):
+        planned.cache_clear()
+    try:
+        yield
+    finally:
+        strip_rows.free_memory = real
 
 
 if __name__ == "__main__":

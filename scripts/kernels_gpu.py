@@ -52,7 +52,7 @@ REGISTERS = 64 << 10  # of a multiprocessor, given to warps in units of 256
 COMPILED = re.compile(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", re.S)
 
 
-class Launch(NamedTuple):
+class Recorded(NamedTuple):
     instance: Instance
     kernel: str
     blocks: int
@@ -71,16 +71,16 @@ def call(
     return x, FusedDynamicConv(z, weight, weight[:, 0].contiguous(), window)
 
 
-def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, height: int, width: int) -> list[Launch]:
+def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, height: int, width: int) -> list[Recorded]:
     """Every launch of a network's dynamic convolution, forward (without and with tensor cores) and backward."""
-    found: list[Launch] = []
+    found: list[Recorded] = []
 
     class Recorder:
         def __init__(self, instance: Instance, device: torch.device):
             self.instance = instance
 
         def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *args: object) -> None:
-            found.append(Launch(self.instance, kernel, blocks, threads, shared_bytes))
+            found.append(Recorded(self.instance, kernel, blocks, threads, shared_bytes))
 
     x, convolution = call(size, dtype, batch, height, width, "meta")
     cuda.plan.cache_clear()
@@ -98,7 +98,7 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
     return list(dict.fromkeys(found))
 
 
-def warps(launch: Launch, registers: int, card: Card) -> int:
+def warps(launch: Recorded, registers: int, card: Card) -> int:
     """Most warps of a kernel that a multiprocessor holds."""
     of_block = -(-launch.threads // 32)
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256) // of_block

@@ -217,7 +217,8 @@ def _sheet(arguments: argparse.Namespace) -> int:
     from dlgsanet.files import write_whole
     from dlgsanet.options.read import read_options
 
-    options = read_options(arguments.opt, True, changes=arguments.force_yml, data_root=arguments.data_root)
+    file = {"changes": arguments.force_yml, "data_root": arguments.data_root}
+    options = read_options(arguments.opt, True, **file, hardware=False)
     opt = options["datasets"]["train"]
     types = ("CachedPairedImageDataset", "DegradedPairedImageDataset")
     if opt["type"] not in types:

@@ -26,6 +26,7 @@ def read_options(
     auto_resume: bool = False,
     imports: Sequence[str] = (),
     datasets: Sequence[str] | None = None,
+    hardware: bool = True,
 ) -> dict[str, Any]:
     """Read, check and complete an option file.
 
@@ -38,6 +39,7 @@ def read_options(
         auto_resume: continue from the newest checkpoint of the run.
         imports: files and modules to import first (`dlgsanet.extensions`), next to those of the file's `import`.
         datasets: of a test file, names of the data sets to use. None: all of them.
+        hardware: refuse options that need a GPU which is not there.
 
     Returns:
         The options with every default of `dlgsanet.options.table` filled in, and with what BasicSR's classes expect:
@@ -56,7 +58,8 @@ def read_options(
         _choose(options, datasets)
     _expand_paths(options, data_root, path, is_train)
     options = _complete(options, is_train, debug, auto_resume)
-    _raise(path, faults_of_hardware(options))
+    if hardware:
+        _raise(path, faults_of_hardware(options))
     return options
 
 

@@ -175,6 +175,7 @@ def test_validation_sets_of_this_type_are_refused(capsys):
 def test_a_sheet_of_samples(photo_root, tmp_path, capsys):
     roots = [f"datasets:train:dataroot_gt={photo_root}/HR", f"datasets:train:dataroot_lq={photo_root}/LR_bicubic/X4"]
     roots += [f"datasets:val:dataroot_gt={photo_root}/HR", f"datasets:val:dataroot_lq={photo_root}/LR_bicubic/X4"]
+    roots += ["train:precision=tf32"]  # needs a GPU, but nothing is trained
     arguments = ["data", "sheet", "-opt", str(FILE), "--samples", "5", "-o", str(tmp_path / "sheet.png"), "--force-yml"]
     assert main([*arguments, *roots, "datasets:train:gt_size=112"]) == 0
     width, height = Image.open(tmp_path / "sheet.png").size

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -17,9 +18,10 @@ from triton.compiler import ASTSource
 from dlgsanet.archs.sizes import SIZES
 from dlgsanet.ops.backends.triton import kernels, steps
 
-NAMES = ("normalise", "normalise_backward", "depthwise", "gate", "gate_backward", "depthwise_backward")
+FILTERS = ("normalise", "normalise_backward", "depthwise", "gate", "gate_backward", "depthwise_backward")
+ATTENTION = ("attention", "attention_backward")  # whose tensors have the dtype of sums
 IMAGES = ("x", "out", "grad", "grad_x", "grad_halves", "normalised")
-OTHERS = ("bias", "weight", "sums", "scales")
+SUMS = ("bias", "weight", "sums", "scales", "gram", "grad_gram", "temperature")
 CHANNELS = triton.next_power_of_2(max(options["dim"] for options in SIZES.values()))
 CONSTANTS = {
     "EPS": 1e-5,
@@ -28,32 +30,33 @@ CONSTANTS = {
     "ROWS": steps.TILE // 64,
     "COLUMNS": 64,
     "TILES": steps.TILES_OF_PROGRAM,
-    "ACC": triton.language.float32,
 }
 
 
 def main(architecture: str, dtype: str) -> None:
+    wide = "fp64" if dtype == "fp64" else "fp32"
+    constants = CONSTANTS | {"ACC": getattr(triton.language, wide.replace("fp", "float"))}
+    for name in FILTERS:
+        types = dict.fromkeys(IMAGES, f"*{dtype}") | dict.fromkeys(SUMS, f"*{wide}")
+        report(name, types, constants, 8 if "normalise" in name else 4, architecture)
+    for side in (8, 64):
+        types = dict.fromkeys([*IMAGES, *SUMS], f"*{wide}")
+        for name in ATTENTION:
+            report(name, types, constants | {"SIDE": side}, max(1, side**2 // 512), architecture)
+
+
+def report(name: str, types: dict[str, str], constants: dict[str, Any], warps: int, architecture: str) -> None:
+    kernel = getattr(kernels, name)
+    signature = {a: "constexpr" if a in constants else types.get(a, "i32") for a in kernel.arg_names}
+    used = {argument: constants[argument] for argument, kind in signature.items() if kind == "constexpr"}
+    source, target = ASTSource(kernel, signature, used), GPUTarget("cuda", int(architecture), 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": warps})
     tool = Path(triton.__file__).with_name("backends") / "nvidia/bin/cuobjdump"
-    for name in NAMES:
-        kernel = getattr(kernels, name)
-        types = {argument: type_of(argument, dtype) for argument in kernel.arg_names}
-        used = {argument: CONSTANTS[argument] for argument, kind in types.items() if kind == "constexpr"}
-        options = {"num_warps": steps.WARPS if "CHANNELS" in used else 4}
-        source, target = ASTSource(kernel, types, used), GPUTarget("cuda", int(architecture), 32)
-        compiled = triton.compile(source, target=target, options=options)
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-        print(name, *re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
-
-
-def type_of(argument: str, dtype: str) -> str:
-    if argument in CONSTANTS:
-        return "constexpr"
-    if argument in IMAGES:
-        return f"*{dtype}"
-    return "*fp32" if argument in OTHERS else "i32"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    print(name, *re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
 
 
 if __name__ == "__main__":

@@ -83,6 +83,19 @@ def test_autocast_in_recomputed_training(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(again, kept, strict=True))
 
 
+@pytest.mark.parametrize("rows", [50, 7])
+def test_sums_under_autocast_are_exact(rows, monkeypatch):
+    """In one strip and in several; float16 has no room for the sums of squares."""
+    call = calls.one_of_each((1, 40, 50))["channel_attention"]
+    call = call._replace(record=call.record._replace(window=None, qkv_weight=30 * call.record.qkv_weight))
+    monkeypatch.setattr(planar, "rows_of_strip", lambda x, floats: rows)
+    with torch.no_grad(), torch.autocast("cpu", torch.float16):
+        got = PLANAR.infer(call.record, call.x)
+    with torch.no_grad():
+        want = reference.BACKEND.infer(*call.map(Tensor.double)[:2])
+    assert (got - want).abs().max() <= 0.05 * want.abs().max()
+
+
 @pytest.mark.parametrize(
     "layer", [MHDLSA(12, 3, 6), SparseGSA(12, 2, tlc_kernel=4), GDFN(12)], ids=lambda m: type(m).__name__
 )
@@ -135,6 +148,14 @@ def test_operators_and_bytes_without_kernels(count):
     for counted in (one, all_in_pytorch):
         assert counted.layout_copies == 0
         assert torch.float64 not in counted.dtypes  # which MPS does not have
+
+
+def test_operators_and_bytes_with_triton(count):
+    pytest.importorskip("triton")
+    counted = count("inference", "Tiny", 4, "320x180", kernels=True, triton=True)
+    assert counted.operators.total() <= 225
+    assert counted.bytes <= 7.8e9
+    assert counted.layout_copies == 0
 
 
 def test_the_count_of_before_is_that_of_the_audit(count):

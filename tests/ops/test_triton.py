@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlgsanet.ops.backends import reference
+from dlgsanet.ops.backends import NO_LAYER, reference
 from dlgsanet.ops.backends import triton as backend
 from dlgsanet.ops.backends.cuda.first_use import TOLERANCE
 from dlgsanet.ops.backends.torch import planar
@@ -36,10 +36,10 @@ def _poison():
     torch.use_deterministic_algorithms(False)
 
 
-sizes = st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 12), st.integers(1, 70))
+sizes = st.tuples(st.integers(1, 2), st.integers(3, 6), st.integers(1, 10), st.integers(1, 66))
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=6)
 @given(size=sizes, half=st.integers(1, 2), dtype=st.sampled_from(list(TOLERANCE)), seed=st.integers(0, 1000))
 def test_steps_follow_the_definition(size, half, dtype, seed):
     random = calls.random_tensors(seed)
@@ -56,8 +56,7 @@ def test_steps_follow_the_definition(size, half, dtype, seed):
             results(getattr(of, name), [t.to(dtype).to(wide) for t in tensors], grad)
             for of, wide in ((steps.STEPS, dtype), (planar.STEPS, torch.float64))
         )
-        # Normalising few channels divides by what rounding leaves of their differences.
-        assert channels < 3 or all(map(close, got, want, [10 * TOLERANCE[dtype]] * len(got))), name
+        assert all(map(close, got, want, [10 * TOLERANCE[dtype]] * len(got))), name
         assert all(g.isfinite().all() for g in got)
 
 
@@ -74,7 +73,7 @@ def close(got: Tensor, want: Tensor, tolerance: float) -> bool:
 @pytest.mark.parametrize("name", ["dynamic_local_attention", "channel_attention", "gated_feed_forward"])
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 def test_layers_follow_the_reference(name, training):
-    call = calls.one_of_each((1, 6, 9))[f"{name}, training" if training else name].map(Tensor.double)
+    call = calls.one_of_each((1, 4, 5))[f"{name}, training" if training else name].map(Tensor.double)
     with torch.set_grad_enabled(training):
         got, want = calls.results(backend.BACKEND, call), calls.results(reference.BACKEND, call)
     assert all(map(close, got, want, [1e-10] * len(got)))
@@ -82,7 +81,7 @@ def test_layers_follow_the_reference(name, training):
 
 @pytest.mark.parametrize("name", ["dynamic_local_attention", "channel_attention", "gated_feed_forward"])
 def test_training_under_autocast(name):
-    call = calls.one_of_each((1, 6, 9))[f"{name}, training"]
+    call = calls.one_of_each((1, 4, 5))[f"{name}, training"]
     with torch.autocast("cpu", torch.bfloat16):
         got = calls.results(backend.BACKEND, call)
     want = calls.results(reference.BACKEND, call.map(Tensor.double))
@@ -91,7 +90,7 @@ def test_training_under_autocast(name):
 
 
 def test_autocast_keeps_hidden_tensors_in_its_dtype():
-    call = calls.one_of_each((1, 6, 9))["gated_feed_forward, training"]
+    call = calls.one_of_each((1, 4, 5))["gated_feed_forward, training"]
     made = []
     with (
         torch.autocast("cpu", torch.bfloat16),
@@ -99,7 +98,7 @@ def test_autocast_keeps_hidden_tensors_in_its_dtype():
     ):
         out = backend.BACKEND.train(call.record, call.x.requires_grad_())
     assert out.dtype == torch.float32
-    images = [t for t in made if t.dim() == 4 and t.shape[2:] == (6, 9)]
+    images = [t for t in made if t.dim() == 4 and t.shape[2:] == (4, 5)]
     assert images
     assert all(t.dtype == torch.bfloat16 for t in images)
     want = reference.BACKEND.train(call.record, call.x)
@@ -112,7 +111,7 @@ def test_kernels_that_agree_are_used():
 
 
 @pytest.mark.parametrize("fault", ["wrong", "broken", "missing"])
-def test_other_kernels_are_refused(fault, monkeypatch, caplog):
+def test_other_kernels_are_refused(fault, monkeypatch):
     def wrong(*tensors: Tensor) -> Tensor:
         return steps.gate(*tensors) * 1.1
 
@@ -127,12 +126,25 @@ def test_other_kernels_are_refused(fault, monkeypatch, caplog):
     reason = backend.refused(torch.float32, CPU)
     backend.refused.cache_clear()
     assert {"wrong": "differs", "broken": "no such instruction", "missing": "Triton"}[fault] in reason
-    assert bool(caplog.records) == (fault != "missing")
 
 
 def test_devices_without_kernels():
-    call = calls.one_of_each((1, 6, 9))["gated_feed_forward"]
-    assert "cpu" in backend.BACKEND.refuses(call.record, call.x)
+    call = calls.one_of_each((1, 4, 5))["gated_feed_forward"]
+    assert backend.BACKEND.refuses(call.record, call.x) == NO_LAYER  # which is not reported
+
+
+def test_wide_heads_are_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(steps, "kernels", None)
+    layer = calls.one_of_each((1, 4, 5))["channel_attention"].record
+    layer = layer._replace(activation="relu", temperature=torch.ones(1, 1, 1))
+    qk = torch.randn(1, 2 * (steps.WIDEST_HEAD + 1), 3)
+    assert torch.equal(steps.attention(layer, qk), planar.STEPS.attention(layer, qk))
+
+
+def test_nan_is_kept():
+    qk = torch.full((1, 4, 3), torch.nan)
+    layer = calls.one_of_each((1, 4, 5))["channel_attention"].record._replace(temperature=torch.ones(1, 1, 1))
+    assert steps.attention(layer._replace(activation="relu"), qk).isnan().all()
 
 
 ALL = [(architecture, dtype) for architecture in (80, 90, 120) for dtype in ("fp32", "bf16", "fp16", "fp64")]
@@ -149,7 +161,7 @@ def test_kernels_compile_within_a_budget_of_registers(architecture, dtype):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
-    assert len(found) == 6
+    assert len(found) == 10
     for name, registers, stack in found:
-        assert int(registers) <= (168 if dtype == "fp64" else 128), name
+        assert int(registers) <= (192 if dtype == "fp64" else 168), name
         assert int(stack) <= (16 if dtype == "fp64" else 0), name

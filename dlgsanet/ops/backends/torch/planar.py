@@ -143,8 +143,10 @@ def _attend_everywhere(layer: ChannelAttention, x: Tensor, steps: Steps) -> Tens
     gram = torch.zeros((), device=x.device)
     for rows, part in strips:
         qk = _exact(features_of(part, slice(2 * channels))[:, :, rows.inside].flatten(2))
-        gram = gram + torch.bmm(qk, qk.transpose(1, 2))
-    matrices = _matrices(layer, gram + NORM_EPS)
+        with autocast.off(x.device.type):
+            gram = gram + torch.bmm(qk, qk.transpose(1, 2))
+    with autocast.off(x.device.type):
+        matrices = _matrices(layer, gram + NORM_EPS)
 
     def compute(x: Tensor) -> Tensor:
         return apply(x, features_of(x, slice(2 * channels, None)))

@@ -1,14 +1,13 @@
 """The layers on GPUs by Triton kernels between PyTorch's matrix products, for NVIDIA, AMD and Intel GPUs.
 
-Triton comes with PyTorch's wheels for these GPUs. The layers are those of `dlgsanet.ops.backends.torch.planar`, with
-other steps between the matrix products: normalisation, depth-wise filters and the gate are one kernel each, and so are
-their gradients. At first use on a device the kernels are compiled and compared with plain PyTorch; if they do not
-agree, the torch backend serves.
+Triton comes with PyTorch for Linux; it also needs a C compiler and Python's headers. It has been tried on NVIDIA
+GPUs alone. The layers are those of `dlgsanet.ops.backends.torch.planar` with other steps between the matrix products:
+normalisation, depth-wise filters, the gate and attention are one kernel each, and so are their gradients. At first use
+on a device small layers are compared with plain PyTorch. If they do not agree, the torch backend serves.
 """
 
 import functools
 import importlib.util
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.ops import autocast
-from dlgsanet.ops.backends import Backend, LayerFunctions
+from dlgsanet.ops.backends import NO_LAYER, Backend, LayerFunctions
 from dlgsanet.ops.backends.cuda.first_use import TENSOR_CORE_TOLERANCE, TOLERANCE
 from dlgsanet.ops.backends.cuda.modules import require_no_capture
 from dlgsanet.ops.backends.torch import planar, unsuited
@@ -25,12 +24,10 @@ from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Record, ten
 
 DEVICES = ("cuda", "xpu")
 
-logger = logging.getLogger("dlgsanet")
-
 
 def why_not(record: Record, x: Tensor, training: bool) -> str | None:
     if x.device.type not in DEVICES:
-        return f"it has no kernels for {x.device.type}"
+        return NO_LAYER
     if reason := unsuited(record, x, training):
         return reason
     if x.dtype not in TOLERANCE:
@@ -40,24 +37,20 @@ def why_not(record: Record, x: Tensor, training: bool) -> str | None:
 
 @functools.cache
 def refused(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the kernels are not used on a device, or None: they agree with plain PyTorch. Warns once if they do not."""
+    """Why the kernels are not used on a device, or None: they agree with plain PyTorch. The dispatch reports it."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device.type == "cuda":
         require_no_capture()
-    reason = None
     try:
         difference = _difference(dtype, device)
-        # Matrix products between the kernels may be in TF32.
-        if not difference <= (TENSOR_CORE_TOLERANCE if dtype == torch.float32 else TOLERANCE[dtype]):
-            reason = f"a kernel differs from plain PyTorch by {difference:.1e} of the largest value"
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:600]
-    if reason:
-        logger.warning("the Triton kernels are not used in %s on %s: %s", dtype, device, reason)
-    return reason
+        return " ".join(f"{type(error).__name__}: {error}".split())[:600]
+    # Matrix products between the kernels may be in TF32.
+    most = TENSOR_CORE_TOLERANCE if dtype == torch.float32 else TOLERANCE[dtype]
+    return None if difference <= most else f"it differs from plain PyTorch by {difference:.1e} of the largest value"
 
 
 def _difference(dtype: torch.dtype, device: torch.device) -> float:

@@ -2,14 +2,14 @@
 
 Terms: a plane is one channel of one image, a tile `ROWS` x `COLUMNS` of its pixels. Sums are formed in `ACC`. `EPS` is
 a constant, since Triton passes numbers in float32. Every kernel has a grid of one axis. No atomic operation is used, so
-that results are the same every time.
+that results are the same every time. Sizes that help no load are not specialised: each would be compiled several times.
 """
 
 import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "pixels"])
 def normalise(
     x, out, scales, batch_stride, channel_stride, channels, pixels,
     EPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
@@ -30,7 +30,7 @@ def normalise(
     tl.store(scales + image.to(tl.int64) * pixels + pixel, scale, pixel < pixels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "pixels"])
 def normalise_backward(
     grad, normalised, scales, grad_x, channels, pixels,
     CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
@@ -77,7 +77,7 @@ def _filtered(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "height", "tiles"])
 def depthwise(
     x, bias, weight, out, channels, height, width, tiles,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -114,7 +114,7 @@ def _normal_distribution(x):
     return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "height", "tiles"])
 def gate(
     x, bias, weight, out, channels, height, width, tiles,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -128,7 +128,7 @@ def gate(
     tl.store(at, gated.to(out.dtype.element_ty), (row < height) & (column < width))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "height", "tiles"])
 def gate_backward(
     x, bias, weight, grad, grad_halves, channels, height, width, tiles,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -145,7 +145,7 @@ def gate_backward(
     tl.store(grad_halves + second + pixel, (g * a * share).to(grad_halves.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "height", "programs"])
 def depthwise_backward(
     grad, x, bias, weight, grad_x, sums, channels, height, width, programs,
     TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -229,7 +229,8 @@ def attention(gram, temperature, out, heads, channels, EPS: tl.constexpr, SIDE: 
     image, head = tl.program_id(0) // heads, tl.program_id(0) % heads
     gram += image.to(tl.int64) * 4 * count * count
     similarities, _, _, query, key, _, both = _similarities(gram, heads, channels, EPS, SIDE, ACC)
-    weights = tl.maximum(similarities * tl.load(temperature + head).to(ACC), 0)
+    weights = similarities * tl.load(temperature + head).to(ACC)
+    weights = tl.where(weights < 0, 0, weights)  # keeps NaN
     at = out + image.to(tl.int64) * count * count + query[:, None] * count + (key - count)[None, :]
     tl.store(at, weights.to(out.dtype.element_ty), both)
 

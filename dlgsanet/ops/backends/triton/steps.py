@@ -24,6 +24,7 @@ from dlgsanet.ops.records import ChannelAttention
 
 TILE = 512  # pixels that a program filters at a time
 TILES_OF_PROGRAM = 16  # that a program of the backward pass sums over
+WIDEST_HEAD = 64  # channels of a head; a program of the kernels for attention has all of them
 NORMALISED, WARPS = 4096, 8  # values that a program normalises, and its warps
 
 
@@ -43,7 +44,7 @@ def gate(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
 
 
 def attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
-    if layer.activation != "relu":
+    if layer.activation != "relu" or qk.shape[1] // 2 // len(layer.temperature) > WIDEST_HEAD:
         return planar.STEPS.attention(layer, qk)
     with autocast.off(qk.device.type):
         return _Attention.apply(qk, layer.temperature)
@@ -200,8 +201,14 @@ def _heads(gram: Tensor, temperature: Tensor) -> tuple[tuple[int], dict[str, Any
     """The grid and the sizes of the kernels for attention."""
     heads = len(temperature)
     channels = gram.shape[1] // 2 // heads
-    sizes = {"heads": heads, "channels": channels, "EPS": planar.NORM_EPS, "SIDE": triton.next_power_of_2(channels)}
-    return (len(gram) * heads,), sizes | {"ACC": _triton_dtype(gram.dtype), "num_warps": 1}
+    sizes: dict[str, Any] = {
+        "heads": heads,
+        "channels": channels,
+        "EPS": planar.NORM_EPS,
+        "SIDE": triton.next_power_of_2(channels),
+    }
+    warps = max(1, sizes["SIDE"] ** 2 // 512)
+    return (len(gram) * heads,), sizes | {"ACC": _triton_dtype(gram.dtype), "num_warps": warps}
 
 
 def _triton_dtype(dtype: torch.dtype) -> Any:
