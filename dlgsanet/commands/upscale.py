@@ -186,4 +186,5 @@ def _devices(names: str | None, jobs: list[Job]) -> list[str | None]:
 
 def _say(line: str) -> None:
     """Report a line on stderr, since stdout may carry a picture."""
-    print(line, file=sys.stderr)
+    # With its end: `print` would write that separately, and several processes share the stream.
+    print(f"{line}\n", end="", file=sys.stderr)

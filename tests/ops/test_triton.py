@@ -20,10 +20,9 @@ from tests.ops import calls
 
 if torch.cuda.is_available():
     pytest.skip("the kernels run on the GPU: tests/ops/test_cuda_gpu.py", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")  # interpreted: tests/conftest.py
 
-from dlgsanet.ops.backends.triton import steps  # noqa: E402
+from dlgsanet.ops.backends.triton import steps
 
 CPU = torch.device("cpu")
 
