@@ -48,7 +48,7 @@ def decided_by_rounding(call: calls.Call) -> bool:
 
 @pytest.mark.usefixtures("_memory")
 @pytest.mark.parametrize("name", [name for name in calls.RANDOM if "conv" not in name])
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_layers_follow_the_reference(name, data):
     call = data.draw(calls.RANDOM[name])().map(Tensor.double)
