@@ -38,11 +38,11 @@ def main(architecture: str, dtype: str) -> None:
     constants = CONSTANTS | {"ACC": getattr(triton.language, wide.replace("fp", "float"))}
     for name in FILTERS:
         types = dict.fromkeys(IMAGES, f"*{dtype}") | dict.fromkeys(SUMS, f"*{wide}")
-        report(name, types, constants, 8 if "normalise" in name else 4, architecture)
+        report(name, types, constants, steps.WARPS if "normalise" in name else 4, architecture)
     for side in (8, 64):
         types = dict.fromkeys([*IMAGES, *SUMS], f"*{wide}")
         for name in ATTENTION:
-            report(name, types, constants | {"SIDE": side}, max(1, side**2 // 512), architecture)
+            report(name, types, constants | {"SIDE": side}, steps.warps_of_head(side), architecture)
 
 
 def report(name: str, types: dict[str, str], constants: dict[str, Any], warps: int, architecture: str) -> None:

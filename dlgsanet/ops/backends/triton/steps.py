@@ -180,12 +180,8 @@ def _columns(x: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     wide = triton.next_power_of_2(channels)
     pixels = max(16, NORMALISED // wide)
     acc = _triton_dtype(accumulation_dtype(x.dtype))
-    return (batch * triton.cdiv(height * width, pixels),), {
-        "CHANNELS": wide,
-        "PIXELS": pixels,
-        "ACC": acc,
-        "num_warps": WARPS,
-    }
+    sizes = {"CHANNELS": wide, "PIXELS": pixels, "ACC": acc, "num_warps": WARPS}
+    return (batch * triton.cdiv(height * width, pixels),), sizes
 
 
 def _tiles(x: Tensor) -> tuple[int, dict[str, Any]]:
@@ -201,14 +197,14 @@ def _heads(gram: Tensor, temperature: Tensor) -> tuple[tuple[int], dict[str, Any
     """The grid and the sizes of the kernels for attention."""
     heads = len(temperature)
     channels = gram.shape[1] // 2 // heads
-    sizes: dict[str, Any] = {
-        "heads": heads,
-        "channels": channels,
-        "EPS": planar.NORM_EPS,
-        "SIDE": triton.next_power_of_2(channels),
-    }
-    warps = max(1, sizes["SIDE"] ** 2 // 512)
-    return (len(gram) * heads,), sizes | {"ACC": _triton_dtype(gram.dtype), "num_warps": warps}
+    side = triton.next_power_of_2(channels)
+    sizes = {"heads": heads, "channels": channels, "EPS": planar.NORM_EPS, "SIDE": side}
+    return (len(gram) * heads,), sizes | {"ACC": _triton_dtype(gram.dtype), "num_warps": warps_of_head(side)}
+
+
+def warps_of_head(side: int) -> int:
+    """Warps of a program of the kernels for attention, which has arrays of side x side values."""
+    return max(1, side**2 // 512)
 
 
 def _triton_dtype(dtype: torch.dtype) -> Any:
