@@ -1,6 +1,5 @@
 """`train.cuda_graph` on emulated CUDA graphs: replayed iterations train as eager ones do."""
 
-import io
 import math
 from copy import deepcopy
 
@@ -12,6 +11,7 @@ from dlgsanet.models import cuda_graph
 from dlgsanet.models.dlgsanet_model import DivergedError, DLGSANetModel
 from dlgsanet.training.checkpoints import Checkpoint
 from dlgsanet.training.resume import Position, restore, state_of, weights_of
+from tests.models.checkpoint_file import checkpoint_file
 from tests.models.graph_emulator import graphs_on_the_cpu
 from tests.training.conftest import identical
 from tests.training.test_step import model, step, weights
@@ -128,17 +128,14 @@ def test_images_of_other_sizes_are_validated_between_replays(graphs):
 def test_runs_resume_with_the_option_switched_on_or_off(optimizer, first, then):
     straight = built(optimizer, first)
     train(straight, last=6)
-    file = io.BytesIO()
-    torch.save((weights_of(straight), state_of(straight, Position(6), 0, {})), file)
+    checkpoint = checkpoint_file(straight, 6)
     train(straight, 7)
-    file.seek(0)
     resumed = built(optimizer, then)
-    kept, saved = torch.load(file, map_location="cpu", weights_only=True)
-    for group in saved["optimizers"][0]["param_groups"]:
+    for group in checkpoint.state["optimizers"][0]["param_groups"]:
         assert isinstance(group["lr"], float)
         assert not group.get("capturable")
         assert not group["fused"]
-    restore(resumed, Checkpoint(6, kept, saved), 0, 1)
+    restore(resumed, checkpoint, 0, 1)
     train(resumed, 7)
     if first == then:
         assert torch.equal(weights(resumed), weights(straight))

@@ -1,6 +1,5 @@
 """`train.cuda_graph` on a GPU: `make test-gpu`."""
 
-import io
 import math
 import threading
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ if find_spec("basicsr") is None:  # not imported: that is for dlgsanet.plugin
 import dlgsanet.plugin  # noqa: F401
 from dlgsanet.models import cuda_graph
 from dlgsanet.models.dlgsanet_model import DLGSANetModel
-from dlgsanet.training.checkpoints import Checkpoint
-from dlgsanet.training.resume import Position, restore, state_of, weights_of
+from dlgsanet.training.resume import restore
+from tests.models.checkpoint_file import checkpoint_file
 
 pytestmark = [
     pytest.mark.gpu,
@@ -161,12 +160,10 @@ def test_validation_of_many_sizes_takes_nothing_from_the_graphs():
 def test_runs_resume_with_the_option_switched_on_or_off(optimizer, first, then):
     straight = built(optimizer, first)
     train(straight, last=6)
-    file = io.BytesIO()
-    torch.save((weights_of(straight), state_of(straight, Position(6), 0, {})), file)
+    checkpoint = checkpoint_file(straight, 6)
     train(straight, 7)
-    file.seek(0)
     resumed = built(optimizer, then)
-    restore(resumed, Checkpoint(6, *torch.load(file, map_location="cpu", weights_only=True)), 0, 1)
+    restore(resumed, checkpoint, 0, 1)
     train(resumed, 7)
     assert difference(resumed, straight) < 1e-2
 
