@@ -22,6 +22,11 @@ logger = logging.getLogger("dlgsanet")
 
 REQUEUE_SECONDS = 120.0  # until a file server gives up the locks of a host that is gone
 
+
+class InUseError(UserError):
+    """Another process owns the folder."""
+
+
 _held: set[Path] = set()  # POSIX locks do not exclude a second owner within the process
 
 
@@ -33,8 +38,8 @@ def owned(folder: Path) -> Iterator[None]:
     If the file system has no locks, the process that the file names is the owner if it runs, or is of another host.
 
     Raises:
-        UserError: another process owns it (the message names its host, process and start), or the lock file cannot
-            be written.
+        InUseError: another process owns it; the message names its host, process and start.
+        UserError: the lock file cannot be written.
     """
     path = folder.parent.resolve() / f".{folder.name}.lock"
     if path in _held:  # and to open the file again would release the lock
@@ -126,8 +131,8 @@ def _owner(file: TextIO) -> dict[str, Any]:
     return {}
 
 
-def _refusal(folder: Path, path: Path, owner: dict[str, Any]) -> UserError:
-    return UserError(
+def _refusal(folder: Path, path: Path, owner: dict[str, Any]) -> InUseError:
+    return InUseError(
         f"{folder} is in use by another run ({_described(owner)}); stop it, wait "
         f"until it ends, or set another name. If it no longer runs, delete {path}"
     )

@@ -99,7 +99,9 @@ def test_commands(document, words, monkeypatch, capsys):
     if program in ("sbatch", "sh"):
         script = next(i for i, word in enumerate(rest) if word.endswith(".sh"))
         assert Path(rest[script]).is_file() or PLACEHOLDER.fullmatch(Path(rest[script]).name), rest[script]
-        if after := rest[script + 1 :]:
+        if (after := rest[script + 1 :]) and Path(rest[script]).name == "job_array.sh":
+            parse(monkeypatch, main, expanded(after))
+        elif after:
             kind = "test" if Path(rest[script]).name.startswith("test") else "train"
             parse(monkeypatch, main, (kind, "-opt", "FILE", *after))
     elif program == "dlgsanet":

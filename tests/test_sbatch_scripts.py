@@ -155,3 +155,18 @@ def test_training_that_was_stopped_is_queued_again(repository, elsewhere, code, 
     assert done.returncode == int(code)
     log = repository / "scontrol.log"
     assert ("requeue 17" in log.read_text() if log.exists() else False) == requeued
+
+
+@pytest.mark.parametrize("command", ["upscale", "benchmark", "train"])
+def test_a_job_array_gives_every_job_its_part(repository, elsewhere, command):
+    array = repository / "demo_sbatch_file/job_array.sh"
+    program = elsewhere.parent / "bin/dlgsanet"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    done = run("sh", str(array), command, "my pictures", "-o", "out", cwd=elsewhere)
+    if command == "train":
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+    else:
+        assert done.stdout.splitlines() == [command, "my pictures", "-o", "out", "--shard", "slurm"]
+    assert re.fullmatch(r"0-\d+", directives(array)["--array"])

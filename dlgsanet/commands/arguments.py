@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from dlgsanet.errors import nearest, unknown
+from dlgsanet.pictures.shares import Shard, read_shard
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -105,3 +106,20 @@ def add_import(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.py|MODULE",
         help="import this first: it registers networks of your own (docs/own_network.md); may be given several times",
     )
+
+
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    """`--shard`, for jobs that share the pictures."""
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="do only part I of N, for N jobs that share the pictures; slurm: the part of this task of a job array",
+    )
+
+
+def _shard(text: str) -> Shard:
+    try:
+        return read_shard(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
+from dlgsanet.commands.arguments import ArgumentParser, add_import, add_shard, whole_number
 from dlgsanet.errors import ArgumentError, UserError, unknown
+from dlgsanet.folder_lock import InUseError, owned
 
 EXAMPLES = """examples:
   dlgsanet benchmark weights/*.safetensors --data datasets/Set5 datasets/Set14
@@ -17,7 +18,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     from dlgsanet.device import find_device, preferred_gpus
-    from dlgsanet.evaluation.benchmark import METRICS, Settings, available, run_scale
+    from dlgsanet.evaluation.benchmark import METRICS, Settings, add_costs, available, run_scale
     from dlgsanet.evaluation.entries import read_entry
     from dlgsanet.evaluation.page import write_page
     from dlgsanet.evaluation.report import write_reports
@@ -41,12 +42,27 @@ def main(argv: list[str]) -> int:
     devices = tuple(str(find_device(name, "devices")) for name in arguments.devices or preferred_gpus() or ["cpu"])
     metrics = available(["psnr", "ssim", *arguments.metrics], devices[0], failures)
     imports += [name for entry in networks for name in entry.options.get("imports", ())]
-    settings = Settings(arguments.output, metrics, arguments.batch, devices, arguments.runs, tuple(imports))
-    for scale in arguments.scales or sorted({entry.scale for entry in networks}):
-        outcome = run_scale(scale, [e for e in networks if e.scale == scale], arguments.data, settings)
-        print(write_reports(outcome, metrics, arguments.output, arguments.published), end="\n\n")
-        if outcome.rows:
-            print(f"Page: {write_page(outcome, metrics, arguments.output, published=arguments.published)}\n")
+    a = arguments
+    settings = Settings(a.output, metrics, a.batch, devices, a.runs, tuple(imports), a.shard)
+    for scale in a.scales or sorted({entry.scale for entry in networks}):
+        outcome = run_scale(scale, [e for e in networks if e.scale == scale], a.data, settings)
+        if a.shard and outcome.missing:
+            print(
+                f"x{scale}: {outcome.missing} pictures are missing, of parts that have failed or not ended; the part "
+                "that ends last makes the tables, or a run without --shard"
+            )
+        else:
+            try:
+                # Of two parts that end together, one measures and makes the tables.
+                with owned(a.output / f"x{scale}"):
+                    add_costs(outcome, settings)
+                    print(write_reports(outcome, metrics, a.output, a.published), end="\n\n")
+                    if outcome.rows:
+                        print(f"Page: {write_page(outcome, metrics, a.output, published=a.published)}\n")
+            except InUseError:
+                if not a.shard:
+                    raise
+                print(f"x{scale}: another part makes the tables")
         failures += outcome.failures
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
@@ -94,5 +110,6 @@ def _parser() -> argparse.ArgumentParser:
         "--runs", type=whole_number(0), default=3, help="timed runs for the latency, 0 for none; default: 3"
     )
     parser.add_argument("--random-weights", action="store_true", help="allow option files that name no weights")
+    add_shard(parser)
     add_import(parser)
     return parser

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser, whole_number
+from dlgsanet.commands.arguments import ArgumentParser, add_shard, whole_number
 from dlgsanet.errors import UserError
 from dlgsanet.files import check_can_write
 from dlgsanet.pictures.find_files import STREAM, Found, Job, find_files
 from dlgsanet.pictures.formats import WRITTEN
-from dlgsanet.pictures.shares import Shard, read_shard, upscale_on_devices
+from dlgsanet.pictures.shares import upscale_on_devices
 from dlgsanet.startup import quick_imports
 
 DESCRIPTION = """\
@@ -52,8 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "better")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, mps, xpu, or several that share the pictures: cuda:0,cuda:1 (default: all "
         "GPUs for a folder, the first for a picture, the CPU without one)")  # fmt: skip
-    add("--shard", type=_shard, metavar="I/N", help="do only part I of N, for N jobs that share a folder; slurm: the "
-        "part of this task of a job array")  # fmt: skip
+    add_shard(parser)
     add("-g", "--gpu-id", dest="device", type=_gpu, metavar="N", help="the same as --device cuda:N")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and features (default: "
         "fp32); the others are for GPUs")  # fmt: skip
@@ -88,13 +87,6 @@ def _tile(text: str) -> str | int:
     raise argparse.ArgumentTypeError(f"{text!r} is not auto, exact, or a number of pixels")
 
 
-def _shard(text: str) -> Shard:
-    try:
-        return read_shard(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _gpu(text: str) -> str:
     return f"cuda:{whole_number(0)(text)}"
 
@@ -109,7 +101,7 @@ def main(argv: list[str]) -> int:
     found = find_files(inputs, arguments.output, extension, arguments.suffix)
     failures = found.faults
     if arguments.shard:
-        found.jobs = [job for job in found.jobs if arguments.shard.has(job)]
+        found.jobs = [job for job in found.jobs if arguments.shard.has(job.target)]
         _say(f"part {arguments.shard.part} of {arguments.shard.parts}: {len(found.jobs)} pictures")
     waiting = [job for job in found.jobs if arguments.overwrite or not os.path.isfile(job.target)]
     if skipped := len(found.jobs) - len(waiting):

@@ -1,18 +1,17 @@
 """`dlgsanet benchmark`: scores, costs and pictures of networks on test sets.
 
-The work is divided into jobs of a few pictures of equal size. The result of a job is written to a journal immediately,
-with a digest of everything that it depends on. After an interruption, or with more networks, a run computes only what
-is missing. Parts that fail are reported at the end, and everything else is computed.
+The work is divided into batches of a few pictures of equal size. They depend on the test sets alone: they are the same
+however the work is shared and wherever it was interrupted, and so are the results. The result of a batch is written to
+a journal immediately, with a digest of everything that it depends on. After an interruption, or with more networks, a
+run computes only what is missing. Parts that fail are reported at the end, and everything else is computed.
 """
 
 import functools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from dlgsanet.evaluation.scoring import Metric, Network, Picture, bicubic, score
 from dlgsanet.extensions import import_all
 from dlgsanet.files import check_can_write, printable, write_whole
 from dlgsanet.metrics import psnr, ssim
+from dlgsanet.pictures.shares import Shard, done_on_devices
 from dlgsanet.progress import Counter
 
 METRICS = ("psnr", "ssim", "psnr_rgb", "ssim_rgb", *PERCEPTUAL)
@@ -39,11 +39,15 @@ METRICS = ("psnr", "ssim", "psnr_rgb", "ssim_rgb", *PERCEPTUAL)
 
 @dataclass(frozen=True)
 class Job:
-    """Pictures of one size, for one method: what goes through a network together."""
+    """A batch: pictures of one size, for one method, that go through a network together."""
 
     entry: Entry
     dataset: str
     pairs: tuple[Pair, ...]
+
+    def picture(self, pair: Pair) -> Path:
+        """The file of a picture, below the folder for the results."""
+        return picture_path(Path(), self.entry.scale, self.entry.name, self.dataset, pair.name)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Settings:
         devices: names of the devices; they share the work.
         runs: timed runs of each network for its latency; 0 for none.
         imports: files and modules that register networks (`dlgsanet.extensions`).
+        shard: the part of the work that is done here, of several jobs with the same output folder; None: all of it.
     """
 
     output: Path
@@ -65,6 +70,7 @@ class Settings:
     devices: tuple[str, ...] = ("cpu",)
     runs: int = 3
     imports: tuple[str, ...] = ()
+    shard: Shard | None = None
 
 
 @dataclass
@@ -74,6 +80,7 @@ class Outcome:
     Attributes:
         rows: the scores of every picture.
         folders, pairs, sizes: for each test set, its folder, its usable pairs, and its number of pairs.
+        missing: pictures that have no scores yet: they failed here, or are part of another job's work.
         costs: each network's `parameters`, `macs`, `seconds`, `peak_bytes` and `device`.
         failures: one line for each part that failed.
     """
@@ -84,6 +91,7 @@ class Outcome:
     folders: dict[str, Path] = field(default_factory=dict)
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    missing: int = 0
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
@@ -109,6 +117,9 @@ def picture_path(output: Path, scale: int, method: str, dataset: str, name: str)
 def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], settings: Settings) -> Outcome:
     """Score every network (of this scale), and bicubic, on the test sets in `folders` (HR and LR_bicubic/X2...).
 
+    With `settings.shard`, only that part of what is missing is computed. The rows are of all pictures that this job
+    and the others have scored.
+
     Raises:
         UserError: the output cannot be written. All other errors are in the `failures` of the outcome.
     """
@@ -128,12 +139,13 @@ def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], se
     for entry in outcome.entries:
         for dataset in outcome.pairs:
             check_can_write(picture_path(settings.output, scale, entry.name, dataset, "image"))
-    journal = Journal(settings.output / "journal.jsonl")
-    try:
-        _score(outcome, journal, settings)
-        _cost(outcome, journal, settings)
-    finally:
-        journal.close()
+    contents = {pair: digest(pair.lq.read(), pair.gt.read()) for pairs in outcome.pairs.values() for pair in pairs}
+    jobs = list(_jobs(outcome, settings.batch))
+    with closing(Journal(settings.output, settings.shard)) as journal:
+        _score(outcome, _Scores(journal, settings, contents), jobs)
+    # Opened again, for what other jobs have done meanwhile. The job that ends last finds everything.
+    with closing(Journal(settings.output, settings.shard)) as journal:
+        _add_rows(outcome, _Scores(journal, settings, contents), jobs)
     return outcome
 
 
@@ -149,50 +161,67 @@ def _usable(pairs: list[Pair], scale: int, failures: list[str]) -> list[Pair]:
     return [pair for _, pair in sorted(found, key=lambda sized: sized[0])]
 
 
-def _score(outcome: Outcome, journal: Journal, settings: Settings) -> None:
-    contents = {pair: digest(pair.lq.read(), pair.gt.read()) for pairs in outcome.pairs.values() for pair in pairs}
+@dataclass(frozen=True)
+class _Scores:
+    """The scores of pictures in a journal. `contents` has a digest of each pair."""
 
-    def path_of(entry: Entry, dataset: str, pair: Pair) -> Path:
-        return picture_path(settings.output, outcome.scale, entry.name, dataset, pair.name)
+    journal: Journal
+    settings: Settings
+    contents: dict[Pair, str]
 
-    def made_of(entry: Entry, pair: Pair) -> str:
-        return digest(entry.digest, settings.metrics, contents[pair])
+    def key(self, job: Job, pair: Pair) -> str | None:
+        """Names the picture and everything that its scores depend on; None: there is no picture."""
+        path = job.picture(pair)
+        try:
+            picture = (self.settings.output / path).read_bytes()
+        except OSError:
+            return None
+        return f"{path} {digest(job.entry.digest, self.settings.metrics, self.contents[pair], picture)}"
 
-    def known(entry: Entry, dataset: str, pair: Pair) -> dict[str, float] | None:
-        path = path_of(entry, dataset, pair)
-        done = journal.get(str(path.relative_to(settings.output)))
-        return done["scores"] if done and done["made of"] == made_of(entry, pair) and path.is_file() else None
+    def get(self, job: Job, pair: Pair) -> dict[str, float] | None:
+        key = self.key(job, pair)
+        return self.journal.get(key) if key else None
 
-    missing = [
-        job
-        for entry in outcome.entries
-        for dataset, pairs in outcome.pairs.items()
-        for job in _jobs(entry, dataset, [p for p in pairs if known(entry, dataset, p) is None], settings.batch)
-    ]
+    def add(self, job: Job, pair: Pair, scores: dict[str, float]) -> None:
+        if key := self.key(job, pair):
+            self.journal.add(key, scores)
+
+
+def _jobs(outcome: Outcome, batch: int) -> Iterator[Job]:
+    for entry in outcome.entries:
+        for dataset, pairs in outcome.pairs.items():
+            for _, group in groupby(pairs, key=lambda pair: pair.sizes(outcome.scale)[1]):
+                equal = list(group)
+                for start in range(0, len(equal), batch):
+                    yield Job(entry, dataset, tuple(equal[start : start + batch]))
+
+
+def _score(outcome: Outcome, scores: _Scores, jobs: Sequence[Job]) -> None:
+    """Compute what is missing of the jobs of this shard."""
+    shard = scores.settings.shard
+    ours = [job for job in jobs if shard is None or shard.has(job.picture(job.pairs[0]))]
+    missing = [job for job in ours if any(scores.get(job, pair) is None for pair in job.pairs)]
     total = sum(len(job.pairs) for job in missing)
     with Counter(f"x{outcome.scale}", total, "pictures") as counter:
-        for job, result in _results(missing, settings):
+        for job, result in _results(missing, scores.settings):
             counter.done(len(job.pairs))
             if isinstance(result, str):
                 if result not in outcome.failures:
                     outcome.failures.append(result)
                 continue
-            for pair, scores in zip(job.pairs, result, strict=True):
-                path = path_of(job.entry, job.dataset, pair)
-                done = {"made of": made_of(job.entry, pair), "scores": scores}
-                journal.add(str(path.relative_to(settings.output)), done)
-    for entry in outcome.entries:
-        for dataset, pairs in outcome.pairs.items():
-            for pair in sorted(pairs, key=lambda pair: pair.name):
-                if found := known(entry, dataset, pair):
-                    outcome.rows.append(Row(dataset, pair.name, entry.name, found))
+            for pair, found in zip(job.pairs, result, strict=True):
+                scores.add(job, pair, found)
 
 
-def _jobs(entry: Entry, dataset: str, pairs: list[Pair], batch: int) -> Iterator[Job]:
-    for _, group in groupby(pairs, key=lambda pair: pair.sizes(entry.scale)[1]):
-        equal = list(group)
-        for start in range(0, len(equal), batch):
-            yield Job(entry, dataset, tuple(equal[start : start + batch]))
+def _add_rows(outcome: Outcome, scores: _Scores, jobs: Sequence[Job]) -> None:
+    """Add the rows of all jobs, by method, test set and picture."""
+    for (entry, dataset), group in groupby(jobs, key=lambda job: (job.entry, job.dataset)):
+        pictures = sorted(((job, pair) for job in group for pair in job.pairs), key=lambda picture: picture[1].name)
+        for job, pair in pictures:
+            if found := scores.get(job, pair):
+                outcome.rows.append(Row(dataset, pair.name, entry.name, found))
+            else:
+                outcome.missing += 1
 
 
 def _results(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[Job, list[dict[str, float]] | str]]:
@@ -200,36 +229,17 @@ def _results(jobs: Sequence[Job], settings: Settings) -> Iterator[tuple[Job, lis
     work = partial(_attempt, settings=settings)
     if len(settings.devices) == 1:
         _use_device(settings.devices[0])
-        yield from ((job, work(job)) for job in jobs)
-        return
-    # Forked from a server that has only imported this module: CUDA does not survive a fork of this process.
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    free = context.Queue()
-    for device in settings.devices:
-        free.put(device)
-    with ProcessPoolExecutor(len(settings.devices), context, _take_device, (free, settings.imports)) as pool:
-        futures = {pool.submit(work, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            raise UserError("a worker was killed, short of memory? what was done is kept: run it again") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return ((job, work(job)) for job in jobs)
+    return done_on_devices(settings.devices, partial(_use_device, imports=settings.imports), work, jobs)
 
 
 _device = "cpu"  # of this process
 
 
-def _use_device(name: str) -> None:
+def _use_device(name: str, imports: Sequence[str] = ()) -> None:
     global _device
-    _device = name
-
-
-def _take_device(free: Any, imports: Sequence[str]) -> None:
     import_all(imports)
-    _use_device(free.get())
+    _device = name
 
 
 def _attempt(job: Job, settings: Settings) -> list[dict[str, float]] | str:
@@ -271,14 +281,17 @@ def _finish(job: Job, picture: Picture, metrics: dict[str, Metric], output: Path
     return score(picture, picture.output, metrics)
 
 
-def _cost(outcome: Outcome, journal: Journal, settings: Settings) -> None:
-    """Every network's cost at a 1280x720 output; a self-ensemble's is eight times its network's."""
+def add_costs(outcome: Outcome, settings: Settings) -> None:
+    """Add every network's cost at a 1280x720 output; a self-ensemble's is eight times its network's."""
+    with (
+        Counter(f"x{outcome.scale}, costs", len(outcome.entries) - 1, "networks") as counter,
+        closing(Journal(settings.output, settings.shard)) as journal,
+    ):
+        _costs(outcome, journal, settings, counter)
+
+
+def _costs(outcome: Outcome, journal: Journal, settings: Settings, counter: Counter) -> None:
     device = torch.device(settings.devices[0])
-    with Counter(f"x{outcome.scale}, costs", len(outcome.entries) - 1, "networks") as counter:
-        _costs(outcome, journal, settings, device, counter)
-
-
-def _costs(outcome: Outcome, journal: Journal, settings: Settings, device: torch.device, counter: Counter) -> None:
     for entry in counter.each(outcome.entries[1:]):
         key = digest("cost", entry.options["network_g"], entry.ensemble, describe(device), settings.runs)
         cost = journal.get(key)

@@ -1,4 +1,4 @@
-"""A file with one line for each finished part of the work, so that an interrupted run continues where it stopped."""
+"""Files with one line for each finished part of the work, so that an interrupted run continues where it stopped."""
 
 import contextlib
 import hashlib
@@ -8,30 +8,47 @@ from pathlib import Path
 from typing import Any
 
 from dlgsanet.errors import UserError
+from dlgsanet.pictures.shares import Shard
 
 
 class Journal:
-    """Results by key, written to disk immediately. A truncated line is ignored."""
+    """Results by key, written to disk immediately. A truncated line is ignored.
 
-    def __init__(self, path: Path):
+    Each of several jobs writes to a file of its own, because file servers do not append the lines of several hosts to
+    one file reliably. All of them read all files. A key names everything that its result depends on, so that the order
+    of the lines does not matter.
+    """
+
+    def __init__(self, folder: Path, shard: Shard | None = None):
         """
+        Args:
+            folder: where the files `journal*.jsonl` are.
+            shard: the part of the work whose file is written; None: that of no part.
+
         Raises:
-            UserError: the file cannot be read or written.
+            UserError: a file cannot be read or written.
         """
         self._known: dict[str, Any] = {}
+        path = folder / (f"journal_{shard.part}_of_{shard.parts}.jsonl" if shard else "journal.jsonl")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115  # open for the object's life
+            folder.mkdir(parents=True, exist_ok=True)
+            for other in folder.glob("journal*.jsonl"):
+                self._read(other.read_text(encoding="utf-8", errors="replace"))
+            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  # open for the object's life
+            if not self._ends_with_a_line():
+                self._file.write("\n")
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
-        self._file.seek(0)
-        content = self._file.read()
+            raise UserError(f"cannot write {error.filename or path}: {error.strerror}") from None
+
+    def _read(self, content: str) -> None:
         for line in content.splitlines():
             with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
                 entry = json.loads(line)
                 self._known[entry["key"]] = entry["result"]
-        if content and not content.endswith("\n"):
-            self._file.write("\n")
+
+    def _ends_with_a_line(self) -> bool:
+        size = os.fstat(self._file.fileno()).st_size
+        return size == 0 or os.pread(self._file.fileno(), 1, size - 1) == b"\n"
 
     def get(self, key: str) -> Any | None:
         return self._known.get(key)

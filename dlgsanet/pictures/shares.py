@@ -1,16 +1,21 @@
-"""A folder of pictures shared among jobs and among devices: every picture is done once.
+"""Pictures shared among jobs and among devices: every picture is done once.
 
-Which of N jobs does a picture follows from the picture's name alone, so jobs agree without a list or a lock, whatever
-they find when they start. Within a job, devices take pictures one after the other.
+Which of N jobs does a picture follows from the name of its result alone, so jobs agree without a list or a lock,
+whatever they find when they start. Within a job, devices take pictures one after the other.
 """
 
+import hashlib
 import os
-import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from dlgsanet.errors import UserError
 from dlgsanet.pictures.find_files import Job
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
 
 
 class Shard(NamedTuple):
@@ -19,8 +24,10 @@ class Shard(NamedTuple):
     part: int
     parts: int
 
-    def has(self, job: Job) -> bool:
-        return zlib.crc32(os.fsencode(job.target)) % self.parts == self.part - 1
+    def has(self, result: Path) -> bool:
+        """Whether the work that writes `result` is in this part."""
+        digest = hashlib.blake2b(os.fsencode(result), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % self.parts == self.part - 1
 
 
 def read_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:
@@ -46,16 +53,19 @@ def read_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:
     return Shard(index, count)
 
 
-def upscale_on_devices(devices: Sequence[str], options: dict[str, Any], jobs: list[Job]) -> list[str]:
-    """Do jobs on several devices, a process each; return a line for each one that failed.
+def done_on_devices(
+    devices: Sequence[str], begin: Callable[[str], None], work: Callable[[Work], Result], jobs: Sequence[Work]
+) -> Iterator[tuple[Work, Result]]:
+    """Do jobs on several devices, a process each; yield each job with its result, in the order in which they finish.
 
     Args:
         devices: as PyTorch names them; a device can be named twice.
-        options: for `load_model` (weights, scale, precision), and those of `FileUpscaler` other than the network.
-        jobs: files, no streams.
+        begin: called with its device once in each process. It must not raise.
+        work: called with each job. As `begin`, a function of a module, or a `partial` of one.
 
     Raises:
-        UserError: a process was killed. What was written is whole.
+        UserError: a process was killed.
+        What `work` raises.
     """
     from concurrent.futures import ProcessPoolExecutor, as_completed
     from concurrent.futures.process import BrokenProcessPool
@@ -63,43 +73,64 @@ def upscale_on_devices(devices: Sequence[str], options: dict[str, Any], jobs: li
 
     # Not forked from this process, because CUDA does not survive a fork.
     context = get_context("forkserver")
+    context.set_forkserver_preload([getattr(begin, "func", begin).__module__])
     free = context.Queue()
     for device in devices:
         free.put(device)
-    failures = []
-    with ProcessPoolExecutor(len(devices), context, _begin, (free, len(devices), options)) as pool:
-        futures = [pool.submit(_do, job, number, len(jobs)) for number, job in enumerate(jobs, 1)]
+    with ProcessPoolExecutor(len(devices), context, _begin, (begin, free, len(devices))) as pool:
+        futures = {pool.submit(work, job): job for job in jobs}
         try:
             for future in as_completed(futures):
-                failures += future.result()
+                yield futures[future], future.result()
         except BrokenProcessPool:
             raise UserError("a process was killed, short of memory? run it again for the rest") from None
         finally:
             pool.shutdown(cancel_futures=True)
-    return failures
+
+
+def _begin(begin: Callable[[str], None], free: Any, processes: int) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    begin(free.get())
+
+
+def upscale_on_devices(devices: Sequence[str], options: dict[str, Any], jobs: list[Job]) -> list[str]:
+    """Upscale files on several devices; return a line for each one that failed.
+
+    Args:
+        devices: as for `done_on_devices`.
+        options: for `load_model` (weights, scale, precision), and those of `FileUpscaler` other than the network.
+        jobs: files, no streams.
+
+    Raises:
+        UserError: a process was killed. What was written is whole.
+    """
+    numbered = [(job, number, len(jobs)) for number, job in enumerate(jobs, 1)]
+    results = done_on_devices(devices, partial(_load, options=options), _upscale, numbered)
+    return [failure for _, failures in results for failure in failures]
 
 
 _upscaler: Any = None  # of this process, or the error with which it did not begin
 
 
-def _begin(free: Any, processes: int, options: dict[str, Any]) -> None:
+def _load(device: str, options: dict[str, Any]) -> None:
     global _upscaler
-    import torch
-
     from dlgsanet.inference.loading import load_model
+    from dlgsanet.ops import freeze
     from dlgsanet.pictures.upscale_files import FileUpscaler, failure_line
 
-    device = free.get()
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     rest = dict(options)
     try:
         network = load_model(rest.pop("weights"), rest.pop("scale"), device, rest.pop("precision"))
+        freeze(network)
         _upscaler = FileUpscaler(network=network, **rest)
     except Exception as error:
         _upscaler = failure_line(device, error)
 
 
-def _do(job: Job, number: int, count: int) -> list[str]:
+def _upscale(numbered: tuple[Job, int, int]) -> list[str]:
+    job, number, count = numbered
     if isinstance(_upscaler, str):
         return [f"{job.name}: {_upscaler}"]
     failures: list[str] = _upscaler.run([job], number, count)
