@@ -76,3 +76,11 @@ def test_doctor_shows_every_kernel_and_writes_a_report(gpu, capsys, monkeypatch,
     assert "it is run again" not in capsys.readouterr().out
     assert main(["doctor", "--report", str(tmp_path / "again.txt")]) == 0  # tries again
     assert "it is run again" in capsys.readouterr().out
+
+
+def test_doctor_does_not_try_kernels_that_the_environment_leaves_out(gpu, capsys, monkeypatch):
+    monkeypatch.setenv("DLGSANET_BACKEND", "-triton")
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "Triton kernels\n  not used: DLGSANET_BACKEND=-triton\n" in printed
+    assert "cuda:0, fused forward, float32" in printed

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
         prog="dlgsanet doctor",
         description="Print the versions of packages, the processors and GPUs, the memory allocator, for every GPU "
         "kernel whether it agrees with the reference here, and for every layer the backend that computes it here and "
-        "why those before it do not. DLGSANET_BACKEND forces one.",
+        "why those before it do not. DLGSANET_BACKEND forces one, or leaves one out.",
     )
     parser.add_argument(
         "--report", metavar="FILE", type=Path, help="try every kernel again, and write all of it to a file for an issue"
@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
         ("packages", _packages()),
         ("processors", _processors()),
         ("allocator", _allocator()),
-        ("kernels", _kernels(again=args.report is not None)),
-        ("Triton kernels", _triton_kernels()),
+        ("kernels", _skipped("cuda") or _kernels(again=args.report is not None)),
+        ("Triton kernels", _skipped("triton") or _triton_kernels()),
         ("layers", _layers()),
     ]
     if args.report:
@@ -112,6 +112,15 @@ def _layers() -> Iterator[str]:
             refused = [(name, reason) for name, reason in refused if device != "cpu" or name not in dispatch.FOR_GPUS]
             operation = f"{OPERATIONS[type(record)]}, {'training' if training else 'inference'}"
             yield f"{operation} on {device}, float32: {taken}{dispatch.because(refused)}"
+
+
+def _skipped(backend: str) -> list[str]:
+    """A line in place of the kernels of a backend that the environment leaves out. They are not tried."""
+    with quick_imports():
+        from dlgsanet.ops import dispatch
+
+    variable = f"DLGSANET_BACKEND={os.environ.get('DLGSANET_BACKEND')}"
+    return [] if backend in dispatch.candidates() else [f"not used: {variable}"]
 
 
 def _kernels(again: bool) -> Iterator[str]:

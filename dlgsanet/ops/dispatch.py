@@ -1,7 +1,8 @@
 """The choice of the backend that computes a call.
 
 By default it is the fastest backend that supports the call. The environment variable ``DLGSANET_BACKEND`` skips all
-backends before the one it names. The argument ``backend=`` of a public function allows only the named backend.
+backends before the one it names, or, with a minus before the name, this one alone. The argument ``backend=`` of a
+public function allows only the named backend.
 """
 
 import functools
@@ -37,15 +38,18 @@ def candidates() -> list[str]:
     """Names of the backends to try, in order.
 
     Raises:
-        UserError: ``DLGSANET_BACKEND`` is not the name of a backend.
+        UserError: ``DLGSANET_BACKEND`` is neither the name of a backend nor ``-NAME``.
     """
     names = list(BACKENDS)
-    first = os.environ.get("DLGSANET_BACKEND")
-    if not first:
+    choice = os.environ.get("DLGSANET_BACKEND")
+    if not choice:
         return names
-    if first not in names:
-        raise UserError(f"DLGSANET_BACKEND: {unknown('backend', first, BACKENDS)}")
-    return names[names.index(first) :]
+    without = [f"-{name}" for name in names[:-1]]
+    if choice not in (*names, *without):
+        raise UserError(f"DLGSANET_BACKEND: {unknown('backend', choice, (*names, *without))}")
+    if choice in without:
+        return [name for name in names if name != choice[1:]]
+    return names[names.index(choice) :]
 
 
 def explain(record: Record, x: Tensor, training: bool = False) -> list[tuple[str, str | None]]:

@@ -25,7 +25,7 @@ def apply(layer: Layer, x: Tensor, *, backend: str | None = None) -> Tensor:
     Raises:
         ValueError: `backend` is unknown, or does not support the call.
         ValueError, RuntimeError: the record's tensors and x do not fit each other.
-        UserError: ``DLGSANET_BACKEND`` is not the name of a backend.
+        UserError: ``DLGSANET_BACKEND`` is neither the name of a backend nor ``-NAME``.
     """
     if torch.compiler.is_compiling():
         return composed.BACKEND.train(layer, x)

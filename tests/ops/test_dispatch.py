@@ -85,6 +85,19 @@ def test_a_wrong_environment_is_named(monkeypatch):
         GDFN(12)(X)
 
 
+def test_the_environment_leaves_out_one_backend(monkeypatch):
+    everything = dispatch.candidates()
+    monkeypatch.setenv("DLGSANET_BACKEND", "-triton")
+    assert dispatch.candidates() == [name for name in everything if name != "triton"]
+    layer = GDFN(12).record()
+    monkeypatch.setenv("DLGSANET_BACKEND", "-torch")
+    assert dispatch.explain(layer, X.double())[-1] == ("composed", None)
+    for wrong in ("-metal", "-reference", "-"):  # without the last one there could be calls that none supports
+        monkeypatch.setenv("DLGSANET_BACKEND", wrong)
+        with pytest.raises(UserError, match=f"DLGSANET_BACKEND.*'{wrong}'.*-triton"):
+            ops.apply(layer, X)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_reference_calls_no_other_backend(layer, monkeypatch):
     """With no dispatcher and no operator to be had, and its gradients are those of finite differences."""

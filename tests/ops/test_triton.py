@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import NO_LAYER, reference
+from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends import triton as backend
 from dlgsanet.ops.backends.cuda.first_use import TOLERANCE
 from dlgsanet.ops.backends.torch import planar
@@ -125,6 +127,15 @@ def test_other_kernels_are_refused(fault, monkeypatch):
     reason = backend.refused(torch.float32, CPU)
     backend.refused.cache_clear()
     assert {"wrong": "differs", "broken": "no such instruction", "missing": "Triton"}[fault] in reason
+
+
+def test_the_environment_turns_off_these_kernels_alone(monkeypatch):
+    monkeypatch.setattr(backend, "DEVICES", ("cpu",))
+    call = calls.one_of_each((1, 4, 5))["gated_feed_forward"].map(Tensor.double)
+    assert dispatch.select(call.record, call.x) is backend.BACKEND
+    monkeypatch.setenv("DLGSANET_BACKEND", "-triton")
+    assert dispatch.select(call.record, call.x) is strips.BACKEND
+    assert "cuda" in dispatch.candidates()  # for the dynamic convolution
 
 
 def test_devices_without_kernels():
