@@ -8,13 +8,16 @@ from torch import Tensor
 
 from dlgsanet.device import GPUS
 
-# Found once: torch.compile cannot trace the question in every release of PyTorch.
-_WITH_AUTOCAST = frozenset(filter(torch.amp.is_autocast_available, ("cpu", *GPUS)))
+# Whether types of devices have autocast. These are asked for at once, and others when they are first used, because
+# torch.compile cannot trace the question in every release of PyTorch.
+_has_autocast = {device: torch.amp.is_autocast_available(device) for device in ("cpu", "meta", *GPUS)}
 
 
 def is_on(device: str) -> bool:
     """Whether autocast is enabled for a type of device. Some types, such as meta, have no autocast."""
-    return device in _WITH_AUTOCAST and torch.is_autocast_enabled(device)
+    if device not in _has_autocast:
+        _has_autocast[device] = torch.amp.is_autocast_available(device)
+    return _has_autocast[device] and torch.is_autocast_enabled(device)
 
 
 def off(device: str) -> contextlib.AbstractContextManager[None]:

@@ -42,6 +42,9 @@ def faults_of_hardware(options: dict[str, Any]) -> list[str]:
     faults = []
     if train.get("precision") == "tf32" and not has_nvidia:
         faults.append("train.precision: tf32 needs an NVIDIA GPU, and none is used here; choose fp32 or bf16")
+    elif train.get("precision") == "tf32" and (capability := torch.cuda.get_device_capability()) < (8, 0):
+        card = "{} (sm_{}{})".format(torch.cuda.get_device_name(), *capability)
+        faults.append(f"train.precision: tf32 has no effect on {card}, only from sm_80 on; choose fp32 or fp16")
     if train.get("cuda_graph") and not has_nvidia:
         faults.append("train.cuda_graph: needs an NVIDIA GPU, and none is used here; set it to false")
     elif train.get("cuda_graph") and options["dist"]:

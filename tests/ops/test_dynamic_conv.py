@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.library import opcheck
 
 from dlgsanet import ops
+from dlgsanet.ops import autocast
 
 
 def arguments(dtype: torch.dtype = torch.float64, height: int = 6, width: int = 5, window: int = 3):
@@ -128,6 +129,21 @@ def test_arguments_that_do_not_fit_are_named():
         ops.fused_dynamic_depthwise_conv(x[:, :3], z, weight, bias, window)
     with pytest.raises(ValueError, match="one float dtype"):
         ops.fused_dynamic_depthwise_conv(x, z.float(), weight, bias, window)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "xpu", "mps", "hpu", "mtia"])
+def test_autocast_of_every_device_is_seen(device):
+    """Of those in no list of the package, too."""
+    assert not autocast.is_on(device)
+    torch.set_autocast_enabled(device, True)
+    try:
+        assert autocast.is_on(device)
+        with autocast.off(device):
+            assert not autocast.is_on(device)
+    finally:
+        torch.set_autocast_enabled(device, False)
+    assert not autocast.is_on("meta")  # which has none
+    assert not autocast.is_on("vulkan")
 
 
 @pytest.mark.parametrize("operator", ["dynamic_depthwise_conv_backward", "fused_dynamic_depthwise_conv_backward"])

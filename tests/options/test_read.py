@@ -247,11 +247,18 @@ def test_a_missing_file():
         load_yaml("none.yml")
 
 
-def test_tf32_needs_a_gpu(options, monkeypatch):
+def test_tf32_needs_a_gpu_that_has_it(options, monkeypatch):
     options["train"]["precision"] = "tf32"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert "train.precision" in faults(options)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "An older card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert all(named in faults(options) for named in ("train.precision", "An older card", "sm_75", "sm_80"))
+    options["train"]["precision"] = "fp32"
+    assert read(options)["train"]["precision"] == "fp32"
+    options["train"]["precision"] = "tf32"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert read(options)["train"]["precision"] == "tf32"
     options["num_gpu"] = 0
     assert "train.precision" in faults(options)
