@@ -13,6 +13,7 @@ from dlgsanet.archs.norm import LayerNorm
 from dlgsanet.archs.options import check_network_options
 from dlgsanet.archs.published_names import published_name
 from dlgsanet.archs.reconstruction import reconstruction
+from dlgsanet.archs.replays import can_replay, replay
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.archs.strips import CONVOLUTION_PIXELS, add, gather, strips
 from dlgsanet.ops.cached_tensors import cached_tensors
@@ -181,6 +182,11 @@ class DLGSANet(nn.Module):
             for top, part in self.by_rows(x, embed_whole=True):
                 out[:, :, top : top + part.shape[2]] = part
             return out
+        if can_replay(self, x) and not _is_watched(self):
+            return replay(DLGSANet._layer_by_layer, self, x)
+        return self._layer_by_layer(x)
+
+    def _layer_by_layer(self, x: Tensor) -> Tensor:
         shallow = self.embed(x)
         deep = self.conv(self.norm_after(self.groups(self.norm_before(shallow))))
         return self.restore(shallow + deep if torch.is_grad_enabled() else deep.add_(shallow))
@@ -202,6 +208,19 @@ class DLGSANet(nn.Module):
         Yields:
             (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped.
         """
+        if can_replay(self, image) and not _is_watched(self):
+            yield 0, replay(DLGSANet._rows_joined, self, image)
+            for _ in range(self.steps()):
+                tick()
+        else:
+            yield from self._by_rows(image, tick, embed_whole)
+
+    def _rows_joined(self, image: Tensor) -> Tensor:
+        return torch.cat([part for _, part in self._by_rows(image)], 2)
+
+    def _by_rows(
+        self, image: Tensor, tick: Callable[[], None] = lambda: None, embed_whole: bool = False
+    ) -> Iterator[tuple[int, Tensor]]:
         pixels = CONVOLUTION_PIXELS if image.is_cpu else None
 
         def shallow(function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -112,7 +112,6 @@ def main(argv: list[str]) -> int:
             with quick_imports():
                 from dlgsanet.inference.loading import load_model  # loads torch: not for --help or a misspelt option
                 from dlgsanet.inference.weights import find_weights, for_jpeg
-                from dlgsanet.ops import freeze
                 from dlgsanet.pictures.upscale_files import FileUpscaler
 
             a = arguments
@@ -132,7 +131,6 @@ def main(argv: list[str]) -> int:
                 failures += upscale_on_devices([str(device) for device in devices], options, waiting)
             else:
                 network = load_model(weights, a.scale, devices[0], a.precision)
-                freeze(network)
                 failures += FileUpscaler(network=network, jpeg_weights=for_jpeg(weights), **how).run(waiting)
     except KeyboardInterrupt:
         _say("dlgsanet: interrupted; results written so far are whole")

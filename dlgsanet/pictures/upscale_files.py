@@ -9,6 +9,7 @@ from pathlib import Path
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
 from dlgsanet.memory import is_out_of_memory
+from dlgsanet.ops import freeze
 from dlgsanet.pictures.find_files import STREAM, Job
 from dlgsanet.pictures.jpeg_quality import LOW_QUALITY
 from dlgsanet.pictures.picture import Picture
@@ -25,7 +26,7 @@ class FileUpscaler:
     """How files are upscaled.
 
     Attributes:
-        network: in evaluation mode, as `load_model` returns it.
+        network: in evaluation mode, as `load_model` returns it; it is frozen (`dlgsanet.ops.freeze`).
         report: called with each line for the user.
         outscale, tile, self_ensemble: as for `dlgsanet.upscale`.
         extension: of a result on standard output, such as ``.png``; None: as the input's.
@@ -44,6 +45,9 @@ class FileUpscaler:
     dry_run: bool = False
     jpeg_weights: str | None = None
     _low_qualities: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        freeze(self.network)
 
     def run(self, jobs: list[Job], first: int = 1, count: int | None = None) -> list[str]:
         """Do the jobs, numbered from `first` on, of `count`; return a line for each one that failed."""

@@ -14,6 +14,7 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
 from dlgsanet.inference.loading import load_model
 from dlgsanet.inference.weights import find_weights, for_jpeg
+from dlgsanet.ops import freeze
 from dlgsanet.pictures.find_files import result_name
 from dlgsanet.pictures.picture import Picture
 from dlgsanet.pictures.reading import read_picture
@@ -62,7 +63,13 @@ class DeviceQueue:
         self.limits = limits
         self._thread = ThreadPoolExecutor(1, "upscale")
         self._waiting: list[Entry] = []
-        self._network: Callable[[Path], DLGSANet] = cache(lambda weights: load_model(weights, None, device, precision))
+
+        def network(weights: Path) -> DLGSANet:
+            loaded = load_model(weights, None, device, precision)
+            freeze(loaded)
+            return loaded
+
+        self._network: Callable[[Path], DLGSANet] = cache(network)
 
     def add(self, visit: Visit, choices: Choices) -> None:
         """Put every picture of a visit that is not upscaled yet into the queue."""

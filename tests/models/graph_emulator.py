@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # Reading a value, and a tensor from Python numbers, which a GPU copies from memory that is not page-locked.
-NOT_CAPTURED = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default)
+aten = torch.ops.aten
+NOT_CAPTURED = (aten._local_scalar_dense.default, aten.item.default, aten.lift_fresh.default)
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -44,7 +45,7 @@ class Tape:
     def replay(self) -> None:
         assert self.calls, "it was not captured"
         self.replays += 1
-        with torch.no_grad():
+        with torch.inference_mode():
             for function, args, kwargs, outputs in self.calls:
                 given = {_address(tensor) for tensor in _tensors((args, kwargs))}
                 for kept, new in zip(outputs, _tensors(function(*args, **kwargs)), strict=True):
@@ -107,6 +108,9 @@ class _Stream:
         assert isinstance(other, _Stream)
 
 
+_DEFAULT_STREAM = _Stream()
+
+
 @contextmanager
 def graphs_on_the_cpu() -> Iterator[list[Tape]]:
     """`torch.cuda` captures and replays what the CPU computes; the graphs that are made."""
@@ -120,6 +124,9 @@ def graphs_on_the_cpu() -> Iterator[list[Tape]]:
         patch.setattr(torch.cuda, "CUDAGraph", tape)
         patch.setattr(torch.cuda, "graph", _captured)
         patch.setattr(torch.cuda, "Stream", _Stream)
-        patch.setattr(torch.cuda, "current_stream", _Stream)
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: _DEFAULT_STREAM)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+        patch.setattr(torch.cuda, "device", lambda device: nullcontext())
         patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         yield tapes

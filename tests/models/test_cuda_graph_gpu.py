@@ -1,8 +1,9 @@
-"""`train.cuda_graph` on a GPU: `make test-gpu`."""
+"""`train.cuda_graph`, and replayed calls of frozen networks, on a GPU: `make test-gpu`."""
 
 import math
 import threading
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,8 +14,11 @@ if find_spec("basicsr") is None:  # not imported: that is for dlgsanet.plugin
     pytest.skip("training needs basicsr, which is not installed", allow_module_level=True)
 
 import dlgsanet.plugin  # noqa: F401
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.replays import TOLERANCE, _graphs
 from dlgsanet.models import cuda_graph
 from dlgsanet.models.dlgsanet_model import DLGSANetModel
+from dlgsanet.ops import freeze
 from dlgsanet.training.resume import restore
 from tests.models.checkpoint_file import checkpoint_file
 
@@ -175,3 +179,22 @@ def test_what_may_be_captured_too(losses):
     train(replayed)
     assert len(replayed._graphed._graphs) == 2
     assert difference(replayed, eager) < 2e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_a_frozen_network_replays_what_it_computes_otherwise(dtype, by_rows, caplog):
+    torch.manual_seed(0)
+    network = DLGSANet(dim=48, groups=1, blocks=1, upscale=2, upsampler="pixelshuffledirect").eval().cuda().to(dtype)
+    frozen = deepcopy(network)
+    freeze(frozen)
+
+    def result(of: DLGSANet, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part for _, part in of.by_rows(image)], 2) if by_rows else of(image)
+
+    with torch.inference_mode():
+        for height, width in [(60, 90)] * 4 + [(90, 60)] * 3:
+            image = torch.rand(1, 3, height, width, device="cuda", dtype=dtype)
+            torch.testing.assert_close(result(frozen, image), result(network, image), rtol=0, atol=TOLERANCE[dtype])
+    assert [graph is not None for graph in _graphs[frozen]._graphs.values()] == [True, True]
+    assert caplog.messages == []

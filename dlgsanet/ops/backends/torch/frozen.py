@@ -12,13 +12,18 @@ KEPT = "_dlgsanet_derived"
 
 
 def freeze(network: torch.nn.Module) -> None:
-    """Let the layers keep what they derive from the parameters of a network, for calls without gradients.
+    """Let a network keep what it derives from its parameters, and CUDA graphs, for calls without gradients.
 
     Changes that PyTorch can see (an optimizer's step, loading a state, another device) are noticed. A change of
     ``parameter.data`` in place is not: do not freeze a network whose weights are averaged or trained.
     """
     for parameter in network.parameters():
         setattr(parameter, KEPT, {})
+
+
+def is_frozen(network: torch.nn.Module) -> bool:
+    """Whether `freeze` was called for a network."""
+    return all(hasattr(parameter, KEPT) for parameter in network.parameters())
 
 
 def derived(make: Callable[[], tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,121 @@
+"""Calls of a network on a GPU that repeat an input shape: captured as CUDA graphs, then replayed.
+
+A replay takes next to no host time. That pays for small images: an NVIDIA H100 computes Tiny x4 of 320x180 in 9 ms, and
+the host needs 15 ms to launch the kernels (docs/benchmarks/gpu.md).
+"""
+
+import logging
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dlgsanet.ops.backends.torch.frozen import is_frozen
+
+LARGEST = 2**18  # pixels of a batch that is captured; with more, the GPU takes longer than the host
+SHAPES = 8  # that a network keeps graphs of
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of a pixel, white being 1
+
+Network = TypeVar("Network", bound=nn.Module)
+
+logger = logging.getLogger("dlgsanet")
+
+
+def can_replay(network: nn.Module, x: Tensor) -> bool:
+    """Whether `replay` may be used: the network is frozen, and `x` [B, C, H, W] is small and on an NVIDIA GPU."""
+    return (
+        not torch.compiler.is_compiling()
+        and _on_nvidia_gpu(x)
+        and is_frozen(network)
+        and x.dtype in TOLERANCE
+        and 0 < x.shape[0] * x.shape[2:].numel() <= LARGEST
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cuda")
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def replay(function: Callable[[Network, Tensor], Tensor], network: Network, x: Tensor) -> Tensor:
+    """``function(network, x)``, which must depend on nothing else.
+
+    The first call with a shape runs as usual. The second one is captured, and compared with a usual one. From the third
+    one on it is replayed. If a call cannot be captured, or differs, a warning says so and all calls run as usual.
+    """
+    graphs = _graphs.setdefault(network, _Graphs())
+    with graphs.lock:
+        return graphs.call(function, network, x)
+
+
+def _on_nvidia_gpu(x: Tensor) -> bool:
+    return x.is_cuda and torch.version.hip is None
+
+
+class _Graph:
+    """A call with one shape. Its input, its result and all memory between them stay where they are."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor, pool: Any):
+        with torch.inference_mode(False):  # so that calls outside of inference mode may write to it
+            self._x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(x.device), torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._result = function(self._x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self._x.copy_(x)
+        self._graph.replay()
+        return self._result.clone()
+
+
+class _Graphs:
+    """Those of one network. They share their memory, so the lock lets one call at a time use it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._graphs: OrderedDict[Any, _Graph | None] = OrderedDict()  # None: there was one call
+        self._weights: list[Any] = []
+        self._pool: Any = None
+        self._refused = False
+
+    def call(self, function: Callable[[Network, Tensor], Tensor], network: Network, x: Tensor) -> Tensor:
+        weights = [(p.data_ptr(), p._version) for p in network.parameters()]
+        if weights != self._weights:
+            self._graphs.clear()
+            self._weights = weights
+        # What other streams do with the result of a replay does not delay the next one.
+        key = (function, x.shape, x.dtype, x.device, torch.cuda.current_stream(x.device))
+        if graph := self._graphs.get(key):
+            self._graphs.move_to_end(key)
+            return graph(x)
+        result = function(network, x)
+        if not self._refused:
+            self._graphs[key] = self._captured(function, network, x, result) if key in self._graphs else None
+            self._graphs.move_to_end(key)
+            if len(self._graphs) > SHAPES:
+                self._graphs.popitem(last=False)
+        return result
+
+    def _captured(
+        self, function: Callable[[Network, Tensor], Tensor], network: Network, x: Tensor, expected: Tensor
+    ) -> _Graph | None:
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        try:
+            graph = _Graph(partial(function, network), x, self._pool)
+            difference = (graph(x) - expected).abs().max().item()
+            if difference <= TOLERANCE[x.dtype] or not math.isfinite(expected.abs().max().item()):
+                return graph
+            problem = f"a replay differs by {difference:.1e}"
+        except RuntimeError as error:
+            problem = " ".join(str(error).split())[:300]
+        logger.warning("%s: calls are not replayed as CUDA graphs: %s", x.device, problem)
+        self._refused = True
+        self._graphs.clear()
+        return None
+
+
+_graphs: WeakKeyDictionary[nn.Module, _Graphs] = WeakKeyDictionary()
