@@ -18,7 +18,8 @@ from triton.compiler import ASTSource
 from dlgsanet.archs.sizes import SIZES
 from dlgsanet.ops.backends.triton import kernels, steps
 
-FILTERS = ("normalise", "normalise_backward", "depthwise", "gate", "gate_backward", "depthwise_backward")
+NORMALISE = ("normalise", "normalise_backward")
+FILTERS = ("depthwise", "depthwise_in_windows", "gate", "gate_backward", "depthwise_backward")
 ATTENTION = ("attention", "attention_backward")  # whose tensors have the dtype of sums
 IMAGES = ("x", "out", "grad", "grad_x", "grad_halves", "normalised")
 SUMS = ("bias", "weight", "sums", "scales", "gram", "grad_gram", "temperature")
@@ -36,9 +37,9 @@ CONSTANTS = {
 def main(architecture: str, dtype: str) -> None:
     wide = "fp64" if dtype == "fp64" else "fp32"
     constants = CONSTANTS | {"ACC": getattr(triton.language, wide.replace("fp", "float"))}
-    for name in FILTERS:
+    for name in NORMALISE + FILTERS:
         types = dict.fromkeys(IMAGES, f"*{dtype}") | dict.fromkeys(SUMS, f"*{wide}")
-        report(name, types, constants, steps.WARPS if "normalise" in name else 4, architecture)
+        report(name, types, constants, steps.WARPS if name in NORMALISE else 4, architecture)
     for side in (8, 64):
         types = dict.fromkeys([*IMAGES, *SUMS], f"*{wide}")
         for name in ATTENTION:
@@ -47,6 +48,7 @@ def main(architecture: str, dtype: str) -> None:
 
 def report(name: str, types: dict[str, str], constants: dict[str, Any], warps: int, architecture: str) -> None:
     kernel = getattr(kernels, name)
+    types = types | {"places": "*i32"}
     signature = {a: "constexpr" if a in constants else types.get(a, "i32") for a in kernel.arg_names}
     used = {argument: constants[argument] for argument, kind in signature.items() if kind == "constexpr"}
     source, target = ASTSource(kernel, signature, used), GPUTarget("cuda", int(architecture), 32)

@@ -17,6 +17,7 @@ from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends import triton as backend
 from dlgsanet.ops.backends.cuda.first_use import TOLERANCE
 from dlgsanet.ops.backends.torch import planar
+from dlgsanet.ops.records import ChannelAttention
 from tests.conftest import REPOSITORY
 from tests.ops import calls
 
@@ -59,6 +60,30 @@ def test_steps_follow_the_definition(size, half, dtype, seed):
         )
         assert all(map(close, got, want, [10 * TOLERANCE[dtype]] * len(got))), name
         assert all(g.isfinite().all() for g in got)
+
+
+@settings(deadline=None, max_examples=4)
+@given(
+    height=st.integers(1, 12),
+    width=st.integers(1, 40),
+    window=st.integers(2, 9),
+    rows=st.integers(1, 12),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=st.integers(0, 1000),
+)
+def test_windows_follow_the_definition(height, width, window, rows, dtype, seed):
+    random = calls.random_tensors(seed)
+    tensors = random(2), random(2), random(6, 2, 1, 1), random(6, 1, 3, 3), random(1, 1, 1), random(2, 2, 1, 1)
+    x = random(1, 2, height, width)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planar, "rows_of_strip", lambda x, floats: rows)
+        got, want = (
+            planar.channel_attention(
+                ChannelAttention(*(t.to(dtype).to(wide) for t in tensors), "relu", 1, window), x.to(dtype).to(wide), of
+            )
+            for of, wide in ((steps.STEPS, dtype), (planar.STEPS, torch.float64))
+        )
+    assert close(got, want, 10 * TOLERANCE[dtype])
 
 
 def results(step, tensors: list[Tensor], grad: Tensor) -> list[Tensor]:
@@ -171,7 +196,7 @@ def test_kernels_compile_within_a_budget_of_registers(architecture, dtype):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
-    assert len(found) == 10
+    assert len(found) == 11
     for name, registers, stack in found:
         assert int(registers) <= (192 if dtype == "fp64" else 168), name
         assert int(stack) <= (16 if dtype == "fp64" else 0), name

@@ -41,11 +41,18 @@ class Steps(NamedTuple):
     normalise: Callable[[Tensor], Tensor]  # each pixel less its mean over C, over its standard deviation
     features: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # depthwise_3x3(weight @ normalise(x) + bias)
     gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # gelu(a) * b for the halves a, b of these features
+    windows: Callable[..., Tensor]  # (`features` arguments, top, plan) -> those in windows [n, O, p]; see `_windows`
     attention: Callable[[ChannelAttention, Tensor], Tensor]  # qk [n, 2 * C, p] -> the result of `_matrices`
 
 
 def _features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
     return F.conv2d(F.conv2d(_normalise(x), weight, bias), depthwise, padding=1, groups=len(depthwise))
+
+
+def _windows(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, top: int, plan: "Plan") -> Tensor:
+    """`features` of x [1, C, rows, W] in the windows of a plan, whose first row is row `top` of x."""
+    rows = _features(x, weight, bias, depthwise)[0, :, top:].flatten(1)
+    return rows.index_select(1, plan.pixels).unflatten(1, (plan.windows, -1)).transpose(0, 1)
 
 
 def _gate(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
@@ -89,7 +96,7 @@ def _matrices(layer: ChannelAttention, gram: Tensor) -> Tensor:
     return torch.diag_embed(weights.movedim(1, -1), dim1=1, dim2=3).flatten(3).flatten(1, 2)
 
 
-STEPS = Steps(_normalise, _features, _gate, _attention)
+STEPS = Steps(_normalise, _features, _gate, _windows, _attention)
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor, steps: Steps = STEPS) -> Tensor:
@@ -161,11 +168,11 @@ def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int, steps: S
     first and last row and column of windows that contain it, since no pixel is in more than two of them.
     """
     channels, (height, width) = x.shape[1], x.shape[2:]
-    features_of = _features_of(layer, steps)
+    tensors = *_fold(layer.norm_weight, layer.norm_bias, layer.qkv_weight), layer.depthwise
 
-    def features_of_rows(rows: slice, of: slice) -> Tensor:
+    def cut(rows: slice, plan: Plan, of: slice) -> Tensor:
         start, stop = max(rows.start - 1, 0), min(rows.stop + 1, height)
-        return features_of(x[:, :, start:stop], of)[:, :, rows.start - start : rows.stop - start]
+        return steps.windows(x[:, :, start:stop], *_some(tensors, of), rows.start - start, plan)
 
     starts = window_starts(height, window)
     high = min(height, window)
@@ -176,10 +183,9 @@ def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int, steps: S
     for group in groups:
         rows = slice(starts[group[0]], starts[group[-1]] + high)
         of = slice(None) if len(groups) == 1 else slice(2 * channels)
-        features = features_of_rows(rows, of)
         plan = _plan(rows.start, rows.stop, height, width, window, group.start, group.stop, x.device)
-        cut = _gather(features, plan)  # with all windows in one group, the values too
-        matrices.append(steps.attention(layer, _exact(cut[:, : 2 * channels])))
+        features = cut(rows, plan, of)  # with all windows in one group, the values too
+        matrices.append(steps.attention(layer, _exact(features[:, : 2 * channels])))
     out: Tensor | None = None
     matrix = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
     across = len(window_starts(width, window))
@@ -188,8 +194,8 @@ def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int, steps: S
         holders = range(max(0, group[0] - 1), group.stop)
         plan = _plan(rows.start, rows.stop, height, width, window, holders.start, holders.stop, x.device)
         if len(groups) > 1:
-            cut = _gather(features_of_rows(rows, slice(2 * channels, None)), plan)
-        values = cut[:, -channels:]
+            features = cut(rows, plan, slice(2 * channels, None))
+        values = features[:, -channels:]
         of_holders = matrix[holders.start * across : holders.stop * across].to(values.dtype)
         attended = torch.bmm(values.transpose(1, 2), of_holders.transpose(1, 2)).flatten(0, 1)  # [n * p, C]
         mean = F.embedding_bag(plan.places, attended, plan.offsets, mode="mean")  # [pixels, C]
@@ -239,20 +245,19 @@ def _places(pixels: Tensor, starts: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return windows, pixels - starts[windows]
 
 
-def _gather(features: Tensor, plan: Plan) -> Tensor:
-    """[1, channels, rows, W] -> [n, channels, p]."""
-    return features[0].flatten(1).index_select(1, plan.pixels).unflatten(1, (plan.windows, -1)).transpose(0, 1)
-
-
 def _features_of(layer: ChannelAttention, steps: Steps) -> Callable[[Tensor, slice], Tensor]:
     """A function that computes some channels of q, k and v together, [B, channels, H, W], from x."""
     weight, bias = _fold(layer.norm_weight, layer.norm_bias, layer.qkv_weight)
 
     def features_of(x: Tensor, of: slice) -> Tensor:
-        tensors = weight, bias, layer.depthwise
-        return steps.features(x, *(tensors if of == slice(None) else (t[of] for t in tensors)))
+        return steps.features(x, *_some((weight, bias, layer.depthwise), of))
 
     return features_of
+
+
+def _some(tensors: tuple[Tensor, ...], of: slice) -> tuple[Tensor, ...]:
+    """Some channels of each; the same tensors for all channels."""
+    return tensors if of == slice(None) else tuple(t[of] for t in tensors)
 
 
 @functools.cache

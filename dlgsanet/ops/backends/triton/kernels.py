@@ -92,6 +92,25 @@ def depthwise(
     tl.store(out + first + row * width + column, filtered.to(out.dtype.element_ty), inside)
 
 
+@triton.jit(do_not_specialize=["channels", "height", "top", "pixels", "tiles"])
+def depthwise_in_windows(
+    x, bias, weight, places, out, channels, height, width, top, pixels, tiles,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out [windows, channels, pixels]: `depthwise` of x [1, channels, height, width], at the pixels of windows.
+
+    places [windows, pixels] are indices into the rows of x from row `top` on.
+    """
+    plane, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    window, channel = plane // channels, plane % channels
+    pixel = (tile * ROWS + tl.arange(0, ROWS)[:, None]) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    place = tl.load(places + window * pixels + pixel, pixel < pixels, other=0)
+    row, column = place // width + top, place % width
+    first, b = channel.to(tl.int64) * height * width, tl.load(bias + channel).to(ACC)
+    filtered = _filtered(x + first, b, weight + 9 * channel, row, column, height, width, ROWS, COLUMNS, ACC)
+    tl.store(out + plane.to(tl.int64) * pixels + pixel, filtered.to(out.dtype.element_ty), pixel < pixels)
+
+
 @triton.jit
 def _halves(
     x, bias, weight, plane, row, column, channels, height, width,

@@ -43,6 +43,21 @@ def gate(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
     return _Gate.apply(_project(normalise(x), weight), bias, depthwise)
 
 
+def windows(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, top: int, plan: planar.Plan) -> Tensor:
+    """Without gradients: training has no windows."""
+    x, bias, depthwise = _project(normalise(x), weight), bias.contiguous(), depthwise.contiguous()
+    channels, height, width = x.shape[1:]
+    pixels = len(plan.pixels) // plan.windows
+    out = x.new_empty(plan.windows, channels, pixels)
+    tiles = triton.cdiv(pixels, TILE)
+    sizes = {"ROWS": TILE // 64, "COLUMNS": 64, "ACC": _triton_dtype(accumulation_dtype(x.dtype))}
+    with _on(x):
+        kernels.depthwise_in_windows[plan.windows * channels * tiles,](
+            x, bias, depthwise, plan.pixels, out, channels, height, width, top, pixels, tiles, **sizes
+        )
+    return out
+
+
 def attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
     if layer.activation != "relu" or qk.shape[1] // 2 // len(layer.temperature) > WIDEST_HEAD:
         return planar.STEPS.attention(layer, qk)
@@ -50,7 +65,7 @@ def attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
         return _Attention.apply(qk, layer.temperature)
 
 
-STEPS = planar.Steps(normalise, features, gate, attention)
+STEPS = planar.Steps(normalise, features, gate, windows, attention)
 
 
 def _project(x: Tensor, weight: Tensor) -> Tensor:
