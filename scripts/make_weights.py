@@ -11,15 +11,16 @@ checkpoint, and the run can continue later. The same command continues what was 
 
 The averaged weights of the branch are written to weights/DLGSANet_Tiny_x{scale}.safetensors, with their history as
 metadata. Losses and validation scores are written to docs/training/DLGSANet_Tiny_x{scale}.csv and .png. If the run
-started from weights of the same scale, the rows of earlier stages are kept.
+started from weights of the same scale, they follow the rows that were there when it started.
 """
 
 import argparse
 import csv
+import shutil
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def main() -> None:
         dlgsanet("data", "folder", str(folder), "--name", name, "--scales", *scales)
     for scale in arguments.scales:
         file = Path(f"options/train/{RECIPES[scale]}.yml")
-        start = copy_of_start(RECIPES[scale], arguments.start or load_yaml(file)["path"]["pretrain_network_g"])
+        start = copy_of_start(scale, arguments.start or load_yaml(file)["path"]["pretrain_network_g"])
         changes = [f"path:pretrain_network_g={start}", "train:network_init=random"] if start else []
         command = ["train", "-opt", str(file), *(["--force-yml", *changes] if changes else [])]
         if not arguments.now:
@@ -65,15 +66,26 @@ def main() -> None:
         release(scale, newest_branch(RECIPES[scale]), start)
 
 
-def copy_of_start(run: str, weights: Path | str | None) -> Path | None:
-    """The weights that a run starts from, or started from: a copy, since a release may overwrite the file itself."""
-    copy = Path("experiments", f"{run}_start.safetensors")
+def copy_of_start(scale: int, weights: Path | str | None) -> Path | None:
+    """The weights that a run starts from, or started from: a copy, since a release may overwrite the file itself.
+
+    Next to it is a copy of the rows that lead to these weights, if they are of the same scale.
+    """
+    copy = Path("experiments", f"{RECIPES[scale]}_start.safetensors")
     if not copy.exists():
         if not weights:
             return None
         found = read_checkpoint(weights)
+        rows = csv_file(scale)
+        copy.parent.mkdir(exist_ok=True)
+        if found.metadata.get("scale") == str(scale) and rows.exists():
+            shutil.copy(rows, copy.with_suffix(".csv"))
         write_checkpoint(copy, found.state, metadata=found.metadata)
     return copy
+
+
+def csv_file(scale: int) -> Path:
+    return Path("docs/training", f"DLGSANet_Tiny_x{scale}.csv")
 
 
 def dlgsanet(*arguments: str) -> None:
@@ -97,7 +109,7 @@ def release(scale: int, branch: str, start: Path | None) -> None:
     name = f"DLGSANet_Tiny_x{scale}"
     options = load_yaml(Path("experiments", branch, f"{branch}.yml"))
     before = read_checkpoint(start).metadata if start else {}
-    stages = earlier_stages(scale, Path("docs/training", f"{name}.csv")) if before.get("scale") == str(scale) else []
+    stages = rows_of(start.with_suffix(".csv")) if start else []
     rows = curves(RECIPES[scale], branch, stages, float(before.get("hours", 0)) if stages else 0.0)
     state = read_checkpoint(Path("experiments", branch, "models/net_g_latest.pth"), "params_ema").state
     network = {key: value for key, value in options["network_g"].items() if key != "type"}
@@ -111,7 +123,7 @@ def release(scale: int, branch: str, start: Path | None) -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     write_checkpoint(f"weights/{name}.safetensors", state, network, metadata)
-    write_curves(rows, Path("docs/training", name))
+    write_curves(rows, csv_file(scale))
 
 
 def history(start: dict[str, str], scale: int) -> str:
@@ -148,12 +160,11 @@ def events(run: str, tag: str) -> list[Any]:
     return found.Scalars(tag) if tag in found.Tags()["scalars"] else []
 
 
-def earlier_stages(scale: int, file: Path) -> list[dict[str, Any]]:
-    """Rows of the stages before the recipe, as the released CSV has them."""
+def rows_of(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     with open(file, newline="") as opened:
-        return [row for row in csv.DictReader(opened) if not row["stage"].startswith(RECIPES[scale])]
+        return list(csv.DictReader(opened))
 
 
 def curves(run: str, branch: str, before: list[dict[str, Any]], hours: float) -> list[dict[str, Any]]:
@@ -191,14 +202,14 @@ def write_curves(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".csv"), "w", newline="") as file:
+    with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(rows)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     past = 0
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        here = [row for row in rows if row["stage"] == stage]
+    for stage, of_stage in groupby(rows, key=lambda row: row["stage"]):
+        here = list(of_stage)
         offset = past - branch_start(stage)
         for axes, column in ((left, "l_pix"), (right, "psnr")):
             points = [(offset + int(row["iteration"]), float(row[column])) for row in here if row[column] != ""]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import groupby
 
 import pytest
 import yaml
@@ -96,12 +97,14 @@ def test_now_releases_what_an_unfinished_run_has_and_later_releases_know_the_sam
     second, rows, _ = released(workplace, 2)
     assert second.metadata["training"].startswith(first.metadata["training"] + "; then 4 iterations")
     assert read_checkpoint(workplace.folder / copy).metadata == first.metadata
-    assert {row["stage"] for row in rows} == {NAME.format(2), f"{NAME.format(2)}_decay_2"}
+    run, branch = NAME.format(2), f"{NAME.format(2)}_decay_2"
+    assert [stage for stage, _ in groupby(row["stage"] for row in rows)] == [run, branch] * 2
     workplace.start("--auto-resume", "--force-yml", *changes, stop=(4, signal.SIGTERM)).end(75)
     make(workplace, *again, "--now")  # START is now what was released a moment ago
     third, rows, _ = released(workplace, 2)
     assert third.metadata["training"].startswith(first.metadata["training"] + "; then 6 iterations")
     assert rows[-1]["iteration"] == "6"
+    assert [stage for stage, _ in groupby(row["stage"] for row in rows)] == [run, branch, run, f"{run}_decay_4"]
 
 
 @pytest.mark.long
