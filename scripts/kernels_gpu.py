@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dlgsanet.archs.sizes import SIZES, size_options
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import cuda, gradients
+from dlgsanet.ops.backends import cuda, gradients, verdicts
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
@@ -123,7 +123,7 @@ def idle_driver() -> Iterator[None]:
     from cupy.cuda import driver, function, runtime
 
     on_cpu = dataclasses.replace(cuda.BACKEND, unsuited=cast("Any", cuda.refused_kernels))
-    agrees = first_use.Verdict(None, 0.0, 0.0)
+    agrees = verdicts.Verdict(None, 0.0, 0.0)
     caches = (cuda.plan, cuda_modules.load, first_use._verdict)
     for cache in caches:
         cache.cache_clear()

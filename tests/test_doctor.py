@@ -7,7 +7,7 @@ import torch
 
 from dlgsanet import device as devices
 from dlgsanet.cli import main
-from dlgsanet.ops.backends import cuda, triton
+from dlgsanet.ops.backends import cuda, triton, verdicts
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 
@@ -44,10 +44,10 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "describe_accelerator", lambda gpu: "An untried card, 80.0 GiB")
     monkeypatch.setattr(cuda, "unusable", lambda gpu: None)
     monkeypatch.setattr(cuda_modules, "capability", lambda gpu: (9, 0))
-    monkeypatch.setattr(cuda_modules, "describe_card", lambda gpu: ("An untried card", "13.0"))
+    monkeypatch.setattr(verdicts, "describe_card", lambda gpu: ("An untried card", "13.0"))
     monkeypatch.setattr(cuda_modules, "require_no_capture", lambda: None)
     monkeypatch.setattr(first_use, "_difference", difference)
-    monkeypatch.setattr(triton, "refused", lambda dtype, gpu: "no compiler" if dtype == torch.float16 else None)
+    monkeypatch.setattr(triton, "_difference", lambda dtype, gpu: 0.1 if dtype == torch.float16 else 1e-13)
     monkeypatch.setattr("dlgsanet.commands.doctor._layers", lambda: iter(["left out: there are no tensors on a GPU"]))
 
 
@@ -62,8 +62,10 @@ def test_doctor_shows_every_kernel_and_writes_a_report(gpu, capsys, monkeypatch,
     faulty = [verdict for path, dtype, _, verdict in kernels if (path, dtype) == ("fused forward", "float16")]
     assert all("1.0e-01" in verdict and "An untried card" in verdict for verdict in faulty)
     assert sum("agrees" in verdict for *_, verdict in kernels) == len(kernels) - 2 - 2  # float64 has no tensor cores
-    assert "cuda:0, float16: no compiler" in printed
-    assert "cuda:0, float32: they agree" in printed
+    layers = dict(re.findall("^  cuda:0, (\\w+): (.*)$", printed, re.M))
+    assert set(layers) == {str(dtype)[6:] for dtype in verdicts.TOLERANCE}
+    assert "1.0e-01" in layers.pop("float16")
+    assert all("agrees" in verdict for verdict in layers.values())
     report = (tmp_path / "report.txt").read_text()
     assert report.strip() in printed
     assert "PyTorch built with" in report
@@ -72,10 +74,11 @@ def test_doctor_shows_every_kernel_and_writes_a_report(gpu, capsys, monkeypatch,
         raise AssertionError("it is run again")
 
     monkeypatch.setattr(first_use, "_difference", never)
+    monkeypatch.setattr(triton, "_difference", never)
     assert main(["doctor"]) == 0  # shows what is kept
     assert "it is run again" not in capsys.readouterr().out
     assert main(["doctor", "--report", str(tmp_path / "again.txt")]) == 0  # tries again
-    assert "it is run again" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("it is run again") == len(kernels) - 2 + len(verdicts.TOLERANCE)
 
 
 def test_doctor_does_not_try_kernels_that_the_environment_leaves_out(gpu, capsys, monkeypatch):

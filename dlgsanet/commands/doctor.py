@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         ("processors", _processors()),
         ("allocator", _allocator()),
         ("kernels", _skipped("cuda") or _kernels(again=args.report is not None)),
-        ("Triton kernels", _skipped("triton") or _triton_kernels()),
+        ("Triton kernels", _skipped("triton") or _triton_kernels(again=args.report is not None)),
         ("layers", _layers()),
     ]
     if args.report:
@@ -150,19 +150,23 @@ def _kernels(again: bool) -> Iterator[str]:
                     yield f"{gpu}, {path}, {str(dtype).removeprefix('torch.')}, {layer[0]} channels: {verdict}"
 
 
-def _triton_kernels() -> Iterator[str]:
+def _triton_kernels(again: bool) -> Iterator[str]:
     """What came out of the first use of the kernels of the layers."""
+    from importlib.util import find_spec
+
     from dlgsanet.device import accelerators
     from dlgsanet.ops.backends import triton
-    from dlgsanet.ops.backends.cuda.first_use import TOLERANCE
+    from dlgsanet.ops.backends.verdicts import TOLERANCE
 
     gpus = [gpu for gpu in accelerators() if gpu.type in triton.DEVICES]
     if not gpus:
         yield "none is compiled: there is no NVIDIA, AMD or Intel GPU that PyTorch can use"
+    elif find_spec("triton") is None:
+        yield "none is compiled: Triton is not installed"
+        return
     for gpu in gpus:
         for dtype in TOLERANCE:
-            verdict = triton.refused(dtype, gpu) or "they agree with plain PyTorch"
-            yield f"{gpu}, {str(dtype).removeprefix('torch.')}: {verdict}"
+            yield f"{gpu}, {str(dtype).removeprefix('torch.')}: {triton.examine(dtype, gpu, again)}"
 
 
 def _calls(device: str) -> "Iterator[tuple[Record, bool]]":

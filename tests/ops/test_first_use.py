@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import cuda
+from dlgsanet.ops.backends import cuda, verdicts
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -28,7 +28,7 @@ def card(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(cuda_modules, "load", lambda instance, device: EmulatedModule(instance, "ascending"))
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
     monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
-    monkeypatch.setattr(cuda_modules, "describe_card", lambda device: (CARD, "12.9"))
+    monkeypatch.setattr(verdicts, "describe_card", lambda device: (CARD, "12.9"))
     monkeypatch.setattr(cuda, "tf32_allowed", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     on_cpu = dataclasses.replace(cuda.BACKEND, unsuited=cuda.refused_kernels)
@@ -62,8 +62,8 @@ def test_a_kernel_that_agrees_is_tried_once_per_card(card, monkeypatch, training
     restart()
     monkeypatch.setattr(first_use, "_difference", never)
     assert dispatch.select(*call(), training) is card
-    assert len(list(cuda_modules.cache_folder().glob("*.json"))) == 1
-    monkeypatch.setattr(cuda_modules, "describe_card", lambda device: ("Another card", "12.9"))
+    assert len(list(verdicts.cache_folder().glob("*.json"))) == 1
+    monkeypatch.setattr(verdicts, "describe_card", lambda device: ("Another card", "12.9"))
     restart()
     assert "it is run again" in str(card.refuses(*call(), training))
 
@@ -164,12 +164,12 @@ def test_lack_of_memory_says_nothing_about_a_kernel(card, monkeypatch):
     monkeypatch.setattr(first_use, "_difference", full)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         dispatch.select(*call())
-    assert not list(cuda_modules.cache_folder().glob("*.json"))
+    assert not list(verdicts.cache_folder().glob("*.json"))
 
 
 def test_a_damaged_result_on_disk_is_made_again(card):
     dispatch.select(*call())
-    (kept,) = cuda_modules.cache_folder().glob("*.json")
+    (kept,) = verdicts.cache_folder().glob("*.json")
     kept.write_text("{")
     restart()
     assert dispatch.select(*call()) is card

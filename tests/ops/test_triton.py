@@ -11,12 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import NO_LAYER, reference
-from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends import triton as backend
-from dlgsanet.ops.backends.cuda.first_use import TOLERANCE
 from dlgsanet.ops.backends.torch import planar
+from dlgsanet.ops.backends.verdicts import TOLERANCE
 from dlgsanet.ops.records import ChannelAttention
 from tests.conftest import REPOSITORY
 from tests.ops import calls
@@ -26,8 +24,6 @@ if torch.cuda.is_available():
 pytest.importorskip("triton")  # interpreted: tests/conftest.py
 
 from dlgsanet.ops.backends.triton import steps
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -129,38 +125,6 @@ def test_autocast_keeps_hidden_tensors_in_its_dtype():
     assert all(t.dtype == torch.bfloat16 for t in images)
     want = reference.BACKEND.train(call.record, call.x)
     assert close(out.detach(), want.detach().double(), 0.05)
-
-
-def test_kernels_that_agree_are_used():
-    backend.refused.cache_clear()
-    assert backend.refused(torch.float32, CPU) is None
-
-
-@pytest.mark.parametrize("fault", ["wrong", "broken", "missing"])
-def test_other_kernels_are_refused(fault, monkeypatch):
-    def wrong(*tensors: Tensor) -> Tensor:
-        return steps.gate(*tensors) * 1.1
-
-    def broken(*tensors: Tensor) -> Tensor:
-        raise RuntimeError("no such instruction")
-
-    backend.refused.cache_clear()
-    if fault == "missing":
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    else:
-        monkeypatch.setattr(steps, "STEPS", steps.STEPS._replace(gate=wrong if fault == "wrong" else broken))
-    reason = backend.refused(torch.float32, CPU)
-    backend.refused.cache_clear()
-    assert {"wrong": "differs", "broken": "no such instruction", "missing": "Triton"}[fault] in reason
-
-
-def test_the_environment_turns_off_these_kernels_alone(monkeypatch):
-    monkeypatch.setattr(backend, "DEVICES", ("cpu",))
-    call = calls.one_of_each((1, 4, 5))["gated_feed_forward"].map(Tensor.double)
-    assert dispatch.select(call.record, call.x) is backend.BACKEND
-    monkeypatch.setenv("DLGSANET_BACKEND", "-triton")
-    assert dispatch.select(call.record, call.x) is strips.BACKEND
-    assert "cuda" in dispatch.candidates()  # for the dynamic convolution
 
 
 def test_devices_without_kernels():

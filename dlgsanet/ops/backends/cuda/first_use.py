@@ -1,33 +1,28 @@
-"""The first use of a kernel on a GPU: it is compiled, loaded, and compared with the reference on small random calls.
-
-A kernel that does not compile, load or agree is refused, and another kernel or backend serves. The result is kept on
-disk next to the compiled kernels, for the card, its driver, and the sources.
-"""
+"""The first use of a kernel on a GPU: it is compiled, loaded, and compared with the reference on small random calls."""
 
 import functools
-import json
-import logging
-import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dlgsanet.memory import is_out_of_memory
 from dlgsanet.ops import autocast
-from dlgsanet.ops.backends import reference
+from dlgsanet.ops.backends import reference, verdicts
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.backends.verdicts import (
+    TENSOR_CORE_TOLERANCE,
+    TOLERANCE,
+    Kernels,
+    Verdict,
+    largest_difference,
+    warn,
+)
 from dlgsanet.ops.records import Convolution, DynamicConv, FusedDynamicConv
-
-# Most difference from the reference in float64, relative to the largest value: ten times what the emulator shows.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-TENSOR_CORE_TOLERANCE = 5e-3  # of products with 11 bits
 
 # (batch, height, width): rows that can be moved in whole quads and ragged tiles, and rows that cannot.
 SIZES = [(1, 27, 20), (2, 9, 35)]
-
-logger = logging.getLogger("dlgsanet")
 
 
 class Use(NamedTuple):
@@ -47,17 +42,6 @@ def use_of(path: str, dtype: torch.dtype, layer: tuple[int, int, int, int], devi
     return Use(path, dtype, window, channels // groups, 0 if path.startswith("plain") else features, device)
 
 
-class Verdict(NamedTuple):
-    """What came out of the first use. It is kept as JSON."""
-
-    reason: str | None  # why the kernel is refused
-    difference: float | None  # from the reference, relative to the largest value
-    seconds: float  # of compiling, loading and comparing
-
-    def __str__(self) -> str:
-        return self.reason or f"agrees with the reference to {self.difference:.1e}, {self.seconds:.2f} s at first use"
-
-
 Run = Callable[[Any, Tensor, Tensor], tuple[Tensor, ...]]  # (record, x, gradient of the result)
 
 
@@ -68,10 +52,7 @@ def refused(use: Use, run: Run) -> str | None:
 
 @functools.cache
 def _verdict(use: Use, run: Run) -> Verdict:
-    verdict = examine(use, run)
-    if verdict.reason:
-        logger.warning("%s", verdict.reason)
-    return verdict
+    return warn(examine(use, run))
 
 
 def examine(use: Use, run: Run, again: bool = False) -> Verdict:
@@ -81,30 +62,11 @@ def examine(use: Use, run: Run, again: bool = False) -> Verdict:
         RuntimeError: a CUDA graph is captured.
     """
     cuda_modules.require_no_capture()
-    card, driver = cuda_modules.describe_card(use.device)
-    path = cuda_modules.kept_path(".json", use[:-1], card, driver, torch.__version__)
-    if not again:
-        try:
-            return Verdict(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):  # none, or not readable
-            pass
-    started = time.perf_counter()
-    reason, difference = None, None
-    try:
-        difference = _difference(use, run)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:600]
-    most = TENSOR_CORE_TOLERANCE if use.path.endswith("tensor cores") else 0
-    most = max(most, TOLERANCE[use.dtype])
-    if difference is not None and not difference <= most:
-        reason = f"differs from the reference by {difference:.1e} of the largest value, more than {most:.0e}"
-    if reason:
-        reason = f"the kernel for {use.path} in {str(use.dtype).removeprefix('torch.')} is not used on {card}: {reason}"
-    verdict = Verdict(reason, difference, round(time.perf_counter() - started, 3))
-    cuda_modules.keep(json.dumps(verdict._asdict()).encode(), path)
-    return verdict
+    name = f"{use.path} in {str(use.dtype).removeprefix('torch.')}"
+    most = max(TOLERANCE[use.dtype], TENSOR_CORE_TOLERANCE if use.path.endswith("tensor cores") else 0)
+    sources = (*cuda_modules.sources(), *sorted(Path(__file__).parent.glob("*.py")))
+    kernels = Kernels(name, use.device, most, sources, (*use[:-1], cuda_modules.compiler_version()))
+    return verdicts.examine(kernels, lambda: _difference(use, run), again)
 
 
 @torch.no_grad()
@@ -116,9 +78,7 @@ def _difference(use: Use, run: Run) -> float:
             actual = run(_map(convolution, lambda t: t.to(use.device)), x.to(use.device), grad.to(use.device))
             exact = _map(convolution, Tensor.double)
             expected = _reference(exact, x.double(), grad.double(), backward="backward" in use.path)
-            for a, e in zip(actual, expected, strict=True):
-                error = (a.cpu().double() - e).abs().max() / e.abs().max()
-                worst = max(worst, float(error.nan_to_num(nan=torch.inf)))
+            worst = max(worst, largest_difference(actual, expected))
     return worst
 
 

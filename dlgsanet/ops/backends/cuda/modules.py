@@ -6,10 +6,7 @@ Importing this module does not import CuPy. Compiling needs no GPU and no driver
 import contextlib
 import ctypes
 import functools
-import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from dlgsanet.ops.backends.verdicts import keep, kept_path
 
 KERNELS = Path(__file__).parent / "kernels"
 LANGUAGE = "--std=c++17"
@@ -65,16 +64,9 @@ def compile_instance(instance: Instance, architecture: str, *options: str) -> tu
         nvrtc.destroyProgram(program)
 
 
-def cache_folder() -> Path:
-    """The folder of compiled kernels: `dlgsanet/kernels` in the user's cache folder ($XDG_CACHE_HOME)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlgsanet" / "kernels"
-
-
 def cached_cubin(instance: Instance, architecture: str) -> bytes:
     """The cubin of `compile_instance`, from disk if the sources, constants, architecture and compiler are the same."""
-    from cupy.cuda import nvrtc
-
-    kept = kept_path(".cubin", instance, architecture, nvrtc.getVersion())
+    kept = kept_path(".cubin", sources(), instance, architecture, compiler_version(), LANGUAGE)
     try:
         return kept.read_bytes()
     except OSError:
@@ -83,26 +75,19 @@ def cached_cubin(instance: Instance, architecture: str) -> bytes:
         return cubin
 
 
-def kept_path(suffix: str, *key: object) -> Path:
-    """The file for something that follows from `key` and the kernels' sources."""
-    text = repr((key, LANGUAGE, _sources(KERNELS)))
-    return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}{suffix}"
-
-
-def _sources(folder: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted(folder.glob("*.*"))]
-
-
-def keep(content: bytes, path: Path) -> None:
-    """Write a file of the cache, at once or not at all."""
+@functools.cache
+def compiler_version() -> tuple[int, int] | None:
+    """The version of NVRTC, or None without CuPy."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # removed in any case; the complete file is moved
-            unfinished = Path(folder, path.name)
-            unfinished.write_bytes(content)
-            os.replace(unfinished, path)
-    except OSError:
-        pass  # a cache that cannot be written only costs time
+        from cupy.cuda import nvrtc
+    except ImportError:
+        return None
+    return nvrtc.getVersion()
+
+
+def sources() -> list[Path]:
+    """The kernels' source files."""
+    return sorted(KERNELS.glob("*.*"))
 
 
 def require_no_capture() -> None:
@@ -189,16 +174,6 @@ def load(instance: Instance, device: torch.device) -> Module:
 def capability(device: torch.device) -> tuple[int, int]:
     """The device's compute capability, for example (9, 0)."""
     return torch.cuda.get_device_capability(device)
-
-
-@functools.cache
-def describe_card(device: torch.device) -> tuple[str, str]:
-    """The name of a GPU with its compute capability, and the newest CUDA that its driver knows."""
-    from cupy.cuda import runtime
-
-    major, minor = capability(device)
-    driver = runtime.driverGetVersion()
-    return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})", f"{driver // 1000}.{driver // 10 % 100}"
 
 
 @functools.cache

@@ -3,23 +3,34 @@
 Triton comes with PyTorch for Linux; it also needs a C compiler and Python's headers. It has been tried on NVIDIA
 GPUs alone. The layers are those of `dlgsanet.ops.backends.torch.planar` with other steps between the matrix products:
 normalisation, depth-wise filters, the gate and attention are one kernel each, and so are their gradients. At first use
-on a device small layers are compared with plain PyTorch. If they do not agree, the torch backend serves.
+on a card small layers are compared with plain PyTorch. If they do not agree, the torch backend serves.
 """
 
 import functools
 import importlib.util
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlgsanet.memory import is_out_of_memory
 from dlgsanet.ops import autocast
-from dlgsanet.ops.backends import NO_LAYER, Backend, LayerFunctions
-from dlgsanet.ops.backends.cuda.first_use import TENSOR_CORE_TOLERANCE, TOLERANCE
-from dlgsanet.ops.backends.cuda.modules import require_no_capture
+from dlgsanet.ops.backends import NO_LAYER, Backend, LayerFunctions, verdicts
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.torch import planar, unsuited
+from dlgsanet.ops.backends.verdicts import (
+    TENSOR_CORE_TOLERANCE,
+    TOLERANCE,
+    Kernels,
+    Verdict,
+    largest_difference,
+    warn,
+)
 from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Record, tensors_of
 
 DEVICES = ("cuda", "xpu")
@@ -37,20 +48,32 @@ def why_not(record: Record, x: Tensor, training: bool) -> str | None:
 
 @functools.cache
 def refused(dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the kernels are not used on a device, or None: they agree with plain PyTorch. The dispatch reports it."""
+    """Why the kernels are not used on a device, or None; cheap after their first use."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    return warn(examine(dtype, device)).reason
+
+
+def examine(dtype: torch.dtype, device: torch.device, again: bool = False) -> Verdict:
+    """The kept result of the first use on this card; else, or again, try the kernels now.
+
+    Raises:
+        RuntimeError: a CUDA graph is captured.
+    """
     if device.type == "cuda":
-        require_no_capture()
-    try:
-        difference = _difference(dtype, device)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        return " ".join(f"{type(error).__name__}: {error}".split())[:600]
+        cuda_modules.require_no_capture()
+    name = f"Triton kernels in {str(dtype).removeprefix('torch.')}"
     # Matrix products between the kernels may be in TF32.
     most = TENSOR_CORE_TOLERANCE if dtype == torch.float32 else TOLERANCE[dtype]
-    return None if difference <= most else f"it differs from plain PyTorch by {difference:.1e} of the largest value"
+    sources = (*sorted(Path(__file__).parent.glob("*.py")), Path(planar.__file__))
+    kernels = Kernels(name, device, most, sources, ("triton", version("triton"), dtype, *_host_compiler()))
+    return verdicts.examine(kernels, lambda: _difference(dtype, device), again)
+
+
+def _host_compiler() -> tuple[str | None, bool]:
+    """The C compiler that Triton calls at first use, and whether there are Python's headers, which it needs."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler, Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 def _difference(dtype: torch.dtype, device: torch.device) -> float:
@@ -71,9 +94,7 @@ def _difference(dtype: torch.dtype, device: torch.device) -> float:
         for function, layer in zip(functions, layers, strict=True):
             actual = _results(function, layer, x, lambda t: t.to(device), _steps())
             expected = _results(function, layer, x, Tensor.double, planar.STEPS)
-            for a, e in zip(actual, expected, strict=True):
-                error = (a.cpu().double() - e).abs().max() / e.abs().max()
-                worst = max(worst, float(error.nan_to_num(nan=torch.inf)))
+            worst = max(worst, largest_difference(actual, expected))
     return worst
 
 

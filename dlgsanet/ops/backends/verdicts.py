@@ -1,0 +1,146 @@
+"""Verdicts on kernels for GPUs: at first use on a card they are tried, and the result is kept on disk.
+
+Kernels that do not compile, load or agree with the reference are refused, and other kernels or the next backend serve.
+A verdict is kept for the card, its driver, the version of PyTorch, the kernels' sources, and whatever else is in its
+key. It lies next to the compiled kernels.
+"""
+
+import ctypes
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dlgsanet.memory import is_out_of_memory
+
+# Most difference from the reference in float64, relative to the largest value: ten times what the emulator shows.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+TENSOR_CORE_TOLERANCE = 5e-3  # of products with 11 bits
+
+logger = logging.getLogger("dlgsanet")
+
+
+class Kernels(NamedTuple):
+    """What is tried together.
+
+    Attributes:
+        name: for messages, such as "fused forward in float32".
+        device: the GPU.
+        tolerance: the most difference from the reference, relative to the largest value.
+        sources: files that the result depends on.
+        key: everything else that it depends on, apart from the card, its driver and PyTorch.
+    """
+
+    name: str
+    device: torch.device
+    tolerance: float
+    sources: tuple[Path, ...]
+    key: tuple[object, ...]
+
+
+class Verdict(NamedTuple):
+    """What came out of the first use. It is kept as JSON."""
+
+    reason: str | None  # why the kernels are refused
+    difference: float | None  # from the reference, relative to the largest value
+    seconds: float  # of compiling, loading and comparing
+
+    def __str__(self) -> str:
+        return self.reason or f"agrees with the reference to {self.difference:.1e}, {self.seconds:.2f} s at first use"
+
+
+def examine(kernels: Kernels, difference: Callable[[], float], again: bool = False) -> Verdict:
+    """The kept result of the first use on this card; else, or again, try the kernels now.
+
+    Args:
+        difference: runs the kernels on small calls, and returns the largest difference from the reference, relative
+            to the largest value. It is not kept that there was too little memory.
+    """
+    card, driver = describe_card(kernels.device)
+    path = kept_path(".json", kernels.sources, *kernels.key, card, driver, torch.__version__)
+    if not again:
+        try:
+            return Verdict(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):  # none, or not readable
+            pass
+    started = time.perf_counter()
+    reason, found = None, None
+    try:
+        found = difference()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+    if found is not None and not found <= kernels.tolerance:
+        reason = f"differs from the reference by {found:.1e} of the largest value, more than {kernels.tolerance:.0e}"
+    if reason:
+        reason = f"{kernels.name}: not used on {card}: {reason}; `dlgsanet doctor --report FILE` tries again"
+    verdict = Verdict(reason, found, round(time.perf_counter() - started, 3))
+    keep(json.dumps(verdict._asdict()).encode(), path)
+    return verdict
+
+
+def warn(verdict: Verdict) -> Verdict:
+    """Report kernels that are refused."""
+    if verdict.reason:
+        logger.warning("%s", verdict.reason)
+    return verdict
+
+
+def largest_difference(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
+    """Of the results of kernels from those of the reference in float64, relative to each one's largest value."""
+    worst = 0.0
+    for a, e in zip(actual, expected, strict=True):
+        error = (a.cpu().double() - e).abs().max() / e.abs().max()
+        worst = max(worst, float(error.nan_to_num(nan=torch.inf)))
+    return worst
+
+
+def cache_folder() -> Path:
+    """The folder of compiled kernels and verdicts: `dlgsanet/kernels` in the user's cache folder ($XDG_CACHE_HOME)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlgsanet" / "kernels"
+
+
+def kept_path(suffix: str, sources: Iterable[Path], *key: object) -> Path:
+    """The file for something that follows from `key` and the contents of source files."""
+    text = repr((key, [path.read_bytes() for path in sources]))
+    return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}{suffix}"
+
+
+def keep(content: bytes, path: Path) -> None:
+    """Write a file of the cache, at once or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # removed in any case; the complete file is moved
+            unfinished = Path(folder, path.name)
+            unfinished.write_bytes(content)
+            os.replace(unfinished, path)
+    except OSError:
+        pass  # a cache that cannot be written only costs time
+
+
+@functools.cache
+def describe_card(device: torch.device) -> tuple[str, str]:
+    """The name of a GPU, with the compute capability if it is NVIDIA's, and the version of its driver."""
+    if device.type == "xpu":
+        gpu = torch.xpu.get_device_properties(device)
+        return gpu.name, gpu.driver_version
+    name = torch.cuda.get_device_name(device)
+    if torch.version.hip:
+        return name, f"{torch.version.hip}, {platform.release()}"  # the driver is part of Linux
+    version = ctypes.c_int()  # the newest CUDA that the driver knows
+    with suppress(OSError):
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    driver = f"{version.value // 1000}.{version.value // 10 % 100}"
+    return "{} (sm_{}{})".format(name, *torch.cuda.get_device_capability(device)), driver
