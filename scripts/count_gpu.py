@@ -242,7 +242,7 @@ def _triton_kernels(counted: Counted) -> Iterator[None]:
 def _free_memory(counted: Counted, gigabytes: float) -> Iterator[None]:
     real = strip_rows.free_memory
     strip_rows.free_memory = lambda device: int(gigabytes * 1e9) - counted.live
-    for planned in (strip_rows._plan, strip_rows.fits):
+    for planned in (strip_rows._plan, strip_rows._fits):
         planned.cache_clear()
     try:
         yield

@@ -1,6 +1,7 @@
 """DLGSANet (Li et al., ICCV 2023, arXiv 2301.02031), in the order of its Figure 2."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -151,6 +152,7 @@ class DLGSANet(nn.Module):
         self.shallow = nn.Conv2d(in_chans, dim, 3, padding=1, bias=False)
         self.norm_before = LayerNorm(dim) if body_norm else nn.Identity()
         self.groups = nn.Sequential(*(RHDTG(dim, [block() for _ in range(blocks)]) for _ in range(groups)))
+        self._layers = sum(len(group.layers()) for group in cast("list[RHDTG]", self.groups))
         self.norm_after = LayerNorm(dim) if body_norm else nn.Identity()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
         self.reconstruct = reconstruction(upsampler, dim, in_chans, upscale)
@@ -188,7 +190,10 @@ class DLGSANet(nn.Module):
 
     def _layer_by_layer(self, x: Tensor) -> Tensor:
         shallow = self.embed(x)
-        deep = self.conv(self.norm_after(self.groups(self.norm_before(shallow))))
+        # A traced graph plans no memory, and not every release of PyTorch can trace the context.
+        traced = torch.compiler.is_compiling()
+        with nullcontext() if traced else ops.layers_of_network(self._layers):
+            deep = self.conv(self.norm_after(self.groups(self.norm_before(shallow))))
         return self.restore(shallow + deep if torch.is_grad_enabled() else deep.add_(shallow))
 
     def by_rows(

@@ -2,6 +2,7 @@
 
 from dlgsanet.ops.backends.reference import layer_norm, select_similarities
 from dlgsanet.ops.backends.torch.frozen import freeze
+from dlgsanet.ops.backends.torch.strip_rows import layers_of_network
 from dlgsanet.ops.kept_memory import KeptMemory, empty
 from dlgsanet.ops.layers import apply, bounds_memory
 from dlgsanet.ops.operators import dynamic_depthwise_conv, fused_dynamic_depthwise_conv
@@ -19,5 +20,6 @@ __all__ = [
     "freeze",
     "fused_dynamic_depthwise_conv",
     "layer_norm",
+    "layers_of_network",
     "select_similarities",
 ]

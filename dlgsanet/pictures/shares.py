@@ -117,13 +117,11 @@ _upscaler: Any = None  # of this process, or the error with which it did not beg
 def _load(device: str, options: dict[str, Any]) -> None:
     global _upscaler
     from dlgsanet.inference.loading import load_model
-    from dlgsanet.ops import freeze
     from dlgsanet.pictures.upscale_files import FileUpscaler, failure_line
 
     rest = dict(options)
     try:
         network = load_model(rest.pop("weights"), rest.pop("scale"), device, rest.pop("precision"))
-        freeze(network)
         _upscaler = FileUpscaler(network=network, **rest)
     except Exception as error:
         _upscaler = failure_line(device, error)

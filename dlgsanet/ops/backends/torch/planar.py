@@ -27,8 +27,22 @@ from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedFo
 from dlgsanet.ops.windows import window_starts
 
 NORM_EPS = 1e-24  # added to sums of squares; torch.nn.functional.normalize keeps norms above 1e-12
-# Feature maps of a layer, times the layers of a network: kept for the backward pass, unless they are computed again.
-KEPT_BY_NETWORK = 14 * 100
+
+
+class Kept(NamedTuple):
+    """Values that a layer keeps for the backward pass, for each of its input: the mean of a network's layers."""
+
+    hidden: int  # in the dtype of hidden tensors, which autocast lowers
+    sums: int  # in the dtype in which sums are formed
+
+    def bytes_of(self, x: Tensor) -> int:
+        """Per value of x."""
+        lower = autocast.is_on(x.device.type) and x.dtype != torch.float64
+        hidden = torch.get_autocast_dtype(x.device.type) if lower else x.dtype
+        return self.hidden * hidden.itemsize + self.sums * accumulation_dtype(x.dtype).itemsize
+
+
+KEPT = Kept(9, 2)
 
 
 class Steps(NamedTuple):
@@ -328,11 +342,11 @@ def _in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, halo: int, floats
     return out
 
 
-def recomputing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def recomputing(function: Callable[..., Tensor], kept: Kept = KEPT) -> Callable[..., Tensor]:
     """The layer for training: where memory is short, it keeps its input only and computes the rest again."""
 
     def train(layer: Layer, x: Tensor) -> Tensor:
-        if fits(tuple(x.shape), x.element_size(), x.device, KEPT_BY_NETWORK * x.shape[1]):
+        if fits(x, kept.bytes_of(x)):
             return function(layer, x)
         return _Recomputing.apply(function, type(layer), x, *layer)
 

@@ -1,7 +1,10 @@
-"""How many rows of an image a layer processes at a time on a GPU, from the memory that is free there."""
+"""How many rows of an image a layer processes at a time on a GPU, and what it keeps, from the memory that is free."""
 
 import functools
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,6 +15,9 @@ MOST_BYTES = 1 << 30  # of hidden tensors at once: larger strips are not faster
 SHARE_OF_FREE = 0.25  # the rest is for images, the allocator and others
 SHARE_OF_FREE_FOR_TRAINING = 0.5
 FEWEST_ROWS = 8  # below this, rows of the halo cost more than the strip
+MOST_LAYERS = 100  # of a network that does not say how many it has
+
+_network = threading.local()
 
 
 def rows_of_strip(x: Tensor, floats: float) -> int:
@@ -31,9 +37,29 @@ def _plan(shape: tuple[int, ...], item: int, device: torch.device, floats: float
     return math.ceil(height / math.ceil(height / rows)) if height else 1  # strips of equal height
 
 
+@contextmanager
+def layers_of_network(count: int) -> Iterator[None]:
+    """Within the context, `fits` expects that a network of so many layers runs in this thread."""
+    before = getattr(_network, "layers", MOST_LAYERS)
+    _network.layers = count
+    try:
+        yield
+    finally:
+        _network.layers = before
+
+
+def fits(x: Tensor, bytes_per_value: float) -> bool:
+    """Whether the device of x has room for what every layer of the network keeps; planned once per shape.
+
+    Args:
+        x: the input of a layer.
+        bytes_per_value: kept by a layer, for every value of x.
+    """
+    layers = getattr(_network, "layers", MOST_LAYERS)
+    return _fits(tuple(x.shape), x.device, layers * bytes_per_value)
+
+
 @functools.lru_cache(maxsize=256)
-def fits(shape: tuple[int, ...], item: int, device: torch.device, floats: float) -> bool:
-    """Whether a device has room for `floats` more values per pixel of x [B, C, H, W]; once per shape too."""
-    batch, _, height, width = shape
+def _fits(shape: tuple[int, ...], device: torch.device, bytes_per_value: float) -> bool:
     free = free_memory(device)
-    return free is None or batch * height * width * floats * item < SHARE_OF_FREE_FOR_TRAINING * free
+    return free is None or math.prod(shape) * bytes_per_value < SHARE_OF_FREE_FOR_TRAINING * free

@@ -34,6 +34,7 @@ from dlgsanet.ops.backends.verdicts import (
 from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Record, tensors_of
 
 DEVICES = ("cuda", "xpu")
+KEPT = planar.Kept(6, 1)
 
 
 def why_not(record: Record, x: Tensor, training: bool) -> str | None:
@@ -118,7 +119,7 @@ def _layer(function: Callable[..., Tensor]) -> Any:
     def compute(layer: Any, x: Tensor) -> Tensor:
         return function(layer, x, _steps())
 
-    return LayerFunctions(compute, planar.recomputing(compute))
+    return LayerFunctions(compute, planar.recomputing(compute, KEPT))
 
 
 BACKEND = Backend(
