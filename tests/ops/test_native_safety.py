@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -192,6 +193,63 @@ def test_shared_constants_have_one_source(monkeypatch):
     monkeypatch.setitem(build.CONSTANTS, "STRIP_ROWS", 32)
     assert build.library_name("avx2") != name
     build._fingerprint.cache_clear()
+
+
+@pytest.fixture(scope="module", params=["", "-fsanitize=thread"], ids=["plain", "sanitized"])
+def pool(request, tmp_path_factory):
+    """The program `pool.cpp`, compiled as on a system without OpenMP."""
+    program = tmp_path_factory.mktemp("pool") / "pool"
+    flags = [f for f in build._FLAGS.split() if f not in ("-shared", "-fno-exceptions", "-fno-rtti")]
+    options = [*flags, *build._DEFINITIONS, build._PORTABLE["portable"], WITHOUT_OPENMP, *request.param.split()]
+    source = REPOSITORY / "tests/ops/pool.cpp"
+    command = [*build.compiler(), *options, f"-I{build.HERE}", str(source), "-o", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if request.param and (done.returncode or subprocess.run([program, "1", "1", "1"], capture_output=True).returncode):
+        pytest.skip("the thread sanitizer does not work here")
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+WITHOUT_OPENMP = "-DDLGSANET_NO_OPENMP"
+
+
+@pytest.mark.parametrize(("threads", "callers"), [(1, 1), (2, 1), (7, 3)])
+def test_threads_without_openmp(pool, threads, callers):
+    """Every task is done once and none waits for another thread's, with several threads that call at the same time."""
+    done = subprocess.run([pool, str(threads), str(callers), "200"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr[:3000]
+
+
+@pytest.mark.long
+def test_results_without_openmp_are_the_same(monkeypatch, tmp_path):
+    """To the last bit, for every number of threads; after a fork too."""
+    here = library.instruction_set()
+    want = {name: calls.results(native, call) for name, call in CALLS.items()}
+    flags = {here: build.instruction_sets()[here]}
+    monkeypatch.setattr(build, "instruction_sets", lambda: flags)
+    assert build.build(tmp_path, WITHOUT_OPENMP) is None
+    path = tmp_path / build.library_name(here)
+    assert b"GOMP_parallel" not in path.read_bytes()
+    monkeypatch.setattr(library, "library_path", lambda: path)
+    for name, call in CALLS.items():
+        assert all(g.equal(w) for g, w in zip(calls.results(native, call), want[name], strict=True))
+        check_threads(call)
+    loader = DataLoader(_Layer(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=600)
+    assert all(got.equal(_compute_one()) for got in loader)
+
+
+@pytest.mark.long
+def test_the_sources_compile_for_windows(tmp_path):
+    """With MinGW and registers of 4 floats. Nothing runs the library."""
+    compiler = shutil.which("x86_64-w64-mingw32-g++-posix")
+    if compiler is None:
+        pytest.skip("g++-mingw-w64-x86-64-posix is not installed")
+    flags = [flag for flag in build._FLAGS.split() if flag != "-Wl,--as-needed"]
+    options = [*flags, *build._DEFINITIONS, build._PORTABLE["portable"], "-O1"]
+    sources = map(str, sorted(build.HERE.glob("*.cpp")))
+    subprocess.run([compiler, *options, *sources, "-o", str(tmp_path / "portable.dll")], check=True)
+    content = (tmp_path / "portable.dll").read_bytes()
+    assert all(f"dlgsanet_{function}".encode() in content for function in library.SIGNATURES)
 
 
 def _compute_one() -> torch.Tensor:

@@ -20,9 +20,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 _FLAGS = (
-    "-std=c++17 -O3 -fPIC -shared -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math "
-    "-ffp-contract=fast -Wall -Wextra -Wno-psabi -Wl,--as-needed"
+    "-std=c++17 -O3 -fPIC -shared -pthread -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno "
+    "-fno-trapping-math -ffp-contract=fast -Wall -Wextra -Wno-psabi"
 )
+if sys.platform == "linux":  # Apple's linker does not know the option
+    _FLAGS += " -Wl,--as-needed"
 # Python and the C++ sources share these numbers.
 CONSTANTS = {name: n for name, n in runpy.run_path(str(HERE.parents[1] / "constants.py")).items() if name.isupper()}
 _DEFINITIONS = [f"-DDLGSANET_{name}={value}" for name, value in CONSTANTS.items()]
@@ -67,7 +69,7 @@ def build(folder: Path, extra_flags: str = "") -> str | None:
         None, or one line with the reason why they are not built. No incomplete file is left.
     """
     if sys.platform == "win32":
-        return "native CPU layers are not built: Windows' compiler lacks the vector extensions of GCC and Clang"
+        return "native CPU layers are not built: Windows is not supported"
     command = compiler()
     if command is None:
         return "native CPU layers are not built: no C++ compiler (set CXX, or install g++)"

@@ -1,21 +1,98 @@
 // Divides tasks among threads. Each thread has its own scratch memory.
 //
-// The threads are those of the OpenMP runtime that torch has loaded; its functions are found by name when this library
-// is loaded. A second pool of threads would compete with torch's, because idle threads of torch keep spinning. Without
-// such a runtime the tasks run one after the other.
+// On Linux the threads are those of the OpenMP runtime that torch has loaded; its functions are found by name when this
+// library is loaded. A second pool of threads would compete with torch's, because idle threads of torch keep spinning.
+// On other systems, and where torch has loaded no such runtime, the threads are those of `Pool`.
 #pragma once
 
+#include <pthread.h>
+
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
 
 #include "vector.h"
 
+#if defined(__linux__) && !defined(DLGSANET_NO_OPENMP)
+#define DLGSANET_OPENMP
 extern "C" {
 __attribute__((weak)) void GOMP_parallel(void (*region)(void*), void* data, unsigned threads, unsigned flags);
 __attribute__((weak)) int omp_get_thread_num(void);
 }
+#endif
 
 namespace dlgsanet {
+
+// Threads that sleep between calls. They are started when they are first needed, and never end. A system that starts no
+// more threads makes calls slower, and nothing else: without exceptions, std::thread would end the process then.
+class Pool {
+public:
+    using Region = void (*)(void* data, int thread);
+
+    // Call region(data, thread) here for thread 0, and on up to `threads` - 1 other threads for 1, 2, ...: those that
+    // are idle before the call here has returned. Returns when all calls have. May be called by several threads.
+    void run(Region region, void* data, int threads) {
+        Call call{region, data, threads, 1, 0, nullptr};
+        pthread_mutex_lock(&mutex_);
+        call.after = calls_;
+        calls_ = &call;
+        while (started_ < threads - 1 && start()) ++started_;
+        pthread_cond_broadcast(&called_);
+        pthread_mutex_unlock(&mutex_);
+        region(data, 0);
+        pthread_mutex_lock(&mutex_);
+        remove(&call);
+        while (call.running > 0) pthread_cond_wait(&ended_, &mutex_);
+        pthread_mutex_unlock(&mutex_);
+    }
+
+private:
+    struct Call {
+        Region region;
+        void* data;
+        int threads;
+        int next;     // number of the next thread that joins
+        int running;  // on threads of the pool
+        Call* after;  // in the list of calls that threads may join
+    };
+
+    bool start() {
+        pthread_t thread;
+        auto serve = [](void* pool) -> void* { return static_cast<Pool*>(pool)->serve(); };
+        return pthread_create(&thread, nullptr, serve, this) == 0 && pthread_detach(thread) == 0;
+    }
+
+    void* serve() {
+        pthread_mutex_lock(&mutex_);
+        for (;;) {
+            while (!calls_) pthread_cond_wait(&called_, &mutex_);
+            Call* call = calls_;
+            const int thread = call->next++;
+            if (call->next == call->threads) remove(call);
+            ++call->running;
+            pthread_mutex_unlock(&mutex_);
+            call->region(call->data, thread);
+            pthread_mutex_lock(&mutex_);
+            if (--call->running == 0) pthread_cond_broadcast(&ended_);
+        }
+    }
+
+    void remove(Call* call) {
+        for (Call** at = &calls_; *at; at = &(*at)->after) {
+            if (*at == call) {
+                *at = call->after;
+                return;
+            }
+        }
+    }
+
+    pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t called_ = PTHREAD_COND_INITIALIZER, ended_ = PTHREAD_COND_INITIALIZER;
+    Call* calls_ = nullptr;
+    int started_ = 0;
+};
+
+inline Pool pool;  // has no destructor: its threads wait in it until the process ends
 
 // Divides one block of memory into pieces that begin on cache lines. Without a block it measures the size needed.
 class Arena {
@@ -48,12 +125,13 @@ bool parallel(int threads, Index tasks, const Make& make, const Work& work) {
     Arena measure(nullptr);
     make(measure);
     if (tasks <= 0) return true;
-    if (!GOMP_parallel || !omp_get_thread_num) threads = 1;
     threads = static_cast<int>(std::max<Index>(1, std::min<Index>(threads, tasks)));
 
     const Index floats = measure.taken();
-    auto* memory = static_cast<float*>(std::aligned_alloc(64, sizeof(float) * threads * floats));
-    if (!memory) return false;
+    constexpr std::size_t line = 64;  // bytes of a cache line; not every system has std::aligned_alloc
+    void* block = std::malloc(sizeof(float) * threads * floats + line);
+    if (!block) return false;
+    auto* memory = reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(block) + line - 1) / line * line);
 
     std::atomic<Index> next{0};
     auto run = [&](int thread) {
@@ -65,11 +143,16 @@ bool parallel(int threads, Index tasks, const Make& make, const Work& work) {
     };
     if (threads == 1) {
         run(0);
-    } else {
+#ifdef DLGSANET_OPENMP
+    } else if (GOMP_parallel && omp_get_thread_num) {
         auto region = [](void* data) { (*static_cast<decltype(run)*>(data))(omp_get_thread_num()); };
         GOMP_parallel(region, &run, threads, 0);
+#endif
+    } else {
+        auto region = [](void* data, int thread) { (*static_cast<decltype(run)*>(data))(thread); };
+        pool.run(region, &run, threads);
     }
-    std::free(memory);
+    std::free(block);
     return true;
 }
 
