@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dlgsanet import ops
+from dlgsanet.archs.convolution import Conv3x3
 from dlgsanet.archs.feed_forward import FEED_FORWARDS
 from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
 from dlgsanet.archs.norm import LayerNorm
@@ -43,7 +44,7 @@ class RHDTG(nn.Module):
     def __init__(self, dim: int, blocks: list[HDTB]):
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv = Conv3x3(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
@@ -149,12 +150,12 @@ class DLGSANet(nn.Module):
                 global_layer() if buildblock_type != "idynamic" else None,
             )
 
-        self.shallow = nn.Conv2d(in_chans, dim, 3, padding=1, bias=False)
+        self.shallow = Conv3x3(in_chans, dim, bias=False)
         self.norm_before = LayerNorm(dim) if body_norm else nn.Identity()
         self.groups = nn.Sequential(*(RHDTG(dim, [block() for _ in range(blocks)]) for _ in range(groups)))
         self._layers = sum(len(group.layers()) for group in cast("list[RHDTG]", self.groups))
         self.norm_after = LayerNorm(dim) if body_norm else nn.Identity()
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.conv = Conv3x3(dim, dim)
         self.reconstruct = reconstruction(upsampler, dim, in_chans, upscale)
 
         layers_per_block = 2 if buildblock_type in ("sparseedge", "edge") else 1
@@ -241,15 +242,16 @@ class DLGSANet(nn.Module):
                     else:
                         y = gather(layer, y, cast("int", layer.halo), self._features_of(image) if y is x else y)
                     tick()
-                add(group.conv, y, 1, x, pixels)
+                _add(group.conv, y, x, pixels)
                 del y
                 tick()
             # The shallow features are made again here: cheaper than keeping them all the way.
             memory.clear()
             y = shallow(self.embed)
-            add(lambda part: self.conv(self.norm_after(part)), x, 1, y, pixels)
+            normed = not isinstance(self.norm_after, nn.Identity)
+            _add(nn.Sequential(self.norm_after, self.conv) if normed else self.conv, x, y, pixels)
             del x
-        halo = sum(isinstance(module, nn.Conv2d) for module in self.reconstruct.modules())
+        halo = sum(isinstance(module, Conv3x3) for module in self.reconstruct.modules())
         for rows, part in strips(self.restore, y, halo, self.upscale, pixels):
             yield rows.start * self.upscale, part
         tick()
@@ -299,6 +301,14 @@ def _bounds_memory(layer: nn.Module, x: Tensor) -> bool:
     """Whether the backend of a layer needs little memory but for the result."""
     record = getattr(layer, "record", None)
     return record is not None and ops.bounds_memory(record(), x)
+
+
+def _add(convolution: nn.Module, x: Tensor, to: Tensor, pixels: int | None) -> None:
+    """Add a convolution of x to another feature map, in place; in strips unless the backend bounds its memory."""
+    if isinstance(convolution, Conv3x3) and _bounds_memory(convolution, x):
+        ops.add_convolution(convolution.record(), x, to)
+    else:
+        add(convolution, x, 1, to, pixels)
 
 
 def _is_watched(network: nn.Module) -> bool:

@@ -4,6 +4,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from dlgsanet.archs.convolution import Conv3x3
+
 UPSAMPLERS = ("pixelshuffledirect", "pixelshuffle", "")
 FEATURES = 64  # channels in the stages of `pixelshuffle`
 
@@ -19,13 +21,13 @@ def reconstruction(upsampler: str, dim: int, channels: int, upscale: int) -> nn.
         parts["upsample"] = nn.Sequential(*_shuffle(dim, channels, upscale))
         return nn.Sequential(parts)
     if upsampler == "pixelshuffle":
-        parts["before"] = nn.Sequential(nn.Conv2d(dim, FEATURES, 3, padding=1), nn.LeakyReLU(0.01))
+        parts["before"] = nn.Sequential(Conv3x3(dim, FEATURES), nn.LeakyReLU(0.01))
         factors = [3] if upscale == 3 else [2] * (upscale.bit_length() - 1)
         parts["upsample"] = nn.Sequential(*(m for r in factors for m in _shuffle(FEATURES, FEATURES, r)))
         dim = FEATURES
-    parts["last"] = nn.Conv2d(dim, channels, 3, padding=1)
+    parts["last"] = Conv3x3(dim, channels)
     return nn.Sequential(parts)
 
 
 def _shuffle(dim: int, channels: int, factor: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(dim, factor**2 * channels, 3, padding=1), nn.PixelShuffle(factor)
+    return Conv3x3(dim, factor**2 * channels), nn.PixelShuffle(factor)

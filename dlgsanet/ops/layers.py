@@ -5,11 +5,11 @@ from torch import Tensor
 
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import composed
-from dlgsanet.ops.records import Layer, tensors_of
+from dlgsanet.ops.records import Conv3x3, Layer, tensors_of
 
 
-def apply(layer: Layer, x: Tensor, *, backend: str | None = None) -> Tensor:
-    """Compute a layer with its normalisation and residual connection: ``x + layer(norm(x))``.
+def apply(layer: Layer | Conv3x3, x: Tensor, *, backend: str | None = None) -> Tensor:
+    """Compute a layer: those of blocks with their normalisation and residual connection, ``x + layer(norm(x))``.
 
     While a graph is traced (torch.compile, export), the layer becomes PyTorch's operations around the operator of the
     dynamic convolution. That operator chooses its backend when the graph runs, and `backend` has no effect.
@@ -20,7 +20,7 @@ def apply(layer: Layer, x: Tensor, *, backend: str | None = None) -> Tensor:
         backend: the name of the backend to use; None: the fastest that supports the call, see `dlgsanet.ops.dispatch`.
 
     Returns:
-        [B, C, H, W].
+        [B, C, H, W]; of a convolution [B, O, H, W].
 
     Raises:
         ValueError: `backend` is unknown, or does not support the call.
@@ -34,6 +34,15 @@ def apply(layer: Layer, x: Tensor, *, backend: str | None = None) -> Tensor:
     return chosen.train(layer, x) if training else chosen.infer(layer, x)
 
 
-def bounds_memory(layer: Layer, x: Tensor) -> bool:
+def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:
+    """``to += apply(layer, x)`` without gradients; to [B, O, H, W] must not be x."""
+    backend = dispatch.select(layer, x)
+    if backend.add_convolution:
+        backend.add_convolution(layer, x, to)
+    else:
+        to += backend.infer(layer, x)
+
+
+def bounds_memory(layer: Layer | Conv3x3, x: Tensor) -> bool:
     """Whether the backend for a call without gradients needs little memory but for the result."""
     return dispatch.select(layer, x).bounds_memory

@@ -3,7 +3,8 @@
 Axes: B batch, C channels, H height, W width, K window size, G groups of channels that share a filter, D channels of
 the feature that filters are formed from, h hidden channels of the feed-forward network.
 
-Every layer is pre-norm and residual: it computes ``x + layer(norm(x))`` for x [B, C, H, W], normalised over C.
+The layers of blocks are pre-norm and residual: they compute ``x + layer(norm(x))`` for x [B, C, H, W], normalised over
+C.
 """
 
 from typing import NamedTuple
@@ -57,6 +58,13 @@ class GatedFeedForward(NamedTuple):
     proj_out: Tensor  # [C, h, 1, 1]
 
 
+class Conv3x3(NamedTuple):
+    """A 3x3 convolution with zero padding, without norm and residual connection: [B, C, H, W] -> [B, O, H, W]."""
+
+    weight: Tensor  # [O, C, 3, 3]
+    bias: Tensor | None  # [O]
+
+
 class DynamicConv(NamedTuple):
     """The arguments of `dlgsanet.ops.dynamic_depthwise_conv` other than x."""
 
@@ -74,13 +82,14 @@ class FusedDynamicConv(NamedTuple):
 
 Layer = LocalAttention | ChannelAttention | GatedFeedForward
 Convolution = DynamicConv | FusedDynamicConv
-Record = Layer | Convolution
+Record = Layer | Conv3x3 | Convolution
 
 # Names of the operations: they are fields of `Backend`, and messages use them.
 OPERATIONS: dict[type, str] = {
     LocalAttention: "dynamic_local_attention",
     ChannelAttention: "channel_attention",
     GatedFeedForward: "gated_feed_forward",
+    Conv3x3: "convolution",
     DynamicConv: "dynamic_depthwise_conv",
     FusedDynamicConv: "fused_dynamic_depthwise_conv",
 }

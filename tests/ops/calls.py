@@ -11,6 +11,7 @@ from torch import Tensor
 from dlgsanet.ops.backends import Backend
 from dlgsanet.ops.records import (
     ChannelAttention,
+    Conv3x3,
     DynamicConv,
     FusedDynamicConv,
     GatedFeedForward,
@@ -103,6 +104,15 @@ def channel_attention(
     return Call(record, x, training)
 
 
+def convolution(size: Size, channels: int, outputs: int, with_bias: bool, seed: int, training: bool = False) -> Call:
+    random, (batch, height, width) = random_tensors(seed), size
+    x = random(batch, channels, height, width)
+    record = Conv3x3(
+        weight=random(outputs, channels, 3, 3) / (9 * channels) ** 0.5, bias=random(outputs) if with_bias else None
+    )
+    return Call(record, x, training)
+
+
 @st.composite
 def sizes(draw) -> Size:
     """Sizes from single pixels to images wider than a tile."""
@@ -117,6 +127,7 @@ def calls(function: Callable[..., Call], **arguments) -> st.SearchStrategy[Calla
 SEEDS = st.integers(0, 10**6)
 WINDOWS = st.sampled_from([1, 3, 5, 7, 9, 11])
 FEED_FORWARD = {"channels": st.integers(1, 50), "half": st.integers(1, 50)}
+CONV_3X3 = {"channels": st.integers(1, 50), "outputs": st.integers(1, 50), "with_bias": st.booleans()}
 CONVOLUTION = {
     "groups": st.integers(1, 5),
     "share": st.integers(1, 15),
@@ -148,6 +159,8 @@ RANDOM = {
         window=st.none() | st.integers(24, 96),
         size=st.tuples(st.integers(1, 3), st.integers(8, 40), st.integers(8, 80) | st.integers(300, 340)),
     ),
+    "convolution": calls(convolution, **CONV_3X3),
+    "convolution, training": calls(convolution, training=FOR_TRAINING, **CONV_3X3),
     "fused_dynamic_depthwise_conv": calls(fused_convolution, **CONVOLUTION),
     "fused_dynamic_depthwise_conv, training": calls(fused_convolution, training=FOR_TRAINING, **CONVOLUTION),
     "gated_feed_forward, training": calls(feed_forward, training=FOR_TRAINING, **FEED_FORWARD),
@@ -173,14 +186,17 @@ def one_of_each(size: Size = (2, 21, 37)) -> dict[str, Call]:
     local = local_attention(size, 2, share=8, squeezed=3, window_size=7, seed=4)
     attention = channel_attention(size, heads=3, share=5, activation="topk", window=16, seed=1)
     network = feed_forward(size, channels=13, half=9, seed=2)
-    convolution = fused_convolution(size, 3, share=7, inputs=5, window_size=5, with_bias=True, seed=3)
+    fused = fused_convolution(size, 3, share=7, inputs=5, window_size=5, with_bias=True, seed=3)
     trained = channel_attention(size, heads=3, share=5, activation="topk", window=None, seed=1, training=True)
+    plain = convolution(size, channels=7, outputs=11, with_bias=True, seed=5)
     return {
+        "convolution": plain,
+        "convolution, training": plain._replace(training=True),
         "dynamic_local_attention": local,
         "channel_attention": attention,
         "gated_feed_forward": network,
-        "fused_dynamic_depthwise_conv": convolution,
-        "fused_dynamic_depthwise_conv, training": convolution._replace(training=True),
+        "fused_dynamic_depthwise_conv": fused,
+        "fused_dynamic_depthwise_conv, training": fused._replace(training=True),
         "dynamic_local_attention, training": local._replace(training=True),
         "gated_feed_forward, training": network._replace(training=True),
         "channel_attention, training": trained,

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 
+from dlgsanet import ops
 from dlgsanet.ops.backends.native import BACKEND as native  # noqa: N811
 from dlgsanet.ops.backends.native import build, library
 from dlgsanet.ops.backends.reference import BACKEND as reference  # noqa: N811
@@ -54,6 +55,25 @@ def _assert_follows_reference(call: calls.Call) -> None:
         for g, w, margin in zip(got, want, margins, strict=True):
             assert g.shape == w.shape
             assert ((g - w).abs() <= margin).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_convolution_adds_to_a_feature_map_in_place(with_bias, dtype):
+    record, x, _ = calls.convolution((2, 9, 40), 5, 7, with_bias, seed=0).map(lambda t: t.to(dtype))
+    features = torch.randn(2, 7, 9, 40, dtype=dtype)
+    for to in (features.clone(), features.mT.contiguous().mT):  # contiguous, and not
+        ops.add_convolution(record, x, to)
+        assert to.equal(features + ops.apply(record, x))
+
+
+def test_a_convolution_of_strips_from_even_rows_is_that_of_the_image():
+    record, x, _ = calls.convolution((1, 90, 30), 16, 16, True, seed=0)
+    whole = ops.apply(record, x, backend="native")
+    for top, bottom in ((0, 31), (30, 61), (60, 90)):
+        first = max(top - 2, 0)
+        part = ops.apply(record, x[:, :, first : bottom + 1], backend="native")
+        assert part[:, :, top - first : bottom - first].equal(whole[:, :, top:bottom])
 
 
 def _margins(call: calls.Call, want: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from dlgsanet.ops.records import (
     OPERATIONS,
     ChannelAttention,
+    Conv3x3,
     Convolution,
     DynamicConv,
     FusedDynamicConv,
@@ -25,7 +26,7 @@ L = TypeVar("L")
 
 @dataclass(frozen=True)
 class LayerFunctions(Generic[L]):
-    """The functions of a backend for a layer. They take the record and x [B, C, H, W] and return [B, C, H, W]."""
+    """The functions of a backend for a layer. They take the record and x [B, C, H, W] and return the layer's result."""
 
     infer: Callable[[L, Tensor], Tensor]  # without gradients
     train: Callable[[L, Tensor], Tensor]  # differentiable by autograd
@@ -53,6 +54,8 @@ class Backend:
         unsuited: a short reason why it does not support a call of a layer that it has, or None.
         feature_maps: number of tensors [B, C, H, W] that exist at once while `channel_attention` runs without
             gradients. Memory planning uses it.
+        add_convolution: adds a convolution of x, the second argument, to the third argument in place, without
+            gradients.
         bounds_memory: layers without gradients need little memory but for the tensor [B, C, H, W] that they return.
     """
 
@@ -61,6 +64,8 @@ class Backend:
     dynamic_local_attention: LayerFunctions[LocalAttention] | None = None
     channel_attention: LayerFunctions[ChannelAttention] | None = None
     gated_feed_forward: LayerFunctions[GatedFeedForward] | None = None
+    convolution: LayerFunctions[Conv3x3] | None = None
+    add_convolution: Callable[[Conv3x3, Tensor, Tensor], None] | None = None
     dynamic_depthwise_conv: ConvolutionFunctions[DynamicConv] | None = None
     fused_dynamic_depthwise_conv: ConvolutionFunctions[FusedDynamicConv] | None = None
     feature_maps: int = 18
@@ -76,11 +81,11 @@ class Backend:
             return NO_LAYER
         return self.unsuited(record, x, training)
 
-    def infer(self, layer: Layer, x: Tensor) -> Tensor:
+    def infer(self, layer: Layer | Conv3x3, x: Tensor) -> Tensor:
         """The layer's result, without gradients."""
         return self.functions(type(layer)).infer(layer, x)
 
-    def train(self, layer: Layer, x: Tensor) -> Tensor:
+    def train(self, layer: Layer | Conv3x3, x: Tensor) -> Tensor:
         """The layer's result, differentiable by autograd."""
         return self.functions(type(layer)).train(layer, x)
 

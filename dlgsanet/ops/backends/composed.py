@@ -25,4 +25,5 @@ BACKEND = Backend(
     dynamic_local_attention=LayerFunctions(dynamic_local_attention, dynamic_local_attention),
     channel_attention=reference.BACKEND.channel_attention,
     gated_feed_forward=reference.BACKEND.gated_feed_forward,
+    convolution=reference.BACKEND.convolution,
 )

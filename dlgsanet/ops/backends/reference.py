@@ -16,7 +16,14 @@ from torch import Tensor
 from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions
 from dlgsanet.ops.backends.gradients import convolve
 from dlgsanet.ops.constants import LAYER_NORM_EPS
-from dlgsanet.ops.records import ChannelAttention, DynamicConv, FusedDynamicConv, GatedFeedForward, LocalAttention
+from dlgsanet.ops.records import (
+    ChannelAttention,
+    Conv3x3,
+    DynamicConv,
+    FusedDynamicConv,
+    GatedFeedForward,
+    LocalAttention,
+)
 from dlgsanet.ops.windows import covering_windows
 
 # The dynamic depth-wise convolution ("On the Connection between Local Attention and Dynamic Depth-wise Convolution",
@@ -190,11 +197,16 @@ def _average_overlap(x: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
     return total / count.view([-1 if d == dim else 1 for d in range(x.dim())])
 
 
+def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
+    return F.conv2d(x, layer.weight, layer.bias, padding=1)
+
+
 BACKEND = Backend(
     name="reference",
     dynamic_local_attention=LayerFunctions(dynamic_local_attention, dynamic_local_attention),
     channel_attention=LayerFunctions(channel_attention, channel_attention),
     gated_feed_forward=LayerFunctions(gated_feed_forward, gated_feed_forward),
+    convolution=LayerFunctions(convolution, convolution),
     dynamic_depthwise_conv=ConvolutionFunctions(dynamic_depthwise_conv, dynamic_depthwise_conv_backward),
     fused_dynamic_depthwise_conv=FUSED_CONVOLUTION,
 )

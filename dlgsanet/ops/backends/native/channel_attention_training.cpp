@@ -59,7 +59,7 @@ DLGSANET_API bool dlgsanet_projected_depthwise(const float* x, const float* norm
                               [=](Index x, const vec* sums) { out_rows.store_all(x, sums); });
             }
             for (int n = 0; n < 2 && y + n < tile.bottom; n++)
-                Strip{out_shape, tile.image, y + n, tile.left, tile.right}.write(s.convolved[n], out);
+                out_shape.strip(y + n, tile, 0).write(s.convolved[n], out);
         }
     });
 }

@@ -12,11 +12,12 @@ from dlgsanet.ops.backends.native.dynamic_conv import (
     fused_dynamic_depthwise_conv,
     fused_dynamic_depthwise_conv_backward,
 )
+from dlgsanet.ops.backends.native.layers import convolution as infer_convolution
 from dlgsanet.ops.backends.native.layers import gated_feed_forward as infer_gated_feed_forward
 from dlgsanet.ops.backends.native.layers import sizes_of, weights_of
 from dlgsanet.ops.backends.native.signatures import round_up, strips
 from dlgsanet.ops.backends.torch.mixing import mixing_matrices
-from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, LocalAttention
+from dlgsanet.ops.records import ChannelAttention, Conv3x3, FusedDynamicConv, GatedFeedForward, LocalAttention
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
@@ -29,6 +30,10 @@ def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
 
 def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     return _ChannelAttention.apply(x, *layer)
+
+
+def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
+    return _Convolution.apply(x, *layer)
 
 
 # Each takes x and the fields of a record as separate arguments, as autograd requires, and returns their gradients.
@@ -165,6 +170,33 @@ class _ChannelAttention(torch.autograd.Function):
         }
         grad_x, _, parts = _gradients("channel_attention_backward", grad, x, normed, 0, **more)
         return grad_x, *parts, grad_temperature, grad_proj_out, None, None, None
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
+        layer = Conv3x3(*fields)
+        ctx.save_for_backward(x, layer.weight)
+        return infer_convolution(layer, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x, weight), grad = ctx.saved_tensors, grad.contiguous()
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = infer_convolution(Conv3x3(weight.flip(2, 3).transpose(0, 1), None), grad)
+        batch, channels, height, _ = x.shape
+        outputs = len(weight)
+        parts = torch.zeros(strips(batch, height), 4, 3, outputs, round_up(channels + 1))
+        library.call(
+            "convolution_backward", grad=grad, x=x.contiguous(), parts=parts, outputs=outputs, **sizes_of(x)
+        )  # fmt: skip
+        # Of filters with the rows e, f, g these are the gradients of e, (e + f + g) / 2, (e - f + g) / 2 and -g.
+        first, plus, minus, last = parts[0, ..., :channels]
+        rows = [first + (plus + minus) / 2, (plus - minus) / 2, (plus + minus) / 2 - last]
+        grad_bias = parts[0, 1, 1, :, channels].clone() if ctx.needs_input_grad[2] else None
+        return grad_x, torch.stack(rows).permute(2, 3, 0, 1).contiguous(), grad_bias
 
 
 def _project(x: Tensor, matrices: Tensor, features: Tensor) -> Tensor:

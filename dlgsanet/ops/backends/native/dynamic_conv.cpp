@@ -48,11 +48,11 @@ DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv(const float* x, const fl
             const Index rows = std::min<Index>(filtered_together, tile.bottom - y);
             for (Index n = 0; n < rows; n++) {
                 read(y + n + r);
-                Strip{z_shape, tile.image, y + n, tile.left, tile.right}.read(z, s.z[n]);
+                z_shape.strip(y + n, tile, 0).read(z, s.z[n]);
             }
             dynamic_conv_rows(maker, channels, s.filters, rows, s.z, s.source, y, s.out, tile.columns());
             for (Index n = 0; n < rows; n++)
-                Strip{shape, tile.image, y + n, tile.left, tile.right}.write(s.out[n], out);
+                shape.strip(y + n, tile, 0).write(s.out[n], out);
         }
     });
 }

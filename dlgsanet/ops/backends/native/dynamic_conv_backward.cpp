@@ -187,7 +187,10 @@ struct Task {
     void differentiate_filters(Index group, Index n, const Scratch& s) const {
         const Index taps = make.taps();
         const Weights back(weight_transposed + group * taps * make.inputs, make.inputs, taps);
-        (group == 0 ? gemm<Start::zero> : gemm<Start::accumulate>)(back, s.grad_filters[n], s.grad_z[n], shape.width);
+        if (group == 0)
+            gemm<Start::zero>(back, s.grad_filters[n], s.grad_z[n], shape.width);
+        else
+            gemm<Start::accumulate>(back, s.grad_filters[n], s.grad_z[n], shape.width);
         gemm<Start::accumulate>(Weights(s.grad_filters[n], taps, shape.width), s.z_by_pixel[n],
                                 grad_weight.below(group * taps), make.inputs + 1);
     }

@@ -62,11 +62,16 @@ DLGSANET_API bool dlgsanet_gated_feed_forward(const float* x, const float* norm_
         enter.make_row(tile.top, tile, 1, s.normed, s.hidden);
         for (Index y = tile.top; y < tile.bottom; y += together) {
             const Index rows = std::min<Index>(together, tile.bottom - y);
-            for (Index n = 0; n < rows; n++) enter.make_row(y + n + 1, tile, 1, s.normed, s.hidden);
+            Ahead ahead(lines_per_block(2 * channels, 2 * half));
+            for (Index n = 0; n < rows; n++) {
+                shape.strip(y + n + 1 + together, tile, 1).expect(x, ahead);
+                shape.strip(y + n, tile, 0).expect(out, ahead);
+            }
+            for (Index n = 0; n < rows; n++) enter.make_row(y + n + 1, tile, 1, s.normed, s.hidden, &ahead);
             (rows == 1 ? gate<1> : gate<2>)(s.hidden, y, depthwise, s.gated, s.a, tile.columns());
             for (Index n = 0; n < rows; n++) {
                 gemm<Start::zero>(leave, s.gated[n], s.output, tile.columns());
-                Strip{shape, tile.image, y + n, tile.left, tile.right}.write_sum(s.output, x, out);
+                shape.strip(y + n, tile, 0).write_sum(s.output, x, out);
             }
         }
     });

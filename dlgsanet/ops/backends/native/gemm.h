@@ -1,6 +1,7 @@
 // Products of a small matrix with many pixels. All operands are in the cache.
 #pragma once
 
+#include "ahead.h"
 #include "vector.h"
 
 namespace dlgsanet {
@@ -21,47 +22,68 @@ struct Weights {
     const float* row(Index m) const { return start + m * pitch; }
 };
 
-// `Down` rows and `Across` registers of columns of the product, kept in registers.
-template <int Down, int Across, Start start>
+constexpr int block_rows = 6, block_registers = many_registers ? 4 : 2;  // of a block that is kept in registers
+
+// `Down` rows and `Across` registers of columns of the product.
+template <int Down, int Across, Start start, int Taps>
 inline void gemm_block(const Weights& a, Index m, Rows x, Rows out) {
     vec sum[Down][Across];
-    for (int i = 0; i < Down; i++)
+    const float* weights[Down];
+    for (int i = 0; i < Down; i++) {
+        weights[i] = a.row(m + i);
         for (int n = 0; n < Across; n++)
             sum[i][n] = start == Start::accumulate ? load(out.row(m + i) + n * lanes)
                         : start == Start::bias     ? fill(a.bias[m + i])
                                                    : vec{};
-    for (Index k = 0; k < a.inner; k++) {
-        vec column[Across];
-        for (int n = 0; n < Across; n++) column[n] = load(x.row(k) + n * lanes);
-        for (int i = 0; i < Down; i++)
-            for (int n = 0; n < Across; n++) sum[i][n] += column[n] * a.row(m + i)[k];
+    }
+    const float* source = x.start;
+    for (Index k = 0; k < a.inner; k++, source += x.pitch) {
+#pragma GCC unroll 3
+        for (int t = 0; t < Taps; t++) {
+            vec column[Across];
+            for (int n = 0; n < Across; n++) column[n] = load(source + t + n * lanes);
+            for (int i = 0; i < Down; i++)
+                for (int n = 0; n < Across; n++) sum[i][n] += column[n] * weights[i][k * Taps + t];
+        }
     }
     for (int i = 0; i < Down; i++)
         for (int n = 0; n < Across; n++) store(out.row(m + i) + n * lanes, sum[i][n]);
 }
 
 // Rows from m: blocks of `Down` rows, then one block of the remaining rows.
-template <int Down, int Across, Start start>
-inline void gemm_down(const Weights& a, Index m, Rows x, Rows out) {
-    for (; m + Down <= a.rows; m += Down) gemm_block<Down, Across, start>(a, m, x, out);
+template <int Down, int Across, Start start, int Taps>
+inline void gemm_down(const Weights& a, Index m, Rows x, Rows out, Ahead* ahead) {
+    for (; m + Down <= a.rows; m += Down) {
+        gemm_block<Down, Across, start, Taps>(a, m, x, out);
+        if (ahead) ahead->after_block();
+    }
     if constexpr (Down > 1)
-        if (m < a.rows) gemm_down<Down - 1, Across, start>(a, m, x, out);
+        if (m < a.rows) gemm_down<Down - 1, Across, start, Taps>(a, m, x, out, ahead);
 }
 
-template <int Across, Start start>
-inline void gemm_across(const Weights& a, Rows x, Rows out, Index columns) {
+template <int Across, Start start, int Taps>
+inline void gemm_across(const Weights& a, Rows x, Rows out, Index columns, Ahead* ahead) {
     Index n = 0;
     for (; n + (Across - 1) * lanes < columns; n += Across * lanes)
-        gemm_down<6, Across, start>(a, 0, x.at(n), out.at(n));
+        gemm_down<block_rows, Across, start, Taps>(a, 0, x.at(n), out.at(n), ahead);
     if constexpr (Across > 1)
-        if (n < columns) gemm_across<Across - 1, start>(a, x.at(n), out.at(n), columns - n);
+        if (n < columns) gemm_across<Across - 1, start, Taps>(a, x.at(n), out.at(n), columns - n, ahead);
 }
 
 // out[m][n] = start + sum_k a[m][k] * x[k][n]. Columns are read and written in whole registers: x and out must have
-// space for `columns` rounded up to `lanes`.
-template <Start start>
-void gemm(const Weights& a, Rows x, Rows out, Index columns) {
-    gemm_across<many_registers ? 4 : 2, start>(a, x, out, columns);
+// space for `columns` rounded up to `lanes`. With taps it is a convolution along the rows of x: the matrix is [rows,
+// inner, Taps], and out[m][n] = start + sum_kt a[m][k][t] * x[k][n + t].
+template <Start start, int Taps = 1>
+void gemm(const Weights& a, Rows x, Rows out, Index columns, Ahead* ahead = nullptr) {
+    gemm_across<block_registers, start, Taps>(a, x, out, columns, ahead);
+}
+
+// Cache lines to request after every block, so that a product with `rows` rows requests `lines` of them for every line
+// of its columns.
+inline Index lines_per_block(Index lines, Index rows) {
+    constexpr Index lines_across = std::max<Index>(1, block_registers * lanes / floats_of_line);
+    const Index blocks = (rows + block_rows - 1) / block_rows;
+    return (lines * lines_across + blocks - 1) / blocks;
 }
 
 }  // namespace dlgsanet

@@ -4,14 +4,21 @@
 
 #include <unistd.h>
 
+#include "ahead.h"
 #include "vector.h"
 
 namespace dlgsanet {
+
+struct Strip;
+struct Tile;
 
 struct Shape {
     Index batch, channels, height, width;
 
     Index pixels() const { return height * width; }
+
+    // Row y of a tile with `margin` additional columns on both sides, as far as they are in the image.
+    inline Strip strip(Index y, const Tile& tile, Index margin) const;
 };
 
 struct Tile {
@@ -74,17 +81,17 @@ struct Strip {
         return (image * shape.channels + channel) * shape.pixels() + y * shape.width + left;
     }
 
-    // Also prefetches the next row, which arrives from memory while this one is processed.
     void read(const float* tensor, Rows to) const { read(tensor, to, shape.channels); }
 
     // Only the first `channels` channels.
     void read(const float* tensor, Rows to, Index channels) const {
-        const Index next = y + 1 < shape.height ? shape.width : 0;
-        for (Index c = 0; c < channels; c++) {
-            const float* from = tensor + at(c);
-            for (Index x = 0; x < right - left; x += 16) __builtin_prefetch(from + next + x);
-            std::memcpy(to.row(c), from, sizeof(float) * (right - left));
-        }
+        for (Index c = 0; c < channels; c++)
+            std::memcpy(to.row(c), tensor + at(c), sizeof(float) * (right - left));
+    }
+
+    // Have `ahead` request this part of a tensor, if it is in the image.
+    void expect(const float* tensor, Ahead& ahead) const {
+        if (y >= 0 && y < shape.height) ahead.add(tensor + at(0), right - left, shape.channels, shape.pixels());
     }
 
     void write(Rows from, float* tensor) const {
@@ -98,6 +105,10 @@ struct Strip {
             for (Index x = 0; x < right - left; x++) tensor[at(c) + x] = residual[at(c) + x] + from.row(c)[x];
     }
 };
+
+inline Strip Shape::strip(Index y, const Tile& tile, Index margin) const {
+    return {*this, tile.image, y, std::max<Index>(0, tile.left - margin), std::min(width, tile.right + margin)};
+}
 
 // The last `count` rows of a feature that is computed row by row, for the convolution after it. There are `margin`
 // additional columns on both sides of the columns of a tile.

@@ -10,8 +10,8 @@ from dlgsanet.ops import constants
 from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends.native import library
 from dlgsanet.ops.backends.torch.mixing import NORMALIZE_EPS
-from dlgsanet.ops.kept_memory import empty_like
-from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Layer, LocalAttention
+from dlgsanet.ops.kept_memory import empty, empty_like
+from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, Layer, LocalAttention
 from dlgsanet.ops.windows import pieces
 
 
@@ -20,7 +20,7 @@ def sizes_of(x: Tensor) -> dict[str, int]:
     return dict(zip(("batch", "channels", "height", "width"), x.shape, strict=True))
 
 
-def weights_of(layer: Layer) -> dict[str, Tensor]:
+def weights_of(layer: Layer | Conv3x3) -> dict[str, Tensor]:
     """A layer's tensors by name, contiguous."""
     return {name: value.contiguous() for name, value in layer._asdict().items() if isinstance(value, Tensor)}
 
@@ -46,6 +46,26 @@ def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
         **sizes_of(x),
     )
     return out
+
+
+def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
+    x = x.contiguous()
+    out = empty(len(x), len(layer.weight), *x.shape[2:])
+    _convolve(layer, x, out, add=False)
+    return out
+
+
+def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:
+    if to.is_contiguous():
+        _convolve(layer, x.contiguous(), to, add=True)
+    else:
+        to += convolution(layer, x)
+
+
+def _convolve(layer: Conv3x3, x: Tensor, out: Tensor, add: bool) -> None:
+    outputs = len(layer.weight)
+    weights = {"bias": torch.zeros(outputs), **weights_of(layer)}
+    library.call("convolution", x=x, **weights, out=out, outputs=outputs, add=add, **sizes_of(x))
 
 
 BAND = 16  # rows in one partial sum of the products of q and k; it does not depend on the threads

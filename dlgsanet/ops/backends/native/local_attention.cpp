@@ -46,7 +46,7 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
                               tile.columns());
             for (Index n = 0; n < rows; n++) {
                 gemm<Start::zero>(leave, s.filtered[n], s.output, tile.columns());
-                Strip{shape, tile.image, y + n, tile.left, tile.right}.write_sum(s.output, x, out);
+                shape.strip(y + n, tile, 0).write_sum(s.output, x, out);
             }
         }
     });

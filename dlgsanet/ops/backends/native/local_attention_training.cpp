@@ -145,8 +145,8 @@ DLGSANET_API bool dlgsanet_local_features(const float* x, const float* norm_weig
             s.make(row, tile);
             const Index done = row - layer.r();
             if (done < tile.top) continue;
-            Strip{shape, tile.image, done, tile.left, tile.right}.write(s.projected[done], y);
-            Strip{z_shape, tile.image, done, tile.left, tile.right}.write(s.z[done], z);
+            shape.strip(done, tile, 0).write(s.projected[done], y);
+            z_shape.strip(done, tile, 0).write(s.z[done], z);
         }
     });
 }

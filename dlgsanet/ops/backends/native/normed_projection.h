@@ -13,13 +13,15 @@ struct NormedProjection {
     Weights weights;
 
     // Write row y of a tile to out[y], with `margin` additional columns on both sides; zero outside the image.
-    void make_row(Index y, const Tile& tile, Index margin, Rows normed, const RowRing& out) const {
+    void make_row(Index y, const Tile& tile, Index margin, Rows normed, const RowRing& out,
+                  Ahead* ahead = nullptr) const {
         if (y < 0 || y >= shape.height) return out.clear(y);
-        const Index left = std::max<Index>(0, tile.left - margin), right = std::min(shape.width, tile.right + margin);
-        Strip{shape, tile.image, y, left, right}.read(x, normed);
-        layer_norm(normed, shape.channels, right - left, norm_weight, norm_bias);
-        gemm<Start::zero>(weights, normed, out[y].at(left - tile.left), right - left);
-        out.clear_around(y, left - tile.left, right - tile.left);
+        const Strip strip = shape.strip(y, tile, margin);
+        const Index from = strip.left - tile.left, columns = strip.right - strip.left;
+        strip.read(x, normed);
+        layer_norm(normed, shape.channels, columns, norm_weight, norm_bias);
+        gemm<Start::zero>(weights, normed, out[y].at(from), columns, ahead);
+        out.clear_around(y, from, from + columns);
     }
 };
 

@@ -4,7 +4,8 @@ A function here has the sizes of the C++ function of the same name as parameters
 both in the order of the C++ declaration. A length of None is not checked.
 
 Axes and sizes: batch, channels, height, width; half is half of the hidden channels of the feed-forward network,
-squeezed and inputs are the channels that filters are formed from, groups are groups of channels that share a filter.
+squeezed and inputs are the channels that filters are formed from, groups are groups of channels that share a filter,
+outputs are the channels of the result of a convolution. With add, a function adds to its result.
 """
 
 import inspect
@@ -135,7 +136,7 @@ def _local_features_backward(
     }
 
 
-def _convolution(
+def _dynamic_convolution(
     batch: int, channels: int, inputs: int, groups: int, window_size: int, height: int, width: int
 ) -> Shapes:
     _share(channels, groups)
@@ -151,7 +152,7 @@ def _convolution(
 def _fused_dynamic_depthwise_conv(
     batch: int, channels: int, inputs: int, groups: int, window_size: int, height: int, width: int
 ) -> Shapes:
-    convolution = _convolution(batch, channels, inputs, groups, window_size, height, width)
+    convolution = _dynamic_convolution(batch, channels, inputs, groups, window_size, height, width)
     return {**convolution, "out": (batch, channels, height, width)}
 
 
@@ -161,7 +162,7 @@ def _fused_dynamic_depthwise_conv_backward(
     image, taps = (batch, channels, height, width), _taps(window_size)
     return {
         "grad": image,
-        **_convolution(batch, channels, inputs, groups, window_size, height, width),
+        **_dynamic_convolution(batch, channels, inputs, groups, window_size, height, width),
         "weight_transposed": (groups, inputs, taps),
         "grad_x": image,
         "grad_z": (batch, inputs, height, width),
@@ -204,6 +205,23 @@ def _channel_attention_apply(
         "band_pieces": (band_count, 4),
         "column_pieces": (column_count, 4),
         "out": image,
+    }
+
+
+def _convolution(batch: int, channels: int, outputs: int, height: int, width: int, add: int) -> Shapes:
+    return {
+        "x": (batch, channels, height, width),
+        "weight": (outputs, channels, 3, 3),
+        "bias": (outputs,),
+        "out": (batch, outputs, height, width),
+    }
+
+
+def _convolution_backward(batch: int, channels: int, outputs: int, height: int, width: int) -> Shapes:
+    return {
+        "grad": (batch, outputs, height, width),
+        "x": (batch, channels, height, width),
+        "parts": (strips(batch, height), 4, 3, outputs, round_up(channels + 1)),
     }
 
 
@@ -273,6 +291,8 @@ SIGNATURES = {
         _fused_dynamic_depthwise_conv_backward,
         _channel_attention_sums,
         _channel_attention_apply,
+        _convolution,
+        _convolution_backward,
         _products,
         _projected_depthwise,
         _channel_attention_backward,

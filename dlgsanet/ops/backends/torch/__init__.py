@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import autocast
-from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions
+from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions, reference
 from dlgsanet.ops.backends.torch import differentiable, dynamic_conv, inference, planar
 from dlgsanet.ops.records import ChannelAttention, Record, tensors_of
 
@@ -51,6 +51,7 @@ BACKEND = Backend(
     dynamic_local_attention=_layer("dynamic_local_attention"),
     channel_attention=_layer("channel_attention"),
     gated_feed_forward=_layer("gated_feed_forward"),
+    convolution=reference.BACKEND.convolution,
     dynamic_depthwise_conv=ConvolutionFunctions(
         dynamic_conv.dynamic_depthwise_conv, dynamic_conv.dynamic_depthwise_conv_backward
     ),
