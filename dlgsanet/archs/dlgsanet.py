@@ -246,11 +246,11 @@ class DLGSANet(nn.Module):
                 del y
                 tick()
             # The shallow features are made again here: cheaper than keeping them all the way.
-            memory.clear()
             y = shallow(self.embed)
             normed = not isinstance(self.norm_after, nn.Identity)
             _add(nn.Sequential(self.norm_after, self.conv) if normed else self.conv, x, y, pixels)
             del x
+            memory.clear()
         halo = sum(isinstance(module, Conv3x3) for module in self.reconstruct.modules())
         for rows, part in strips(self.restore, y, halo, self.upscale, pixels):
             yield rows.start * self.upscale, part
