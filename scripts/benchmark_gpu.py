@@ -1,10 +1,11 @@
 """Time and memory of the dynamic convolution and of whole networks on an NVIDIA GPU, next to other implementations.
 
-python scripts/benchmark_gpu.py tiny        the layer that Tiny and Light share, in every way
-python scripts/benchmark_gpu.py large       the layer of Large
-python scripts/benchmark_gpu.py inference   the nine published networks, SwinIR-light and EDSR: a picture
-python scripts/benchmark_gpu.py training    the same: a training step
-python scripts/benchmark_gpu.py graphs      a training step of Tiny by torch.compile and as a CUDA graph
+python scripts/benchmark_gpu.py tiny               the layer that Tiny and Light share, in every way
+python scripts/benchmark_gpu.py large              the layer of Large
+python scripts/benchmark_gpu.py inference          the nine published networks, SwinIR-light and EDSR: a picture
+python scripts/benchmark_gpu.py training           the same: a training step
+python scripts/benchmark_gpu.py graphs             a training step of Tiny, also by torch.compile and as a CUDA graph
+python scripts/benchmark_gpu.py graphs-inference   a picture by Tiny in the same ways
 
 Every part prints a Markdown table row by row, and how long it took. After 7 minutes the rows that are left are not
 measured, so that a part takes less than 8. Times are medians
@@ -41,7 +42,7 @@ from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.autocast import in_autocast_dtype
-from dlgsanet.ops.backends import LayerFunctions, cuda, reference
+from dlgsanet.ops.backends import LayerFunctions, composed, cuda, reference
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, LocalAttention
 
@@ -59,11 +60,14 @@ PICTURE = (720, 1280)  # height and width of what networks make
 PATCHES = (16, 48)  # batch, and side of the LR patches, of a training step
 COMPILED_SCALE = 4  # of Tiny's step by torch.compile and as a CUDA graph
 
-# How many times faster than as published: a layer, by precision; and a training step of Tiny.
+# How many times faster than as published: a layer, a training step of Tiny, and an image of Tiny x4.
 FORWARD_GOALS = {"tiny": {"fp32": 5, "TF32": 5, "bf16": 5}, "large": {"fp32": 4, "TF32": 6, "bf16": 6}}
 BACKWARD_GOALS = {"tiny": 3.5, "large": 2.3}
-STEP_GOALS = {"ours": 1.3, "ours, torch.compile": 2, "ours, CUDA graph": 2}
-REPLAYED = "ours, CUDA graph of a call"
+PUBLISHED, PLAIN, OURS, COMPILE = "as published", "plain definition", "ours", ", torch.compile"
+GRAPH = "ours, CUDA graph"  # of an iteration
+REPLAYED = "ours, CUDA graph of a call"  # as `upscale`, `test` and `benchmark` run a frozen network
+STEP_GOALS = {OURS: 1.3, OURS + COMPILE: 2, GRAPH: 2.2}
+CALL_GOALS = {"fp32": 4, "bf16": 6}  # of Tiny x4, replayed
 MEGABYTES_GOAL = 2500  # less than as published, in training Large in fp32
 
 SECONDS = 0.5  # of one measurement, after warming up
@@ -84,7 +88,7 @@ NEEDS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=[*LAYERS, "inference", "training", "graphs", "needs"])
+    parser.add_argument("part", choices=[*LAYERS, *NETWORKS, "needs"])
     parser.add_argument("of", nargs="?", choices=list(NEEDS), help="of needs: only report what is missing here")
     parser.add_argument("--append", metavar="FILE", help="write what is printed to the end of this file too")
     args = parser.parse_args()
@@ -93,8 +97,7 @@ def main() -> int:
         return 2
     if args.part == "needs":
         return 0
-    parts = {"inference": benchmark_inference, "training": benchmark_training, "graphs": benchmark_graphs}
-    run = parts.get(args.part) or functools.partial(benchmark_layer, args.part)
+    run = functools.partial(benchmark_layer if args.part in LAYERS else benchmark_networks, args.part)
     with also_in(args.append):
         started = time.monotonic()
         LIMITS[:] = [started + PART_SECONDS, started + LAST_ROW_SECONDS]
@@ -377,7 +380,7 @@ def networks() -> Iterator[tuple[str, int, nn.Module, list[str]]]:
     for size in SIZES:
         for scale in SCALES:
             network = DLGSANet(**size_options(size, scale))
-            yield f"DLGSANet {size}", scale, network, ["as published", "ours"]
+            yield f"DLGSANet {size}", scale, network, [PUBLISHED, PLAIN, OURS]
     for scale in SCALES:
         network = SwinIR(
             upscale=scale, img_size=PATCHES[1], window_size=8, img_range=1.0, depths=[6] * 4, embed_dim=60,
@@ -390,17 +393,19 @@ def networks() -> Iterator[tuple[str, int, nn.Module, list[str]]]:
 
 
 @contextlib.contextmanager
-def as_published(on: bool) -> Iterator[None]:
-    """Have networks compute their dynamic convolution as published, and the other layers by their plain definition."""
-    names, load = dispatch.BACKENDS, dispatch.load
-    if on:
+def served(way: str) -> Iterator[None]:
+    """Have networks compute their layers by the plain definition, with the published convolution or not, or by ours."""
+    names, load, traced = dispatch.BACKENDS, dispatch.load, composed.BACKEND
+    if way == PUBLISHED:
         layer = LayerFunctions(local_attention_as_published, local_attention_as_published)
         plain = dataclasses.replace(reference.BACKEND, name="published", dynamic_local_attention=layer)
         dispatch.BACKENDS, dispatch.load = {"published": "reference"}, lambda name: plain
+    elif way.startswith(PLAIN):
+        dispatch.BACKENDS, composed.BACKEND = {"reference": names["reference"]}, reference.BACKEND
     try:
         yield
     finally:
-        dispatch.BACKENDS, dispatch.load = names, load
+        dispatch.BACKENDS, dispatch.load, composed.BACKEND = names, load, traced
 
 
 def local_attention_as_published(layer: LocalAttention, x: Tensor) -> Tensor:
@@ -412,43 +417,53 @@ def local_attention_as_published(layer: LocalAttention, x: Tensor) -> Tensor:
 Measure = Callable[[nn.Module, int, torch.dtype, str], tuple[float, float]]
 
 
-def print_networks(entries: Iterator[tuple[str, int, nn.Module, list[str]]], measure: Measure, training: bool) -> None:
-    """A row for each way of each network: milliseconds and megabytes by `measure`, in fp32 (TF32 off) and bf16."""
+def benchmark_networks(part: str) -> None:
+    title, measure, more = NETWORKS[part]
+    print(f"## {title}\n")
+    entries = networks()
+    if part.startswith("graphs"):
+        tiny = DLGSANet(**size_options("Tiny", COMPILED_SCALE))
+        entries = iter([("DLGSANet Tiny", COMPILED_SCALE, tiny, [PUBLISHED, PLAIN, PLAIN + COMPILE, OURS])])
+    print_networks(((*entry, [*ways, *more] if OURS in ways else ways) for *entry, ways in entries), measure)
+
+
+def print_networks(entries: Iterator[tuple[str, int, nn.Module, list[str]]], measure: Measure) -> None:
+    """A row for each way of each network: milliseconds and megabytes by `measure`, in each precision."""
     print("In brackets, how many times faster and how many MB less than as published.\n")
-    head = ["network", "scale", "way", "fp32 ms", "fp32 MB", "bf16 ms", "bf16 MB"]
+    head = ["network", "scale", "way", *(f"{precision} {unit}" for precision in PRECISIONS for unit in ("ms", "MB"))]
 
     def rows() -> Iterator[list[str]]:
-        set_tf32(False)
         for name, scale, network, ways in entries:
-            bases: dict[torch.dtype, tuple[float, float]] = {}
+            bases: dict[str, tuple[float, float]] = {}
             for way in ways:
-                step_goal = STEP_GOALS.get(way) if training and name == "DLGSANet Tiny" else None
                 row = [name, f"x{scale}", way]
-                for dtype in (torch.float32, torch.bfloat16):
-                    large = training and way == "ours" and name == "DLGSANet Large" and dtype == torch.float32
-                    # Each precision has its own time: both compile.
-                    with or_a_word(row, len(row) + 2, PATIENCE["network"]), as_published(way == "as published"):
+                for precision, (dtype, tf32) in PRECISIONS.items():
+                    set_tf32(tf32)
+                    # Each precision has its own time: all of them compile.
+                    with or_a_word(row, len(row) + 2, PATIENCE["network"]), served(way):
                         ms, megabytes = measure(network, scale, dtype, way)
-                        base = bases.get(dtype, (None, None))
-                        row += [
-                            faster(ms, base[0], step_goal),
-                            smaller(megabytes, base[1], MEGABYTES_GOAL if large else None),
-                        ]
-                        if way == "as published":
-                            bases[dtype] = ms, megabytes
+                        base = bases.get(precision, (None, None))
+                        goals = goals_of(measure, name, scale, way, precision)
+                        row += [faster(ms, base[0], goals[0]), smaller(megabytes, base[1], goals[1])]
+                        if way == PUBLISHED:
+                            bases[precision] = ms, megabytes
                 yield row
 
     print_table(head, rows())
 
 
-def benchmark_inference() -> None:
-    print(f"## A picture of {PICTURE[1]} x {PICTURE[0]} pixels from whole networks\n")
-    print(f"{REPLAYED}: as `upscale`, `test` and `benchmark` run it, weights in the dtype, frozen.")
-    entries = ((name, scale, of, [*ways, REPLAYED] if "ours" in ways else ways) for name, scale, of, ways in networks())
-    print_networks(entries, measure_inference, training=False)
+def goals_of(measure: Measure, name: str, scale: int, way: str, precision: str) -> tuple[float | None, int | None]:
+    """How many times faster than as published a way should be, and how many MB less it should need."""
+    if name == "DLGSANet Tiny" and measure is measure_step:
+        return STEP_GOALS.get(way), None
+    if (name, scale, way) == ("DLGSANet Tiny", 4, REPLAYED):
+        return CALL_GOALS.get(precision), None
+    saves_memory = (name, way, precision) == ("DLGSANet Large", OURS, "fp32") and measure is measure_step
+    return None, MEGABYTES_GOAL if saves_memory else None
 
 
 def measure_inference(network: nn.Module, scale: int, dtype: torch.dtype, way: str) -> tuple[float, float]:
+    torch.compiler.reset()
     network = on_device(network).eval()
     height, width = (pixels // scale // 8 * 8 for pixels in PICTURE)  # SwinIR takes whole windows
     image = torch.rand(1, 3, height, width, device=DEVICE)
@@ -456,34 +471,23 @@ def measure_inference(network: nn.Module, scale: int, dtype: torch.dtype, way: s
     if way == REPLAYED:
         ops.freeze(network.to(dtype))
         image, autocast = image.to(dtype), False
+    compute = torch.compile(network) if way.endswith(COMPILE) else network
 
     def run() -> None:
         with torch.no_grad(), torch.autocast(DEVICE, dtype, enabled=autocast):
-            network(image)
+            compute(image)
 
     for _ in range(3):  # the third call is the first replay
         run()
     return milliseconds(run, head_start=0), peak_megabytes(run)[0]
 
 
-def benchmark_training() -> None:
-    print("## A training step: forward, L1, backward, Adam; {} patches of {} x {}\n".format(*PATCHES, PATCHES[1]))
-    print_networks(networks(), measure_step, training=True)
-
-
-def benchmark_graphs() -> None:
-    print("## The training step of Tiny by torch.compile and as a CUDA graph\n")
-    network = DLGSANet(**size_options("Tiny", COMPILED_SCALE))
-    entry = ("DLGSANet Tiny", COMPILED_SCALE, network, ["as published", *STEP_GOALS])
-    print_networks(iter([entry]), measure_step, training=True)
-
-
 def measure_step(network: nn.Module, scale: int, dtype: torch.dtype, way: str) -> tuple[float, float]:
     torch.compiler.reset()
     network = on_device(network).train()
-    graph = way == "ours, CUDA graph"
+    graph = way == GRAPH
     optimizer = torch.optim.Adam(network.parameters(), 1e-6, capturable=graph)
-    run = torch.compile(network) if way == "ours, torch.compile" else network
+    run = torch.compile(network) if way.endswith(COMPILE) else network
     batch, side = PATCHES
     low = torch.rand(batch, 3, side, side, device=DEVICE)
     high = torch.rand(batch, 3, side * scale, side * scale, device=DEVICE)
@@ -497,6 +501,23 @@ def measure_step(network: nn.Module, scale: int, dtype: torch.dtype, way: str) -
 
     peak, repeated = peak_megabytes(lambda: (captured if graph else warmed_up)(step))
     return milliseconds(repeated, head_start=0), peak
+
+
+# The whole networks' parts: title, what is measured, and the ways in addition to those of a network of ours.
+NETWORKS = {
+    "inference": (
+        f"A picture of {PICTURE[1]} x {PICTURE[0]} pixels from whole networks",
+        measure_inference,
+        [REPLAYED],
+    ),
+    "training": (
+        "A training step: forward, L1, backward, Adam; {} patches of {} x {}".format(*PATCHES, PATCHES[1]),
+        measure_step,
+        [],
+    ),
+    "graphs": ("The training step of Tiny in every way", measure_step, [OURS + COMPILE, GRAPH]),
+    "graphs-inference": ("A picture by Tiny in every way", measure_inference, [OURS + COMPILE, REPLAYED]),
+}
 
 
 def on_device(network: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 from tests.ops.emulator import COMPILER, EmulatedModule
 from tests.ops.test_cuda_kernels import TOLERANCE, expected_results, fused_arguments, normal, relative_error
 
-PARTS = ["tiny", "large", "inference", "training", "graphs"]
+PARTS = ["tiny", "large", "inference", "training", "graphs", "graphs-inference"]
 
 
 def benchmark_gpu():
@@ -100,8 +100,8 @@ def test_networks_as_published_use_the_published_kernel(on_cpu, monkeypatch):
     ours = network(image)
     published = on_cpu.published
     monkeypatch.setattr(on_cpu, "published", lambda *arguments: used.append(1) or published(*arguments))
-    for on in (True, False):
-        with on_cpu.as_published(on):
+    for way in (on_cpu.PUBLISHED, on_cpu.PLAIN, on_cpu.OURS):
+        with on_cpu.served(way):
             torch.testing.assert_close(network(image), ours)
         assert used == [1]
 
@@ -145,7 +145,7 @@ def test_a_precision_that_fails_leaves_the_other(on_cpu, monkeypatch, capsys):
         return 2.0, 3.0
 
     entry = ("network", 4, torch.nn.Identity(), ["ours"])
-    on_cpu.print_networks(iter([entry]), measure, training=False)
+    on_cpu.print_networks(iter([entry]), measure)
     (row,) = table(capsys.readouterr().out)
     assert row["fp32 ms"] == "failed: ValueError"
     assert row["bf16 ms"] == "2.000"
@@ -182,21 +182,29 @@ def test_layers(on_cpu, monkeypatch, capsys, tmp_path, part):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
-@pytest.mark.parametrize("part", ["inference", "training", "graphs"])
+@pytest.mark.parametrize("part", PARTS[2:])
 def test_networks(on_cpu, monkeypatch, capsys, part):
+    fewer = {name: on_cpu.PRECISIONS[name] for name in ("fp32", "bf16")}  # two are enough to see, and both compile
+    monkeypatch.setattr(on_cpu, "PRECISIONS", fewer)
     assert run(on_cpu, monkeypatch, part) == 0
     rows = {(row["network"], row["way"]): row for row in table(capsys.readouterr().out)}
+    ways = [way for network, way in rows if network == "DLGSANet Tiny"]
     ours = rows["DLGSANet Tiny", "ours"]
     assert ours["bf16 MB"] == "1000 (5000 less)"
-    if part == "graphs":
-        assert rows["DLGSANet Tiny", "ours, CUDA graph"]["fp32 ms"] == "1.000 (6.00; goal 2: met)"
-        assert len(rows) == 4
+    assert rows["DLGSANet Tiny", "plain definition"]["bf16 ms"] == "1.000 (6.00)"
+    if part.startswith("graphs"):
+        assert len(ways) == len(rows) == 6
+        assert ways[2::2] == ["plain definition, torch.compile", "ours, torch.compile"]
     else:
-        assert len(rows) == (8 if part == "training" else 11)  # three networks in two or three ways, and two others
+        assert len(rows) == 3 * len(ways) + 2  # three networks, and two others
         assert rows["EDSR", "BasicSR"]["fp32 ms"] == "1.000"
-        assert ours["fp32 ms"] == ("1.000 (6.00; goal 1.3: met)" if part == "training" else "1.000 (6.00)")
         goal = "; goal 2500: met" if part == "training" else ""
         assert rows["DLGSANet Large", "ours"]["fp32 MB"] == f"1000 (5000 less{goal})"
+    if "inference" in part:
+        replayed = rows["DLGSANet Tiny", "ours, CUDA graph of a call"]
+        assert (replayed["fp32 ms"], replayed["bf16 ms"]) == ("1.000 (6.00; goal 4: met)", "1.000 (6.00; goal 6: met)")
+    else:
+        assert ours["fp32 ms"] == "1.000 (6.00; goal 1.3: met)"
 
 
 @pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
