@@ -14,6 +14,7 @@ from skimage import data
 
 from dlgsanet.cli import main
 from dlgsanet.data.resize import downscale
+from dlgsanet.folder_lock import owned
 from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import save
 
@@ -142,6 +143,18 @@ def test_a_part_that_fails(place, capsys):
     assert main(arguments("one", network="Narrow.yml")) == 2
     assert tables("out") == tables("one")
     assert "Narrow" in capsys.readouterr().err
+
+
+def test_two_parts_that_end_together(place, capsys):
+    """One of them makes the tables; the other one leaves that to it."""
+    assert main(arguments("out", "--shard", "1/2")) == 0
+    with owned(Path("out/x2")):
+        assert main(arguments("out", "--shard", "2/2")) == 0
+        assert main(arguments("out")) == 2
+        assert "out/x2" in capsys.readouterr().err
+    assert not tables("out")
+    assert main(arguments("out", "--shard", "2/2")) == 0
+    assert_as_one_process(capsys)
 
 
 def test_other_weights_meanwhile(place, capsys):
