@@ -48,8 +48,8 @@ def main(argv: list[str]) -> int:
         outcome = run_scale(scale, [e for e in networks if e.scale == scale], a.data, settings)
         if a.shard and outcome.missing:
             print(
-                f"x{scale}: {outcome.missing} pictures are missing, of parts that have failed or not ended; the part "
-                "that ends last makes the tables, or a run without --shard"
+                f"x{scale}: pictures missing: {outcome.missing}, in parts that have failed or not ended; the part that "
+                "ends last makes the tables, or a run without --shard"
             )
         else:
             try:
