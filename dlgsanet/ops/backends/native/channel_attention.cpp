@@ -50,7 +50,7 @@ struct Heads {
 constexpr Index batch_rows = 4;  // rows of q and k that are multiplied together
 
 struct Scratch {
-    Rows normed, v[2], qk[batch_rows];  // q and k; each piece begins at a whole register and is padded with zeros
+    Rows normed, v[2], qk[batch_rows];
     RowRing qkv;
     float* sums;  // one register for each sum of each piece of a tile
 
@@ -59,7 +59,7 @@ struct Scratch {
           v{arena.rows(heads.all_channels(), width), arena.rows(heads.all_channels(), width)},
           qkv(arena, 3 * heads.all_channels(), width, 4, 1),
           sums(arena.take(pieces * heads.sums() * lanes)) {
-        for (Rows& row : qk) row = arena.rows(2 * heads.all_channels(), width + pieces * lanes);
+        for (Rows& row : qk) row = arena.rows(2 * heads.all_channels(), width);
     }
 };
 
@@ -68,17 +68,8 @@ void add_products(const Scratch& s, const Heads& heads, Index rows, Columns colu
     const Index c = heads.channels, all = heads.all_channels();
     for (Index h = 0; h < heads.count; h++)
         multiply_rows(s.qk, rows, h * c, (h + 1) * c, all + h * c, all + (h + 1) * c, columns,
-                         sums + h * c * c * lanes);
-    for (Index channel = 0; channel < 2 * all; channel++) {
-        float* at = sums + (heads.products() + channel) * lanes;
-        vec sum = load(at);
-        for (Index y = 0; y < rows; y++)
-            for (Index x = columns.start; x < columns.start + columns.size; x += lanes) {
-                const vec value = load(s.qk[y].row(channel) + x);
-                sum += value * value;
-            }
-        store(at, sum);
-    }
+                      sums + h * c * c * lanes);
+    add_squares<8>(s.qk, rows, 0, 2 * all, columns, sums + heads.products() * lanes);
 }
 
 // The first pass over some bands (pieces of rows) and one tile of columns, which is divided into pieces.
@@ -104,29 +95,27 @@ struct FirstPass {
         for (Index band = first_band; band < stop_band; band++) {
             for (Index y = bands[band].start; y < bands[band].stop; y += batch_rows) {
                 const Index rows = std::min(batch_rows, bands[band].stop - y);
-                for (Index i = 0; i < rows; i += 2) {
-                    enter.make_row(y + i + 1, tile, 1, s.normed, s.qkv);
-                    if (i + 1 < rows) enter.make_row(y + i + 2, tile, 1, s.normed, s.qkv);
-                    if (i + 1 < rows)
-                        convolve<2>(y + i, tile, s, s.qk + i);
-                    else
-                        convolve<1>(y + i, tile, s, s.qk + i);
-                }
-                each_piece([&](Index n, Columns place) {
-                    add_products(s, heads, rows, place, s.sums + (n - first_column) * heads.sums() * lanes);
-                });
+                for (Index i = 0; i < rows; i += 2) convolve(y + i, std::min<Index>(2, rows - i), tile, s, s.qk + i);
+                for (Index n = first_column; n < stop_column; n++)
+                    add_products(s, heads, rows, {columns[n].start - tile.left, columns[n].size()},
+                                 s.sums + (n - first_column) * heads.sums() * lanes);
             }
             hand_in(band, s);
         }
     }
 
-    template <class Work>
-    void each_piece(const Work& work) const {
-        Index start = 0;
-        for (Index n = first_column; n < stop_column; n++) {
-            work(n, Columns{start, columns[n].size()});
-            start += round_up(columns[n].size(), lanes);
+    // Compute one or two rows from y on, after the rows of the projection that they need.
+    void convolve(Index y, Index rows, const Tile& tile, const Scratch& s, const Rows* qk) const {
+        Ahead ahead(lines_per_block(2 * shape.channels, 3 * shape.channels));
+        for (Index n = 0; n < rows; n++) {
+            shape.strip(y + n + 3, tile, 1).expect(enter.x, ahead);
+            shape.strip(y + n, tile, 0).expect(v, ahead);
         }
+        for (Index n = 0; n < rows; n++) enter.make_row(y + n + 1, tile, 1, s.normed, s.qkv, &ahead);
+        if (rows == 2)
+            convolve<2>(y, tile, s, qk);
+        else
+            convolve<1>(y, tile, s, qk);
     }
 
     // The depth-wise convolution of rows from y on. It writes q and k to scratch, and v to its tensor.
@@ -134,25 +123,12 @@ struct FirstPass {
     void convolve(Index y, const Tile& tile, const Scratch& s, const Rows* qk) const {
         const Neighbours<Down> rows(s.qkv, y);
         const Index all = shape.channels;
-        each_piece([&](Index n, Columns place) {
-            const Index first = columns[n].start - tile.left, whole = place.size / lanes * lanes;
-            for (Index c = 0; c < 2 * all; c++) {
-                const Addresses<Down> out(qk, c);
-                depthwise_3x3(rows, c, first, place.size, depthwise + 9 * c,
-                              [=](Index x, const vec* sums) { out.store_all(place.start + x, sums); });
-                if (whole == place.size) continue;
-                for (int i = 0; i < Down; i++) {
-                    float* end = qk[i].row(c) + place.start + whole;
-                    std::fill(end + place.size - whole, end + lanes, 0.f);
-                }
-            }
-        });
-        for (Index c = 0; c < all; c++) {
-            const Addresses<Down> out(s.v, c);
-            depthwise_3x3(rows, 2 * all + c, 0, tile.columns(), depthwise + 9 * (2 * all + c),
+        for (Index c = 0; c < 3 * all; c++) {
+            const Addresses<Down> out(c < 2 * all ? qk : s.v, c < 2 * all ? c : c - 2 * all);
+            depthwise_3x3(rows, c, 0, tile.columns(), depthwise + 9 * c,
                           [=](Index x, const vec* sums) { out.store_all(x, sums); });
         }
-        for (int i = 0; i < Down; i++) Strip{shape, image, y + i, tile.left, tile.right}.write(s.v[i], v);
+        for (int i = 0; i < Down; i++) shape.strip(y + i, tile, 0).write(s.v[i], v);
     }
 
     // Reduce a band's sums to single floats and reset them.
@@ -183,20 +159,41 @@ void sum_windows(Index batch, Pieces bands, Pieces columns, Index sums, const fl
             }
 }
 
-struct SecondScratch {
-    Rows weights, folded, v, output;
+// Pieces of columns that are processed together, so that the rows of an image are read in long runs.
+struct Group {
+    Index first, stop;
 
-    SecondScratch(Arena& arena, const Heads& heads, Index width)
-        : weights(arena.rows(heads.all_channels(), heads.channels)),
-          folded(arena.rows(heads.all_channels(), heads.all_channels() + lanes)),
-          v(arena.rows(heads.all_channels(), width)),
-          output(arena.rows(heads.all_channels(), width)) {}
+    // As many pieces from `first` on as have at most `most` columns, but at least one.
+    Group(const Pieces& columns, Index first, Index most) : first(first), stop(first + 1) {
+        while (stop < columns.count && columns[stop].stop - columns[first].start <= most) stop++;
+    }
+
+    Tile tile(Index image, const Piece& band, const Pieces& columns) const {
+        return {image, band.start, band.stop, columns[first].start, columns[stop - 1].stop};
+    }
+};
+
+struct SecondScratch {
+    Rows weights, folded, v, output;  // folded: a matrix for each piece of a group
+
+    SecondScratch(Arena& arena, const Heads& heads, const Pieces& columns, Index most)
+        : weights(arena.rows(heads.all_channels(), heads.channels)) {
+        Index pieces = 1;
+        for (Index n = 0; n < columns.count; n++) {
+            const Group group(columns, n, most);
+            pieces = std::max(pieces, group.stop - group.first);
+        }
+        const Index width = std::max(most, columns.longest()), all = heads.all_channels();
+        folded = arena.rows(pieces * all, all + lanes);
+        v = arena.rows(all, width);
+        output = arena.rows(all, width);
+    }
 };
 
 // folded = proj_out @ the heads' weights, averaged over the windows that contain a piece.
 // weights is [windows down, windows across, heads, c, c].
 void fold(const Heads& heads, const Piece& band, const Piece& column, Index across, const float* weights,
-          const float* proj_out, const SecondScratch& s) {
+          const float* proj_out, const SecondScratch& s, Rows folded) {
     const Index c = heads.channels, all = heads.all_channels();
     const float share = 1.f / (band.windows() * column.windows());
     for (Index row = 0; row < all; row++) {
@@ -209,7 +206,7 @@ void fold(const Heads& heads, const Piece& band, const Piece& column, Index acro
     }
     for (Index h = 0; h < heads.count; h++)  // writes whole registers: the next head overwrites the columns past the end
         gemm<Start::zero>(Weights(Rows{const_cast<float*>(proj_out) + h * c, all}, all, c), s.weights.below(h * c),
-                          s.folded.at(h * c), c);
+                          folded.at(h * c), c);
 }
 
 }  // namespace
@@ -260,18 +257,30 @@ DLGSANET_API bool dlgsanet_channel_attention_apply(const float* x, const float* 
     const Heads heads{head_count, channels / head_count};
     const Pieces bands{band_pieces, band_count}, columns{column_pieces, column_count};
     const Index across = columns.windows(), windows = bands.windows() * across;
-    auto make = [&](Arena& arena) { return SecondScratch(arena, heads, columns.longest()); };
+    const Index most = cache_floats() / (2 * channels + channels * channels / 16);
+    auto make = [&](Arena& arena) { return SecondScratch(arena, heads, columns, most); };
 
     return parallel(threads, batch * band_count, make, [&](Index task, const SecondScratch& s) {
         const Index image = task / band_count;
         const Piece& band = bands[task % band_count];
-        for (Index n = 0; n < column_count; n++) {
-            fold(heads, band, columns[n], across, weights + image * windows * heads.products(), proj_out, s);
-            const Weights folded(s.folded, channels, channels);
+        for (Index n = 0; n < column_count;) {
+            const Group group(columns, n, most);
+            const Tile tile = group.tile(image, band, columns);
+            for (; n < group.stop; n++)
+                fold(heads, band, columns[n], across, weights + image * windows * heads.products(), proj_out, s,
+                     s.folded.below((n - group.first) * channels));
             for (Index y = band.start; y < band.stop; y++) {
-                const Strip row{shape, image, y, columns[n].start, columns[n].stop};
+                Ahead ahead(lines_per_block(2 * channels, channels));
+                shape.strip(y + 1, tile, 0).expect(v, ahead);
+                shape.strip(y + 1, tile, 0).expect(x, ahead);
+                const Strip row = shape.strip(y, tile, 0);
                 row.read(v, s.v);
-                gemm<Start::zero>(folded, s.v, s.output, columns[n].size());
+                // Whole registers are written: each piece overwrites the columns past the end of the one before it.
+                for (Index piece = group.first; piece < group.stop; piece++) {
+                    const Index start = columns[piece].start - tile.left;
+                    gemm<Start::zero>({s.folded.below((piece - group.first) * channels), channels, channels},
+                                      s.v.at(start), s.output.at(start), columns[piece].size(), &ahead);
+                }
                 row.write_sum(s.output, x, out);
             }
         }

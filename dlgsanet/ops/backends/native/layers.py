@@ -82,7 +82,8 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
     heads = len(layer.temperature)
     fitting = constants.CACHE_FLOATS // (22 * channels)
-    tile_width = max(64, fitting // constants.COLUMN_STEP * constants.COLUMN_STEP)  # whole registers
+    # With a column on both sides for the depth-wise convolution it has whole registers.
+    tile_width = max(64, fitting // constants.COLUMN_STEP * constants.COLUMN_STEP) - 2
     bands, columns = _pieces(height, layer.window, BAND), _pieces(width, layer.window, tile_width)
     cut: dict[str, Any] = {
         "band_pieces": bands,

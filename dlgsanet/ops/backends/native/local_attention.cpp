@@ -37,15 +37,20 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
         for (Index y = tile.top - r; y < tile.top + r; y++) s.features.make(y, tile);
         for (Index y = tile.top; y < tile.bottom; y += filtered_together) {
             const Index rows = std::min<Index>(filtered_together, tile.bottom - y);
+            Ahead ahead(lines_per_block(channels, channels));
+            for (Index n = 0; n < rows; n++) {
+                shape.strip(y + n + r + filtered_together, tile, r).expect(x, ahead);
+                shape.strip(y + n, tile, 0).expect(out, ahead);
+            }
             Rows z[filtered_together];
             for (Index n = 0; n < rows; n++) {
-                s.features.make(y + n + r, tile);
+                s.features.make(y + n + r, tile, &ahead);
                 z[n] = s.features.z[y + n];
             }
             dynamic_conv_rows(maker, channels, s.filters, rows, z, s.features.projected, y, s.filtered,
                               tile.columns());
             for (Index n = 0; n < rows; n++) {
-                gemm<Start::zero>(leave, s.filtered[n], s.output, tile.columns());
+                gemm<Start::zero>(leave, s.filtered[n], s.output, tile.columns(), &ahead);
                 shape.strip(y + n, tile, 0).write_sum(s.output, x, out);
             }
         }

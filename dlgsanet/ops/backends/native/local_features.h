@@ -32,9 +32,9 @@ public:
     const RunningDepthwise z;
 
     // Compute the next row of a tile; the first is tile.top - r. After that, row `row` - r of z is complete.
-    void make(Index row, const Tile& tile) const {
+    void make(Index row, const Tile& tile, Ahead* ahead = nullptr) const {
         const Index r = layer_.r(), height = layer_.enter.shape.height, width = layer_.enter.shape.width;
-        layer_.enter.make_row(row, tile, r, normed_, projected);
+        layer_.enter.make_row(row, tile, r, normed_, projected, ahead);
         if (row < 0 || row >= height) return z.begin(row + r, layer_.spatial_bias, tile.columns());
         const Index from = std::max(-r, -tile.left), to = std::min(width - tile.left, tile.columns() + r);
         gemm<Start::bias>(layer_.squeeze, projected[row].at(from), squeezed_[0].at(from), to - from);

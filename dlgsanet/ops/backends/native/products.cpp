@@ -15,10 +15,8 @@ struct Channels {
     Index channels, first, count, pixels;
 
     void read(Index image, Index start, Index columns, Rows to) const {
-        for (Index c = 0; c < count; c++) {
+        for (Index c = 0; c < count; c++)
             std::memcpy(to.row(c), tensor + (image * channels + first + c) * pixels + start, sizeof(float) * columns);
-            std::fill(to.row(c) + columns, to.row(c) + round_up(columns, lanes), 0.f);
-        }
     }
 };
 

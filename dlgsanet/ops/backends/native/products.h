@@ -5,9 +5,17 @@
 
 namespace dlgsanet {
 
-// A range of columns. Its last register is padded with zeros.
+// A range of columns. Kernels may read whole registers, but other columns do not matter.
 struct Columns {
     Index start, size;
+
+    // use(x, here) for each register: here(v) is v with zeros in place of other columns.
+    template <class Use>
+    void each_register(const Use& use) const {
+        const Index whole = start + size / lanes * lanes, rest = size % lanes;
+        for (Index x = start; x < whole; x += lanes) use(x, [](vec v) { return v; });
+        if (rest) use(whole, [=](vec v) { return first_lanes(v, rest); });
+    }
 };
 
 // sums[i][j] += row q + i times row k + j, summed over columns and `count` matrices. Each sum is a register of partial
@@ -19,14 +27,14 @@ inline void multiply_block(const Rows* matrices, Index count, Index q, Index k, 
     for (int i = 0; i < Q; i++)
         for (int j = 0; j < K; j++) sum[i][j] = load(sums + (i * pitch + j) * lanes);
     for (Index y = 0; y < count; y++)
-        for (Index x = columns.start; x < columns.start + columns.size; x += lanes) {
+        columns.each_register([&](Index x, const auto& here) {
             vec keys[K];
-            for (int j = 0; j < K; j++) keys[j] = load(matrices[y].row(k + j) + x);
+            for (int j = 0; j < K; j++) keys[j] = here(load(matrices[y].row(k + j) + x));
             for (int i = 0; i < Q; i++) {
-                const vec query = load(matrices[y].row(q + i) + x);
+                const vec query = here(load(matrices[y].row(q + i) + x));
                 for (int j = 0; j < K; j++) sum[i][j] += query * keys[j];
             }
-        }
+        });
     for (int i = 0; i < Q; i++)
         for (int j = 0; j < K; j++) store(sums + (i * pitch + j) * lanes, sum[i][j]);
 }
@@ -54,6 +62,25 @@ inline void multiply_down(const Rows* matrices, Index count, Index q, Index q_en
 inline void multiply_rows(const Rows* matrices, Index count, Index q, Index q_end, Index k, Index k_end,
                           Columns columns, float* sums) {
     multiply_down<4>(matrices, count, q, q_end, k, k_end, columns, sums);
+}
+
+// sums[i] += the squares of rows [q, q_end), summed in the same way.
+template <int Q>
+inline void add_squares(const Rows* matrices, Index count, Index q, Index q_end, Columns columns, float* sums) {
+    for (; q + Q <= q_end; q += Q, sums += Q * lanes) {
+        vec sum[Q];
+        for (int i = 0; i < Q; i++) sum[i] = load(sums + i * lanes);
+        for (Index y = 0; y < count; y++)
+            columns.each_register([&](Index x, const auto& here) {
+                for (int i = 0; i < Q; i++) {
+                    const vec value = here(load(matrices[y].row(q + i) + x));
+                    sum[i] += value * value;
+                }
+            });
+        for (int i = 0; i < Q; i++) store(sums + i * lanes, sum[i]);
+    }
+    if constexpr (Q > 1)
+        if (q < q_end) add_squares<Q / 2>(matrices, count, q, q_end, columns, sums);
 }
 
 }  // namespace dlgsanet

@@ -39,6 +39,13 @@ inline vec magnitude(vec v) { return reinterpret_cast<vec>(reinterpret_cast<ivec
 inline vec at_least(vec v, float bound) { return fill(bound) > v ? fill(bound) : v; }  // keeps NaN
 inline vec at_most(vec v, float bound) { return fill(bound) < v ? fill(bound) : v; }   // keeps NaN
 
+// v in the first `count` lanes, 0 in the others.
+inline vec first_lanes(vec v, Index count) {
+    ivec lane;
+    for (int i = 0; i < lanes; i++) lane[i] = i;
+    return reinterpret_cast<vec>(reinterpret_cast<ivec>(v) & (lane < static_cast<int>(count)));
+}
+
 // The elements of a and b, concatenated, at `places`. The places must be constants.
 #ifdef __clang__
 #define DLGSANET_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
