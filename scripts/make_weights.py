@@ -48,6 +48,9 @@ def main() -> None:
         "--from", dest="start", type=Path, metavar="FILE", help="start from these weights; one scale only"
     )
     parser.add_argument("--decay", type=int, default=8000, help="iterations of the decay; default: 8000")
+    parser.add_argument(
+        "--force-yml", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, as in `dlgsanet train`"
+    )
     parser.add_argument("--now", action="store_true", help="branch from the newest checkpoint; do not train before")
     arguments = parser.parse_args()
     if arguments.start and len(arguments.scales) > 1:
@@ -58,7 +61,8 @@ def main() -> None:
     for scale in arguments.scales:
         file = Path(f"options/train/{RECIPES[scale]}.yml")
         start = copy_of_start(scale, arguments.start or load_yaml(file)["path"]["pretrain_network_g"])
-        changes = [f"path:pretrain_network_g={start}", "train:network_init=random"] if start else []
+        from_start = [f"path:pretrain_network_g={start}", "train:network_init=random"] if start else []
+        changes = from_start + arguments.force_yml
         command = ["train", "-opt", str(file), *(["--force-yml", *changes] if changes else [])]
         if not arguments.now:
             dlgsanet(*command, "--auto-resume")
@@ -145,10 +149,12 @@ def hardware_of(run: str) -> str:
 def described(branch: dict[str, Any]) -> str:
     data, train = branch["datasets"]["train"], branch["train"]
     patch = data["gt_size"] // branch["scale"]
+    teacher = train.get("teacher_opt")
+    target = f", {teacher['share']} of the loss towards {Path(teacher['path']).stem}" if teacher else ""
     return (
         f"{train['total_iter']} iterations of {data['batch_size_per_gpu']} LR patches of {patch}x{patch}, "
         f"{train['optim_g']['type']} at {train['optim_g']['lr']}, decayed to 0 over the last "
-        f"{train['scheduler']['decay_iter']}, EMA {train['ema_decay']}"
+        f"{train['scheduler']['decay_iter']}, EMA {train['ema_decay']}{target}"
     )
 
 
