@@ -219,7 +219,8 @@ def write_curves(rows: list[dict[str, Any]], path: Path) -> None:
         offset = past - branch_start(stage)
         for axes, column in ((left, "l_pix"), (right, "psnr")):
             points = [(offset + int(row["iteration"]), float(row[column])) for row in here if row[column] != ""]
-            axes.plot(*zip(*points, strict=True), ".-", markersize=3, linewidth=1)
+            x, y = zip(*points, strict=True) if points else ((), ())  # a short stage may have no validation
+            axes.plot(x, y, ".-", markersize=3, linewidth=1)
         past = offset + int(here[-1]["iteration"])
     left.set(xlabel="iteration", ylabel="L1 loss", yscale="log")
     right.set(xlabel="iteration", ylabel="validation PSNR (dB)")
