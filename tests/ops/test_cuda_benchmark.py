@@ -182,7 +182,7 @@ def test_layers(on_cpu, monkeypatch, capsys, tmp_path, part):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
-@pytest.mark.parametrize("part", PARTS[2:])
+@pytest.mark.parametrize("part", [pytest.param(p, marks=[pytest.mark.long] * (p == "graphs")) for p in PARTS[2:]])
 def test_networks(on_cpu, monkeypatch, capsys, part):
     fewer = {name: on_cpu.PRECISIONS[name] for name in ("fp32", "bf16")}  # two are enough to see, and both compile
     monkeypatch.setattr(on_cpu, "PRECISIONS", fewer)

@@ -32,7 +32,9 @@ def difference(workplace, finished) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
-@pytest.mark.parametrize(("ranks", "changes"), [(2, {}), (4, {}), (2, {"find_unused_parameters": True})])
+@pytest.mark.parametrize(
+    ("ranks", "changes"), [(2, {}), pytest.param(4, {}, marks=pytest.mark.long), (2, {"find_unused_parameters": True})]
+)
 def test_ranks_follow_the_single_process(workplace, finished, ranks, changes):
     workplace.options |= changes
     train_on(workplace, ranks)
