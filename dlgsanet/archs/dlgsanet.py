@@ -185,7 +185,7 @@ class DLGSANet(nn.Module):
             for top, part in self.by_rows(x, embed_whole=True):
                 out[:, :, top : top + part.shape[2]] = part
             return out
-        if can_replay(self, x) and not _is_watched(self):
+        if self._can_replay(x):
             return replay(DLGSANet._layer_by_layer, self, x)
         return self._layer_by_layer(x)
 
@@ -214,7 +214,7 @@ class DLGSANet(nn.Module):
         Yields:
             (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped.
         """
-        if can_replay(self, image) and not _is_watched(self):
+        if self._can_replay(image):
             yield 0, replay(DLGSANet._rows_joined, self, image)
             for _ in range(self.steps()):
                 tick()
@@ -281,6 +281,9 @@ class DLGSANet(nn.Module):
             return False
         layers = {type(layer): layer for group in cast("list[RHDTG]", self.groups) for layer in group.layers()}
         return all(_bounds_memory(layer, x) for layer in layers.values())
+
+    def _can_replay(self, x: Tensor) -> bool:
+        return can_replay(self, x) and not _is_watched(self)
 
     def _mean_like(self, image: Tensor) -> Tensor:
         if type(image) is not Tensor or torch.compiler.is_compiling():  # a traced graph makes its own constants

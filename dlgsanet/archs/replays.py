@@ -83,21 +83,22 @@ class _Graphs:
         self._refused = False
 
     def call(self, function: Callable[[Network, Tensor], Tensor], network: Network, x: Tensor) -> Tensor:
+        if self._refused:
+            return function(network, x)
         weights = [(p.data_ptr(), p._version) for p in network.parameters()]
         if weights != self._weights:
             self._graphs.clear()
             self._weights = weights
-        # What other streams do with the result of a replay does not delay the next one.
+        # A graph belongs to the stream of its calls: on another one its memory could change while it runs.
         key = (function, x.shape, x.dtype, x.device, torch.cuda.current_stream(x.device))
         if graph := self._graphs.get(key):
             self._graphs.move_to_end(key)
             return graph(x)
         result = function(network, x)
-        if not self._refused:
-            self._graphs[key] = self._captured(function, network, x, result) if key in self._graphs else None
-            self._graphs.move_to_end(key)
-            if len(self._graphs) > SHAPES:
-                self._graphs.popitem(last=False)
+        self._graphs[key] = self._captured(function, network, x, result) if key in self._graphs else None
+        self._graphs.move_to_end(key)
+        if len(self._graphs) > SHAPES:
+            self._graphs.popitem(last=False)
         return result
 
     def _captured(
