@@ -145,7 +145,7 @@ def test_a_precision_that_fails_leaves_the_other(on_cpu, monkeypatch, capsys):
         return 2.0, 3.0
 
     entry = ("network", 4, torch.nn.Identity(), ["ours"])
-    on_cpu.print_networks(iter([entry]), measure)
+    on_cpu.print_networks(iter([entry]), measure, lambda cells: True)
     (row,) = table(capsys.readouterr().out)
     assert row["fp32 ms"] == "failed: ValueError"
     assert row["bf16 ms"] == "2.000"
@@ -176,7 +176,7 @@ def test_layers(on_cpu, monkeypatch, capsys, tmp_path, part):
     assert "Tiny and Light" in printed or part == "large"
     rows = table(printed)
     assert len(rows) == 6 * 4 + 1  # two sizes in three precisions; torch.compile of one size in one precision
-    goals = {"tiny": ("5", "3.5"), "large": ("4", "2.3")}[part]
+    goals = {"tiny": ("8", "2.4"), "large": ("6", "2")}[part]
     fused = next(row for row in rows if row["way"] == "fused kernel")
     assert (fused["forward"], fused["backward"]) == tuple(f"1.000 (1.00; goal {goal}: not met)" for goal in goals)
 
@@ -194,7 +194,7 @@ def test_networks(on_cpu, monkeypatch, capsys, part):
     assert rows["DLGSANet Tiny", "plain definition"]["bf16 ms"] == "1.000 (6.00)"
     if part.startswith("graphs"):
         assert len(ways) == len(rows) == 6
-        assert ways[2::2] == ["plain definition, torch.compile", "ours, torch.compile"]
+        assert ways[4:] == ["plain definition, torch.compile", "ours, torch.compile"]
     else:
         assert len(rows) == 3 * len(ways) + 2  # three networks, and two others
         assert rows["EDSR", "BasicSR"]["fp32 ms"] == "1.000"
@@ -205,6 +205,17 @@ def test_networks(on_cpu, monkeypatch, capsys, part):
         assert (replayed["fp32 ms"], replayed["bf16 ms"]) == ("1.000 (6.00; goal 4: met)", "1.000 (6.00; goal 6: met)")
     else:
         assert ours["fp32 ms"] == "1.000 (6.00; goal 1.3: met)"
+
+
+@pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+def test_rows_can_be_chosen(on_cpu, monkeypatch, capsys):
+    assert run(on_cpu, monkeypatch, "tiny", "--rows", "1x3x5 TF32.*(published|fused)") == 0
+    rows = table(capsys.readouterr().out)
+    assert [row["way"] for row in rows] == ["1x1 convolution, kernel as published", "fused kernel"]
+    assert {row["precision"] for row in rows} == {"TF32"}
+    assert run(on_cpu, monkeypatch, "inference", "--rows", "^(EDSR|DLGSANet Tiny) x4 (BasicSR|ours$)") == 0
+    rows = table(capsys.readouterr().out)
+    assert [(row["network"], row["way"]) for row in rows] == [("DLGSANet Tiny", "ours"), ("EDSR", "BasicSR")]
 
 
 @pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
@@ -238,7 +249,7 @@ def test_the_other_rows_go_on(on_cpu, monkeypatch, capsys, error, word):
     assert "cannot" in printed.err
     cells = {row["way"]: row["forward"] for row in table(printed.out)}
     assert cells["1x1 convolution, unfold"] == word
-    assert cells["fused kernel"].startswith("1.000 (1.00; goal 5")
+    assert cells["fused kernel"].startswith("1.000 (1.00; goal 8")
 
 
 @pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
