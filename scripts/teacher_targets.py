@@ -1,0 +1,101 @@
+"""Write what a trained network makes of the LR images of a data root, as HR images to train another network on.
+
+  python scripts/teacher_targets.py datasets/Photos542 --scale 4 --weights SMFANetplus_DF2K_x4.pth \\
+    --network '{type: SMFANet, upscaling_factor: 4}' --import docs/examples/smfanet.py
+
+writes datasets/Photos542/Teacher/X4; name it in a training file as `dataroot_gt`. Unlike `train.teacher_opt`, the
+teacher computes each image once, not once for each crop, and as a whole, and `--self-ensemble` can be used. Images that
+are there already are not computed again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+import dlgsanet.plugin  # noqa: F401  # registers the networks
+from dlgsanet.archs.sizes import SCALES
+from dlgsanet.commands.arguments import add_import
+from dlgsanet.data.images import png_bytes
+from dlgsanet.data.pairs import Pair, find_pairs_in
+from dlgsanet.data.parallel import for_each, in_one_line
+from dlgsanet.device import find_device
+from dlgsanet.errors import UserError
+from dlgsanet.evaluation.networks import network_class
+from dlgsanet.extensions import import_all
+from dlgsanet.files import write_whole
+from dlgsanet.inference.self_ensemble import Network, self_ensemble
+from dlgsanet.models.teacher import build_teacher
+from dlgsanet.options.parse import parse_yaml
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="a data root, as `dlgsanet data` makes it")
+    parser.add_argument("--scale", type=int, choices=SCALES, required=True)
+    parser.add_argument("--weights", required=True, help="of the teacher: .pth or .safetensors")
+    parser.add_argument("--network", help="its class and arguments, as in `network_g`")
+    parser.add_argument("--share", type=float, default=1.0, help="of the teacher; the rest is the HR image; default: 1")
+    parser.add_argument("--self-ensemble", action="store_true", help="average over 8 flips and transposes")
+    parser.add_argument("--device", help="default: the GPU if there is one")
+    add_import(parser)
+    arguments = parser.parse_args()
+    if not 0 < arguments.share <= 1:
+        parser.error("--share: a number above 0, at most 1, is expected")
+    import_all(arguments.imports)
+    network = parse_yaml(arguments.network, "--network") if arguments.network else None
+    if network:
+        network_class(network, "--network")
+    device = find_device(arguments.device)
+    teacher = build_teacher({"path": arguments.weights, "network": network}, arguments.scale, device)
+    if arguments.self_ensemble:
+        teacher = self_ensemble(teacher)
+    folder = arguments.root / "Teacher" / f"X{arguments.scale}"
+    pairs = find_pairs_in(arguments.root, arguments.scale)
+    written = write_targets(pairs, folder, teacher, arguments.scale, arguments.share, device)
+    print(f"{folder}: {written} written, {len(pairs) - written} were there")
+
+
+def write_targets(
+    pairs: list[Pair], folder: Path, teacher: Network, scale: int, share: float, device: torch.device
+) -> int:
+    """Write the target of each pair: `share` times the teacher's output plus `1 - share` times the HR image.
+
+    Returns:
+        How many were written; those that were there already are left as they are.
+
+    Raises:
+        UserError: images that cannot be read (names them).
+    """
+    one_at_a_time = Lock()  # in memory of the device; files are read and written meanwhile
+
+    def write(pair: Pair) -> bool:
+        path = folder / f"{pair.name}.png"
+        if path.exists():
+            return False
+        lr, hr = (torch.from_numpy(image.transpose(2, 0, 1).copy())[None] for image in pair.read(scale))
+        with one_at_a_time:
+            target = blend(teacher(lr.to(device) / 255), hr, share)
+        write_whole(path, png_bytes(target.numpy(), compress_level=1))
+        return True
+
+    written, failures = for_each(write, pairs, folder.name)
+    if failures:
+        raise UserError(f"images cannot be read ({len(failures)}): {in_one_line(failures)}")
+    return sum(written)
+
+
+def blend(output: Tensor, hr: Tensor, share: float) -> Tensor:
+    """uint8 [H, W, 3] of a network's output [1, 3, H, W] in [0, 1] and an HR image, uint8 [1, 3, H, W]."""
+    target = torch.lerp(hr.to(output.device) / 255, output.clamp(0, 1), share)
+    return (target[0] * 255).round().byte().permute(1, 2, 0).cpu()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"teacher_targets: error: {error}")

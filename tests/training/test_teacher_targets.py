@@ -1,0 +1,70 @@
+"""`scripts/teacher_targets.py`: what a teacher makes of LR images, to train on."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlgsanet.cli import main
+from dlgsanet.data.layout import hr_path, lr_path
+from tests.conftest import REPOSITORY
+
+WEIGHTS = str(REPOSITORY / "weights" / "DLGSANet_Tiny_x2.safetensors")
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch, photograph):
+    """A data root with two images; the sides of the HR images are odd."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photographs").mkdir()
+    for name, left in (("a", 0), ("b", 60)):
+        Image.fromarray(photograph[:49, left : left + 51]).save(tmp_path / "photographs" / f"{name}.png")
+    assert main(["data", "folder", "photographs", "--name", "Set", "--scales", "2"]) == 0
+    return tmp_path / "datasets" / "Set"
+
+
+def run(root, *arguments):
+    script = str(REPOSITORY / "scripts" / "teacher_targets.py")
+    return subprocess.run(
+        [sys.executable, script, str(root), "--scale", "2", *arguments], capture_output=True, text=True
+    )
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_targets_are_what_upscale_writes(root):
+    done = run(root, "--weights", WEIGHTS, "--self-ensemble")
+    assert done.stdout.endswith("X2: 2 written, 0 were there\n")
+    assert main(["upscale", str(lr_path(root, "b", 2)), "-o", "b.png", "--self-ensemble", "--device", "cpu"]) == 0
+    target = pixels(root / "Teacher/X2/b.png")
+    assert target.shape == (48, 50, 3)
+    np.testing.assert_array_equal(target, pixels("b.png"))
+
+    (root / "Teacher/X2/a.png").unlink()
+    before = (root / "Teacher/X2/b.png").stat().st_mtime_ns
+    assert run(root, "--weights", WEIGHTS, "--share", "0.25").stdout.endswith("1 written, 1 were there\n")
+    assert (root / "Teacher/X2/b.png").stat().st_mtime_ns == before
+    assert main(["upscale", str(lr_path(root, "a", 2)), "-o", "a.png", "--device", "cpu"]) == 0
+    mixed = 0.25 * pixels("a.png") + 0.75 * pixels(hr_path(root, "a"))[:48, :50]
+    assert np.abs(pixels(root / "Teacher/X2/a.png") - mixed).max() <= 0.625 + 1e-3  # both were rounded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--weights", "none.pth"], "none.pth"),
+        (["--weights", WEIGHTS, "--network", "{type: Nonet}"], "Nonet"),
+        (["--weights", WEIGHTS, "--share", "0"], "--share"),
+        (["--weights", WEIGHTS.replace("x2", "x3")], "it enlarges by 3"),
+    ],
+)
+def test_wrong_arguments_are_one_line(root, arguments, named):
+    done = run(root, *arguments)
+    assert done.returncode
+    assert named in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (root / "Teacher").exists()
