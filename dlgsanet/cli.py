@@ -6,6 +6,7 @@ exit code. Nothing here imports torch, so that `dlgsanet --help` answers at once
 
 import codecs
 import errno
+import faulthandler
 import importlib
 import io
 import os
@@ -124,7 +125,7 @@ def _drop_output() -> None:
 
 
 def _prepare_standard_streams() -> None:
-    """Open those that the caller has closed, and let every name of a file be printed.
+    """Open those that the caller has closed, let every name of a file be printed, and let no crash be silent.
 
     The next file to be opened would take the place of a closed stream, and get its messages.
     """
@@ -139,6 +140,8 @@ def _prepare_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="dlgsanet")
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)  # a process that a fault ends, such as an invalid address, says where it was
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:

@@ -118,3 +118,10 @@ def test_output_that_cannot_be_written(arguments, tmp_path):
         if code:
             assert done.returncode == code
             assert "standard output" in done.stderr.splitlines()[-1]
+
+
+def test_a_process_that_crashes_says_where():
+    code = "import os, signal; from dlgsanet.cli import main; main(['--version']); os.kill(os.getpid(), signal.SIGSEGV)"
+    crashed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "Segmentation fault" in crashed.stderr
+    assert 'File "<string>", line 1' in crashed.stderr
