@@ -46,6 +46,9 @@ def main(argv: list[str]) -> int:
     settings = Settings(a.output, metrics, a.batch, devices, a.runs, tuple(imports), a.shard)
     for scale in a.scales or sorted({entry.scale for entry in networks}):
         outcome = run_scale(scale, [e for e in networks if e.scale == scale], a.data, settings)
+        if not any(outcome.pairs.values()):  # nothing to put into tables
+            failures += outcome.failures
+            continue
         if a.shard and outcome.missing:
             print(
                 f"x{scale}: pictures missing: {outcome.missing}, in parts that have failed or not ended; the part that "

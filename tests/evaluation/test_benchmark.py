@@ -124,6 +124,13 @@ def test_failures_are_reported_and_everything_else_is_computed(place, capsys):
     assert "1 part " in capsys.readouterr().err
 
 
+def test_without_any_test_set_nothing_is_measured_or_written(place, monkeypatch, capsys):
+    monkeypatch.setattr("dlgsanet.evaluation.benchmark.add_costs", lambda *_: pytest.fail("costs were measured"))
+    assert main(["benchmark", "A.pth", "-o", "new", "--data", "datasets/Missing"]) == 2
+    assert "datasets/Missing" in capsys.readouterr().err
+    assert not list(place.glob("new/*.csv"))
+
+
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "n" * 256])
 def test_name_that_no_folder_can_have_is_found_before_the_work(place, capsys, name):
     assert main(["benchmark", f"{name}=A.pth", "--runs", "0", "-o", "new", "--data", "datasets/Photos"]) == 2
