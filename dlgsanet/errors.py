@@ -81,3 +81,12 @@ def faults_of(where: str) -> Iterator[None]:
         ) from error
     except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+def first_failure(error: RuntimeError) -> RuntimeError:
+    """What has failed first: the end of a failed capture of a CUDA graph raises as well."""
+    first, context = error, error.__context__
+    while context:
+        first = context if isinstance(context, RuntimeError) else first
+        context = context.__context__
+    return first

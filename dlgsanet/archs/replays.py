@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from dlgsanet.errors import first_failure
 from dlgsanet.ops.backends.torch.frozen import is_frozen
 
 LARGEST = 2**18  # pixels of a batch that is captured; with more, the GPU takes longer than the host
@@ -112,7 +113,7 @@ class _Graphs:
                 return graph
             problem = f"a replay differs by {difference:.1e}"
         except RuntimeError as error:
-            problem = " ".join(str(error).split())[:300]
+            problem = " ".join(str(first_failure(error)).split())[:300]
         logger.warning("%s: calls are not replayed as CUDA graphs: %s", x.device, problem)
         self._refused = True
         self._graphs.clear()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, first_failure
 from dlgsanet.memory import is_out_of_memory
 
 logger = logging.getLogger("dlgsanet")
@@ -135,7 +135,7 @@ class CudaGraphs:
             with capture(second, pool=first.pool()):
                 self._update_from_tensors()
         except RuntimeError as error:
-            first_error = _first_of(error)
+            first_error = first_failure(error)
             if is_out_of_memory(first_error):
                 raise
             reason = " ".join(str(first_error).split())[:300]
@@ -144,15 +144,6 @@ class CudaGraphs:
             self.capturing = False
         self._graphs = [first, second]
         logger.info("%-11san iteration is captured; it is replayed from now on", "CUDA graph")
-
-
-def _first_of(error: RuntimeError) -> RuntimeError:
-    """What has failed first: the end of a failed capture raises as well."""
-    first, context = error, error.__context__
-    while context:
-        first = context if isinstance(context, RuntimeError) else first
-        context = context.__context__
-    return first
 
 
 @contextmanager

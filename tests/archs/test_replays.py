@@ -143,7 +143,7 @@ def test_what_cannot_be_captured_runs_as_usual_with_a_warning(graphs, monkeypatc
             assert torch.equal(network(image), expected(image))
     assert [graph.replays for graph in graphs] == [0]
     assert len(caplog.messages) == 1
-    assert "not permitted when stream is capturing" in caplog.text
+    assert "not permitted when stream is capturing" in caplog.text  # what failed first
 
 
 def test_a_replay_that_differs_is_refused(graphs, monkeypatch, caplog):

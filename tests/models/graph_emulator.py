@@ -4,7 +4,7 @@ As on a GPU,
 
 - a capture changes nothing, and the tensors that it makes hold garbage (NaN) until the first replay;
 - a replay runs the same operators on the same memory, with the numbers of the capture;
-- reading a value within a capture is an error.
+- reading a value within a capture is an error, after which the end of the capture raises another one.
 
 Kernels that are called by address, as those of the native backend, are not seen.
 """
@@ -99,6 +99,8 @@ def _captured(graph: Tape, **_: Any) -> Iterator[None]:
     try:
         with recorder:
             yield
+    except RuntimeError:
+        raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904  # as PyTorch does
     finally:
         recorder.undo()
 
