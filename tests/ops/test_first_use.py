@@ -11,7 +11,7 @@ from torch import Tensor
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import cuda, verdicts
 from dlgsanet.ops.backends import torch as strips
-from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import choice, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import FusedDynamicConv
 from tests.ops.emulator import COMPILER, EmulatedModule
@@ -44,6 +44,7 @@ def restart() -> None:
     """As in a new process."""
     cuda.plan.cache_clear()
     first_use._verdict.cache_clear()
+    choice._chosen.clear()
     dispatch._report_once.cache_clear()
 
 
@@ -174,3 +175,54 @@ def test_a_damaged_result_on_disk_is_made_again(card):
     restart()
     assert dispatch.select(*call()) is card
     assert json.loads(kept.read_text())["difference"] < 1e-5
+
+
+@pytest.fixture
+def timed(card, monkeypatch):
+    """The card's tensor cores take the first of these times, the other kernel the second; what was run, in order."""
+    monkeypatch.setattr(cuda, "tf32_allowed", lambda: True)
+    ran, times = [], [2.0, 1.0]
+
+    class Module(EmulatedModule):
+        def launch(self, kernel, *arguments):
+            ran.append(kernel)
+            super().launch(kernel, *arguments)
+
+    def milliseconds(run, device):
+        run()
+        return times[ran[-1] == "fused_forward"]
+
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Module(instance, "ascending"))
+    monkeypatch.setattr(choice, "milliseconds", milliseconds)
+    monkeypatch.setattr(choice, "_on_gpu", lambda use: True)
+    return ran, times
+
+
+def computed_by(card, ran, height=8) -> str:
+    record, x = call()
+    record, x = record._replace(z=record.z.repeat(1, 1, height // 8, 1)), x.repeat(1, 1, height // 8, 1)
+    dispatch.select(record, x)
+    result = card.convolve(record, x)
+    torch.testing.assert_close(result, strips.BACKEND.convolve(record, x), rtol=1e-2, atol=1e-2)
+    return ran[-1]
+
+
+def test_the_faster_kernel_is_used_and_timed_once_per_card(card, timed):
+    ran, times = timed
+    assert computed_by(card, ran) == "fused_forward"
+    times.reverse()
+    restart()
+    assert computed_by(card, ran) == "fused_forward"  # as kept on disk
+    assert computed_by(card, ran, height=32) == "fused_forward_mma"  # another class of sizes
+
+
+@pytest.mark.parametrize(
+    "state", ["torch.are_deterministic_algorithms_enabled", "torch.cuda.is_current_stream_capturing"]
+)
+def test_what_may_not_be_timed_runs_on_tensor_cores(card, timed, monkeypatch, state):
+    ran, _ = timed
+    assert computed_by(card, ran, height=32) == "fused_forward"
+    monkeypatch.setattr(state, lambda: True)
+    assert computed_by(card, ran) == "fused_forward_mma"
+    deterministic = "deterministic" in state
+    assert computed_by(card, ran, height=32) == ("fused_forward_mma" if deterministic else "fused_forward")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops.backends import Backend, ConvolutionFunctions
-from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import choice, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.first_use import Use
 from dlgsanet.ops.backends.cuda.modules import Instance, Module
@@ -92,13 +92,17 @@ def refused_kernels(convolution: DynamicConv | FusedDynamicConv, x: Tensor, trai
 
 
 def _refused(path: str, convolution: DynamicConv | FusedDynamicConv, x: Tensor) -> str | None:
+    return first_use.refused(_use(path, convolution, x), PATHS[path])
+
+
+def _use(path: str, convolution: DynamicConv | FusedDynamicConv, x: Tensor) -> Use:
     channels = x.shape[1]
     if isinstance(convolution, DynamicConv):
         groups, window, features = convolution.filters.shape[1], convolution.filters.shape[2], 0
     else:
         window, features = convolution.window_size, convolution.z.shape[1]
         groups = convolution.weight.shape[0] // window**2
-    return first_use.refused(Use(path, x.dtype, window, channels // groups, features, x.device), PATHS[path])
+    return Use(path, x.dtype, window, channels // groups, features, x.device)
 
 
 def dynamic_depthwise_conv(convolution: DynamicConv, x: Tensor) -> Tensor:
@@ -118,7 +122,16 @@ def dynamic_depthwise_conv_backward(convolution: DynamicConv, x: Tensor, grad: T
 
 
 def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
-    return _fused_forward(convolution, x, _on_tensor_cores(convolution, x))
+    return _fused_forward(convolution, x, _on_tensor_cores(convolution, x) and _faster_there(convolution, x))
+
+
+def _faster_there(convolution: FusedDynamicConv, x: Tensor) -> bool:
+    """Whether tensor cores, which could be used, are faster than the other kernel on this card."""
+    if _refused("fused forward", convolution, x):
+        return True
+    forward = functools.partial(_fused_forward, convolution, x)
+    use, pixels = _use("fused forward", convolution, x), x.shape[0] * x.shape[2:].numel()
+    return choice.is_faster(use, pixels, functools.partial(forward, True), functools.partial(forward, False))
 
 
 def _fused_forward(convolution: FusedDynamicConv, x: Tensor, on_tensor_cores: bool) -> Tensor:
