@@ -17,7 +17,7 @@ from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import cuda, reference, triton
-from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import choice, first_use
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.ops import calls
@@ -75,11 +75,18 @@ def results(operation: str, arguments) -> tuple[Tensor, ...]:
     return tuple(t.detach().cpu() for t in (out, *grads))
 
 
+IS_FASTER = choice.is_faster
+
+
 @pytest.fixture(autouse=True)
 def only_the_kernels(monkeypatch):
-    """An operation that the kernels do not take is a failure, not a slower backend; float32 is float32."""
+    """An operation that the kernels do not take is a failure, not a slower backend; float32 is float32.
+
+    Where tensor cores may be used they are, whatever is faster.
+    """
     monkeypatch.setattr(dispatch, "BACKENDS", {"cuda": "dlgsanet.ops.backends.cuda"})
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(choice, "is_faster", lambda *call: True)
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -102,6 +109,21 @@ def test_tf32_where_it_is_allowed(monkeypatch):
     rounded = results("fused_dynamic_depthwise_conv", arguments)
     assert not torch.equal(rounded[0], exact[0])
     assert relative_error(rounded, expected) <= TF32_TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_faster_forward_is_chosen_once(monkeypatch, tmp_path, dtype):
+    monkeypatch.setattr(choice, "is_faster", IS_FASTER)
+    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = fused_arguments((16, 48, 8, 12, 7, 48, 48), dtype)
+    expected = results("fused_dynamic_depthwise_conv", arguments)[0]
+    ((_, on_tensor_cores),) = choice._chosen.items()
+    monkeypatch.setattr(choice, "milliseconds", lambda *call: pytest.fail("timed again"))
+    monkeypatch.setattr(choice, "_chosen", {})
+    assert torch.equal(results("fused_dynamic_depthwise_conv", arguments)[0], expected)
+    assert list(choice._chosen.values()) == [on_tensor_cores]
 
 
 def test_the_same_numbers_every_time():
