@@ -19,6 +19,7 @@ from dlgsanet.archs.sizes import SIZES
 from dlgsanet.ops.backends.triton import kernels, steps
 
 NORMALISE = ("normalise", "normalise_backward")
+PROJECT = ("normalise_project",)
 FILTERS = ("depthwise", "depthwise_in_windows", "gate", "gate_backward", "depthwise_backward")
 ATTENTION = ("attention", "attention_backward")  # whose tensors have the dtype of sums
 IMAGES = ("x", "out", "grad", "grad_x", "grad_halves", "normalised")
@@ -31,14 +32,22 @@ CONSTANTS = {
     "ROWS": steps.TILE // 64,
     "COLUMNS": 64,
     "TILES": steps.TILES_OF_PROGRAM,
+    "OUTPUTS": steps.OUTPUTS,
+    "PARTS": triton.cdiv(3 * max(options["dim"] for options in SIZES.values()), steps.OUTPUTS),
+    "HAS_BIAS": True,
 }
 
 
 def main(architecture: str, dtype: str) -> None:
     wide = "fp64" if dtype == "fp64" else "fp32"
     constants = CONSTANTS | {"ACC": getattr(triton.language, wide.replace("fp", "float"))}
+    types = dict.fromkeys(IMAGES, f"*{dtype}") | dict.fromkeys(SUMS, f"*{wide}")
+    for name in PROJECT if dtype != "fp64" else ():
+        for precision in ("ieee", "tf32") if dtype == "fp32" else ("ieee",):
+            factor = getattr(triton.language, {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[dtype])
+            more = {"PRECISION": precision, "FACTOR": factor}
+            report(name, types, constants | more, steps.WARPS, architecture)
     for name in NORMALISE + FILTERS:
-        types = dict.fromkeys(IMAGES, f"*{dtype}") | dict.fromkeys(SUMS, f"*{wide}")
         report(name, types, constants, steps.WARPS if name in NORMALISE else 4, architecture)
     for side in (8, 64):
         types = dict.fromkeys([*IMAGES, *SUMS], f"*{wide}")

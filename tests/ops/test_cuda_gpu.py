@@ -16,8 +16,8 @@ from torch import Tensor
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import cuda, reference, triton
-from dlgsanet.ops.backends.cuda import choice, first_use
+from dlgsanet.ops.backends import choice, cuda, reference, triton
+from dlgsanet.ops.backends.cuda import first_use
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.ops import calls

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import cuda, verdicts
+from dlgsanet.ops.backends import choice, cuda, verdicts
 from dlgsanet.ops.backends import torch as strips
-from dlgsanet.ops.backends.cuda import choice, first_use
+from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import FusedDynamicConv
 from tests.ops.emulator import COMPILER, EmulatedModule
@@ -194,7 +194,7 @@ def timed(card, monkeypatch):
 
     monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Module(instance, "ascending"))
     monkeypatch.setattr(choice, "milliseconds", milliseconds)
-    monkeypatch.setattr(choice, "_on_gpu", lambda use: True)
+    monkeypatch.setattr(choice, "_on_gpu", lambda device: True)
     return ran, times
 
 
@@ -217,12 +217,12 @@ def test_the_faster_kernel_is_used_and_timed_once_per_card(card, timed):
 
 
 @pytest.mark.parametrize(
-    "state", ["torch.are_deterministic_algorithms_enabled", "torch.cuda.is_current_stream_capturing"]
+    "state", ["torch.are_deterministic_algorithms_enabled", "dlgsanet.ops.backends.choice._in_capture"]
 )
 def test_what_may_not_be_timed_runs_on_tensor_cores(card, timed, monkeypatch, state):
     ran, _ = timed
     assert computed_by(card, ran, height=32) == "fused_forward"
-    monkeypatch.setattr(state, lambda: True)
+    monkeypatch.setattr(state, lambda *_: True)
     assert computed_by(card, ran) == "fused_forward_mma"
     deterministic = "deterministic" in state
     assert computed_by(card, ran, height=32) == ("fused_forward_mma" if deterministic else "fused_forward")

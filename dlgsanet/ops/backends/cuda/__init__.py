@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.backends import Backend, ConvolutionFunctions
-from dlgsanet.ops.backends.cuda import choice, first_use
+from dlgsanet.ops.backends import Backend, ConvolutionFunctions, choice
+from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.first_use import Use
 from dlgsanet.ops.backends.cuda.modules import Instance, Module
@@ -131,7 +131,12 @@ def _faster_there(convolution: FusedDynamicConv, x: Tensor) -> bool:
         return True
     forward = functools.partial(_fused_forward, convolution, x)
     use, pixels = _use("fused forward", convolution, x), x.shape[0] * x.shape[2:].numel()
-    return choice.is_faster(use, pixels, functools.partial(forward, True), functools.partial(forward, False))
+    return choice.is_faster(_choice(use), pixels, functools.partial(forward, True), functools.partial(forward, False))
+
+
+@functools.cache
+def _choice(use: Use) -> choice.Choice:
+    return choice.Choice(use.device, tuple(cuda_modules.sources()), (*use[:-1], cuda_modules.compiler_version()))
 
 
 def _fused_forward(convolution: FusedDynamicConv, x: Tensor, on_tensor_cores: bool) -> Tensor:

@@ -52,15 +52,19 @@ class Steps(NamedTuple):
     weight [O, 1, 3, 3].
     """
 
-    normalise: Callable[[Tensor], Tensor]  # each pixel less its mean over C, over its standard deviation
-    features: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # depthwise_3x3(weight @ normalise(x) + bias)
+    project: Callable[[Tensor, Tensor, Tensor], Tensor]  # weight @ y + bias; y: each pixel normalised over C
+    features: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # depthwise_3x3(weight @ y + bias)
     gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # gelu(a) * b for the halves a, b of these features
     windows: Callable[..., Tensor]  # (`features` arguments, top, plan) -> those in windows [n, O, p]; see `_windows`
     attention: Callable[[ChannelAttention, Tensor], Tensor]  # qk [n, 2 * C, p] -> the result of `_matrices`
 
 
+def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(_normalise(x), weight, bias)
+
+
 def _features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
-    return F.conv2d(F.conv2d(_normalise(x), weight, bias), depthwise, padding=1, groups=len(depthwise))
+    return F.conv2d(_project(x, weight, bias), depthwise, padding=1, groups=len(depthwise))
 
 
 def _windows(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, top: int, plan: "Plan") -> Tensor:
@@ -76,6 +80,7 @@ def _gate(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
 
 
 def _normalise(x: Tensor) -> Tensor:
+    """Each pixel less its mean over C, over its standard deviation."""
     batch, channels, height, width = x.shape
     if batch == 1 and channels > 1 and x.is_contiguous():
         # With pixels as its channels and channels as its batch, batch normalisation does it in one operator.
@@ -110,7 +115,7 @@ def _matrices(layer: ChannelAttention, gram: Tensor) -> Tensor:
     return torch.diag_embed(weights.movedim(1, -1), dim1=1, dim2=3).flatten(3).flatten(1, 2)
 
 
-STEPS = Steps(_normalise, _features, _gate, _windows, _attention)
+STEPS = Steps(_project, _features, _gate, _windows, _attention)
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor, steps: Steps = STEPS) -> Tensor:
@@ -128,7 +133,7 @@ def dynamic_local_attention(layer: LocalAttention, x: Tensor, steps: Steps = STE
     weight, bias = derived(lambda: _fold_squeezed(layer), *layer[:5])
 
     def compute(x: Tensor) -> Tensor:
-        y, z = F.conv2d(steps.normalise(x), weight, bias).split([channels, squeezed], 1)
+        y, z = steps.project(x, weight, bias).split([channels, squeezed], 1)
         padding = layer.window_size // 2
         z = F.conv2d(z, layer.spatial_weight, layer.spatial_bias, padding=padding, groups=squeezed)
         convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)

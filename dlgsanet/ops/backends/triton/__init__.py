@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import autocast
-from dlgsanet.ops.backends import NO_LAYER, Backend, LayerFunctions, verdicts
+from dlgsanet.ops.backends import NO_LAYER, Backend, LayerFunctions, choice, verdicts
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.torch import planar, unsuited
 from dlgsanet.ops.backends.verdicts import (
@@ -85,7 +85,7 @@ def _difference(dtype: torch.dtype, device: torch.device) -> float:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     worst = 0.0
-    with torch.inference_mode(False), torch.enable_grad(), autocast.off(device.type):
+    with torch.inference_mode(False), torch.enable_grad(), autocast.off(device.type), choice.untimed():
         x, norm = random(1, 4, 18, 21), (random(4), random(4))
         feed_forward = GatedFeedForward(*norm, random(4, 4, 1, 1), random(4, 1, 3, 3), random(4, 2, 1, 1))
         weights = random(12, 4, 1, 1), random(12, 1, 3, 3), random(2, 1, 1), random(4, 4, 1, 1)
@@ -100,13 +100,16 @@ def _difference(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _results(function: Any, layer: Any, x: Tensor, change: Callable[[Tensor], Tensor], steps: Any) -> list[Tensor]:
-    """The result of a layer with changed tensors, and the gradients of all of them, if it has gradients."""
+    """The result of a layer with changed tensors; if it can be trained, once more with the gradients of all of them."""
     leaves = [change(t).detach().requires_grad_() for t in (x, *tensors_of(layer))]
     settings = [f for f in layer if not isinstance(f, Tensor)]
-    out = function(type(layer)(*leaves[1:], *settings), leaves[0], steps)
+    changed = type(layer)(*leaves[1:], *settings)
+    with torch.no_grad():
+        inferred = function(changed, leaves[0], steps)
     if isinstance(layer, ChannelAttention) and layer.window is not None:
-        return [out.detach()]
-    return [out.detach(), *torch.autograd.grad(out, leaves, leaves[0].detach())]
+        return [inferred]
+    out = function(changed, leaves[0], steps)
+    return [inferred, out.detach(), *torch.autograd.grad(out, leaves, leaves[0].detach())]
 
 
 def _steps() -> planar.Steps:

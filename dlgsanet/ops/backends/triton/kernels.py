@@ -9,14 +9,12 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["channels", "pixels"])
-def normalise(
-    x, out, scales, batch_stride, channel_stride, channels, pixels,
+@triton.jit
+def _normalised(
+    x, image, tile, batch_stride, channel_stride, channels, pixels,
     EPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Each pixel less its mean over channels, over its standard deviation; scales [B, pixels]: 1 / that deviation."""
-    tiles = tl.cdiv(pixels, PIXELS)
-    image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    """Pixels of x, each less its mean over channels, over its standard deviation; 1 / that; and which they are."""
     channel = tl.arange(0, CHANNELS)[:, None]
     pixel = tile * PIXELS + tl.arange(0, PIXELS)[None, :]
     inside = (channel < channels) & (pixel < pixels)
@@ -25,9 +23,52 @@ def normalise(
     mean = tl.sum(values, 0)[None, :] / channels
     values = tl.where(inside, values - mean, 0)
     scale = 1 / tl.sqrt(tl.sum(values * values, 0)[None, :] / channels + EPS)
+    return values * scale, scale, channel, pixel, inside
+
+
+@triton.jit(do_not_specialize=["channels", "pixels"])
+def normalise(
+    x, out, scales, batch_stride, channel_stride, channels, pixels,
+    EPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out [B, channels, pixels]: the normalised pixels; scales [B, pixels]: 1 / their standard deviations."""
+    tiles = tl.cdiv(pixels, PIXELS)
+    image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    values, scale, channel, pixel, inside = _normalised(
+        x, image, tile, batch_stride, channel_stride, channels, pixels, EPS, CHANNELS, PIXELS, ACC
+    )
     first = image.to(tl.int64) * channels * pixels
-    tl.store(out + first + channel.to(tl.int64) * pixels + pixel, (values * scale).to(out.dtype.element_ty), inside)
+    tl.store(out + first + channel.to(tl.int64) * pixels + pixel, values.to(out.dtype.element_ty), inside)
     tl.store(scales + image.to(tl.int64) * pixels + pixel, scale, pixel < pixels)
+
+
+@triton.jit(do_not_specialize=["channels", "outputs", "pixels"])
+def normalise_project(
+    x, weight, bias, out, batch_stride, channel_stride, channels, outputs, pixels,
+    EPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, OUTPUTS: tl.constexpr, PARTS: tl.constexpr,
+    PRECISION: tl.constexpr, FACTOR: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out [B, outputs, pixels] = weight [outputs, channels] @ the normalised pixels, plus a bias [outputs] or not.
+
+    The results are computed in PARTS parts of OUTPUTS channels. The factors are rounded to the dtype of out, and
+    multiplied as FACTOR.
+    """
+    tiles = tl.cdiv(pixels, PIXELS)
+    image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    values, _, _, pixel, _ = _normalised(
+        x, image, tile, batch_stride, channel_stride, channels, pixels, EPS, CHANNELS, PIXELS, ACC
+    )
+    values = values.to(out.dtype.element_ty).to(FACTOR)
+    channel = tl.arange(0, CHANNELS)[None, :]
+    out += image.to(tl.int64) * outputs * pixels
+    for part in range(PARTS):
+        output = part * OUTPUTS + tl.arange(0, OUTPUTS)[:, None]
+        weights = tl.load(weight + output * channels + channel, (output < outputs) & (channel < channels), other=0)
+        total = tl.dot(weights.to(out.dtype.element_ty).to(FACTOR), values, input_precision=PRECISION)
+        if HAS_BIAS:
+            total += tl.load(bias + output, output < outputs, other=0).to(ACC)
+        inside = (output < outputs) & (pixel < pixels)
+        tl.store(out + output.to(tl.int64) * pixels + pixel, total.to(out.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=["channels", "pixels"])

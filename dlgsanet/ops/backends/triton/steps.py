@@ -7,15 +7,19 @@ Axes: B batch, C channels, H height, W width, O channels of a hidden tensor.
 """
 
 import contextlib
+import functools
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dlgsanet.ops import autocast
+from dlgsanet.ops.backends import choice
 from dlgsanet.ops.backends.reference import accumulation_dtype
 from dlgsanet.ops.backends.torch import planar
 from dlgsanet.ops.backends.triton import kernels
@@ -26,26 +30,36 @@ TILE = 512  # pixels that a program filters at a time
 TILES_OF_PROGRAM = 16  # that a program of the backward pass sums over
 WIDEST_HEAD = 64  # channels of a head; a program of the kernels for attention has all of them
 NORMALISED, WARPS = 4096, 8  # values that a program normalises, and its warps
+OUTPUTS = 32  # channels that a program projects to at a time; more, or fewer warps, would spill registers
 
 
 def normalise(x: Tensor) -> Tensor:
     """Each pixel of x [B, C, H, W] less its mean over C, over its standard deviation; in autocast's dtype."""
-    device = x.device.type
-    lower = autocast.is_on(device) and x.dtype != torch.float64
-    return _Normalise.apply(x, torch.get_autocast_dtype(device) if lower else x.dtype)
+    return _Normalise.apply(x, _hidden_dtype(x))
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``weight @ normalise(x) + bias``: in one kernel without gradients, if that is faster on this card."""
+    one_kernel = functools.partial(_normalise_project, x, weight, bias)
+    steps = functools.partial(_normalise_then_project, x, weight, bias)
+    if torch.is_grad_enabled() or x.dtype == torch.float64:
+        return steps()
+    pixels = len(x) * x.shape[2:].numel()
+    which = _projection(x.dtype, _hidden_dtype(x), tuple(weight.shape[:2]), bias is None, _precision(x), x.device)
+    return one_kernel() if choice.is_faster(which, pixels, one_kernel, steps) else steps()
 
 
 def features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
-    return _Depthwise.apply(_project(normalise(x), weight), bias, depthwise)
+    return _Depthwise.apply(project(x, weight, None), bias, depthwise)
 
 
 def gate(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
-    return _Gate.apply(_project(normalise(x), weight), bias, depthwise)
+    return _Gate.apply(project(x, weight, None), bias, depthwise)
 
 
 def windows(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, top: int, plan: planar.Plan) -> Tensor:
     """Without gradients: training has no windows."""
-    x, bias, depthwise = _project(normalise(x), weight), bias.contiguous(), depthwise.contiguous()
+    x, bias, depthwise = project(x, weight, None), bias.contiguous(), depthwise.contiguous()
     channels, height, width = x.shape[1:]
     pixels = len(plan.pixels) // plan.windows
     out = x.new_empty(plan.windows, channels, pixels)
@@ -65,7 +79,62 @@ def attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
         return _Attention.apply(qk, layer.temperature)
 
 
-STEPS = planar.Steps(normalise, features, gate, windows, attention)
+STEPS = planar.Steps(project, features, gate, windows, attention)
+
+
+def _hidden_dtype(x: Tensor) -> torch.dtype:
+    """Of what is computed from x: autocast lowers it."""
+    device = x.device.type
+    lower = autocast.is_on(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if lower else x.dtype
+
+
+@functools.cache
+def _projection(
+    dtype: torch.dtype, hidden: torch.dtype, sizes: tuple[int, int], no_bias: bool, precision: str, device: torch.device
+) -> choice.Choice:
+    sources = tuple(sorted(Path(__file__).parent.glob("*.py")))
+    return choice.Choice(device, sources, ("projection", dtype, hidden, *sizes, no_bias, precision, triton.__version__))
+
+
+def _precision(x: Tensor) -> str:
+    """Of products in float32: TF32 where PyTorch may use it in matrix products, by its newer setting or the older one.
+
+    A program must not read both settings.
+    """
+    matmul = torch.backends.cuda.matmul
+    setting = getattr(matmul, "fp32_precision", None)  # since PyTorch 2.9
+    allowed = matmul.allow_tf32 if setting is None else setting == "tf32"
+    return "tf32" if allowed and x.device.type == "cuda" and not torch.version.hip else "ieee"
+
+
+def _normalise_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    batch, channels, height, width = x.shape
+    if not x[0, 0].is_contiguous():
+        x = x.contiguous()
+    weight = weight.contiguous()
+    out = torch.empty(batch, len(weight), height, width, dtype=_hidden_dtype(x), device=x.device)
+    grid, sizes = _columns(x)
+    sizes |= {
+        "OUTPUTS": OUTPUTS,
+        "PARTS": triton.cdiv(len(weight), OUTPUTS),
+        "PRECISION": _precision(x),
+        "HAS_BIAS": bias is not None,
+    }
+    # Triton's interpreter, on the CPU, multiplies no bfloat16.
+    sizes["FACTOR"] = sizes["ACC"] if x.is_cpu else _triton_dtype(out.dtype)
+    with _on(x):
+        kernels.normalise_project[grid](
+            x, weight, weight if bias is None else bias.contiguous(), out, x.stride(0), x.stride(1), channels,
+            len(weight), height * width, EPS=LAYER_NORM_EPS, **sizes
+        )  # fmt: skip
+    return out
+
+
+def _normalise_then_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is not None:
+        return F.conv2d(normalise(x), weight, bias)
+    return _project(normalise(x), weight)
 
 
 def _project(x: Tensor, weight: Tensor) -> Tensor:
@@ -223,7 +292,7 @@ def warps_of_head(side: int) -> int:
 
 
 def _triton_dtype(dtype: torch.dtype) -> Any:
-    return tl.float64 if dtype == torch.float64 else tl.float32
+    return getattr(tl, str(dtype).removeprefix("torch."))
 
 
 def _on(x: Tensor) -> contextlib.AbstractContextManager[Any]:

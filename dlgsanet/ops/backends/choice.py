@@ -1,0 +1,96 @@
+"""Which of two ways to the same result is faster on this card: timed once for each class of sizes, kept on disk."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dlgsanet.ops.backends import verdicts
+
+WARM_UP, RUNS = 3, 15
+HEAD_START = 1_000_000  # cycles, some 0.5 ms, that an NVIDIA GPU waits while the CPU starts what is timed
+
+_chosen: dict[tuple["Choice", int], bool] = {}
+_untimed = False
+
+
+@dataclass(frozen=True, eq=False)  # compared by identity, which is fast
+class Choice:
+    """What is chosen. Make it once: its answers are kept for this object.
+
+    Attributes:
+        device: where it computes.
+        sources: files that the times depend on.
+        key: everything else that they depend on, apart from the card, its driver, PyTorch and the number of pixels.
+    """
+
+    device: torch.device
+    sources: tuple[Path, ...]
+    key: tuple[object, ...]
+
+
+def is_faster(choice: Choice, pixels: int, run: Callable[[], object], other: Callable[[], object]) -> bool:
+    """Whether `run` takes less time than `other` for images with so many pixels: from a power of two to the next.
+
+    `run` is taken if PyTorch is set to deterministic algorithms, since the results of the two differ in their last
+    bits. It is also taken on the CPU and, unless the answer is known, while a CUDA graph is captured.
+    """
+    if _untimed or torch.are_deterministic_algorithms_enabled():
+        return True
+    kind = choice, pixels.bit_length()
+    if kind not in _chosen:
+        if not _on_gpu(choice.device) or _in_capture(choice.device):
+            return True
+        _chosen[kind] = _kept_or_timed(*kind, run, other)
+    return _chosen[kind]
+
+
+@contextmanager
+def untimed() -> Iterator[None]:
+    """Within the block `is_faster` times nothing and answers yes."""
+    global _untimed
+    before, _untimed = _untimed, True
+    try:
+        yield
+    finally:
+        _untimed = before
+
+
+def _kept_or_timed(choice: Choice, size: int, run: Callable[[], object], other: Callable[[], object]) -> bool:
+    key = ("choice", *choice.key, size, *verdicts.describe_card(choice.device), torch.__version__)
+    path = verdicts.kept_path(".json", choice.sources, *key)
+    try:
+        first, second = json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):  # none, or not readable
+        first, second = milliseconds(run, choice.device), milliseconds(other, choice.device)
+        verdicts.keep(json.dumps([first, second]).encode(), path)
+    return bool(first <= second)
+
+
+def _on_gpu(device: torch.device) -> bool:
+    return device.type in ("cuda", "xpu")
+
+
+def _in_capture(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """Median time of the GPU for `run`; on NVIDIA's without the time that the CPU needs to start it."""
+    module = getattr(torch, device.type)
+    times = []
+    with module.device(device):
+        for _ in range(WARM_UP + RUNS):
+            start, end = module.Event(enable_timing=True), module.Event(enable_timing=True)
+            if hasattr(module, "_sleep"):
+                module._sleep(HEAD_START)
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+    return statistics.median(times[WARM_UP:])
