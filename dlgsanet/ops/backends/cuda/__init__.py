@@ -88,10 +88,7 @@ def refused_kernels(convolution: DynamicConv | FusedDynamicConv, x: Tensor, trai
     if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(convolution, x):
         return None
     kind = "plain" if isinstance(convolution, DynamicConv) else "fused"
-    return _refused(f"{kind} {'backward' if training else 'forward'}", convolution, x)
-
-
-def _refused(path: str, convolution: DynamicConv | FusedDynamicConv, x: Tensor) -> str | None:
+    path = f"{kind} {'backward' if training else 'forward'}"
     return first_use.refused(_use(path, convolution, x), PATHS[path])
 
 
@@ -127,10 +124,10 @@ def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Te
 
 def _faster_there(convolution: FusedDynamicConv, x: Tensor) -> bool:
     """Whether tensor cores, which could be used, are faster than the other kernel on this card."""
-    if _refused("fused forward", convolution, x):
+    use, pixels = _use("fused forward", convolution, x), x.shape[0] * x.shape[2:].numel()
+    if first_use.refused(use, PATHS["fused forward"]):
         return True
     forward = functools.partial(_fused_forward, convolution, x)
-    use, pixels = _use("fused forward", convolution, x), x.shape[0] * x.shape[2:].numel()
     return choice.is_faster(_choice(use), pixels, functools.partial(forward, True), functools.partial(forward, False))
 
 
@@ -202,7 +199,7 @@ def _on_tensor_cores(convolution: FusedDynamicConv, x: Tensor) -> bool:
     path = "fused forward on tensor cores"
     if not exact_enough or not fits or no_tensor_cores(path, x.dtype, x.device):
         return False
-    return _refused(path, convolution, x) is None
+    return first_use.refused(_use(path, convolution, x), PATHS[path]) is None
 
 
 def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device) -> str | None:
