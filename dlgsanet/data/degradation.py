@@ -7,7 +7,7 @@ once. Blur kernels are BasicSR's; the shares of their kinds are Real-ESRGAN's.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -37,7 +37,7 @@ class Degradation:
     Attributes:
         kernel: a key of `KERNELS`; None: no blur.
         sigmas, angle, beta: standard deviations along the kernel's axes, its turn in radians, its shape.
-        factor: the picture is shrunk to so many times the LQ's size, then resized to the LQ's size.
+        factor: the picture is shrunk to so many times the LQ's size, then resized to the LQ's size; 1: shrunk at once.
         resizes: how the first and the second resize interpolate.
         noise: standard deviation at white, in levels of 8 bits; 0: none.
         poisson: whether the noise's variance is proportional to the brightness.
@@ -62,12 +62,13 @@ class Degradation:
         steps = []
         if self.kernel:
             steps.append(f"{self.kernel} {' x '.join(f'{sigma:.1f}' for sigma in self.sigmas)}")
-        steps.append(f"{' '.join(dict.fromkeys(self.resizes))} {self.factor:.2f}")
+        if self.factor != 1:
+            steps.append(f"{' '.join(dict.fromkeys(self.resizes))} {self.factor:.2f}")
         if self.noise:
             steps.append(f"{'gray ' * self.gray}{'poisson' if self.poisson else 'gaussian'} {self.noise:.1f}")
         if self.quality:
             steps.append(f"JPEG {self.quality}")
-        return ", ".join(steps)
+        return ", ".join(steps) or "bicubic"
 
 
 def draw(strengths: Mapping[str, Any], random: RandomState) -> Degradation:
@@ -87,7 +88,7 @@ def draw(strengths: Mapping[str, Any], random: RandomState) -> Degradation:
     kernel = str(random.choice(list(KERNELS), p=[share for share, _, _ in KERNELS.values()]))
     _, betas, isotropic = KERNELS[kernel]
     sigmas = between("blur_sigma"), between("blur_sigma")
-    return Degradation(
+    what = Degradation(
         kernel=kernel if blurred else None,
         sigmas=(sigmas[0], sigmas[0] if isotropic else sigmas[1]),
         angle=float(random.uniform(-math.pi, math.pi)),
@@ -100,6 +101,8 @@ def draw(strengths: Mapping[str, Any], random: RandomState) -> Degradation:
         quality=_whole(random, *strengths["jpeg_quality"]) if compressed else None,
         shift=(_whole(random, 0, BLOCK - 1), _whole(random, 0, BLOCK - 1)),
     )
+    resized = random.uniform() < strengths["resize_share"]
+    return what if resized else replace(what, factor=1.0, resizes=("bicubic", "bicubic"))
 
 
 def _whole(random: RandomState, low: int, high: int) -> int:

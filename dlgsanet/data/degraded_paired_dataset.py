@@ -23,7 +23,8 @@ class DegradedPairedImageDataset(CachedPairedImageDataset):
         clean_share: of the samples that have the LQ crop of `dataroot_lq` as it is.
         blur_share, blur_sigma: share of the other samples that are blurred; range of the standard deviation in LQ
             pixels.
-        resize_factor: range of the size, in times the LQ's, that the picture is resized to on the way.
+        resize_share, resize_factor: share of the other samples that are resized twice; range of the size between,
+            in times the LQ's. The rest is shrunk at once, by bicubic interpolation.
         noise_share, noise_sigma: share of the samples that are noisy; range of the standard deviation in levels of 8
             bits.
         jpeg_share, jpeg_quality: share of the samples that are compressed; range of the quality.

@@ -142,6 +142,12 @@ _DEGRADATIONS = Section(
             "Least and largest standard deviation of the blur, in pixels of the low-quality image.",
         ),
         Option(
+            "resize_share",
+            _SHARE,
+            1.0,
+            "Fraction of the other crops that are resized twice; the rest is shrunk at once, by bicubic interpolation.",
+        ),
+        Option(
             "resize_factor",
             ListOf(Number(0.1, 4), 2),
             [0.7, 1.3],

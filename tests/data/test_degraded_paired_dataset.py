@@ -140,6 +140,18 @@ def test_shares_and_ranges(dataset):
     assert set(kernels) == set(KERNELS)
 
 
+def test_what_is_not_resized_twice_is_shrunk_at_once(photo_root):
+    plain = CachedPairedImageDataset(options(photo_root))
+    none = {"clean_share": 0, "blur_share": 0, "noise_share": 0, "jpeg_share": 0}
+    once = DegradedPairedImageDataset(options(photo_root, degradations=none | {"resize_share": 0}))
+    for index in range(20):
+        assert psnr(255 * once[index]["lq"], 255 * plain[index]["lq"]) > 48  # Pillow's bicubic and MATLAB's
+    drawn = [[draw(STRENGTHS | {"resize_share": share}, RandomState(n)) for n in range(300)] for share in (1, 0.3)]
+    assert sum(what.factor != 1 for what in drawn[1]) / 300 == pytest.approx(0.3, abs=0.06)
+    unchanged = [replace(what, factor=1, resizes=("bicubic", "bicubic")) for what in drawn[0]]
+    assert all(what in (one, other) for one, other, what in zip(drawn[0], unchanged, drawn[1], strict=True))
+
+
 def test_errors(photo_root):
     with pytest.raises(UserError, match="PairedImageDataset"):
         DegradedPairedImageDataset(options(photo_root, phase="val"))

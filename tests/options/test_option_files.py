@@ -117,8 +117,8 @@ _TEST_SETS = {"path.pretrain_network_g", "path.param_key_g", "num_gpu"} | {
     for key in ("name", "type", "dataroot_gt", "dataroot_lq", "filename_tmpl", "io_backend.type")
 }
 _STRENGTHS = (
-    "clean_share", "blur_share", "blur_sigma", "resize_factor", "noise_share", "noise_sigma", "jpeg_share",
-    "jpeg_quality",
+    "clean_share", "blur_share", "blur_sigma", "resize_share", "resize_factor", "noise_share", "noise_sigma",
+    "jpeg_share", "jpeg_quality",
 )  # fmt: skip
 MEANT = {
     "train ClassicDIV2K": set(),
