@@ -101,7 +101,8 @@ def main(argv: list[str]) -> int:
     found = find_files(inputs, arguments.output, extension, arguments.suffix)
     failures = found.faults
     if arguments.shard:
-        found.jobs = [job for job in found.jobs if arguments.shard.has(job.target)]
+        # By the place below OUT: jobs may spell OUT differently, or reach it by another path.
+        found.jobs = [job for job in found.jobs if arguments.shard.has(job.target.relative_to(arguments.output))]
         _say(f"part {arguments.shard.part} of {arguments.shard.parts}: {len(found.jobs)} pictures")
     waiting = [job for job in found.jobs if arguments.overwrite or not os.path.isfile(job.target)]
     if skipped := len(found.jobs) - len(waiting):

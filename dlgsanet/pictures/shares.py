@@ -1,7 +1,7 @@
 """Pictures shared among jobs and among devices: every picture is done once.
 
-Which of N jobs does a picture follows from the name of its result alone, so jobs agree without a list or a lock,
-whatever they find when they start. Within a job, devices take pictures one after the other.
+Which of N jobs does a picture follows from the place of its result below the output folder alone, so jobs agree without
+a list or a lock, whatever they find when they start. Within a job, devices take pictures one after the other.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ class Shard(NamedTuple):
     parts: int
 
     def has(self, result: Path) -> bool:
-        """Whether the work that writes `result` is in this part."""
+        """Whether the work that writes `result`, relative to the output folder, is in this part."""
         digest = hashlib.blake2b(os.fsencode(result), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.parts == self.part - 1
 

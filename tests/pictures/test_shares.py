@@ -77,6 +77,18 @@ def test_a_wrong_shard_is_one_line(folder, weights, capsys):
     assert "--shard" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_shard_does_not_depend_on_how_the_output_is_spelled(folder, weights, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    (folder / "out").mkdir()
+    (folder / "link").symlink_to("out")
+    shares = []
+    for out in ("out", str(folder / "out"), "../" * len(folder.parts) + str(folder / "out"), "link"):
+        assert main([*arguments(folder, weights, "--shard", "1/2", "--dry-run"), "-o", out]) == 0
+        shares.append([line.split(" -> ")[0] for line in capsys.readouterr().err.splitlines() if " -> " in line])
+    assert 0 < len(shares[0]) < PICTURES
+    assert shares == [shares[0]] * 4
+
+
 def test_jobs_share_a_folder(folder, weights):
     """Two tasks of an array and a third by number, at the same time."""
     tasks = [{"SLURM_ARRAY_TASK_ID": str(n), "SLURM_ARRAY_TASK_COUNT": "3"} for n in range(2)]
