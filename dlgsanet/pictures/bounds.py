@@ -24,7 +24,7 @@ def excess(width: int, height: int, bytes_per_pixel: int, file_bytes: int, max_p
     """
     pixels = width * height
     if pixels > max_pixels:
-        return f"{width}x{height} pixels; at most {max_pixels / 1e6:.0f} megapixels are read"
+        return f"{width}x{height} pixels; at most {max_pixels / 1e6:.0f} megapixels are read: cut it into parts"
     if pixels * bytes_per_pixel > max(SMALL, MAX_RATIO * file_bytes):
         return f"damaged; {file_bytes} bytes cannot hold {width}x{height} pixels"
     return None

@@ -7,6 +7,10 @@ import numpy as np
 MOST = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # the brightest value of a channel
 
 
+class UnfitPictureError(ValueError):
+    """What is wrong with a picture, in words for the user. Decoders' own errors are of other classes."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """An upright picture.

@@ -21,7 +21,7 @@ from dlgsanet.errors import UserError, missing_package
 from dlgsanet.pictures.bounds import MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.jpeg_quality import jpeg_quality
-from dlgsanet.pictures.picture import Picture
+from dlgsanet.pictures.picture import Picture, UnfitPictureError
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow; their colour profiles are not valid for RGB
@@ -175,8 +175,7 @@ def _png(content: bytes) -> np.ndarray:
     try:
         pixels = imagecodecs.png_decode(content)
     except imagecodecs.PngError as error:
-        truncated = "too small" in str(error)
-        raise ValueError("image file is truncated" if truncated else f"damaged PNG ({error})") from None
+        raise ValueError("the file ends too early" if "too small" in str(error) else str(error)) from None
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
@@ -184,12 +183,12 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     """[H, W, C] of a PIL image as it is: uint8, C in 1 to 4, or uint16 gray.
 
     Raises:
-        ValueError: 32 bits per channel.
+        UnfitPictureError: 32 bits per channel.
     """
     if image.mode.startswith("I;16"):
         return np.array(image).astype(np.uint16)[..., None]
     if image.mode in ("I", "F"):
-        raise ValueError("32 bits per channel; convert it to 16 or 8")
+        raise UnfitPictureError("32 bits per channel; convert it to 16 or 8")
     gray = image.mode in ("1", "L", "LA", "La")
     mode = ("LA" if gray else "RGBA") if image.has_transparency_data else ("L" if gray else "RGB")
     pixels = np.array(image.convert(mode))
@@ -213,9 +212,9 @@ def _deep_pnm(image: ImageFile, content: bytes, most: int) -> np.ndarray:
     else:
         values = np.frombuffer(content[offset : offset + 2 * count], ">u2").astype(np.uint32)
     if values.size < count:
-        raise ValueError("the file is cut off")
+        raise UnfitPictureError("the file is cut off")
     if values.max() > most:
-        raise ValueError(f"damaged; it has values above its maxval {most}")
+        raise UnfitPictureError(f"damaged; it has values above its maxval {most}")
     return ((values * 65535 + most // 2) // most).astype(np.uint16).reshape(shape)
 
 
@@ -264,14 +263,17 @@ def _named(path: Path, content: bytes | None = None) -> Iterator[None]:
         raise UnreadableImageError(f"{path}: {_what_it_is(beginning)}") from None
     except ModuleNotFoundError as error:
         raise missing_package(error) from error
+    except Image.DecompressionBombError:  # twice the limit of `excess`; Pillow's text calls it an attack
+        problem = f"too many pixels; at most {MAX_PIXELS / 1e6:.0f} megapixels are read: cut it into parts"
+        raise UnreadableImageError(f"{path}: {problem}") from None
     # Decoders raise almost anything on damaged files: OSError, SyntaxError, ValueError, struct.error...
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             reason = os.strerror(error.errno)
         else:
             reason = " ".join(str(error).split()) or type(error).__name__
-            if not isinstance(error, (OSError, SyntaxError, ValueError)):  # its text is about the decoder's own code
-                reason = f"damaged ({reason})"
+            if not isinstance(error, UnfitPictureError):  # its text is about the decoder's own code
+                reason = f"damaged or cut off ({reason})"
         raise UnreadableImageError(f"{path}: {reason}") from None
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, SAMPLEFORMAT
 
 from dlgsanet.pictures.bounds import MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans, jpeg_size
+from dlgsanet.pictures.picture import UnfitPictureError
 
 _COLORS = {
     PHOTOMETRIC.MINISWHITE: 1, PHOTOMETRIC.MINISBLACK: 1, PHOTOMETRIC.PALETTE: 1,
@@ -53,7 +54,7 @@ def decode_tiff(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarra
         to 8 bits per channel, else uint16; the colour profile; the orientation as EXIF counts it.
 
     Raises:
-        ValueError: what the file has and this function does not decode.
+        UnfitPictureError: what the file has and this function does not decode.
         Exception: whatever tifffile raises on damaged files.
     """
     with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -85,50 +86,50 @@ def _by_rows(convert: Callable[[np.ndarray], np.ndarray], values: np.ndarray) ->
 
 
 def _refuse(file: tifffile.TiffFile, page: tifffile.TiffPage, file_bytes: int, max_pixels: int) -> int | None:
-    """Raise ValueError for what is not decoded; return the kind of the extra sample, None: there is none."""
+    """Raise UnfitPictureError for what is not decoded; return the kind of the extra sample, None: there is none."""
     # tifffile takes the type that the file states; and text times a number is a longer text.
     if not all(isinstance(getattr(page, name), int) for name in _NUMBERS):
-        raise ValueError("damaged; what says its size is no number")
+        raise UnfitPictureError("damaged; what says its size is no number")
     if _has_second_page(file):
-        raise ValueError("has several pages; split it first, for example: tiffsplit FILE")
+        raise UnfitPictureError("has several pages; split it first, for example: tiffsplit FILE")
     if _DNG_VERSION in page.tags or page.subfiletype & _PREVIEW:
-        raise ValueError("a raw photograph, of which a preview could be read at most; develop it first")
+        raise UnfitPictureError("a raw photograph, of which a preview could be read at most; develop it first")
     if 0 in page.shaped:
-        raise ValueError("damaged; it has no pixels")
+        raise UnfitPictureError("damaged; it has no pixels")
     samples, bits = page.samplesperpixel, page.bitspersample
     if problem := excess(page.imagewidth, page.imagelength, samples * (1 if bits <= 8 else 2), file_bytes, max_pixels):
-        raise ValueError(problem)
+        raise UnfitPictureError(problem)
     if len(page.dataoffsets) != math.prod(page.chunked):
-        raise ValueError(f"damaged; it has {len(page.dataoffsets)} of {math.prod(page.chunked)} strips or tiles")
+        raise UnfitPictureError(f"damaged; it has {len(page.dataoffsets)} of {math.prod(page.chunked)} strips or tiles")
     # A tile may be larger than the picture, and all of its samples may be in one strip.
     if excess(math.prod(page.chunks), 1, 1 if bits <= 8 else 2, file_bytes, samples * MAX_PIXELS):
-        raise ValueError("damaged; its tiles are larger than the file can hold")
+        raise UnfitPictureError("damaged; its tiles are larger than the file can hold")
     if page.sampleformat in _KINDS or not 1 <= bits <= 16:
         kind = _KINDS.get(page.sampleformat, "integers")  # type: ignore[call-overload]  # an int where it is unknown
-        raise ValueError(f"{bits}-bit {kind} per channel; convert it to unsigned integers of 8 or 16 bits")
+        raise UnfitPictureError(f"{bits}-bit {kind} per channel; convert it to unsigned integers of 8 or 16 bits")
     colors = _COLORS.get(page.photometric)  # type: ignore[call-overload]
     if colors is None:
-        raise ValueError(f"its colours are {_name(page.photometric)}; convert it to RGB")
+        raise UnfitPictureError(f"its colours are {_name(page.photometric)}; convert it to RGB")
     if page.photometric == PHOTOMETRIC.SEPARATED and page.tags.valueof(_INK_SET, _CMYK) != _CMYK:
-        raise ValueError("its inks are not CMYK; convert it to RGB")
+        raise UnfitPictureError("its inks are not CMYK; convert it to RGB")
     if page.imagedepth > 1:
-        raise ValueError(f"a volume of {page.imagedepth} slices; split it first")
+        raise UnfitPictureError(f"a volume of {page.imagedepth} slices; split it first")
     extra = samples - colors
     if extra < 0 or extra > 1 or (extra and page.photometric == PHOTOMETRIC.PALETTE):
-        raise ValueError(f"{samples} channels of colours {_name(page.photometric)}; convert it to gray or RGB")
+        raise UnfitPictureError(f"{samples} channels of colours {_name(page.photometric)}; convert it to gray or RGB")
     if not extra:
         return None
     kind = page.extrasamples[0] if page.extrasamples else EXTRASAMPLE.UNASSALPHA  # missing: what every reader assumes
     if kind == EXTRASAMPLE.UNSPECIFIED:
-        raise ValueError("has a channel that is neither colour nor transparency; remove it")
+        raise UnfitPictureError("has a channel that is neither colour nor transparency; remove it")
     return kind
 
 
 def _refuse_parts(page: tifffile.TiffPage, content: bytes) -> None:
-    """Raise ValueError for strips or tiles that say that they are larger than the picture has room for."""
+    """Raise UnfitPictureError for strips or tiles that say that they are larger than the picture has room for."""
     if page.compression not in (*_JPEG, *_FILES):
         kind = getattr(page.compression, "name", page.compression)
-        raise ValueError(f"compressed as {kind}; save it again, with LZW or Deflate")
+        raise UnfitPictureError(f"compressed as {kind}; save it again, with LZW or Deflate")
     height, width = page.chunks[:2] if page.planarconfig == PLANARCONFIG.CONTIG else page.chunks[-2:]
     for offset, length in zip(page.dataoffsets, page.databytecounts, strict=False):
         part = content[offset : offset + length]
@@ -136,9 +137,9 @@ def _refuse_parts(page: tifffile.TiffPage, content: bytes) -> None:
             continue
         size = jpeg_size(part) if page.compression in _JPEG else _file_size(part, _FILES[page.compression])
         if size is None or size[0] > width + _ROUNDED or size[1] > height + _ROUNDED:
-            raise ValueError("damaged; a strip or tile is not of the size that it should have")
+            raise UnfitPictureError("damaged; a strip or tile is not of the size that it should have")
         if page.compression in _JPEG and has_too_many_scans(part):
-            raise ValueError(f"over {MAX_SCANS} scans; save it again")
+            raise UnfitPictureError(f"over {MAX_SCANS} scans; save it again")
 
 
 def _file_size(content: bytes, file_format: str) -> tuple[int, int] | None:
@@ -163,7 +164,7 @@ def _name(photometric: int) -> str:
 def _by_libtiff(content: bytes, page: tifffile.TiffPage) -> np.ndarray:
     """Luma and chroma that are not compressed as JPEG: libtiff knows its subsampling."""
     if page.bitspersample != 8 or page.samplesperpixel != 3:
-        raise ValueError("its colours are YCBCR with other than 8 bits or 3 channels; convert it to RGB")
+        raise UnfitPictureError("its colours are YCBCR with other than 8 bits or 3 channels; convert it to RGB")
     with Image.open(io.BytesIO(content)) as image:
         return np.array(image.convert("RGB"))
 
@@ -209,7 +210,7 @@ def _full_range(values: np.ndarray, bits: int) -> np.ndarray:
 def _palette(page: tifffile.TiffPage) -> np.ndarray:
     """[colours, 3]: uint8 if the file's 16 bits hold no more, as almost always."""
     if page.colormap is None or page.colormap.ndim != 2 or len(page.colormap) != 3:
-        raise ValueError("damaged; it has no palette")
+        raise UnfitPictureError("damaged; it has no palette")
     colors = np.asarray(page.colormap, np.uint16).T
     high = colors >> 8
     if not high.any() and colors.any():  # some programs write 8 bits where 16 belong
@@ -222,7 +223,7 @@ def _palette(page: tifffile.TiffPage) -> np.ndarray:
 def _straight(color: np.ndarray, alpha: np.ndarray, photometric: int) -> np.ndarray:
     """Premultiplied colours divided by alpha; what is transparent becomes black."""
     if photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB):
-        raise ValueError(f"premultiplied transparency with colours {_name(photometric)}; convert it to RGB")
+        raise UnfitPictureError(f"premultiplied transparency with colours {_name(photometric)}; convert it to RGB")
     most = np.iinfo(color.dtype).max
     over = np.maximum(alpha, 1).astype(np.uint32)
     divided = (color.astype(np.uint32) * most + over // 2) // over
