@@ -20,6 +20,8 @@ from dlgsanet.errors import UserError, unknown
 from dlgsanet.startup import leave, spin_shortly
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# Of a path that the user gave.
+UNUSABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
 # name -> what it does; its arguments and `main` are in `dlgsanet.commands.NAME`.
 SUBCOMMANDS = {
     "train": "train a network from an option file",
@@ -109,6 +111,8 @@ def _with_clear_errors(work: Callable[[], int]) -> int:
         _drop_output()
         return 1
     except OSError as error:
+        if error.filename and error.errno in UNUSABLE:
+            return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
         if error.filename or error.errno not in FULL:
             raise
         _drop_output()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from dlgsanet.errors import ArgumentError
+from dlgsanet.errors import ArgumentError, unknown
 
 GPUS = ("cuda", "xpu", "mps")  # device types in the order of preference
 
@@ -23,6 +23,9 @@ def find_device(device: str | torch.device | None = None, argument: str = "devic
         return torch.device(next((name for name in GPUS if _is_available(name)), "cpu"))
     try:
         found = torch.device(device)
+    except RuntimeError:
+        raise ArgumentError(argument, unknown("device", str(device), ("cpu", *GPUS))) from None
+    try:
         torch.empty(1, device=found)
     # The type of the exception differs between devices: RuntimeError, AssertionError, NotImplementedError.
     except Exception as error:

@@ -1,6 +1,7 @@
 """Errors that the user can fix. Imports nothing heavy."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral
@@ -45,6 +46,11 @@ def shown(value: Any) -> str:
     """The value for a message: at most about 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
+
+
+def one_line(text: str) -> str:
+    """The text with line ends and control characters, which names of files may have, as escapes."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 
 
 def nearest(given: Any, names: Iterable[str]) -> str | None:

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, one_line
 
 T = TypeVar("T")
 
@@ -117,8 +117,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def printable(name: str | Path) -> str:
-    """A file name with bytes that are not UTF-8 written as ``\\xe4``, so that it can be printed and stored."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    """A file name with control characters and bytes that are not UTF-8 written as ``\\xe4``, to print and store it."""
+    return one_line(os.fsencode(name).decode(errors="backslashreplace"))
 
 
 def _target(path: Path) -> Path:
@@ -153,8 +153,8 @@ def _made(folder: Path) -> Iterator[None]:
         _retried(lambda: folder.mkdir(parents=True, exist_ok=True))
         yield
     except BaseException:
-        with suppress(OSError):
-            for path in new:
+        for path in new:
+            with suppress(OSError):  # the lowest may be missing: its name may be too long
                 path.rmdir()
         raise
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from dlgsanet.errors import one_line
+
 T = TypeVar("T")
 
 FIRST, EVERY = 3.0, 9.0  # seconds until the first line, and between lines
@@ -22,6 +24,7 @@ def progress_of(name: str) -> Iterator[Callable[[float], None]]:
     Yields:
         A function to be called with the share that is done, from 0 to 1.
     """
+    name = one_line(name)
     if not sys.stderr.isatty():
         yield _lines(name)
         return

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,11 +35,29 @@ def test_the_command_does_not_load_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
-@pytest.mark.parametrize("name", SUBCOMMANDS)
-def test_every_command_has_help(name):
-    done = command(name, "--help")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"usage: dlgsanet {name}")
+@pytest.mark.parametrize("name", [*SUBCOMMANDS, "data folder", "data sheet", "explain lam"])
+def test_every_command_has_help_of_80_columns(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as caught:
+        main([*name.split(), "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: dlgsanet {name}")
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
+def test_a_name_leads_to_no_other_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    Image.new("RGB", (16, 16)).save("in/a.png")
+    for name in ("..", "a/b", str(tmp_path / "elsewhere")):
+        with pytest.raises(SystemExit) as caught:
+            main(["data", "folder", "in", "--name", name])
+        assert caught.value.code == 2
+        assert "--name" in capsys.readouterr().err
+    assert main(["data", "folder", "in", "--name", "a" * 300]) == 2  # no file system allows it
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_an_unknown_command_is_one_line():

@@ -1,13 +1,14 @@
 """`dlgsanet ablate`: the paper's ablations from one training file."""
 
-import argparse
 from pathlib import Path
 
 from dlgsanet.commands.arguments import ArgumentParser, whole_number
 
 EXAMPLES = """examples:
-  dlgsanet ablate -opt options/train/train_..._Tiny_..._SRx4_....yml --iterations 50000 --seeds 10 11
-  dlgsanet ablate -opt base.yml --iterations 5000 --variants relu topk --data-root /scratch/datasets
+  dlgsanet ablate -opt options/train/train_..._Tiny_..._SRx4_....yml \\
+    --iterations 50000 --seeds 10 11
+  dlgsanet ablate -opt base.yml --iterations 5000 --variants relu topk \\
+    --data-root /scratch/datasets
 """
 
 
@@ -19,7 +20,6 @@ def main(argv: list[str]) -> int:
         "sigmoid (SparseGSA's selection), static (a static depth-wise convolution for MHDLSA), local, global (one kind "
         "of layer alone, twice the blocks).",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-opt", required=True, metavar="FILE", help="training option file to start from")
     parser.add_argument("--iterations", type=whole_number(), required=True, help="of every run")

@@ -3,11 +3,18 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any, NoReturn
 
 from dlgsanet.errors import nearest, unknown
 from dlgsanet.pictures.shares import Shard, read_shard
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Breaks text without line ends at words, and keeps text that has some, such as examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -16,11 +23,15 @@ class ArgumentParser(argparse.ArgumentParser):
     Flags are written with hyphens; the spelling with underscores, as BasicSR has it, works too.
     """
 
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, formatter_class=_HelpFormatter, **options)
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         given = [_with_hyphens(arg) for arg in (sys.argv[1:] if args is None else args)]
         if not self._subparsers:  # a subcommand has a parser of its own, which knows its options
             for argument in takewhile(lambda argument: argument != "--", given):
                 self._check_option(argument.partition("=")[0])
+            self._check_not_empty(given)
         known, rest = super().parse_known_args(given, namespace)
         if rest:
             self.error(f"unexpected argument {rest[0]!r}; {self.prog} --help lists the arguments")
@@ -33,6 +44,14 @@ class ArgumentParser(argparse.ArgumentParser):
             near = nearest(flag, options)
             hint = f"did you mean {near}?" if near else f"{self.prog} --help lists the options"
             self.error(f"unknown option {flag!r}; {hint}")
+
+    def _check_not_empty(self, given: list[str]) -> None:
+        """Refuse empty arguments, such as "$FOLDER" of a shell in which it is not set: as a path it means `.`."""
+        for flag, argument in pairwise(["", *given]):
+            option = self._option_string_actions.get(flag)
+            if not argument and (option is None or option.default != ""):
+                after = f" after {flag}" if flag else ""
+                self.error(f"an argument is empty{after}; is a variable of the shell not set?")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -94,6 +113,13 @@ def whole_number(least: int = 1, most: int | None = None) -> Callable[[str], int
         return number
 
     return parse
+
+
+def part_of_name(text: str) -> str:
+    """The type of an argument that is the name of a file or folder, or a part of it: it leads to no other folder."""
+    if "/" in text or "\0" in text or text in (".", ".."):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be in the name of a file or folder; give one without /")
+    return text
 
 
 def add_import(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,8 @@ from dlgsanet.folder_lock import InUseError, owned
 
 EXAMPLES = """examples:
   dlgsanet benchmark weights/*.safetensors --data datasets/Set5 datasets/Set14
-  dlgsanet benchmark Ours=net_g_latest.pth EDSR=options/test/edsr_x4.yml --data datasets/Set5 --self-ensemble
+  dlgsanet benchmark Ours=net_g_latest.pth EDSR=edsr_x4.yml \\
+    --data datasets/Set5 --self-ensemble
 """
 
 
@@ -82,7 +83,6 @@ def _parser() -> argparse.ArgumentParser:
         "Markdown, LaTeX), the pictures, and a results page for each scale. An interrupted run continues where it "
         "stopped.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "networks",

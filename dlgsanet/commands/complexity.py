@@ -7,10 +7,10 @@ from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
 from dlgsanet.errors import UserError
 
 EXAMPLES = """examples:
-  dlgsanet complexity                                       the nine published networks
+  dlgsanet complexity                              the nine published networks
   dlgsanet complexity Tiny --scales 4 --device cuda
-  dlgsanet complexity options/test/*.yml --runs 0           counted, not measured
-  dlgsanet complexity own.yml --import own.py               a network of your own
+  dlgsanet complexity options/test/*.yml --runs 0  counted, not measured
+  dlgsanet complexity own.yml --import own.py      a network of your own
 """
 
 
@@ -20,7 +20,6 @@ def main(argv: list[str]) -> int:
         description="Count and measure networks at an output size: parameters, multiply-accumulates (of every "
         "convolution and matrix product), latency (median of runs at batch 1) and peak memory beyond the weights.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "networks",

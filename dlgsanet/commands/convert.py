@@ -1,6 +1,5 @@
 """`dlgsanet convert`: weights between .pth, as the published code has them, and .safetensors, with options inside."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,6 @@ def main(argv: list[str]) -> int:
         "dlgsanet convert",
         description="Convert weights between .pth and .safetensors, names and values kept.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("source", type=Path, metavar="FROM", help="a .pth or .safetensors file")
@@ -52,6 +50,8 @@ def _key_and_value(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise UserError(f"--metadata: {text!r} is not KEY=VALUE")
+    if key in ("network_g", "scale"):
+        raise UserError(f"--metadata: {key} follows from the weights; leave it out")
     return key, value
 
 

@@ -5,24 +5,25 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser, whole_number
+from dlgsanet.commands.arguments import ArgumentParser, part_of_name, whole_number
 from dlgsanet.data.known_sets import KNOWN_SETS, KnownSet
 from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
 from dlgsanet.errors import UserError, unknown
 
 DEFAULT_SCALES = (2, 3, 4)
 EXAMPLES = """examples:
-  dlgsanet data div2k                                  download and lay out datasets/DIV2K and datasets/DIV2K_valid
-  dlgsanet data div2k DIV2K_train_HR.zip               the same from an archive (or folder) that is there already
+  dlgsanet data div2k                           download it: datasets/DIV2K
+  dlgsanet data div2k DIV2K_train_HR.zip        from an archive or folder
   dlgsanet data set14 benchmark.tar --root /scratch/datasets --scales 4
-  dlgsanet data folder ~/photos --name MyPhotos        any folder or archive of images: datasets/MyPhotos
+  dlgsanet data folder ~/photos --name Mine     your own: datasets/Mine
   dlgsanet data check datasets/DIV2K --against datasets/Set5 datasets/Set14
-  dlgsanet data subimages datasets/DIV2K               pieces for BasicSR's PairedImageDataset
-  dlgsanet data lmdb datasets/DIV2K --scales 2         datasets/DIV2K/HR.lmdb and LR_bicubic_X2.lmdb
+  dlgsanet data subimages datasets/DIV2K        pieces for PairedImageDataset
+  dlgsanet data lmdb datasets/DIV2K --scales 2  HR.lmdb, LR_bicubic_X2.lmdb
   dlgsanet data meta-info datasets/DIV2K/HR meta.txt
-  dlgsanet data sheet -opt options/train/FILE.yml      samples of a training set, to look at: results/sheet.png
+  dlgsanet data sheet -opt FILE.yml             samples: results/sheet.png
 
-Data roots are laid out as the option files expect them: NAME/HR/0001.png and NAME/LR_bicubic/X4/0001x4.png.
+Data roots are laid out as the option files expect them: NAME/HR/0001.png and
+NAME/LR_bicubic/X4/0001x4.png.
 A command that was interrupted, or is run again, does only what is missing."""
 
 
@@ -37,7 +38,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="dlgsanet data",
         description="Prepare, check and store data sets.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_root(known_set)
     folder = command("folder", _folder, "any folder or archive of images", "2 3 4")
     folder.add_argument("source", type=Path, help="PNG, JPEG, BMP, TIFF or WebP images, or a ZIP or tar of them")
-    folder.add_argument("--name", required=True, help="of the set: its folder under the root")
+    folder.add_argument("--name", type=part_of_name, required=True, help="of the set: its folder under the root")
     _add_root(folder)
 
     check = command("check", _check, "open every image, check pairs, look for duplicates")

@@ -8,9 +8,12 @@ from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
 from dlgsanet.files import check_can_write
 
 EXAMPLES = """examples:
-  dlgsanet explain lam weights/*_x4.safetensors edsr_x4.yml --image butterflyx4.png --at 120 88
-  dlgsanet explain kept weights/DLGSANet_Tiny_x4.safetensors --image butterflyx4.png
-  dlgsanet explain filters weights/DLGSANet_Tiny_x4.safetensors --image butterflyx4.png --points 20,30 41,12
+  dlgsanet explain lam weights/*_x4.safetensors edsr_x4.yml \\
+    --image butterflyx4.png --at 120 88
+  dlgsanet explain kept weights/DLGSANet_Tiny_x4.safetensors \\
+    --image butterflyx4.png
+  dlgsanet explain filters weights/DLGSANet_Tiny_x4.safetensors \\
+    --image butterflyx4.png --points 20,30 41,12
 """
 
 
@@ -27,7 +30,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="dlgsanet explain",
         description="Look into networks: each command draws a picture.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

@@ -1,6 +1,5 @@
 """`dlgsanet export`: write the network for onnxruntime, or for PyTorch without this project."""
 
-import argparse
 from pathlib import Path
 
 from dlgsanet.commands.arguments import ArgumentParser
@@ -16,9 +15,8 @@ examples:
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(
         "dlgsanet export",
-        description="Write a network as ONNX or torch.export, for images of every size,\nand check what was written.",
+        description="Write a network as ONNX or torch.export, for images of every size, and check what was written.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="a name that ends in .onnx or .pt2")

@@ -1,13 +1,13 @@
 """`dlgsanet figure`: the benchmark's crops for a paper."""
 
-import argparse
 from pathlib import Path
 
 from dlgsanet.commands.arguments import ArgumentParser, whole_number
 
 EXAMPLES = """examples:
   dlgsanet figure Set5/butterfly Urban100/img004 --scale 4 -o comparison
-  dlgsanet figure Set14/comic --scale 4 --methods bicubic EDSR DLGSANet_Tiny_x4 --crop 40 120 64
+  dlgsanet figure Set14/comic --scale 4 --crop 40 120 64 \\
+    --methods bicubic EDSR DLGSANet_Tiny_x4
 """
 
 
@@ -17,7 +17,6 @@ def main(argv: list[str]) -> int:
         description="Draw pictures of a finished benchmark: the whole with a rectangle, and the crop of every method "
         "with its name and the whole picture's PSNR and SSIM on Y. Writes PDF and PNG.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", metavar="SET/IMAGE", help="which pictures, one below the other")
     parser.add_argument("--scale", type=whole_number(), required=True)

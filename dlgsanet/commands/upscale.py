@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser, add_shard, whole_number
-from dlgsanet.errors import UserError
+from dlgsanet.commands.arguments import ArgumentParser, add_shard, part_of_name, whole_number
+from dlgsanet.errors import UserError, one_line
 from dlgsanet.files import check_can_write
 from dlgsanet.pictures.find_files import STREAM, Found, Job, find_files
 from dlgsanet.pictures.formats import WRITTEN
@@ -35,7 +35,6 @@ def parser() -> argparse.ArgumentParser:
         usage="dlgsanet upscale INPUT [INPUT ...] [-o OUT] [option ...]",
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="files, folders (with everything below them), globs, or - for stdin")
@@ -59,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add("--fp32", dest="precision", action="store_const", const="fp32", help="the same as --precision fp32")
     add("--ext", choices=("auto", *(e[1:] for e in WRITTEN)), default="auto", help="format of results in a folder or "
         "on stdout (default: that of the input)")  # fmt: skip
-    add("--suffix", default="", help="put after the names of results, before the extension")
+    add("--suffix", default="", type=part_of_name, help="put after the names of results, before the extension")
     add(
         "--quality",
         type=whole_number(1, 100),
@@ -156,8 +155,8 @@ def _writable(jobs: list[Job], faults: list[str]) -> Iterator[Job]:
 def _report_left_out(found: Found, suffix: str) -> None:
     if found.results:
         _say(f"{len(found.results)} with {suffix} in the name left out: results of an earlier run")
-    if found.other_files:
-        kinds = ", ".join(f"{number} {extension}" for extension, number in sorted(found.other_files.items()))
+    if found.other_files.total():
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.other_files.items()) if number)
         _say(f"left out, not pictures: {kinds}")
 
 
@@ -178,4 +177,4 @@ def _devices(names: str | None, jobs: list[Job]) -> list[str | None]:
 def _say(line: str) -> None:
     """Report a line on stderr, since stdout may carry a picture."""
     # With its end: `print` would write that separately, and several processes share the stream.
-    print(f"{line}\n", end="", file=sys.stderr)
+    print(f"{one_line(line)}\n", end="", file=sys.stderr)

@@ -16,8 +16,8 @@ from dlgsanet.errors import ArgumentError
 HERE = "127.0.0.1"
 EXAMPLES = """\
 examples:
-  dlgsanet web                                  on this computer: http://127.0.0.1:7860
-  dlgsanet web --host 0.0.0.0 --max-pixels 4    for everyone in the network
+  dlgsanet web                                on this computer, at port 7860
+  dlgsanet web --host 0.0.0.0 --max-pixels 4  for everyone in the network
 """
 
 
@@ -26,7 +26,6 @@ def parser() -> argparse.ArgumentParser:
         "dlgsanet web",
         description="A page in the browser that upscales pictures: drop them, compare before and after, download.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--host", default=HERE, metavar="ADDRESS", help="address to serve at (default: 127.0.0.1, which only this "

@@ -170,10 +170,10 @@ def _open_tar(root: Path) -> tuple[tarfile.TarFile, list[tarfile.TarInfo]]:
 def _tar_members(root: Path) -> Members:
     try:
         archive, members = _open_tar(root)
-    # Whatever a damaged stream raises: tarfile knows gzip, bzip2 and LZMA. Its message may have a line for each.
+    # Whatever a damaged stream raises: tarfile knows gzip, bzip2 and LZMA.
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{root}: not a folder, ZIP or tar archive, or a damaged one: {reason}") from None
+        reason = str(error).partition(":")[0]  # a list of what each of them says may follow
+        raise UserError(f"{root}: not a folder, ZIP or tar archive, or a damaged one ({reason})") from None
     lock = threading.Lock()
 
     def read(member: tarfile.TarInfo) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import ArgumentError, UserError
 from dlgsanet.pictures.formats import OTHER_PICTURES, PICTURES, VIDEOS, WRITTEN
 
 STREAM = Path("-")  # standard input or output
@@ -54,7 +54,7 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
             suffix in its name counts as a result of an earlier run and is left out.
 
     Raises:
-        UserError: several pictures for one file.
+        UserError: several pictures for one file; a suffix or another extension for a file whose name is given.
     """
     found = Found()
     sources: list[tuple[Path, Path]] = []  # the file, and its path below the output folder
@@ -66,6 +66,10 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
     if _is_one_file(inputs, output):
         if len(sources) > 1:
             raise UserError(f"-o: {output} is one file, but there are {len(sources)} pictures; give a folder")
+        if suffix:
+            raise ArgumentError("suffix", f"is for results in a folder; -o names the file {output}")
+        if output != STREAM and extension and WRITTEN[extension] != WRITTEN[output.suffix.lower()]:
+            raise ArgumentError("ext", f"{extension[1:]} does not fit the file {output} of -o; leave one of them out")
         for source, _ in sources:
             _add(found, Job(source, output), "give -o another name")
         return found
@@ -141,6 +145,8 @@ def _pictures_below(folder: Path, output: Path, other_files: Counter[str]) -> It
     top, results = os.path.realpath(folder), os.path.realpath(output)
     results_are_inside = results != top and results.startswith(os.path.join(top, ""))
     for parent, folders, names in os.walk(folder):
+        # They are not followed: they may lead around in circles.
+        other_files["link to a folder"] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
         folders[:] = sorted(
             name
             for name in folders
@@ -151,8 +157,11 @@ def _pictures_below(folder: Path, output: Path, other_files: Counter[str]) -> It
             extension = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
-            if extension in PICTURES + VIDEOS:
-                yield Path(parent, name)
+            file = Path(parent, name)
+            if os.path.exists(file) and not os.path.isfile(file):  # to read a pipe would take forever
+                other_files["pipe or device"] += 1
+            elif extension in PICTURES + VIDEOS:
+                yield file
             else:
                 other_files[extension or "no extension"] += 1
 

@@ -172,6 +172,8 @@ def test_an_option_file_adds_what_weights_do_not_show(tmp_path):
         (["none.pth", "b.pth"], "none.pth"),
         (["{weights}", "b.onnx"], "b.onnx"),
         (["{weights}", "b.pth", "--metadata", "x"], "--metadata: 'x'"),
+        (["{weights}", "b.pth", "--metadata", "scale=9"], "--metadata: scale"),
+        (["{weights}", "b.pth", "--metadata", "network_g=x"], "--metadata: network_g"),
         (["{weights}", "b.pth", "-opt", "none.yml"], "-opt: none.yml"),
         (["{weights}", "b.pth", "-opt", "list.yml"], "list.yml"),
     ],

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +143,9 @@ def test_options_change_what_they_say(folder, weights, network, photo):
         (["in/a.png", "-o", "out", "--device", "abacus"], "--device"),
         (["in/a.png", "-o", "out", "--weights", "in/a.png"], "damaged or not a checkpoint"),
         (["in/a.png", "-o", "out", "--weights", "none.pth"], "there is no file none.pth"),
+        (["in/a.png", "-o", "one.png", "--suffix", "_x2"], "--suffix"),
+        (["in/a.png", "-o", "-", "--suffix", "_x2"], "--suffix"),
+        (["in/a.png", "-o", "one.png", "--ext", "jpg"], "--ext"),
     ],
 )
 def test_the_last_line_names_what_is_wrong(folder, weights, arguments, message, monkeypatch, capsys):
@@ -157,7 +161,17 @@ def test_the_last_line_names_what_is_wrong(folder, weights, arguments, message, 
 
 @pytest.mark.parametrize(
     "option",
-    ["--tile=-3", "--tile=big", "--outscale=0", "--outscale=nan", "--quality=101", "--quality=0", "--gpu-id=-1"],
+    [
+        "--suffix=/x",
+        "--suffix=a/b",
+        "--tile=-3",
+        "--tile=big",
+        "--outscale=0",
+        "--outscale=nan",
+        "--quality=101",
+        "--quality=0",
+        "--gpu-id=-1",
+    ],
 )
 def test_impossible_values_are_named(option, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -247,13 +261,38 @@ def test_arguments_of_real_esrgan(folder, weights, network, photo, monkeypatch, 
     assert "no input" in capsys.readouterr().err
 
 
-def test_help_fits_80_columns_and_breaks_at_words(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    for command in ("upscale", "export", "convert"):
-        with pytest.raises(SystemExit):
-            main([command, "--help"])
-        text = capsys.readouterr().out
-        assert max(map(len, text.splitlines())) <= 80, command
+@pytest.mark.parametrize("arguments", [["", "-o", "out"], ["in", "-o", ""], ["in", "--weights", ""]])
+def test_an_empty_argument_is_not_the_working_folder(folder, arguments, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    before = files(folder)
+    with pytest.raises(SystemExit) as caught:
+        main(["upscale", *arguments])
+    assert caught.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert files(folder) == before
+
+
+def test_only_files_in_a_folder_are_read(folder, weights, monkeypatch, capsys):
+    """A pipe in it would be waited for, and a link to a folder may lead back."""
+    monkeypatch.chdir(folder)
+    os.mkfifo("in/pipe.png")
+    Path("in/linked").symlink_to("sub")
+    assert main(["upscale", "in", "-o", "out", "--weights", str(weights), "--dry-run"]) == 0
+    left_out = capsys.readouterr().err.splitlines()[-1]
+    assert "1 pipe" in left_out
+    assert "1 link" in left_out
+
+
+def test_a_name_with_control_characters_stays_in_its_line(folder, weights, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    name = "in/two\nlines\x1b[2J\u2028.png"
+    os.rename("in/a.png", name)
+    Path("in/bad\n.png").write_text("no picture")
+    assert main(["upscale", name, "in/bad\n.png", "-o", "out", "--weights", str(weights)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.isprintable() for line in lines)
+    assert Path("out", Path(name).name).is_file()
 
 
 LONG = "a" * 300
@@ -267,6 +306,7 @@ LONG = "a" * 300
         ["in/a.png", "-o", LONG],
         ["in/a.png", "-o", f"{LONG}/x/a.png"],
         ["in/a.png", "-o", f"new/folder/{LONG}.png"],
+        ["in/a.png", "-o", f"new/{LONG}/a.png"],
         ["in/a.png", "--suffix", LONG],
         ["in", "-o", "in", "--suffix", LONG],
         [f"in/{LONG}*.png"],
