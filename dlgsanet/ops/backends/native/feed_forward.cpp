@@ -38,8 +38,8 @@ void gate(const RowRing& hidden, Index y, const float* depthwise, const Rows* ga
             for (int n = 0; n < Down; n++) store(a.row(n) + x, sums[n]);
         });
         // A loop of its own: there are not enough registers for the constants of both.
-        for (int n = 0; n < Down; n++)
-            for (Index x = 0; x < columns; x += lanes)
+        for (Index x = 0; x < columns; x += lanes)
+            for (int n = 0; n < Down; n++)
                 store(out.row[n] + x, gelu(load(a.row(n) + x)) * load(out.row[n] + x));
     }
 }

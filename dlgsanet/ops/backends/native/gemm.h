@@ -50,10 +50,12 @@ inline void gemm_block(const Weights& a, Index m, Rows x, Rows out) {
         for (int n = 0; n < Across; n++) store(out.row(m + i) + n * lanes, sum[i][n]);
 }
 
-// Rows from m: blocks of `Down` rows, then one block of the remaining rows.
+// Rows from m on, in as few blocks of at most `Down` rows as possible, whose sizes differ by at most one row: the sums of
+// a small block wait for each other.
 template <int Down, int Across, Start start, int Taps>
 inline void gemm_down(const Weights& a, Index m, Rows x, Rows out, Ahead* ahead) {
-    for (; m + Down <= a.rows; m += Down) {
+    const Index rest = a.rows - m, blocks = (rest + Down - 1) / Down, smaller = blocks * Down - rest;
+    for (Index n = smaller; n < blocks; n++, m += Down) {
         gemm_block<Down, Across, start, Taps>(a, m, x, out);
         if (ahead) ahead->after_block();
     }
