@@ -53,6 +53,11 @@ def one_line(text: str) -> str:
     return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 
 
+def brief(error: BaseException, most: int = 300) -> str:
+    """What an error says, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def nearest(given: Any, names: Iterable[str]) -> str | None:
     """The name that was probably meant."""
     near = difflib.get_close_matches(given, list(names), 1) if isinstance(given, str) and len(given) <= 60 else []

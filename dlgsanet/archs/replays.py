@@ -4,6 +4,7 @@ A replay takes next to no host time. That pays for small images: an NVIDIA H100 
 the host needs 15 ms to launch the kernels (docs/benchmarks/gpu.md).
 """
 
+import functools
 import logging
 import math
 import threading
@@ -16,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from dlgsanet.errors import first_failure
+from dlgsanet.errors import brief, first_failure
 from dlgsanet.ops.backends.torch.frozen import is_frozen
 
 LARGEST = 2**18  # pixels of a batch that is captured; with more, the GPU takes longer than the host
@@ -26,6 +27,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # 
 Network = TypeVar("Network", bound=nn.Module)
 
 logger = logging.getLogger("dlgsanet")
+
+_captures = threading.Lock()  # PyTorch allows one capture at a time in a process
 
 
 def can_replay(network: nn.Module, x: Tensor) -> bool:
@@ -57,6 +60,15 @@ def _on_nvidia_gpu(x: Tensor) -> bool:
     return x.is_cuda and torch.version.hip is None
 
 
+@functools.cache
+def _stream_of_captures(device: torch.device) -> torch.cuda.Stream:
+    """One stream for all captures on a device: graphs that share memory need it, and cuBLAS keeps memory for each.
+
+    PyTorch's own one is on the device of the process's first capture.
+    """
+    return torch.cuda.Stream(device)
+
+
 class _Graph:
     """A call with one shape. Its input, its result and all memory between them stay where they are."""
 
@@ -64,7 +76,8 @@ class _Graph:
         with torch.inference_mode(False):  # so that calls outside of inference mode may write to it
             self._x = torch.empty_like(x, memory_format=torch.contiguous_format)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(x.device), torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+        options = {"pool": pool, "stream": _stream_of_captures(x.device), "capture_error_mode": "thread_local"}
+        with _captures, torch.cuda.device(x.device), torch.cuda.graph(self._graph, **options):
             self._result = function(self._x)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -105,7 +118,8 @@ class _Graphs:
     def _captured(
         self, function: Callable[[Network, Tensor], Tensor], network: Network, x: Tensor, expected: Tensor
     ) -> _Graph | None:
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        if not any(self._graphs.values()):  # the allocator forbids to share memory whose graphs are all gone
+            self._pool = torch.cuda.graph_pool_handle()
         try:
             graph = _Graph(partial(function, network), x, self._pool)
             difference = (graph(x) - expected).abs().max().item()
@@ -113,7 +127,7 @@ class _Graphs:
                 return graph
             problem = f"a replay differs by {difference:.1e}"
         except RuntimeError as error:
-            problem = " ".join(str(first_failure(error)).split())[:300]
+            problem = brief(first_failure(error))
         logger.warning("%s: calls are not replayed as CUDA graphs: %s", x.device, problem)
         self._refused = True
         self._graphs.clear()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dlgsanet.errors import UserError, first_failure
+from dlgsanet.errors import UserError, brief, first_failure
 from dlgsanet.memory import is_out_of_memory
 
 logger = logging.getLogger("dlgsanet")
@@ -138,7 +138,7 @@ class CudaGraphs:
             first_error = first_failure(error)
             if is_out_of_memory(first_error):
                 raise
-            reason = " ".join(str(first_error).split())[:300]
+            reason = brief(first_error)
             raise UserError(f"train.cuda_graph: this run cannot be captured ({reason}); set it to false") from error
         finally:
             self.capturing = False

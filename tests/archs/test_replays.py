@@ -118,6 +118,39 @@ def test_changed_weights_are_noticed(graphs):
     assert [graph.replays for graph in graphs] == [2, 3]
 
 
+def test_graphs_are_made_again_after_all_were_dropped(graphs, caplog):
+    """For want of room, or because the weights have changed: their memory cannot be shared any more."""
+    network = frozen()
+    with torch.inference_mode(), caplog.at_level(logging.WARNING, "dlgsanet"):
+        for size in [(12, 12)] * 3 + [(8, width) for width in range(5, 5 + replays.SHAPES)] + [(12, 12)] * 3:
+            network(images(1, *size)[0])
+        network.load_state_dict(small_network().state_dict())
+        for image in images(3, 12, 12):
+            network(image)
+    assert [graph.replays for graph in graphs] == [2, 2, 2]
+    assert caplog.messages == []
+
+
+def test_a_capture_runs_on_a_stream_of_the_device_and_alone(graphs, monkeypatch):
+    """Without a stream PyTorch takes that of the process's first capture, perhaps on another GPU."""
+    capture, streams = torch.cuda.graph, []
+
+    def watched(graph, **options):
+        streams.append(options["stream"])
+        assert not replays._captures.acquire(blocking=False)
+        return capture(graph, **options)
+
+    monkeypatch.setattr(torch.cuda, "graph", watched)
+    replays._stream_of_captures.cache_clear()
+    networks = frozen(), frozen()
+    with torch.inference_mode():
+        for network in networks:
+            for image in images(2, 12, 12):
+                network(image)
+    assert [stream.device for stream in streams] == [torch.device("cpu")] * 2
+    assert streams[0] is streams[1]  # each stream has a workspace of cuBLAS, for good
+
+
 def test_a_network_that_is_no_longer_used_frees_its_graphs(graphs):
     network = frozen()
     with torch.inference_mode():
@@ -163,6 +196,11 @@ def unfrozen(monkeypatch):
     return small_network()
 
 
+def made_in_inference_mode(monkeypatch):  # PyTorch does not see changes of such weights
+    with torch.inference_mode():
+        return frozen()
+
+
 def watched(monkeypatch):
     network = frozen()
     network.conv.register_forward_hook(lambda *_: None)
@@ -174,7 +212,7 @@ def too_large(monkeypatch):
     return frozen()
 
 
-@pytest.mark.parametrize("make", [unfrozen, watched, too_large])
+@pytest.mark.parametrize("make", [unfrozen, made_in_inference_mode, watched, too_large])
 def test_never_captured(graphs, monkeypatch, make):
     network = make(monkeypatch)
     with torch.inference_mode():

@@ -4,7 +4,8 @@ As on a GPU,
 
 - a capture changes nothing, and the tensors that it makes hold garbage (NaN) until the first replay;
 - a replay runs the same operators on the same memory, with the numbers of the capture;
-- reading a value within a capture is an error, after which the end of the capture raises another one.
+- reading a value within a capture is an error, after which the end of the capture raises another one;
+- graphs may share memory, a pool, as long as one of them exists: a pool without graphs cannot be used again.
 
 Kernels that are called by address, as those of the native backend, are not seen.
 """
@@ -12,6 +13,7 @@ Kernels that are called by address, as those of the native backend, are not seen
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -33,14 +35,11 @@ def _address(tensor: Tensor) -> int:
 
 
 class Tape:
-    """As `torch.cuda.CUDAGraph`."""
+    """What a graph has recorded. Tests keep it; that does not keep the graph."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
         self.replays = 0
-
-    def pool(self) -> tuple[int, int]:
-        return (0, 1)
 
     def replay(self) -> None:
         assert self.calls, "it was not captured"
@@ -51,6 +50,34 @@ class Tape:
                 for kept, new in zip(outputs, _tensors(function(*args, **kwargs)), strict=True):
                     if _address(kept) not in given:  # neither a view nor changed in place
                         kept.copy_(new)
+
+
+class _Pool:
+    def __init__(self) -> None:
+        self.graphs: WeakSet[_Graph] = WeakSet()
+        self.used = False
+
+    def add(self, graph: "_Graph") -> None:
+        if self.used and not self.graphs:
+            raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")  # as PyTorch's allocator says
+        self.graphs.add(graph)
+        self.used = True
+
+
+class _Graph:
+    """As `torch.cuda.CUDAGraph`."""
+
+    def __init__(self) -> None:
+        self.tape, self._pool = Tape(), _Pool()
+
+    def share(self, pool: _Pool) -> None:
+        self._pool = pool
+
+    def pool(self) -> _Pool:
+        return self._pool
+
+    def replay(self) -> None:
+        self.tape.replay()
 
 
 class _Recorder(TorchDispatchMode):
@@ -94,8 +121,11 @@ class _Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def _captured(graph: Tape, **_: Any) -> Iterator[None]:
-    recorder = _Recorder(graph)
+def _captured(graph: _Graph, pool: _Pool | None = None, **_: Any) -> Iterator[None]:
+    if pool is not None:
+        graph.share(pool)
+    graph.pool().add(graph)
+    recorder = _Recorder(graph.tape)
     try:
         with recorder:
             yield
@@ -106,6 +136,9 @@ def _captured(graph: Tape, **_: Any) -> Iterator[None]:
 
 
 class _Stream:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device
+
     def wait_stream(self, other: "_Stream") -> None:
         assert isinstance(other, _Stream)
 
@@ -118,17 +151,18 @@ def graphs_on_the_cpu() -> Iterator[list[Tape]]:
     """`torch.cuda` captures and replays what the CPU computes; the graphs that are made."""
     tapes: list[Tape] = []
 
-    def tape() -> Tape:
-        tapes.append(Tape())
-        return tapes[-1]
+    def make() -> _Graph:
+        graph = _Graph()
+        tapes.append(graph.tape)
+        return graph
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "CUDAGraph", tape)
+        patch.setattr(torch.cuda, "CUDAGraph", make)
         patch.setattr(torch.cuda, "graph", _captured)
         patch.setattr(torch.cuda, "Stream", _Stream)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: _DEFAULT_STREAM)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+        patch.setattr(torch.cuda, "graph_pool_handle", _Pool)
         patch.setattr(torch.cuda, "device", lambda device: nullcontext())
         patch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
         yield tapes

@@ -18,7 +18,8 @@ def freeze(network: torch.nn.Module) -> None:
     ``parameter.data`` in place is not: do not freeze a network whose weights are averaged or trained.
     """
     for parameter in network.parameters():
-        setattr(parameter, KEPT, {})
+        if not parameter.is_inference():  # made in inference mode: PyTorch sees no changes of it
+            setattr(parameter, KEPT, {})
 
 
 def is_frozen(network: torch.nn.Module) -> bool:
