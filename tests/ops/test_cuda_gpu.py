@@ -16,8 +16,9 @@ from torch import Tensor
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import choice, cuda, reference, triton
+from dlgsanet.ops.backends import choice, cuda, reference, triton, verdicts
 from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.torch import planar
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.ops import calls
@@ -283,6 +284,22 @@ def test_triton_layers_follow_the_reference(name, training, size):
         got = calls.results(triton.BACKEND, call.map(lambda t: t.float().cuda()))
     for g, w in zip(got, want, strict=True):
         assert (g.cpu().double() - w).abs().max() <= 1e-4 * w.abs().max()
+
+
+@pytest.mark.parametrize("channels", [4, 48, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_projection_in_one_triton_kernel_follows_the_definition(channels, dtype):
+    from dlgsanet.ops.backends.triton import steps
+
+    x, weight, bias = (
+        torch.randn(2, channels, 45, 64),
+        torch.randn(3 * channels, channels, 1, 1),
+        torch.randn(3 * channels),
+    )
+    tensors = [t.to(dtype) for t in (x, weight, bias)]
+    want = planar.STEPS.project(*(t.double() for t in tensors))
+    got = steps._normalise_project(*(t.cuda() for t in tensors))
+    assert (got.cpu().double() - want).abs().max() <= verdicts.TOLERANCE[dtype] * want.abs().max()
 
 
 def test_triton_gradients_are_the_same_every_time():

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dlgsanet.ops.backends import NO_LAYER, choice, reference
+from dlgsanet.ops.backends import NO_LAYER, choice, reference, verdicts
 from dlgsanet.ops.backends import triton as backend
 from dlgsanet.ops.backends.torch import planar
 from dlgsanet.ops.backends.verdicts import TOLERANCE
 from dlgsanet.ops.records import ChannelAttention
 from tests.conftest import REPOSITORY
 from tests.ops import calls
+from tests.ops.strict_interpreter import strict_interpreter
 
 if torch.cuda.is_available():
     pytest.skip("the kernels run on the GPU: tests/ops/test_cuda_gpu.py", allow_module_level=True)
@@ -30,7 +31,8 @@ from dlgsanet.ops.backends.triton import steps
 def _poison():
     """What a kernel does not write is NaN."""
     torch.use_deterministic_algorithms(True)
-    yield
+    with strict_interpreter():
+        yield
     torch.use_deterministic_algorithms(False)
 
 
@@ -67,13 +69,14 @@ def test_steps_follow_the_definition(size, half, dtype, seed):
     lower=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_projection_without_gradients_follows_the_definition(size, outputs, biased, dtype, lower, seed):
+def test_projection_in_one_kernel_follows_the_definition(size, outputs, biased, dtype, lower, seed):
     random = calls.random_tensors(seed)
     batch, channels, height, width = size
     x = random(batch, channels, height + 3, width)[:, :, 2 : height + 2].to(dtype)
     weight, bias = (random(outputs, channels, 1, 1) / channels**0.5).to(dtype), random(outputs).to(dtype)
+    way = steps._normalise_then_project if dtype == torch.float64 else steps._normalise_project
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lower):
-        got = steps.project(x, weight, bias if biased else None)
+        got = way(x, weight, bias if biased else None)
     want = planar.STEPS.project(x.double(), weight.double(), bias.double() if biased else None)
     hidden = torch.bfloat16 if lower and dtype != torch.float64 else dtype
     assert got.dtype == hidden
@@ -90,7 +93,7 @@ def test_projection_is_what_is_faster(monkeypatch):
         monkeypatch.setattr(steps, name, lambda *a, name=name, real=real: ran.append(name) or real(*a))
     monkeypatch.setattr(choice, "_on_gpu", lambda device: True)
     monkeypatch.setattr(choice, "_kept_or_timed", lambda kind, size, run, other: timed[0] <= timed[1])
-    for times, chosen in (([1.0, 2.0], "_normalise_project"), ([2.0, 1.0], "_normalise_then_project")):
+    for times, chosen in (([2.0, 1.0], "_normalise_project"), ([1.0, 2.0], "_normalise_then_project")):
         timed[:] = times
         monkeypatch.setattr(choice, "_chosen", {})
         for _ in range(2):
@@ -99,6 +102,32 @@ def test_projection_is_what_is_faster(monkeypatch):
         assert ran[-2:] == [chosen] * 2
     steps.project(x, weight.requires_grad_(), None)
     assert ran[-1] == "_normalise_then_project"
+
+
+def raises(*arguments):
+    raise RuntimeError("out of resource: shared memory")
+
+
+@pytest.mark.parametrize(
+    ("one_kernel", "reason"),
+    [(raises, "shared memory"), (lambda *a: steps._normalise_then_project(*a) * 1.1, "differs")],
+)
+def test_one_kernel_that_fails_at_these_sizes_leaves_the_steps(one_kernel, reason, monkeypatch, tmp_path, caplog):
+    """At first use on a card the kernels are tried at other sizes."""
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choice, "_on_gpu", lambda device: True)
+    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setattr(choice, "milliseconds", lambda *call: pytest.fail("a faulty kernel is timed"))
+    monkeypatch.setattr(verdicts, "describe_card", lambda device: ("A card (sm_86)", "12.9"))
+    monkeypatch.setattr(steps, "_normalise_project", one_kernel)
+    x, weight = torch.randn(1, 4, 6, 7), torch.randn(5, 4, 1, 1)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(steps.project(x, weight, None), steps._normalise_then_project(x, weight, None))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert all(named in message for named in ("one kernel", "A card (sm_86)", reason))
+    assert not list(verdicts.cache_folder().glob("*.json"))
 
 
 @settings(deadline=None, max_examples=3)

@@ -12,6 +12,7 @@ from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends import triton, verdicts
 from tests.ops import calls
+from tests.ops.strict_interpreter import strict_interpreter
 
 if torch.cuda.is_available():
     pytest.skip("the kernels run on the GPU: tests/ops/test_cuda_gpu.py", allow_module_level=True)
@@ -29,7 +30,8 @@ def card(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(triton, "DEVICES", ("cpu",))
     monkeypatch.setattr(verdicts, "describe_card", lambda device: (CARD, "12.9"))
     restart()
-    yield
+    with strict_interpreter():
+        yield
     restart()
 
 
@@ -69,6 +71,11 @@ def test_kernels_that_agree_are_tried_once_per_card(monkeypatch, tmp_path):
     restart()
     assert chosen() is triton.BACKEND
     assert chosen(torch.float32) is not triton.BACKEND  # which was not tried
+
+
+@pytest.mark.parametrize("dtype", verdicts.TOLERANCE, ids=str)
+def test_kernels_agree_in_every_dtype(dtype):
+    assert triton.examine(dtype, torch.device("cpu")).reason is None
 
 
 CHANGES = {

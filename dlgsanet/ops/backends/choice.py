@@ -1,6 +1,8 @@
 """Which of two ways to the same result is faster on this card: timed once for each class of sizes, kept on disk."""
 
 import json
+import logging
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,11 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from dlgsanet.errors import brief
 from dlgsanet.ops.backends import verdicts
+
+logger = logging.getLogger("dlgsanet")
 
 WARM_UP, RUNS = 3, 15
 HEAD_START = 1_000_000  # cycles, some 0.5 ms, that an NVIDIA GPU waits while the CPU starts what is timed
+
+COMPARED = 2**24  # values of a result; all of a large one would need too much memory
 
 _chosen: dict[tuple["Choice", int], bool] = {}
 _untimed = False
@@ -23,18 +31,22 @@ class Choice:
     """What is chosen. Make it once: its answers are kept for this object.
 
     Attributes:
+        name: of the other way, for messages.
         device: where it computes.
         sources: files that the times depend on.
         key: everything else that they depend on, apart from the card, its driver, PyTorch and the number of pixels.
     """
 
+    name: str
     device: torch.device
     sources: tuple[Path, ...]
     key: tuple[object, ...]
 
 
-def is_faster(choice: Choice, pixels: int, run: Callable[[], object], other: Callable[[], object]) -> bool:
+def is_faster(choice: Choice, pixels: int, run: Callable[[], Tensor], other: Callable[[], Tensor]) -> bool:
     """Whether `run` takes less time than `other` for images with so many pixels: from a power of two to the next.
+
+    Before they are timed, `other` is tried. If it fails or the results differ, a warning says so and `run` is taken.
 
     `run` is taken if PyTorch is set to deterministic algorithms, since the results of the two differ in their last
     bits. It is also taken on the CPU and, unless the answer is known, while a CUDA graph is captured.
@@ -60,15 +72,37 @@ def untimed() -> Iterator[None]:
         _untimed = before
 
 
-def _kept_or_timed(choice: Choice, size: int, run: Callable[[], object], other: Callable[[], object]) -> bool:
-    key = ("choice", *choice.key, size, *verdicts.describe_card(choice.device), torch.__version__)
-    path = verdicts.kept_path(".json", choice.sources, *key)
+def _kept_or_timed(choice: Choice, size: int, run: Callable[[], Tensor], other: Callable[[], Tensor]) -> bool:
+    path = verdicts.path_on_card(choice.device, choice.sources, "choice", *choice.key, size)
+    times = verdicts.read(path, _two_numbers)
+    if times is None:
+        if problem := _problem(run, other):
+            logger.warning("%s: not used on %s: %s", choice.name, verdicts.describe_card(choice.device)[0], problem)
+            return True
+        times = milliseconds(run, choice.device), milliseconds(other, choice.device)
+        verdicts.keep(json.dumps(times).encode(), path)
+    return times[0] <= times[1]
+
+
+def _two_numbers(values: list[float]) -> tuple[float, float]:
+    first, second = values
+    return float(first), float(second)
+
+
+def _problem(run: Callable[[], Tensor], other: Callable[[], Tensor]) -> str | None:
+    """Why `other` cannot be used, or None."""
     try:
-        first, second = json.loads(path.read_text())
-    except (OSError, ValueError, TypeError):  # none, or not readable
-        first, second = milliseconds(run, choice.device), milliseconds(other, choice.device)
-        verdicts.keep(json.dumps([first, second]).encode(), path)
-    return bool(first <= second)
+        actual = other().flatten()[:COMPARED]
+    except Exception as error:
+        if verdicts.is_no_fault(error):
+            raise
+        return f"{type(error).__name__}: {brief(error)}"
+    expected = run().flatten()[:COMPARED].float()
+    largest, difference = expected.abs().max().item(), (actual.float() - expected).abs().max().item()
+    most = max(verdicts.TOLERANCE[actual.dtype], verdicts.TENSOR_CORE_TOLERANCE) * largest
+    if difference <= most or not math.isfinite(largest):
+        return None
+    return f"the result differs by {difference:.1e}, more than {most:.1e}"
 
 
 def _on_gpu(device: torch.device) -> bool:

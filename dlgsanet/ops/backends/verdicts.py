@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from dlgsanet.errors import brief
 from dlgsanet.memory import is_out_of_memory
 
 # Most difference from the reference in float64, relative to the largest value: ten times what the emulator shows.
@@ -29,6 +30,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, tor
 TENSOR_CORE_TOLERANCE = 5e-3  # of products with 11 bits
 
 logger = logging.getLogger("dlgsanet")
+
+T = TypeVar("T")
 
 
 class Kernels(NamedTuple):
@@ -65,30 +68,40 @@ def examine(kernels: Kernels, difference: Callable[[], float], again: bool = Fal
 
     Args:
         difference: runs the kernels on small calls, and returns the largest difference from the reference, relative
-            to the largest value. It is not kept that there was too little memory.
+            to the largest value.
+
+    Raises:
+        Exception: there is too little memory, time is up (TimeoutError), or work that was started before has failed.
+            That says nothing about the kernels.
     """
-    card, driver = describe_card(kernels.device)
-    path = kept_path(".json", kernels.sources, *kernels.key, card, driver, torch.__version__)
-    if not again:
-        try:
-            return Verdict(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):  # none, or not readable
-            pass
+    path = path_on_card(kernels.device, kernels.sources, *kernels.key)
+    if not again and (kept := read(path, lambda verdict: Verdict(**verdict))):
+        return kept
+    if kernels.device.type == "cuda" and torch.cuda.is_initialized():
+        torch.cuda.synchronize(kernels.device)
     started = time.perf_counter()
-    reason, found = None, None
+    reason, found, keeps = None, None, True
     try:
         found = difference()
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_no_fault(error):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+        reason = f"{type(error).__name__}: {brief(error, 600)}"
+        keeps = not isinstance(error, OSError)  # a full disk, or a folder that cannot be written
     if found is not None and not found <= kernels.tolerance:
         reason = f"differs from the reference by {found:.1e} of the largest value, more than {kernels.tolerance:.0e}"
     if reason:
+        card, _ = describe_card(kernels.device)
         reason = f"{kernels.name}: not used on {card}: {reason}; `dlgsanet doctor --report FILE` tries again"
     verdict = Verdict(reason, found, round(time.perf_counter() - started, 3))
-    keep(json.dumps(verdict._asdict()).encode(), path)
+    if keeps:
+        keep(json.dumps(verdict._asdict()).encode(), path)
     return verdict
+
+
+def is_no_fault(error: Exception) -> bool:
+    """Whether an error of kernels that are tried says nothing about them: of memory, or of a signal's handler."""
+    return is_out_of_memory(error) or isinstance(error, TimeoutError)
 
 
 def warn(verdict: Verdict) -> Verdict:
@@ -116,6 +129,19 @@ def kept_path(suffix: str, sources: Iterable[Path], *key: object) -> Path:
     """The file for something that follows from `key` and the contents of source files."""
     text = repr((key, [path.read_bytes() for path in sources]))
     return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()}{suffix}"
+
+
+def path_on_card(device: torch.device, sources: Iterable[Path], *key: object) -> Path:
+    """The JSON file for something that was found out on a card, which follows from its driver and PyTorch too."""
+    return kept_path(".json", sources, *key, *describe_card(device), torch.__version__)
+
+
+def read(path: Path, make: Callable[[Any], T]) -> T | None:
+    """What `make` makes of a kept JSON file; None if there is none, or it is damaged."""
+    try:
+        return make(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def keep(content: bytes, path: Path) -> None:

@@ -133,7 +133,8 @@ def _faster_there(convolution: FusedDynamicConv, x: Tensor) -> bool:
 
 @functools.cache
 def _choice(use: Use) -> choice.Choice:
-    return choice.Choice(use.device, tuple(cuda_modules.sources()), (*use[:-1], cuda_modules.compiler_version()))
+    sources = tuple(cuda_modules.sources())
+    return choice.Choice(use.path, use.device, sources, (*use[:-1], cuda_modules.compiler_version()))
 
 
 def _fused_forward(convolution: FusedDynamicConv, x: Tensor, on_tensor_cores: bool) -> Tensor:

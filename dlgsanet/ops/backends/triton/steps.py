@@ -31,6 +31,7 @@ TILES_OF_PROGRAM = 16  # that a program of the backward pass sums over
 WIDEST_HEAD = 64  # channels of a head; a program of the kernels for attention has all of them
 NORMALISED, WARPS = 4096, 8  # values that a program normalises, and its warps
 OUTPUTS = 32  # channels that a program projects to at a time; more, or fewer warps, would spill registers
+FEWEST_TERMS = 16  # of a product: Triton compiles no smaller ones for NVIDIA GPUs
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -40,13 +41,13 @@ def normalise(x: Tensor) -> Tensor:
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``weight @ normalise(x) + bias``: in one kernel without gradients, if that is faster on this card."""
+    if torch.is_grad_enabled() or x.dtype == torch.float64:
+        return _normalise_then_project(x, weight, bias)
+    which = _projection(x.dtype, _hidden_dtype(x), tuple(weight.shape[:2]), bias is None, _precision(x), x.device)
     one_kernel = functools.partial(_normalise_project, x, weight, bias)
     steps = functools.partial(_normalise_then_project, x, weight, bias)
-    if torch.is_grad_enabled() or x.dtype == torch.float64:
-        return steps()
     pixels = len(x) * x.shape[2:].numel()
-    which = _projection(x.dtype, _hidden_dtype(x), tuple(weight.shape[:2]), bias is None, _precision(x), x.device)
-    return one_kernel() if choice.is_faster(which, pixels, one_kernel, steps) else steps()
+    return steps() if choice.is_faster(which, pixels, steps, one_kernel) else one_kernel()
 
 
 def features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
@@ -94,7 +95,8 @@ def _projection(
     dtype: torch.dtype, hidden: torch.dtype, sizes: tuple[int, int], no_bias: bool, precision: str, device: torch.device
 ) -> choice.Choice:
     sources = tuple(sorted(Path(__file__).parent.glob("*.py")))
-    return choice.Choice(device, sources, ("projection", dtype, hidden, *sizes, no_bias, precision, triton.__version__))
+    key = "projection", dtype, hidden, *sizes, no_bias, precision, triton.__version__
+    return choice.Choice("normalisation and projection in one kernel", device, sources, key)
 
 
 def _precision(x: Tensor) -> str:
@@ -114,7 +116,7 @@ def _normalise_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
         x = x.contiguous()
     weight = weight.contiguous()
     out = torch.empty(batch, len(weight), height, width, dtype=_hidden_dtype(x), device=x.device)
-    grid, sizes = _columns(x)
+    grid, sizes = _columns(x, FEWEST_TERMS)
     sizes |= {
         "OUTPUTS": OUTPUTS,
         "PARTS": triton.cdiv(len(weight), OUTPUTS),
@@ -258,10 +260,10 @@ def _depthwise_backward(grad: Tensor, x: Tensor, bias: Tensor, weight: Tensor) -
     return grad_x, total[:, 9].to(bias.dtype), total[:, :9].to(weight.dtype).view_as(weight)
 
 
-def _columns(x: Tensor) -> tuple[tuple[int], dict[str, Any]]:
-    """The grid and the constants of the kernels that normalise."""
+def _columns(x: Tensor, fewest: int = 1) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid and the constants of the kernels that normalise, with room for at least `fewest` channels."""
     batch, channels, height, width = x.shape
-    wide = triton.next_power_of_2(channels)
+    wide = max(fewest, triton.next_power_of_2(channels))
     pixels = max(16, NORMALISED // wide)
     acc = _triton_dtype(accumulation_dtype(x.dtype))
     sizes = {"CHANNELS": wide, "PIXELS": pixels, "ACC": acc, "num_warps": WARPS}
