@@ -1,5 +1,6 @@
 """Kernels that fail at their first use on a GPU, in every way, are refused, and the next kernel or backend serves."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -166,6 +167,61 @@ def test_lack_of_memory_says_nothing_about_a_kernel(card, monkeypatch):
     with pytest.raises(torch.cuda.OutOfMemoryError):
         dispatch.select(*call())
     assert not list(verdicts.cache_folder().glob("*.json"))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), TimeoutError("of a signal's handler")])
+def test_what_is_no_fault_of_a_kernel_is_not_kept(card, monkeypatch, error):
+    def fails(use, run):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(first_use, "_difference", fails)
+        if isinstance(error, TimeoutError):
+            with pytest.raises(TimeoutError):
+                dispatch.select(*call())
+        else:
+            assert dispatch.select(*call()) is strips.BACKEND  # in this process
+    restart()
+    assert dispatch.select(*call()) is card
+
+
+def test_work_that_failed_before_says_nothing_about_a_kernel(card, monkeypatch):
+    """A GPU reports it late: at the next call that waits for it."""
+
+    def waits(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", waits)
+    kernels = verdicts.Kernels("a kernel", torch.device("cuda", 0), 1e-5, (), ("a kernel",))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        verdicts.examine(kernels, never)
+    assert not list(verdicts.cache_folder().glob("*.json"))
+
+
+def test_a_damaged_kernel_on_disk_is_compiled_again(monkeypatch, tmp_path):
+    function = pytest.importorskip("cupy.cuda.function")
+
+    class Loaded:
+        def load(self, cubin):
+            if cubin != b"whole":
+                raise RuntimeError("CUDA_ERROR_INVALID_IMAGE: device kernel image is invalid")
+
+        def get_function(self, name):
+            return self
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(function, "Module", Loaded)
+    monkeypatch.setattr(cuda_modules, "_current", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(cuda_modules, "require_no_capture", lambda: None)
+    monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
+    monkeypatch.setattr(cuda_modules, "compile_instance", lambda instance, architecture: (b"whole", ""))
+    instance, gpu = cuda_modules.Instance("plain.cu", ()), torch.device("cuda", 0)
+    cuda_modules.Module(instance, gpu)
+    (kept,) = verdicts.cache_folder().glob("*.cubin")
+    kept.write_bytes(b"")
+    cuda_modules.Module(instance, gpu)
+    assert kept.read_bytes() == b"whole"
 
 
 def test_a_damaged_result_on_disk_is_made_again(card):

@@ -64,15 +64,18 @@ def compile_instance(instance: Instance, architecture: str, *options: str) -> tu
         nvrtc.destroyProgram(program)
 
 
-def cached_cubin(instance: Instance, architecture: str) -> bytes:
-    """The cubin of `compile_instance`, from disk if the sources, constants, architecture and compiler are the same."""
+def cached_cubin(instance: Instance, architecture: str, again: bool = False) -> bytes:
+    """The cubin of `compile_instance`, from disk if the sources, constants, architecture and compiler are the same.
+
+    again: compile it in any case.
+    """
     kept = kept_path(".cubin", sources(), instance, architecture, compiler_version(), LANGUAGE)
-    try:
-        return kept.read_bytes()
-    except OSError:
-        cubin, _ = compile_instance(instance, architecture)
-        keep(cubin, kept)
-        return cubin
+    with contextlib.suppress(OSError):
+        if not again:
+            return kept.read_bytes()
+    cubin, _ = compile_instance(instance, architecture)
+    keep(cubin, kept)
+    return cubin
 
 
 @functools.cache
@@ -107,8 +110,11 @@ class Module:
         self._driver, self._runtime, self.device = driver, runtime, device
         with _current(device):
             require_no_capture()
-            module = function.Module()
-            module.load(cached_cubin(instance, "sm_{}{}".format(*capability(device))))
+            module, architecture = function.Module(), "sm_{}{}".format(*capability(device))
+            try:
+                module.load(cached_cubin(instance, architecture))
+            except RuntimeError:  # the file may be damaged
+                module.load(cached_cubin(instance, architecture, True))
             # All of them now: otherwise the driver may load a kernel at its first use, which could be in a capture.
             self._functions = {name: module.get_function(name) for name in instance.kernels}
         self._allowed = dict.fromkeys(self._functions, SHARED_BYTES_UNASKED)  # bytes of shared memory of a block
