@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dlgsanet.archs.sizes import SIZES, size_options
 from dlgsanet.ops import dispatch
+from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import cuda, gradients, verdicts
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -91,7 +92,7 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
         mock.patch.object(first_use, "refused", return_value=None),
     ):
         for tf32 in (False, True):
-            with mock.patch.object(cuda, "tf32_allowed", return_value=tf32):
+            with mock.patch.object(tf32_settings, "allowed_in_convolutions", return_value=tf32):
                 cuda.BACKEND.convolve(convolution, x)
         cuda.BACKEND.convolve_backward(convolution, x, x)
     cuda.plan.cache_clear()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dlgsanet.errors import brief, first_failure
+from dlgsanet.ops import tf32
 from dlgsanet.ops.backends.torch.frozen import is_frozen
 
 LARGEST = 2**18  # pixels of a batch that is captured; with more, the GPU takes longer than the host
@@ -104,7 +105,9 @@ class _Graphs:
             self._graphs.clear()
             self._weights = weights
         # A graph belongs to the stream of its calls: on another one its memory could change while it runs.
-        key = (function, x.shape, x.dtype, x.device, torch.cuda.current_stream(x.device))
+        precision = tf32.allowed_in_convolutions(), tf32.allowed_in_matrix_products()
+        settings = *precision, torch.are_deterministic_algorithms_enabled()
+        key = (function, x.shape, x.dtype, x.device, torch.cuda.current_stream(x.device), settings)
         if graph := self._graphs.get(key):
             self._graphs.move_to_end(key)
             return graph(x)

@@ -12,7 +12,7 @@ import torch
 from dlgsanet.archs import replays
 from dlgsanet.evaluation.scoring import to_images
 from dlgsanet.inference.self_ensemble import self_ensemble
-from dlgsanet.ops import dispatch, freeze
+from dlgsanet.ops import dispatch, freeze, tf32
 from dlgsanet.ops.backends import LayerFunctions
 from dlgsanet.ops.backends.torch import BACKEND, planar
 from dlgsanet.pictures.upscale_pixels import upscale_pixels
@@ -116,6 +116,17 @@ def test_changed_weights_are_noticed(graphs):
         for image in images(4, 12, 12):
             assert torch.equal(network(image), expected(image))
     assert [graph.replays for graph in graphs] == [2, 3]
+
+
+def test_a_replay_has_the_precision_that_is_set(graphs, monkeypatch):
+    """A captured product stays with or without TF32."""
+    network = frozen()
+    with torch.inference_mode():
+        for allowed, captured in ((False, 1), (True, 2), (False, 2)):
+            monkeypatch.setattr(tf32, "allowed_in_matrix_products", lambda allowed=allowed: allowed)
+            for image in images(3, 12, 12):
+                network(image)
+            assert len(graphs) == captured
 
 
 def test_graphs_are_made_again_after_all_were_dropped(graphs, caplog):

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import cuda
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -68,7 +69,7 @@ def instances(
     x, z = torch.empty(1, channels, *size, dtype=dtype), torch.empty(1, features, *size, dtype=dtype)
     fused = FusedDynamicConv(z, torch.empty(outputs, features), torch.empty(outputs), window)
     for tf32 in (False, True):
-        monkeypatch.setattr(cuda, "tf32_allowed", lambda tf32=tf32: tf32)
+        monkeypatch.setattr(tf32_settings, "allowed_in_convolutions", lambda tf32=tf32: tf32)
         cuda.BACKEND.convolve(fused, x)
     cuda.BACKEND.convolve_backward(fused, x, x)
     plain = DynamicConv(torch.empty(1, groups, window, window, *size, dtype=dtype))

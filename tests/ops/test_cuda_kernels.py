@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.ops import dispatch
+from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import Backend, composed, cuda, reference
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -71,7 +72,7 @@ def emulate(monkeypatch) -> Iterator[Callable[..., None]]:
         monkeypatch.setattr(cuda, "ENOUGH_BLOCKS", enough_blocks)
         monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
         monkeypatch.setattr(cuda_modules, "capability", lambda device: capability)
-        monkeypatch.setattr(cuda, "tf32_allowed", lambda: tf32)
+        monkeypatch.setattr(tf32_settings, "allowed_in_convolutions", lambda: tf32)
         monkeypatch.setattr(first_use, "refused", lambda use, run: None)
 
     yield use
@@ -247,16 +248,16 @@ def test_tf32_is_used_as_pytorch_is_set():
     """In a process of its own: whoever mixes the switches cannot put them back as they were."""
     code = """if True:
         from torch.backends import cudnn
-        from dlgsanet.ops.backends import cuda
+        from dlgsanet.ops import tf32
         for old in (True, False):
             cudnn.allow_tf32 = old
-            assert cuda.tf32_allowed() == old
+            assert tf32.allowed_in_convolutions() == old
         for new in ("tf32", "ieee"):
             cudnn.conv.fp32_precision = new
-            assert cuda.tf32_allowed() == (new == "tf32")
+            assert tf32.allowed_in_convolutions() == (new == "tf32")
         cudnn.conv.fp32_precision = "none"  # as the setting above it
         cudnn.fp32_precision = "ieee"
-        assert not cuda.tf32_allowed()
+        assert not tf32.allowed_in_convolutions()
         print("done")
     """
     run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=600)

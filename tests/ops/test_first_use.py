@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import dispatch
+from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda, verdicts
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.cuda import first_use
@@ -30,7 +31,7 @@ def card(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
     monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
     monkeypatch.setattr(verdicts, "describe_card", lambda device: (CARD, "12.9"))
-    monkeypatch.setattr(cuda, "tf32_allowed", lambda: False)
+    monkeypatch.setattr(tf32_settings, "allowed_in_convolutions", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     on_cpu = dataclasses.replace(cuda.BACKEND, unsuited=cuda.refused_kernels)
     load = dispatch.load
@@ -236,7 +237,7 @@ def test_a_damaged_result_on_disk_is_made_again(card):
 @pytest.fixture
 def timed(card, monkeypatch):
     """The card's tensor cores take the first of these times, the other kernel the second; what was run, in order."""
-    monkeypatch.setattr(cuda, "tf32_allowed", lambda: True)
+    monkeypatch.setattr(tf32_settings, "allowed_in_convolutions", lambda: True)
     ran, times = [], [2.0, 1.0]
 
     class Module(EmulatedModule):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dlgsanet.ops import tf32
 from dlgsanet.ops.backends import Backend, ConvolutionFunctions, choice
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -194,7 +195,9 @@ def _prepare(convolution: FusedDynamicConv) -> FusedDynamicConv:
 def _on_tensor_cores(convolution: FusedDynamicConv, x: Tensor) -> bool:
     """Whether TF32 is exact enough, and the kernel for tensor cores serves these sizes and agreed at first use."""
     window, features = convolution.window_size, convolution.z.shape[1]
-    exact_enough = x.dtype in (torch.float16, torch.bfloat16) or (x.dtype == torch.float32 and tf32_allowed())
+    exact_enough = x.dtype in (torch.float16, torch.bfloat16) or (
+        x.dtype == torch.float32 and tf32.allowed_in_convolutions()
+    )
     _, channels = _parts(x.shape[1] * window**2 // convolution.weight.shape[0])
     fits = window <= 7 and features <= FEATURES_IN_REGISTERS and channels <= 6
     path = "fused forward on tensor cores"
@@ -214,12 +217,6 @@ def _parts(channels: int) -> tuple[int, int]:
     """In how many parts the channels of a group are computed, and the channels of the largest."""
     parts = math.ceil(channels / MOST_CHANNELS)
     return parts, math.ceil(channels / parts)
-
-
-def tf32_allowed() -> bool:
-    """Whether PyTorch may compute float32 convolutions with TF32 products, by its newer setting or the older one."""
-    conv = getattr(torch.backends.cudnn, "conv", None)  # since PyTorch 2.9; a program must not read both settings
-    return torch.backends.cudnn.allow_tf32 if conv is None else conv.fp32_precision == "tf32"
 
 
 def _vectorized(*images: Tensor) -> bool:

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dlgsanet.ops import autocast
+from dlgsanet.ops import autocast, tf32
 from dlgsanet.ops.backends import choice
 from dlgsanet.ops.backends.reference import accumulation_dtype
 from dlgsanet.ops.backends.torch import planar
@@ -100,14 +100,8 @@ def _projection(
 
 
 def _precision(x: Tensor) -> str:
-    """Of products in float32: TF32 where PyTorch may use it in matrix products, by its newer setting or the older one.
-
-    A program must not read both settings.
-    """
-    matmul = torch.backends.cuda.matmul
-    setting = getattr(matmul, "fp32_precision", None)  # since PyTorch 2.9
-    allowed = matmul.allow_tf32 if setting is None else setting == "tf32"
-    return "tf32" if allowed and x.device.type == "cuda" and not torch.version.hip else "ieee"
+    """Of products in float32."""
+    return "tf32" if tf32.allowed_in_matrix_products() and x.device.type == "cuda" and not torch.version.hip else "ieee"
 
 
 def _normalise_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
