@@ -23,8 +23,8 @@ class ArgumentParser(argparse.ArgumentParser):
     Flags are written with hyphens; the spelling with underscores, as BasicSR has it, works too.
     """
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, formatter_class=_HelpFormatter, **options)
+    def __init__(self, prog: str | None = None, **options: Any):
+        super().__init__(prog, formatter_class=_HelpFormatter, **options)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         given = [_with_hyphens(arg) for arg in (sys.argv[1:] if args is None else args)]

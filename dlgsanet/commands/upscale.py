@@ -10,6 +10,7 @@ from pathlib import Path
 from dlgsanet.commands.arguments import ArgumentParser, add_shard, part_of_name, whole_number
 from dlgsanet.errors import UserError, one_line
 from dlgsanet.files import check_can_write
+from dlgsanet.pictures.bounds import LARGEST_FACTOR
 from dlgsanet.pictures.find_files import STREAM, Found, Job, find_files
 from dlgsanet.pictures.formats import WRITTEN
 from dlgsanet.pictures.shares import upscale_on_devices
@@ -73,9 +74,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _factor(text: str) -> float:
     with suppress(ValueError):
-        if 0 < (value := float(text)) <= 64:
+        if 0 < (value := float(text)) <= LARGEST_FACTOR:
             return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, at most 64")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, at most {LARGEST_FACTOR}")
 
 
 def _tile(text: str) -> str | int:

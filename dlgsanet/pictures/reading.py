@@ -192,7 +192,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     gray = image.mode in ("1", "L", "LA", "La")
     mode = ("LA" if gray else "RGBA") if image.has_transparency_data else ("L" if gray else "RGB")
     pixels = np.array(image.convert(mode))
-    return pixels.reshape(*pixels.shape[:2], -1)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _largest_value(image: ImageFile) -> int:

@@ -15,6 +15,7 @@ from dlgsanet.errors import ArgumentError
 from dlgsanet.files import check_can_write
 from dlgsanet.inference.loading import load_model
 from dlgsanet.inference.weights import DEFAULT_NAME
+from dlgsanet.pictures.bounds import LARGEST_FACTOR
 from dlgsanet.pictures.picture import MOST, Picture
 from dlgsanet.pictures.reading import NOT_RGB, pixels_of, read_picture
 from dlgsanet.pictures.upscale_pixels import Progress, upscale_pixels
@@ -83,7 +84,8 @@ def upscale(
     if isinstance(image, Image.Image):
         return _to_image(work(_picture(pixels_of(image))), image)
     if isinstance(image, np.ndarray):
-        pixels = work(_picture(np.asarray(image))).pixels
+        native = image.dtype.newbyteorder("=")  # big-endian files give arrays of the other byte order
+        pixels = work(_picture(np.asarray(image).astype(native, copy=False))).pixels.astype(image.dtype, copy=False)
         return pixels[..., 0] if image.ndim == 2 else pixels
     if isinstance(image, Tensor):
         return _through_arrays(work, image, progress)
@@ -129,8 +131,8 @@ def _through_arrays(work: Callable[[Picture, Progress], Picture], image: Tensor,
 def result_size(network: DLGSANet, picture: Picture, outscale: float | None) -> tuple[int, int]:
     """(height, width) of the upscaled picture."""
     factor = network.upscale if outscale is None else outscale
-    if not (isinstance(factor, Real) and 0 < factor < float("inf")):
-        raise ArgumentError("outscale", f"{outscale!r} is not a number above 0")
+    if not (isinstance(factor, Real) and 0 < factor <= LARGEST_FACTOR):
+        raise ArgumentError("outscale", f"{outscale!r} is not a number above 0, at most {LARGEST_FACTOR}")
     height, width = picture.size
     return max(1, round(height * factor)), max(1, round(width * factor))
 

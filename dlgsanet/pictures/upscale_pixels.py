@@ -135,7 +135,7 @@ def _to_array(part: Tensor, channels: int) -> np.ndarray:
 
 def _finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise UserError("values overflowed in this precision; use bf16 or fp32")
+        raise UserError("the output is not finite; with fp16, use bf16 or fp32, else the weights are damaged")
     return values
 
 

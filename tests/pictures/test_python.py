@@ -69,7 +69,7 @@ def test_tensors_are_what_the_network_gives(network, photo):
     assert upscale((x * 255).byte(), network).dtype == torch.uint8
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", np.float32, np.float64, ">f4"])
 @pytest.mark.parametrize("channels", [None, 1, 2, 3, 4])
 def test_arrays_keep_dtype_and_channels(network, photo, dtype, channels):
     most = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
@@ -144,6 +144,7 @@ def test_what_is_no_picture_is_refused(network, image, error):
         ({"tile": -5}, ValueError, "tile -5"),
         ({"outscale": "2"}, UserError, "^outscale: "),
         ({"outscale": -1}, UserError, "^outscale: "),
+        ({"outscale": 1e9}, UserError, "^outscale: "),
         ({"model": torch.nn.Identity()}, TypeError, "model must be"),
     ],
 )
