@@ -108,16 +108,17 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
         options["manual_seed"] = before.get("manual_seed", options["manual_seed"])
     set_random_seed(options["manual_seed"] + options["rank"])
     _choose_kernels(options["train"]["deterministic"])
+    start_logging(None)  # until the folder is there
+    # What may be wrong with data and weights is found before an older run of this name is renamed.
+    train_set, validation_sets = data_sets(options)
+    with faults_of(options["model_type"]):
+        model = build_model(options)
     if checkpoint is None:
         _make_folders(options)
     elif options["rank"] == 0:
         checkpoints.root.mkdir(parents=True, exist_ok=True)  # of another run's checkpoint
         checkpoints.set_aside(after=checkpoint.iteration)
     line = start_logging(checkpoints.root if options["rank"] == 0 else None)
-
-    train_set, validation_sets = data_sets(options)
-    with faults_of(options["model_type"]):
-        model = build_model(options)
     epoch_length = len(train_set) * options["datasets"]["train"]["dataset_enlarge_ratio"]
     with keeps_random_state():
         try_network(model, options, next(first_samples(options, train_set, epoch_length)))

@@ -94,6 +94,22 @@ def test_weights_of_another_size_of_network(trained):
     assert "network_g" in line
 
 
+@pytest.mark.parametrize(
+    ("section", "change"), [("network_g", {"dim": 24}), ("datasets", {"train": {"gt_size": 4000}})]
+)
+def test_a_start_that_fails_leaves_an_older_run_of_the_name_in_place(trained, section, change):
+    """Else --auto-resume, after the mistake is put right, would begin from nothing."""
+    if section == "network_g":
+        trained.options["network_g"] |= change
+        trained.options["path"]["pretrain_network_g"] = "experiments/run/models/net_g_best.pth"
+    else:
+        trained.options["datasets"]["train"] |= change["train"]
+    before = sorted(trained.folder.rglob("*"))
+    last_line(trained.train(code=2))
+    new = [path.name for path in trained.folder.rglob("*") if path not in before]
+    assert [name for name in new if not name.startswith(("options_", "said_"))] == []
+
+
 def test_loss_that_stays_infinite_stops_the_run(workplace):
     """The named checkpoint is of the weights before the step that ruined them, not of those saved after it."""
     growing = {"optim_g": {"type": "SGD", "lr": 1e-3}, "scheduler": {"type": "StepLR", "step_size": 6, "gamma": 1e17}}
