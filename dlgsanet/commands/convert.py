@@ -1,16 +1,22 @@
 """`dlgsanet convert`: weights between .pth, as the published code has them, and .safetensors, with options inside."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlgsanet.commands.arguments import ArgumentParser
 from dlgsanet.errors import UserError
+
+if TYPE_CHECKING:
+    from dlgsanet.archs.checkpoint import Checkpoint
 
 EXAMPLES = """\
 examples:
   dlgsanet convert net_g_latest.pth mine.safetensors --metadata data=DIV2K
   dlgsanet convert published.pth mine.safetensors -opt options/test/FILE.yml
   dlgsanet convert mine.safetensors mine.pth
+  dlgsanet convert tuned.pth mixed.safetensors --average plain.safetensors=0.15
 
 A .pth of the published code does not hold its options. Most of them follow from
 the shapes of the weights. The rest (activation, tlc_kernel, sparseedge or edge,
@@ -30,6 +36,7 @@ def main(argv: list[str]) -> int:
     add("-opt", type=Path, metavar="FILE", help="the option file whose network_g the weights belong to")
     add("--key", choices=("params", "params_ema"), help="which weights of a .pth (default: params_ema if it has them)")
     add("--metadata", action="append", default=[], metavar="KEY=VALUE", help="an entry to add to the new file")
+    add("--average", metavar="FILE=SHARE", help="mix in a share, from 0 to 1, of another file's weights")
     args = parser.parse_args(argv)
 
     from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint, write_checkpoint
@@ -40,6 +47,8 @@ def main(argv: list[str]) -> int:
         checkpoint = replace(checkpoint, metadata=checkpoint.metadata | {"network_g": _network_options_of(args.opt)})
     options = network_options(checkpoint)
     build_network(checkpoint)  # or the new file could not be used
+    if args.average:
+        checkpoint = _averaged(checkpoint, args.average)
     entries = {"scale": str(options["upscale"]), **checkpoint.metadata, **entries}
     write_checkpoint(args.target, checkpoint.state, options, entries)
     print(f"{args.target}: {len(checkpoint.state)} tensors, x{options['upscale']}")
@@ -53,6 +62,23 @@ def _key_and_value(text: str) -> tuple[str, str]:
     if key in ("network_g", "scale"):
         raise UserError(f"--metadata: {key} follows from the weights; leave it out")
     return key, value
+
+
+def _averaged(checkpoint: "Checkpoint", text: str) -> "Checkpoint":
+    """The weights, with a share of another file's. `text` is FILE=SHARE."""
+    from dlgsanet.archs.checkpoint import network_options, read_checkpoint
+
+    file, _, number = text.rpartition("=")
+    share = -1.0
+    with suppress(ValueError):
+        share = float(number)
+    if not (file and 0 <= share <= 1):
+        raise UserError(f"--average: {text!r} is not FILE=SHARE with a share from 0 to 1")
+    other = read_checkpoint(Path(file))
+    if network_options(other) != network_options(checkpoint):
+        raise UserError(f"--average: {file}: its weights are of another network than those of FROM")
+    state = {name: value.lerp(other.state[name].to(value.dtype), share) for name, value in checkpoint.state.items()}
+    return replace(checkpoint, state=state, metadata=checkpoint.metadata | {"average": f"{share:g} of {file}"})
 
 
 def _network_options_of(path: Path) -> str:

@@ -156,6 +156,16 @@ def test_weights_go_both_ways_unchanged(weights, tmp_path):
     DLGSANet(**SMALL).load_state_dict(published, strict=True)
 
 
+def test_weights_are_averaged(weights, tmp_path):
+    state = read_checkpoint(weights).state
+    write_checkpoint(tmp_path / "b.safetensors", {name: value + 1 for name, value in state.items()}, SMALL)
+    arguments = ["convert", str(weights), str(tmp_path / "c.safetensors"), "--average"]
+    assert main([*arguments, f"{tmp_path}/b.safetensors=0.25"]) == 0
+    mixed = read_checkpoint(tmp_path / "c.safetensors")
+    assert all(torch.allclose(mixed.state[name], state[name] + 0.25) for name in state)
+    assert mixed.metadata["average"].startswith("0.25 of ")
+
+
 def test_an_option_file_adds_what_weights_do_not_show(tmp_path):
     options = SMALL | {"buildblock_type": "edge", "tlc_kernel": 16}
     write_checkpoint(tmp_path / "a.pth", small_network(**options).state_dict())
@@ -174,6 +184,10 @@ def test_an_option_file_adds_what_weights_do_not_show(tmp_path):
         (["{weights}", "b.pth", "--metadata", "x"], "--metadata: 'x'"),
         (["{weights}", "b.pth", "--metadata", "scale=9"], "--metadata: scale"),
         (["{weights}", "b.pth", "--metadata", "network_g=x"], "--metadata: network_g"),
+        (["{weights}", "b.pth", "--average", "{weights}"], "--average: "),
+        (["{weights}", "b.pth", "--average", "{weights}=1.5"], "--average: "),
+        (["{weights}", "b.pth", "--average", "none.pth=0.5"], "none.pth"),
+        (["{weights}", "b.pth", "--average", "other.pth=0.5"], "other.pth: its weights are of another network"),
         (["{weights}", "b.pth", "-opt", "none.yml"], "-opt: none.yml"),
         (["{weights}", "b.pth", "-opt", "list.yml"], "list.yml"),
     ],
@@ -181,6 +195,7 @@ def test_an_option_file_adds_what_weights_do_not_show(tmp_path):
 def test_conversions_that_fail(weights, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.yml").write_text("- 1")
+    write_checkpoint(tmp_path / "other.pth", small_network(**SMALL | {"blocks": 2}).state_dict())
     arguments = [a.format(weights=weights) for a in arguments]
     assert main(["convert", *arguments]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
