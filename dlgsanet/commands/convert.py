@@ -16,7 +16,7 @@ examples:
   dlgsanet convert net_g_latest.pth mine.safetensors --metadata data=DIV2K
   dlgsanet convert published.pth mine.safetensors -opt options/test/FILE.yml
   dlgsanet convert mine.safetensors mine.pth
-  dlgsanet convert tuned.pth mixed.safetensors --average plain.safetensors=0.15
+  dlgsanet convert tuned.pth mine.safetensors --average plain.safetensors=0.15
 
 A .pth of the published code does not hold its options. Most of them follow from
 the shapes of the weights. The rest (activation, tlc_kernel, sparseedge or edge,
