@@ -4,11 +4,13 @@ import logging
 import shutil
 import sys
 import time
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, TextIO
 
 from basicsr.utils import logger as basicsr_logging
 
+_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
 STARTING = 20  # iterations before the threads are judged
 MOST_SECONDS = 1.25  # that a step may last for each second of CPU time
 
@@ -50,30 +52,42 @@ class _AboveProgress(logging.StreamHandler):  # type: ignore[type-arg]  # takes 
         super().emit(record)
 
 
-def start_logging(folder: Path | None) -> ProgressLine:
-    """Send the messages of this project and of BasicSR to stderr and to a new file in the folder.
+_LOGGERS = ("dlgsanet", "basicsr")
 
-    Args:
-        folder: of the file. None: this rank logs only warnings.
+
+def start_logging(rank: int) -> ProgressLine:
+    """Send the messages of this project and of BasicSR to stderr; of other ranks than 0 only warnings.
+
+    Rank 0 keeps them for `log_to_file`: the folder of a run is made after much has been checked.
     """
     logging.raiseExceptions = False  # a full disk is reported once, by what must be saved
-    line = ProgressLine(sys.stderr, enabled=None if folder else False)
+    line = ProgressLine(sys.stderr, enabled=None if rank == 0 else False)
     handlers: list[logging.Handler] = [_AboveProgress(line)]
-    if folder:
-        handlers.append(logging.FileHandler(folder / f"train_{time.strftime('%Y%m%d_%H%M%S')}.log"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    for name in ("dlgsanet", "basicsr"):
-        logger = logging.getLogger(name)
+    if rank == 0:
+        handlers.append(MemoryHandler(sys.maxsize, flushLevel=sys.maxsize))
+    for logger in map(logging.getLogger, _LOGGERS):
         for old in logger.handlers[:]:
             logger.removeHandler(old)
             old.close()
         for handler in handlers:
+            handler.setFormatter(_FORMAT)
             logger.addHandler(handler)
-        logger.setLevel(logging.INFO if folder else logging.WARNING)
+        logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
         logger.propagate = False
     basicsr_logging.initialized_logger["basicsr"] = True  # it would add handlers of its own
     return line
+
+
+def log_to_file(folder: Path) -> None:
+    """Write the messages since `start_logging`, and all that follow, to a new file in the folder."""
+    file = logging.FileHandler(folder / f"train_{time.strftime('%Y%m%d_%H%M%S')}.log")
+    file.setFormatter(_FORMAT)
+    kept = next(h for h in logging.getLogger(_LOGGERS[0]).handlers if isinstance(h, MemoryHandler))
+    for logger in map(logging.getLogger, _LOGGERS):
+        logger.removeHandler(kept)
+        logger.addHandler(file)
+    kept.setTarget(file)
+    kept.close()  # writes what was kept
 
 
 class Pace:

@@ -26,7 +26,7 @@ from dlgsanet.training.conditions import conditions
 from dlgsanet.training.introduction import introduce
 from dlgsanet.training.loader import LoadingError, endless_loader, start_server
 from dlgsanet.training.loop import Loop
-from dlgsanet.training.messages import start_logging
+from dlgsanet.training.messages import log_to_file, start_logging
 from dlgsanet.training.record import write_record
 from dlgsanet.training.resume import Position, checkpoint_to_resume, keeps_random_state, restore
 from dlgsanet.training.samples import SampleStream, SeededSamples
@@ -108,7 +108,7 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
         options["manual_seed"] = before.get("manual_seed", options["manual_seed"])
     set_random_seed(options["manual_seed"] + options["rank"])
     _choose_kernels(options["train"]["deterministic"])
-    start_logging(None)  # until the folder is there
+    line = start_logging(options["rank"])
     # What may be wrong with data and weights is found before an older run of this name is renamed.
     train_set, validation_sets = data_sets(options)
     with faults_of(options["model_type"]):
@@ -118,7 +118,8 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     elif options["rank"] == 0:
         checkpoints.root.mkdir(parents=True, exist_ok=True)  # of another run's checkpoint
         checkpoints.set_aside(after=checkpoint.iteration)
-    line = start_logging(checkpoints.root if options["rank"] == 0 else None)
+    if options["rank"] == 0:
+        log_to_file(checkpoints.root)
     epoch_length = len(train_set) * options["datasets"]["train"]["dataset_enlarge_ratio"]
     with keeps_random_state():
         try_network(model, options, next(first_samples(options, train_set, epoch_length)))

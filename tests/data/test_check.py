@@ -51,7 +51,7 @@ def test_all_faults_are_listed_at_once(root, capsys):
         check(root)
     printed = capsys.readouterr().err
     for fault in (
-        "HR/astronaut.png: image file is truncated",
+        "HR/astronaut.png: damaged or cut off",
         "HR/chelsea.png: holds JPEG, its name says otherwise",
         "X2/chelseax2.png: not MATLAB's bicubic of",
         "X2/coffeex2.png: there is no such file",

@@ -279,7 +279,7 @@ def test_killed_and_started_again(tmp_path):
 def test_help_has_examples_and_errors_are_one_line():
     script = [sys.executable, "scripts/prepare_data.py"]
     printed = subprocess.run([*script, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    assert "dlgsanet data folder ~/photos --name MyPhotos" in printed
+    assert "dlgsanet data folder ~/photos --name Mine" in printed
     failed = subprocess.run(
         [*script, "folder", "nowhere", "--name", "x"], cwd=REPOSITORY, capture_output=True, text=True
     )

@@ -81,7 +81,9 @@ def test_teacher_is_a_second_target_and_is_saved_nowhere(workplace, named):
     workplace.options["train"]["teacher_opt"] = teacher
     workplace.options["path"]["pretrain_network_g"] = "teacher.pth"
     said = workplace.train()
+    (log,) = workplace.experiment().glob("train_*.log")
     assert "Teacher: DLGSANet, teacher.pth" in said
+    assert "Teacher: DLGSANet, teacher.pth" in log.read_text()  # though the folder was made later
     lines = [line for line in said.splitlines() if "l_teacher" in line]
     first = float(lines[0].split("l_teacher ")[1].split()[0])
     assert first == pytest.approx(0, abs=1e-6)  # the network began as its teacher
