@@ -105,9 +105,9 @@ class _Graphs:
             self._graphs.clear()
             self._weights = weights
         # A graph belongs to the stream of its calls: on another one its memory could change while it runs.
-        precision = tf32.allowed_in_convolutions(), tf32.allowed_in_matrix_products()
-        settings = *precision, torch.are_deterministic_algorithms_enabled()
-        key = (function, x.shape, x.dtype, x.device, torch.cuda.current_stream(x.device), settings)
+        stream, deterministic = torch.cuda.current_stream(x.device), torch.are_deterministic_algorithms_enabled()
+        precision = x.dtype, tf32.allowed_in_convolutions(), tf32.allowed_in_matrix_products()
+        key = (function, x.shape, x.device, stream, precision, deterministic)
         if graph := self._graphs.get(key):
             self._graphs.move_to_end(key)
             return graph(x)

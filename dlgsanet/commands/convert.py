@@ -3,7 +3,7 @@
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlgsanet.commands.arguments import ArgumentParser
 from dlgsanet.errors import UserError
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     options = network_options(checkpoint)
     build_network(checkpoint)  # or the new file could not be used
     if args.average:
-        checkpoint = _averaged(checkpoint, args.average)
+        checkpoint = _averaged(checkpoint, options, args.average)
     entries = {"scale": str(options["upscale"]), **checkpoint.metadata, **entries}
     write_checkpoint(args.target, checkpoint.state, options, entries)
     print(f"{args.target}: {len(checkpoint.state)} tensors, x{options['upscale']}")
@@ -64,7 +64,7 @@ def _key_and_value(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _averaged(checkpoint: "Checkpoint", text: str) -> "Checkpoint":
+def _averaged(checkpoint: "Checkpoint", options: dict[str, Any], text: str) -> "Checkpoint":
     """The weights, with a share of another file's. `text` is FILE=SHARE."""
     from dlgsanet.archs.checkpoint import network_options, read_checkpoint
 
@@ -75,7 +75,7 @@ def _averaged(checkpoint: "Checkpoint", text: str) -> "Checkpoint":
     if not (file and 0 <= share <= 1):
         raise UserError(f"--average: {text!r} is not FILE=SHARE with a share from 0 to 1")
     other = read_checkpoint(Path(file))
-    if network_options(other) != network_options(checkpoint):
+    if network_options(other) != options:
         raise UserError(f"--average: {file}: its weights are of another network than those of FROM")
     state = {name: value.lerp(other.state[name].to(value.dtype), share) for name, value in checkpoint.state.items()}
     return replace(checkpoint, state=state, metadata=checkpoint.metadata | {"average": f"{share:g} of {file}"})

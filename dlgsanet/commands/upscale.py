@@ -156,8 +156,8 @@ def _writable(jobs: list[Job], faults: list[str]) -> Iterator[Job]:
 def _report_left_out(found: Found, suffix: str) -> None:
     if found.results:
         _say(f"{len(found.results)} with {suffix} in the name left out: results of an earlier run")
-    if found.other_files.total():
-        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.other_files.items()) if number)
+    if found.other_files:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.other_files.items()))
         _say(f"left out, not pictures: {kinds}")
 
 

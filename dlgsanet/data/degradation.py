@@ -62,13 +62,12 @@ class Degradation:
         steps = []
         if self.kernel:
             steps.append(f"{self.kernel} {' x '.join(f'{sigma:.1f}' for sigma in self.sigmas)}")
-        if self.factor != 1:
-            steps.append(f"{' '.join(dict.fromkeys(self.resizes))} {self.factor:.2f}")
+        steps.append(f"{' '.join(dict.fromkeys(self.resizes))} {self.factor:.2f}")
         if self.noise:
             steps.append(f"{'gray ' * self.gray}{'poisson' if self.poisson else 'gaussian'} {self.noise:.1f}")
         if self.quality:
             steps.append(f"JPEG {self.quality}")
-        return ", ".join(steps) or "bicubic"
+        return ", ".join(steps)
 
 
 def draw(strengths: Mapping[str, Any], random: RandomState) -> Degradation:

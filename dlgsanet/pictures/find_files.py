@@ -34,7 +34,7 @@ class Found:
         jobs: what is to be done.
         faults: one line for each input that does not exist, or that has no usable place for its result.
         results: pictures that are results of an earlier run, and are left out.
-        other_files: extension -> number of files in folders that are no pictures.
+        other_files: extension, or another kind -> how many in folders are no pictures.
     """
 
     jobs: list[Job] = field(default_factory=list)
@@ -146,7 +146,7 @@ def _pictures_below(folder: Path, output: Path, other_files: Counter[str]) -> It
     results_are_inside = results != top and results.startswith(os.path.join(top, ""))
     for parent, folders, names in os.walk(folder):
         # They are not followed: they may lead around in circles.
-        other_files["link to a folder"] += sum(os.path.islink(os.path.join(parent, name)) for name in folders)
+        other_files.update("link to a folder" for name in folders if os.path.islink(os.path.join(parent, name)))
         folders[:] = sorted(
             name
             for name in folders

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from basicsr.utils import logger as basicsr_logging
 
+_LOGGERS = ("dlgsanet", "basicsr")
 _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
 STARTING = 20  # iterations before the threads are judged
 MOST_SECONDS = 1.25  # that a step may last for each second of CPU time
@@ -50,9 +51,6 @@ class _AboveProgress(logging.StreamHandler):  # type: ignore[type-arg]  # takes 
     def emit(self, record: logging.LogRecord) -> None:
         self.line.clear()
         super().emit(record)
-
-
-_LOGGERS = ("dlgsanet", "basicsr")
 
 
 def start_logging(rank: int) -> ProgressLine:

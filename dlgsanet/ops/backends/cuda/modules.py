@@ -70,8 +70,8 @@ def cached_cubin(instance: Instance, architecture: str, again: bool = False) -> 
     again: compile it in any case.
     """
     kept = kept_path(".cubin", sources(), instance, architecture, compiler_version(), LANGUAGE)
-    with contextlib.suppress(OSError):
-        if not again:
+    if not again:
+        with contextlib.suppress(OSError):
             return kept.read_bytes()
     cubin, _ = compile_instance(instance, architecture)
     keep(cubin, kept)
@@ -114,7 +114,7 @@ class Module:
             try:
                 module.load(cached_cubin(instance, architecture))
             except RuntimeError:  # the file may be damaged
-                module.load(cached_cubin(instance, architecture, True))
+                module.load(cached_cubin(instance, architecture, again=True))
             # All of them now: otherwise the driver may load a kernel at its first use, which could be in a capture.
             self._functions = {name: module.get_function(name) for name in instance.kernels}
         self._allowed = dict.fromkeys(self._functions, SHARED_BYTES_UNASKED)  # bytes of shared memory of a block
