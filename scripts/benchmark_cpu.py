@@ -13,9 +13,8 @@ after one round to warm up; times are medians, ratios are to the table's first r
   naive       the reference, whose dynamic convolution unfolds the image and multiplies by all filters, as is usual
   reference   the same network with the reference's dynamic convolution
   torch, native   the other backends of dlgsanet.ops that are to be had here
-  SwinIR-light, EDSR-baseline   BasicSR's, of random weights; SwinIR's input is padded to whole windows
-  SPAN, SAFMN, SMFANet+   small networks of today, of random weights: spandrel's (SPAN has 28 channels, SAFMN 36), and
-                          docs/examples/smfanet.py; left out where spandrel is missing
+  SwinIR-light, EDSR-baseline   BasicSR's, of random weights; SwinIR's input is padded to whole windows;
+                              scripts/light_networks.py has more networks
   onnxruntime, OpenVINO   the network of `dlgsanet export`, run by these with as many threads as torch has, in float32;
                           left out, and named, where a package is missing
 """
@@ -60,7 +59,6 @@ from dlgsanet.ops.records import FusedDynamicConv  # noqa: E402
 
 ALLOCATORS = ("stock", "tuned")
 OTHERS = ("SwinIR-light", "EDSR-baseline")
-SMALL = ("SPAN", "SAFMN", "SMFANet+")
 EXPORTING = ("onnx", "onnxscript", "onnxruntime")
 EXPORTED = {"onnxruntime": EXPORTING, "OpenVINO": (*EXPORTING, "openvino")}  # rows and the packages that they need
 EXPORTED_FILE = "DLGSANET_BENCH_EXPORTED"  # the variable with which child processes find where the exported network is
@@ -269,11 +267,7 @@ def groups(sizes: Sizes) -> Iterator[tuple[str, dict[str, Callable[[], object]],
         counted = {row: networks["naive"] if row in EXPORTED else net for row, net in networks.items()}
         macs = {r: multiply_accumulates(n, *padded(r, sizes.height, sizes.width)) for r, n in counted.items()}
         yield f"{size} x4, {at} input", group, macs
-    small = SMALL if importlib.util.find_spec("spandrel") else ()
-    one = {
-        row: on_one_thread(serve(row, inference(network(row, "Tiny"), sizes.height, sizes.width)))
-        for row in (*fast, *small)
-    }
+    one = {r: on_one_thread(serve(r, inference(network(r, "Tiny"), sizes.height, sizes.width))) for r in fast}
     yield f"Tiny x4, {at} input, one thread", one, {}
     yield from layer_groups(sizes, fast)
     step = training_step(sizes)
@@ -478,25 +472,7 @@ def network(row: str, size: str) -> nn.Module:
             return EDSR(3, 3, num_feat=64, num_block=16, upscale=4).eval()
         light = {"embed_dim": 60, "depths": [6] * 4, "num_heads": [6] * 4, "window_size": SWINIR_WINDOW, "mlp_ratio": 2}
         return SwinIR(upscale=4, upsampler="pixelshuffledirect", **light).eval()
-    if row in SMALL:
-        return small_network(row).eval()
     return DLGSANet(**size_options(size, 4)).eval()
-
-
-def small_network(row: str) -> nn.Module:
-    import dlgsanet.basicsr_compat  # noqa: F401, I001  # before spandrel, which imports torchvision
-    from spandrel.architectures.SAFMN import SAFMN
-    from spandrel.architectures.SPAN import SPAN
-
-    from dlgsanet.evaluation.networks import registered_network
-    from dlgsanet.extensions import import_all
-
-    if row == "SPAN":
-        return SPAN(num_in_ch=3, num_out_ch=3, feature_channels=28, upscale=4)
-    if row == "SAFMN":
-        return SAFMN(dim=36, upscaling_factor=4)
-    import_all([str(REPOSITORY / "docs/examples/smfanet.py")])
-    return registered_network({"type": "SMFANet", "upscaling_factor": 4})  # SMFANet+
 
 
 def padded(row: str, height: int, width: int) -> tuple[int, int]:
