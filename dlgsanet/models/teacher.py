@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.archs.detect import is_dlgsanet
+from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError, faults_of
 from dlgsanet.models.weights import load_weights
 
@@ -43,8 +44,8 @@ def build_teacher(options: Mapping[str, Any], scale: int, device: torch.device) 
     if network is None:
         teach, name = _of_spandrel(path, checkpoint.state, device)
     else:
-        network = network.to(device).eval().requires_grad_(False)
-        teach, name = network, type(network).__name__
+        teach, name = network.to(device), type(network).__name__
+        _make_ready(network, device)
 
     @torch.no_grad()
     def target(lq: Tensor) -> Tensor:
@@ -70,6 +71,12 @@ def _of_spandrel(path: str, state: dict[str, Tensor], device: torch.device) -> t
         raise UserError(f"{path}: spandrel does not recognize it ({' '.join(str(error).split())}); {hint}") from None
     if not isinstance(model, spandrel.ImageModelDescriptor):
         raise UserError(f"{path}: a {model.architecture.name} does not enlarge single images; choose another teacher")
-    model.model.requires_grad_(False)
-    model.eval()
+    _make_ready(model.model, device)
     return model, model.architecture.name
+
+
+def _make_ready(network: nn.Module, device: torch.device) -> None:
+    network.eval().requires_grad_(False)
+    if device.type == "cpu" and not isinstance(network, DLGSANet):
+        # Most networks take 5 to 30% less time so.
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
