@@ -2,6 +2,7 @@
 # Upscales or scores pictures with 8 jobs of one GPU each. Every picture is done once:
 #   sbatch demo_sbatch_file/job_array.sh upscale PICTURES -o RESULTS
 #   sbatch demo_sbatch_file/job_array.sh benchmark WEIGHTS --data datasets/Urban100
+# `dlgsanet` must be on the path: `. .venv/bin/activate` first.
 # After a failure submit it again, with any number of jobs (--array=0-3): what is done already is skipped.
 #SBATCH --job-name=array
 #SBATCH --output=%x-%A_%a.out

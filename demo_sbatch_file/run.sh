@@ -2,9 +2,9 @@
 #
 #   sbatch SCRIPT [ARGUMENT ...]   one task per GPU, over one or several nodes; arguments go to `dlgsanet train` or `test`:
 #                                  sbatch SCRIPT --force-yml train:total_iter=1000
-#   sh SCRIPT [ARGUMENT ...]       one process per GPU of this machine, by torchrun where there are several
+#   sh SCRIPT [ARGUMENT ...]       on this machine: training with one process per GPU, by torchrun; a test in one process
 #
-# sbatch's own arguments, before SCRIPT, overrule the script's #SBATCH lines: sbatch --gres=none --time=1:00:00 SCRIPT
+# sbatch's own arguments, before SCRIPT, override the script's #SBATCH lines: sbatch --gres=none --time=1:00:00 SCRIPT
 #
 # Slurm runs a copy of SCRIPT in its spool folder, so SCRIPT asks scontrol where it came from. DLGSANET_HOME names the
 # repository for a script that is kept elsewhere. Five minutes before the time limit (#SBATCH --signal) training saves its
