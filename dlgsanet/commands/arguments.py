@@ -83,7 +83,9 @@ def add_option_file(parser: argparse.ArgumentParser) -> None:
         "--data-root", metavar="DIR", help="folder that stands for `datasets/` in the file's relative data roots"
     )
     add_import(parser)
-    parser.add_argument("--debug", action="store_true", help="a short run: validate, log and save often")
+    parser.add_argument(
+        "--debug", action="store_true", help="log each iteration, validate and save every 8th; as debug_NAME"
+    )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how ranks start")
     parser.add_argument("--local-rank", type=int, default=0, help="ignored; older launchers pass it")
 

@@ -35,7 +35,7 @@ def read_options(
         is_train: whether it is for training or for testing.
         changes: of single options, each `"section:option=value"` with the value in YAML.
         data_root: folder that stands for `datasets/` in the file's relative data roots.
-        debug: make it a short run that validates, logs and saves often.
+        debug: log every iteration, validate and save every 8, in a run called `debug_NAME`.
         auto_resume: continue from the newest checkpoint of the run.
         imports: files and modules to import first (`dlgsanet.extensions`), next to those of the file's `import`.
         datasets: of a test file, names of the data sets to use. None: all of them.
@@ -178,7 +178,7 @@ def _complete(options: dict[str, Any], is_train: bool, debug: bool, auto_resume:
     for name, data_set in options["datasets"].items():
         data_set |= {"phase": phase_of(name), "scale": options["scale"], "manual_seed": options["manual_seed"]}
     if debug:
-        _shorten(options, is_train)
+        _report_often(options, is_train)
     root = Path.cwd() / ("experiments" if is_train else "results") / options["name"]
     options["root_path"] = str(Path.cwd())
     options["path"] |= {"log": str(root), "visualization": str(root / "visualization")}
@@ -190,7 +190,7 @@ def _complete(options: dict[str, Any], is_train: bool, debug: bool, auto_resume:
     return options
 
 
-def _shorten(options: dict[str, Any], is_train: bool) -> None:
+def _report_often(options: dict[str, Any], is_train: bool) -> None:
     if not options["name"].startswith("debug"):
         options["name"] = f"debug_{options['name']}"
     if is_train:
