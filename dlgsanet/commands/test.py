@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     parser = ArgumentParser(
         prog="dlgsanet test",
         description="Test a network on the data sets of an option file: a table of its scores and bicubic's, "
-        "every picture's scores as CSV and Markdown, and the pictures, in results/NAME.",
+        "every picture's scores as CSV and Markdown and, with val: save_img, the pictures, in results/NAME.",
     )
     add_option_file(parser)
     parser.add_argument(
