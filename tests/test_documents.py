@@ -19,7 +19,7 @@ import pytest
 from dlgsanet.cli import SUBCOMMANDS, main
 from tests.conftest import REPOSITORY
 
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("weights/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # A path in a command is in the repository, is written by a command, or is a placeholder: a NAME in capitals, or one of
 # these names of a reader's own files.
@@ -189,11 +189,20 @@ def test_commands_in_the_text(document, code, monkeypatch, capsys):
         assert flags <= parsers(words[1], monkeypatch)
 
 
+def anchors(document: Path) -> set[str]:
+    """The names by which links reach the headings of a document, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", document.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_names(document):
     text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
-        assert (document.parent / target).exists(), target
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)", text):
+        path, _, heading = target.partition("#")
+        file = document.parent / path if path else document
+        assert file.exists(), target
+        assert not heading or heading in anchors(file), target
     for path in re.findall(r"`((?:dlgsanet|docs|tests|scripts|options|weights|demo_sbatch_file)/[\w./-]+)`", text):
         assert (REPOSITORY / path).exists(), path
     targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
