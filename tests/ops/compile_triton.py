@@ -19,12 +19,13 @@ from dlgsanet.archs.sizes import SIZES
 from dlgsanet.ops.backends.triton import kernels, steps
 
 NORMALISE = ("normalise", "normalise_backward")
-PROJECT = ("normalise_project",)
+PROJECT = ("normalise_project", "gate_project")
 FILTERS = ("depthwise", "depthwise_in_windows", "gate", "gate_backward", "depthwise_backward")
 ATTENTION = ("attention", "attention_backward")  # whose tensors have the dtype of sums
-IMAGES = ("x", "out", "grad", "grad_x", "grad_halves", "normalised")
-SUMS = ("bias", "weight", "sums", "scales", "gram", "grad_gram", "temperature")
-CHANNELS = triton.next_power_of_2(max(options["dim"] for options in SIZES.values()))
+IMAGES = ("x", "out", "shortcut", "grad", "grad_x", "grad_halves", "normalised")
+SUMS = ("bias", "weight", "projection", "sums", "scales", "gram", "grad_gram", "temperature")
+DIM = max(options["dim"] for options in SIZES.values())
+CHANNELS = triton.next_power_of_2(DIM)
 CONSTANTS = {
     "EPS": 1e-5,
     "CHANNELS": CHANNELS,
@@ -33,8 +34,14 @@ CONSTANTS = {
     "COLUMNS": 64,
     "TILES": steps.TILES_OF_PROGRAM,
     "OUTPUTS": steps.OUTPUTS,
-    "PARTS": triton.cdiv(3 * max(options["dim"] for options in SIZES.values()), steps.OUTPUTS),
+    "PARTS": triton.cdiv(3 * DIM, steps.OUTPUTS),
     "HAS_BIAS": True,
+}
+OF_GATE = {
+    "ROWS": min(steps.GATED, steps.PROJECTED // CHANNELS) // 32,
+    "COLUMNS": 32,
+    "TERMS": steps.FEWEST_TERMS,
+    "PARTS": triton.cdiv(2 * DIM, steps.FEWEST_TERMS),
 }
 
 
@@ -45,8 +52,8 @@ def main(architecture: str, dtype: str) -> None:
     for name in PROJECT if dtype != "fp64" else ():
         for precision in ("ieee", "tf32") if dtype == "fp32" else ("ieee",):
             factor = getattr(triton.language, {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[dtype])
-            more = {"PRECISION": precision, "FACTOR": factor}
-            report(name, types, constants | more, steps.WARPS, architecture)
+            more = {"PRECISION": precision, "FACTOR": factor} | (OF_GATE if name == "gate_project" else {})
+            report(name, types, constants | more, more.get("TERMS", steps.WARPS), architecture)
     for name in NORMALISE + FILTERS:
         report(name, types, constants, steps.WARPS if name in NORMALISE else 4, architecture)
     for side in (8, 64):

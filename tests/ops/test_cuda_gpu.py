@@ -302,6 +302,24 @@ def test_projection_in_one_triton_kernel_follows_the_definition(channels, dtype)
     assert (got.cpu().double() - want).abs().max() <= verdicts.TOLERANCE[dtype] * want.abs().max()
 
 
+@pytest.mark.parametrize("channels", [4, 48, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_gate_and_projection_in_one_triton_kernel_follow_the_definition(channels, dtype):
+    from dlgsanet.ops.backends.triton import steps
+
+    tensors = (
+        torch.randn(2, channels, 45, 64),
+        torch.randn(2, 4 * channels, 45, 64),
+        torch.randn(4 * channels),
+        torch.randn(4 * channels, 1, 3, 3),
+        torch.randn(channels, 2 * channels, 1, 1),
+    )
+    tensors = [t.to(dtype) for t in tensors]
+    got = steps._gate_project(*(t.cuda() for t in tensors))
+    want = steps._gate_then_project(*(t.cuda().double() for t in tensors))
+    assert (got.double() - want).abs().max() <= verdicts.TOLERANCE[dtype] * want.abs().max()
+
+
 def test_triton_gradients_are_the_same_every_time():
     call = calls.one_of_each((2, 40, 50))["gated_feed_forward, training"].map(Tensor.cuda)
     first, second = (calls.results(triton.BACKEND, call) for _ in range(2))

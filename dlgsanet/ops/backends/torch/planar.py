@@ -48,13 +48,14 @@ KEPT = Kept(9, 2)
 class Steps(NamedTuple):
     """What the layers do between matrix products; other backends have faster ones.
 
-    `features` and `gate` take x [B, C, H, W], weight [O, C, 1, 1] and bias [O] of a projection, and the depth-wise
-    weight [O, 1, 3, 3].
+    `features` and `feed_forward` take x [B, C, H, W], weight [O, C, 1, 1] and bias [O] of a projection, and the
+    depth-wise weight [O, 1, 3, 3].
     """
 
     project: Callable[[Tensor, Tensor, Tensor], Tensor]  # weight @ y + bias; y: each pixel normalised over C
     features: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # depthwise_3x3(weight @ y + bias)
-    gate: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # gelu(a) * b for the halves a, b of these features
+    # (`features` arguments, proj_out) -> x + proj_out @ (gelu(a) * b) for the halves a, b of these features
+    feed_forward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     windows: Callable[..., Tensor]  # (`features` arguments, top, plan) -> those in windows [n, O, p]; see `_windows`
     attention: Callable[[ChannelAttention, Tensor], Tensor]  # qk [n, 2 * C, p] -> the result of `_matrices`
 
@@ -73,10 +74,10 @@ def _windows(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, top: in
     return rows.index_select(1, plan.pixels).unflatten(1, (plan.windows, -1)).transpose(0, 1)
 
 
-def _gate(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
+def _feed_forward(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, proj_out: Tensor) -> Tensor:
     a, b = _features(x, weight, bias, depthwise).chunk(2, 1)
     gate = F.gelu(a)
-    return gate * b if torch.is_grad_enabled() else gate.mul_(b)
+    return add_projection(x, gate * b if torch.is_grad_enabled() else gate.mul_(b), proj_out)
 
 
 def _normalise(x: Tensor) -> Tensor:
@@ -115,14 +116,14 @@ def _matrices(layer: ChannelAttention, gram: Tensor) -> Tensor:
     return torch.diag_embed(weights.movedim(1, -1), dim1=1, dim2=3).flatten(3).flatten(1, 2)
 
 
-STEPS = Steps(_project, _features, _gate, _windows, _attention)
+STEPS = Steps(_project, _features, _feed_forward, _windows, _attention)
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor, steps: Steps = STEPS) -> Tensor:
     weight, bias = _fold(layer.norm_weight, layer.norm_bias, layer.proj_in)
 
     def compute(x: Tensor) -> Tensor:
-        return _add_projection(x, steps.gate(x, weight, bias, layer.depthwise), layer.proj_out)
+        return steps.feed_forward(x, weight, bias, layer.depthwise, layer.proj_out)
 
     return _in_strips(compute, x, halo=1, floats=2.5 * len(layer.proj_in))
 
@@ -139,7 +140,7 @@ def dynamic_local_attention(layer: LocalAttention, x: Tensor, steps: Steps = STE
         convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
         filtered = convolve(None, convolution, y)
         del y, z, convolution
-        return _add_projection(x, filtered, layer.proj_out)
+        return add_projection(x, filtered, layer.proj_out)
 
     return _in_strips(compute, x, halo=layer.window_size // 2, floats=4 * channels)
 
@@ -158,7 +159,7 @@ def _attend_everywhere(layer: ChannelAttention, x: Tensor, steps: Steps) -> Tens
 
     def apply(x: Tensor, values: Tensor) -> Tensor:
         attended = torch.bmm(matrices.to(values.dtype), values.flatten(2)).view_as(values)
-        return _add_projection(x, attended, layer.proj_out)
+        return add_projection(x, attended, layer.proj_out)
 
     strips = _strips(x, 1, 9 * channels)
     if len(strips) == 1:
@@ -218,7 +219,7 @@ def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int, steps: S
         of_holders = matrix[holders.start * across : holders.stop * across].to(values.dtype)
         attended = torch.bmm(values.transpose(1, 2), of_holders.transpose(1, 2)).flatten(0, 1)  # [n * p, C]
         mean = F.embedding_bag(plan.places, attended, plan.offsets, mode="mean")  # [pixels, C]
-        part = _add_projection(x[:, :, rows], mean.t().unsqueeze(0), layer.proj_out)
+        part = add_projection(x[:, :, rows], mean.t().unsqueeze(0), layer.proj_out)
         if len(groups) == 1:
             return part
         out = torch.empty_like(x) if out is None else out
@@ -307,7 +308,7 @@ def _fold(norm_weight: Tensor, norm_bias: Tensor, projection: Tensor) -> tuple[T
     return derived(fold, norm_weight, norm_bias, projection)
 
 
-def _add_projection(x: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
+def add_projection(x: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     """``x + weight @ hidden``: x [B, C, H, W], hidden [B, channels, H, W] or [B, channels, H * W]."""
     hidden = hidden.flatten(2)
     if hidden.dtype != x.dtype:  # under autocast

@@ -3,6 +3,8 @@
 Terms: a plane is one channel of one image, a tile `ROWS` x `COLUMNS` of its pixels. Sums are formed in `ACC`. `EPS` is
 a constant, since Triton passes numbers in float32. Every kernel has a grid of one axis. No atomic operation is used, so
 that results are the same every time. Sizes that help no load are not specialised: each would be compiled several times.
+Nor is the width of filtered images: for multiples of 16 a thread would get four pixels in a row. Shifted loads, which
+are not aligned, would then take four cycles of the cache for what takes one.
 """
 
 import triton
@@ -98,27 +100,27 @@ def _pixels_of(tile, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _shifted(plane, row, column, i: tl.constexpr, j: tl.constexpr, height, width, ACC: tl.constexpr):
-    """The pixels i rows below and j columns to the right, and whether they are in the image."""
-    row, column = row + i, column + j
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    return tl.load(plane + row * width + column, inside, other=0).to(ACC), inside
+def _shifted(plane, row, column, i: tl.constexpr, j: tl.constexpr, height, width, outside, ACC: tl.constexpr):
+    """The pixels i rows below and j columns to the right; those that are not in the image have the value `outside`."""
+    row += i
+    # As unsigned numbers, which -1 exceeds, one comparison does for both ends.
+    inside = (row.to(tl.uint32) < height) & ((column + j).to(tl.uint32) < width)
+    return tl.load(plane + (row * width + column) + j, inside, other=outside).to(ACC)  # j: added in the instruction
 
 
 @triton.jit
-def _filtered(
-    plane, bias, weight, row, column, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr
-):
+def _filtered(plane, bias, weight, row, column, height, width, ACC: tl.constexpr):
     """The 3x3 filter of a plane plus its bias; outside of the image there are zeros."""
-    out = tl.zeros((ROWS, COLUMNS), ACC)
+    out, weights = 0.0, 0.0
     for i in tl.static_range(3):
         for j in tl.static_range(3):
-            values, inside = _shifted(plane, row, column, i - 1, j - 1, height, width, ACC)
-            out += tl.where(inside, values + bias, 0) * tl.load(weight + 3 * i + j).to(ACC)
-    return out
+            w = tl.load(weight + 3 * i + j).to(ACC)
+            out += _shifted(plane, row, column, i - 1, j - 1, height, width, -bias, ACC) * w
+            weights += w
+    return out + bias * weights
 
 
-@triton.jit(do_not_specialize=["channels", "height", "tiles"])
+@triton.jit(do_not_specialize=["channels", "height", "width", "tiles"])
 def depthwise(
     x, bias, weight, out, channels, height, width, tiles,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -128,7 +130,7 @@ def depthwise(
     row, column = _pixels_of(tile, width, ROWS, COLUMNS)
     channel, first = plane % channels, plane.to(tl.int64) * height * width
     b = tl.load(bias + channel).to(ACC)
-    filtered = _filtered(x + first, b, weight + 9 * channel, row, column, height, width, ROWS, COLUMNS, ACC)
+    filtered = _filtered(x + first, b, weight + 9 * channel, row, column, height, width, ACC)
     inside = (row < height) & (column < width)
     tl.store(out + first + row * width + column, filtered.to(out.dtype.element_ty), inside)
 
@@ -148,24 +150,20 @@ def depthwise_in_windows(
     place = tl.load(places + window * pixels + pixel, pixel < pixels, other=0)
     row, column = place // width + top, place % width
     first, b = channel.to(tl.int64) * height * width, tl.load(bias + channel).to(ACC)
-    filtered = _filtered(x + first, b, weight + 9 * channel, row, column, height, width, ROWS, COLUMNS, ACC)
+    filtered = _filtered(x + first, b, weight + 9 * channel, row, column, height, width, ACC)
     tl.store(out + plane.to(tl.int64) * pixels + pixel, filtered.to(out.dtype.element_ty), pixel < pixels)
 
 
 @triton.jit
-def _halves(
-    x, bias, weight, plane, row, column, channels, height, width,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
+def _halves(x, bias, weight, image, channel, row, column, channels, height, width, ACC: tl.constexpr):
     """The filtered plane of the first half of 2 * channels, that of the second half, and where both begin."""
-    image, channel = plane // channels, plane % channels
     other = channel + channels
     first = (image.to(tl.int64) * 2 * channels + channel) * height * width
     second = (image.to(tl.int64) * 2 * channels + other) * height * width
     b = tl.load(bias + channel).to(ACC)
-    a = _filtered(x + first, b, weight + 9 * channel, row, column, height, width, ROWS, COLUMNS, ACC)
+    a = _filtered(x + first, b, weight + 9 * channel, row, column, height, width, ACC)
     b = tl.load(bias + other).to(ACC)
-    b = _filtered(x + second, b, weight + 9 * other, row, column, height, width, ROWS, COLUMNS, ACC)
+    b = _filtered(x + second, b, weight + 9 * other, row, column, height, width, ACC)
     return a, b, first, second
 
 
@@ -174,7 +172,7 @@ def _normal_distribution(x):
     return 0.5 * (1 + tl.erf(x * 0.7071067811865476))
 
 
-@triton.jit(do_not_specialize=["channels", "height", "tiles"])
+@triton.jit(do_not_specialize=["channels", "height", "width", "tiles"])
 def gate(
     x, bias, weight, out, channels, height, width, tiles,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -182,13 +180,47 @@ def gate(
     """out = gelu(a) * b for the halves a, b of depthwise_3x3(x + bias); channels: of a half."""
     plane, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     row, column = _pixels_of(tile, width, ROWS, COLUMNS)
-    a, b, _, _ = _halves(x, bias, weight, plane, row, column, channels, height, width, ROWS, COLUMNS, ACC)
+    image, channel = plane // channels, plane % channels
+    a, b, _, _ = _halves(x, bias, weight, image, channel, row, column, channels, height, width, ACC)
     gated = a * _normal_distribution(a) * b
     at = out + plane.to(tl.int64) * height * width + row * width + column
     tl.store(at, gated.to(out.dtype.element_ty), (row < height) & (column < width))
 
 
-@triton.jit(do_not_specialize=["channels", "height", "tiles"])
+@triton.jit(do_not_specialize=["half", "channels", "height", "width", "tiles"])
+def gate_project(
+    x, bias, weight, projection, shortcut, out, batch_stride, channel_stride, half, channels, height, width, tiles,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, TERMS: tl.constexpr, PARTS: tl.constexpr,
+    PRECISION: tl.constexpr, FACTOR: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out [B, channels, height, width] = shortcut + projection [channels, half] @ what `gate` computes from x.
+
+    The gate is computed in PARTS parts of TERMS channels, for all pixels of a tile. Its channels and the projection are
+    rounded to the dtype of x, and multiplied as FACTOR.
+    """
+    image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    row, column = _pixels_of(tile, width, ROWS, COLUMNS)
+    output = tl.arange(0, CHANNELS)[:, None]
+    total = tl.zeros((CHANNELS, ROWS * COLUMNS), ACC)
+    for part in tl.range(0, PARTS, num_stages=1):  # more stages would need more shared memory than there is
+        term = part * TERMS + tl.arange(0, TERMS)
+        channel = tl.minimum(term, half - 1)[:, None, None]
+        a, b, _, _ = _halves(x, bias, weight, image, channel, row[None], column[None], half, height, width, ACC)
+        gated = tl.where(term[:, None, None] < half, a * _normal_distribution(a) * b, 0).to(x.dtype.element_ty)
+        gated = tl.reshape(gated, (TERMS, ROWS * COLUMNS))
+        there = (output < channels) & (term < half)[None, :]
+        weights = tl.load(projection + output * half + term[None, :], there, other=0).to(x.dtype.element_ty)
+        total += tl.dot(weights.to(FACTOR), gated.to(FACTOR), input_precision=PRECISION)
+    inside, pixel = (row < height) & (column < width), row * width + column
+    inside, pixel = tl.reshape(inside, (1, ROWS * COLUMNS)), tl.reshape(pixel, (1, ROWS * COLUMNS))
+    inside = inside & (output < channels)
+    at = image.to(tl.int64) * batch_stride + output.to(tl.int64) * channel_stride + pixel
+    total += tl.load(shortcut + at, inside, other=0).to(ACC)
+    at = (image.to(tl.int64) * channels + output) * height * width + pixel
+    tl.store(out + at, total.to(out.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=["channels", "height", "width", "tiles"])
 def gate_backward(
     x, bias, weight, grad, grad_halves, channels, height, width, tiles,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -196,7 +228,8 @@ def gate_backward(
     """The gradients of a and b, which are computed again, from that of gelu(a) * b."""
     plane, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     row, column = _pixels_of(tile, width, ROWS, COLUMNS)
-    a, b, first, second = _halves(x, bias, weight, plane, row, column, channels, height, width, ROWS, COLUMNS, ACC)
+    image, channel = plane // channels, plane % channels
+    a, b, first, second = _halves(x, bias, weight, image, channel, row, column, channels, height, width, ACC)
     inside, pixel = (row < height) & (column < width), row * width + column
     g = tl.load(grad + plane.to(tl.int64) * height * width + pixel, inside, other=0).to(ACC)
     share = _normal_distribution(a)
@@ -205,7 +238,7 @@ def gate_backward(
     tl.store(grad_halves + second + pixel, (g * a * share).to(grad_halves.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=["channels", "height", "programs"])
+@triton.jit(do_not_specialize=["channels", "height", "width", "programs"])
 def depthwise_backward(
     grad, x, bias, weight, grad_x, sums, channels, height, width, programs,
     TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
@@ -222,15 +255,15 @@ def depthwise_backward(
         inside, pixel = (row < height) & (column < width), row * width + column
         values = tl.where(inside, tl.load(x + pixel, inside, other=0).to(ACC) + offset, 0)
         # A pixel has weight (i, j) in the result that lies i - 1 rows above it and j - 1 columns to the left.
-        g0, _ = _shifted(grad, row, column, 1, 1, height, width, ACC)
-        g1, _ = _shifted(grad, row, column, 1, 0, height, width, ACC)
-        g2, _ = _shifted(grad, row, column, 1, -1, height, width, ACC)
-        g3, _ = _shifted(grad, row, column, 0, 1, height, width, ACC)
-        g4, _ = _shifted(grad, row, column, 0, 0, height, width, ACC)
-        g5, _ = _shifted(grad, row, column, 0, -1, height, width, ACC)
-        g6, _ = _shifted(grad, row, column, -1, 1, height, width, ACC)
-        g7, _ = _shifted(grad, row, column, -1, 0, height, width, ACC)
-        g8, _ = _shifted(grad, row, column, -1, -1, height, width, ACC)
+        g0 = _shifted(grad, row, column, 1, 1, height, width, 0, ACC)
+        g1 = _shifted(grad, row, column, 1, 0, height, width, 0, ACC)
+        g2 = _shifted(grad, row, column, 1, -1, height, width, 0, ACC)
+        g3 = _shifted(grad, row, column, 0, 1, height, width, 0, ACC)
+        g4 = _shifted(grad, row, column, 0, 0, height, width, 0, ACC)
+        g5 = _shifted(grad, row, column, 0, -1, height, width, 0, ACC)
+        g6 = _shifted(grad, row, column, -1, 1, height, width, 0, ACC)
+        g7 = _shifted(grad, row, column, -1, 0, height, width, 0, ACC)
+        g8 = _shifted(grad, row, column, -1, -1, height, width, 0, ACC)
         total = g0 * tl.load(weight).to(ACC)
         total += g1 * tl.load(weight + 1).to(ACC)
         total += g2 * tl.load(weight + 2).to(ACC)

@@ -8,6 +8,7 @@ Axes: B batch, C channels, H height, W width, O channels of a hidden tensor.
 
 import contextlib
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ TILES_OF_PROGRAM = 16  # that a program of the backward pass sums over
 WIDEST_HEAD = 64  # channels of a head; a program of the kernels for attention has all of them
 NORMALISED, WARPS = 4096, 8  # values that a program normalises, and its warps
 OUTPUTS = 32  # channels that a program projects to at a time; more, or fewer warps, would spill registers
+GATED, PROJECTED = 128, 16384  # pixels of a program of `gate_project`, and the most values of its result
 FEWEST_TERMS = 16  # of a product: Triton compiles no smaller ones for NVIDIA GPUs
 
 
@@ -43,19 +45,25 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``weight @ normalise(x) + bias``: in one kernel without gradients, if that is faster on this card."""
     if torch.is_grad_enabled() or x.dtype == torch.float64:
         return _normalise_then_project(x, weight, bias)
-    which = _projection(x.dtype, _hidden_dtype(x), tuple(weight.shape[:2]), bias is None, _precision(x), x.device)
+    key = x.dtype, _hidden_dtype(x), *weight.shape[:2], bias is None, _precision(x)
+    which = _choice("normalisation and projection in one kernel", x.device, *key)
     one_kernel = functools.partial(_normalise_project, x, weight, bias)
-    steps = functools.partial(_normalise_then_project, x, weight, bias)
-    pixels = len(x) * x.shape[2:].numel()
-    return steps() if choice.is_faster(which, pixels, steps, one_kernel) else one_kernel()
+    return _faster(which, x, functools.partial(_normalise_then_project, x, weight, bias), one_kernel)
 
 
 def features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
     return _Depthwise.apply(project(x, weight, None), bias, depthwise)
 
 
-def gate(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
-    return _Gate.apply(project(x, weight, None), bias, depthwise)
+def feed_forward(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, proj_out: Tensor) -> Tensor:
+    """What follows the first projection is one kernel without gradients, if that is faster on this card."""
+    hidden = project(x, weight, None)
+    if torch.is_grad_enabled() or x.dtype == torch.float64:
+        return _gate_then_project(x, hidden, bias, depthwise, proj_out)
+    key = x.dtype, hidden.dtype, *proj_out.shape[:2], _precision(x)
+    which = _choice("gate and projection in one kernel", x.device, *key)
+    one_kernel = functools.partial(_gate_project, x, hidden, bias, depthwise, proj_out)
+    return _faster(which, x, functools.partial(_gate_then_project, x, hidden, bias, depthwise, proj_out), one_kernel)
 
 
 def windows(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, top: int, plan: planar.Plan) -> Tensor:
@@ -80,7 +88,7 @@ def attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
         return _Attention.apply(qk, layer.temperature)
 
 
-STEPS = planar.Steps(project, features, gate, windows, attention)
+STEPS = planar.Steps(project, features, feed_forward, windows, attention)
 
 
 def _hidden_dtype(x: Tensor) -> torch.dtype:
@@ -91,12 +99,15 @@ def _hidden_dtype(x: Tensor) -> torch.dtype:
 
 
 @functools.cache
-def _projection(
-    dtype: torch.dtype, hidden: torch.dtype, sizes: tuple[int, int], no_bias: bool, precision: str, device: torch.device
-) -> choice.Choice:
+def _choice(name: str, device: torch.device, *key: object) -> choice.Choice:
     sources = tuple(sorted(Path(__file__).parent.glob("*.py")))
-    key = "projection", dtype, hidden, *sizes, no_bias, precision, triton.__version__
-    return choice.Choice("normalisation and projection in one kernel", device, sources, key)
+    return choice.Choice(name, device, sources, (name, *key, triton.__version__))
+
+
+def _faster(which: choice.Choice, x: Tensor, steps: Callable[[], Tensor], one_kernel: Callable[[], Tensor]) -> Tensor:
+    """The result of the faster way for images like x [B, C, H, W]."""
+    pixels = len(x) * x.shape[2:].numel()
+    return steps() if choice.is_faster(which, pixels, steps, one_kernel) else one_kernel()
 
 
 def _precision(x: Tensor) -> str:
@@ -116,9 +127,8 @@ def _normalise_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
         "PARTS": triton.cdiv(len(weight), OUTPUTS),
         "PRECISION": _precision(x),
         "HAS_BIAS": bias is not None,
+        "FACTOR": _factor(x, out.dtype),
     }
-    # Triton's interpreter, on the CPU, multiplies no bfloat16.
-    sizes["FACTOR"] = sizes["ACC"] if x.is_cpu else _triton_dtype(out.dtype)
     with _on(x):
         kernels.normalise_project[grid](
             x, weight, weight if bias is None else bias.contiguous(), out, x.stride(0), x.stride(1), channels,
@@ -131,6 +141,29 @@ def _normalise_then_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> T
     if bias is not None:
         return F.conv2d(normalise(x), weight, bias)
     return _project(normalise(x), weight)
+
+
+def _gate_project(x: Tensor, hidden: Tensor, bias: Tensor, depthwise: Tensor, proj_out: Tensor) -> Tensor:
+    """``x + proj_out @ gate``, of the halves of the filtered ``hidden + bias``."""
+    batch, channels, height, width = x.shape
+    if not x[0, 0].is_contiguous():
+        x = x.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    wide = max(FEWEST_TERMS, triton.next_power_of_2(channels))
+    tiles, sizes = _tiles(x, max(FEWEST_TERMS, min(GATED, PROJECTED // wide)), 32)
+    sizes |= {"CHANNELS": wide, "TERMS": FEWEST_TERMS, "num_warps": FEWEST_TERMS}  # a warp for each term
+    parts = triton.cdiv(proj_out.shape[1], FEWEST_TERMS)
+    sizes |= {"PARTS": parts, "PRECISION": _precision(x), "FACTOR": _factor(x, hidden.dtype)}
+    with _on(x):
+        kernels.gate_project[batch * tiles,](
+            hidden, bias.contiguous(), depthwise.contiguous(), proj_out.contiguous(), x, out, x.stride(0), x.stride(1),
+            proj_out.shape[1], channels, height, width, tiles, **sizes
+        )  # fmt: skip
+    return out
+
+
+def _gate_then_project(x: Tensor, hidden: Tensor, bias: Tensor, depthwise: Tensor, proj_out: Tensor) -> Tensor:
+    return planar.add_projection(x, _Gate.apply(hidden, bias, depthwise), proj_out)
 
 
 def _project(x: Tensor, weight: Tensor) -> Tensor:
@@ -264,11 +297,11 @@ def _columns(x: Tensor, fewest: int = 1) -> tuple[tuple[int], dict[str, Any]]:
     return (batch * triton.cdiv(height * width, pixels),), sizes
 
 
-def _tiles(x: Tensor) -> tuple[int, dict[str, Any]]:
-    """The number of tiles of a plane of x, and the constants of the kernels that filter."""
+def _tiles(x: Tensor, pixels: int = TILE, widest: int = 64) -> tuple[int, dict[str, Any]]:
+    """The number of tiles of a plane of x, and the constants of the kernels that filter; widest: columns of a tile."""
     height, width = x.shape[2:]
-    columns = min(64, max(16, triton.next_power_of_2(width)))
-    rows = TILE // columns
+    columns = min(widest, pixels, max(16, triton.next_power_of_2(width)))
+    rows = pixels // columns
     acc = _triton_dtype(accumulation_dtype(x.dtype))
     return triton.cdiv(height, rows) * triton.cdiv(width, columns), {"ROWS": rows, "COLUMNS": columns, "ACC": acc}
 
@@ -289,6 +322,11 @@ def warps_of_head(side: int) -> int:
 
 def _triton_dtype(dtype: torch.dtype) -> Any:
     return getattr(tl, str(dtype).removeprefix("torch."))
+
+
+def _factor(x: Tensor, dtype: torch.dtype) -> Any:
+    """As what factors of a dtype are multiplied: Triton's interpreter, on the CPU, multiplies no bfloat16."""
+    return _triton_dtype(accumulation_dtype(dtype) if x.is_cpu else dtype)
 
 
 def _on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
