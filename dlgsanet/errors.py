@@ -90,8 +90,21 @@ def faults_of(where: str) -> Iterator[None]:
             f"{where}: its weights could not be downloaded ({error.reason}); put the file where PyTorch looks "
             "for it, by default ~/.cache/torch/hub/checkpoints"
         ) from error
-    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+    except (ValueError, TypeError, AssertionError, NotImplementedError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    except LookupError as error:  # its message is only the name that was looked for
+        raise UserError(f"{where}: {type(error).__name__} {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def within(where: str) -> Iterator[None]:
+    """Begin the message of a UserError with the file or option that it is about. Empty: leave it as it is."""
+    try:
+        yield
+    except UserError as error:
+        if not where:
+            raise
+        raise UserError(f"{where}: {error.for_command()}") from error
 
 
 def first_failure(error: RuntimeError) -> RuntimeError:

@@ -19,12 +19,13 @@ class Imported:
         return import_all, ([*_imported],)
 
 
-def import_all(names: Iterable[str], near: Path | None = None) -> list[str]:
+def import_all(names: Iterable[str], near: Path | None = None, asked_by: str = "--import") -> list[str]:
     """Import files and modules; each only once in a process.
 
     Args:
         names: `FILE.py`, or a module as `import` takes it (the working folder is searched too).
         near: a folder in which a file is looked for that is not in the working folder, the option file's for example.
+        asked_by: what names them, for the message.
 
     Returns:
         The names, files as absolute paths: what another process imports the same by.
@@ -36,14 +37,14 @@ def import_all(names: Iterable[str], near: Path | None = None) -> list[str]:
 
     found = []
     for name in names:
-        file = _find(Path(name), near) if name.endswith(".py") else None
+        file = _find(Path(name), near, asked_by) if name.endswith(".py") else None
         try:
             _import_file(file) if file else _import_module(name)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # it is the user's code: a SyntaxError, SystemExit, anything
             reason = " ".join(str(error).split()) or "no message"
-            raise UserError(f"--import {name}: {type(error).__name__}: {reason}") from error
+            raise UserError(f"{asked_by} {name}: {type(error).__name__}: {reason}") from error
         found.append(str(file or name))
     _imported.update(dict.fromkeys(found))
     return found
@@ -55,12 +56,12 @@ def names_in(value: object) -> list[str]:
     return [name for name in several if isinstance(name, str)]
 
 
-def _find(path: Path, near: Path | None) -> Path:
+def _find(path: Path, near: Path | None, asked_by: str) -> Path:
     path = path.expanduser()
     for file in (path, near / path) if near else (path,):
         if file.is_file():
             return file.resolve()
-    raise UserError(f"--import: there is no file {path}")
+    raise UserError(f"{asked_by}: there is no file {path}")
 
 
 def _import_module(name: str) -> None:

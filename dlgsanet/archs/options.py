@@ -31,7 +31,7 @@ def check_network_options(options: Mapping[str, Any]) -> list[str]:
     problems = []
     for name, words in CHOICES.items():
         if options[name] not in words:
-            problems.append(unknown(name, options[name], words))
+            problems.append(f"{name}: {unknown(name, options[name], words)}")
     for name, largest in _COUNTS.items():
         if not is_whole(options[name], 1) or options[name] > largest:
             problems.append(f"{name} is {options[name]!r}; it must be a whole number from 1 to {largest}")

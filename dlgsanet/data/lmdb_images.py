@@ -64,7 +64,7 @@ def meta_info_lines(path: Path, option: str) -> list[str]:
         UserError: it cannot be read or is not text; the message names `option`.
     """
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         raise UserError(f"{option}: cannot read {path}: {error.strerror}") from None
     except ValueError:

@@ -4,7 +4,10 @@ The rules are those of BasicSR's `PairedImageDataset`, so that its options mean 
 images of a pair may differ in format.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
 from dlgsanet.data.lmdb_images import lmdb_images, meta_info_lines
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.data.sources import Source, file_source
-from dlgsanet.errors import UserError, unknown
+from dlgsanet.errors import UserError, brief, unknown
 from dlgsanet.files import printable
 
 
@@ -117,6 +120,26 @@ def refuse_other_files(opt: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_other_pairs(pairs: Sequence[Pair], read: Iterable[str]) -> None:
+    """Check that BasicSR's `PairedImageDataset` reads the pairs that `find_pairs` found.
+
+    It takes blank lines of a meta-info file for images, and ignores the file where images are in LMDB databases.
+
+    Args:
+        pairs: as `find_pairs` returns them.
+        read: names of the originals that it reads, or their paths.
+
+    Raises:
+        UserError: it reads others; the message counts them.
+    """
+    names, ours = [printable(Path(name).stem) for name in read], [pair.name for pair in pairs]
+    if sorted(names) != sorted(ours):
+        raise UserError(
+            f"meta_info_file, dataroot_gt: PairedImageDataset reads {len(names)} images, not the {len(ours)} that are "
+            "named: it counts empty lines, and reads no meta_info_file with LMDB; set type: CachedPairedImageDataset"
+        )
+
+
 def check_sizes(pairs: Sequence[Pair], scale: int, lq_size: int = 1) -> list[tuple[int, int]]:
     """Check that the sizes of every pair fit, from the headers.
 
@@ -142,6 +165,32 @@ def check_sizes(pairs: Sequence[Pair], scale: int, lq_size: int = 1) -> list[tup
     if faults:
         raise UserError(f"{len(faults)} of {len(pairs)} pairs cannot be used: {in_one_line(faults)}")
     return [size for both in found for size in both]
+
+
+def check_metrics(metrics: Mapping[str, Callable[..., float]], smallest: Pair, scale: int) -> None:
+    """Try the metrics of `val.metrics` on the smallest pair of a data set, before work begins.
+
+    Args:
+        metrics: functions of two images, uint8 [H, W, 3].
+        smallest: the pair.
+        scale: of the data set.
+
+    Raises:
+        UserError: a metric needs larger images.
+    """
+    gt = smallest.read(scale)[1]
+    for name, metric in metrics.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                value, reason = metric(gt, gt), ""
+        except Exception as error:  # metrics raise many kinds for images that are too small
+            value, reason = math.nan, f" ({brief(error, 100) or type(error).__name__})"
+        if math.isnan(value):
+            raise UserError(
+                f"{smallest.gt.name}: val.metrics.{name} cannot be computed on its {gt.shape[1]}x{gt.shape[0]} pixels"
+                f"{reason}; remove the metric or the small images"
+            )
 
 
 def _root(opt: Mapping[str, Any], option: str) -> Path:
@@ -183,13 +232,20 @@ def _by_stem(files: Sequence[Path], option: str) -> dict[str, Path]:
 
 
 def _named_in(meta_info: Path, root: Path) -> list[Path]:
-    """The images that a meta-info file names, one per line: `0001_s001.png (480,480,3)`."""
-    files = [root / line.split(" ")[0] for line in meta_info_lines(meta_info, "meta_info_file")]
+    files = [root / name for name in _names_in(meta_info)]
     missing = [str(path) for path in files if not path.is_file()]
     if missing or not files:
         what = f"{len(missing)} of its {len(files)} images are missing: {in_one_line(missing)}" if missing else "empty"
         raise UserError(f"meta_info_file: {meta_info}: {what}")
     return files
+
+
+def _names_in(meta_info: Path) -> list[str]:
+    """The images that a meta-info file names, one per line: `0001_s001.png (480,480,3)`."""
+    counts = Counter(line.split(" ")[0] for line in meta_info_lines(meta_info, "meta_info_file"))
+    if repeated := sorted(printable(name) for name, count in counts.items() if count > 1):
+        raise UserError(f"meta_info_file: {meta_info}: names images more than once: {in_one_line(repeated)}")
+    return [*counts]
 
 
 def _lmdb_pairs(gt_root: Path, lq_root: Path, meta_info: str | None) -> list[Pair]:
@@ -201,8 +257,7 @@ def _lmdb_pairs(gt_root: Path, lq_root: Path, meta_info: str | None) -> list[Pai
         )
     keys = sorted(gt_images)
     if meta_info:
-        lines = meta_info_lines(Path(meta_info), "meta_info_file")
-        keys = [Path(line.split(" ")[0]).stem for line in lines]
+        keys = [Path(name).stem for name in _names_in(Path(meta_info))]
         if missing := [key for key in keys if key not in gt_images]:
             raise UserError(
                 f"meta_info_file: {len(missing)} of its images are not in {gt_root}: {in_one_line(missing)}"

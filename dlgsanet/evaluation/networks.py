@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlgsanet.archs.checkpoint import contradicted_options, read_checkpoint
-from dlgsanet.errors import UserError, is_whole, unknown
+from dlgsanet.errors import UserError, is_whole, unknown, within
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.extensions import import_all, names_in
 from dlgsanet.ops import freeze
@@ -27,7 +27,7 @@ def load_network_options(path: str) -> dict[str, Any]:
         UserError: the file cannot be read, or one of these options is missing or wrong.
     """
     options = load_yaml(path)
-    imports = import_all(names_in(options.get("import")), near=Path(path).parent)
+    imports = import_all(names_in(options.get("import")), near=Path(path).parent, asked_by=f"{path}: import")
     network = options.get("network_g")
     if not isinstance(network, dict):
         raise UserError(f"{path}: network_g: is missing")
@@ -99,7 +99,8 @@ def model_of(options: dict[str, Any]) -> Any:
         options = options | {"model_type": "DLGSANetModel"}
     weights = options["path"].get("pretrain_network_g")
     if weights:
-        _check_metadata(weights, options)
+        with within("path.pretrain_network_g"):
+            _check_metadata(weights, options)
     registered_network(options["network_g"])  # its errors are its own, not those of the weights
     try:
         return build_model(options)

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from dlgsanet.data.images import png_bytes
-from dlgsanet.data.pairs import Pair, find_pairs
+from dlgsanet.data.pairs import Pair, check_metrics, find_pairs
 from dlgsanet.data.parallel import for_each
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, within
 from dlgsanet.evaluation.networks import network_of
 from dlgsanet.evaluation.rows import BICUBIC, Row, every_image, summary
 from dlgsanet.evaluation.scoring import Picture, bicubic, metric, score, standard_metrics, super_resolve
 from dlgsanet.evaluation.tables import terminal_width
-from dlgsanet.files import write_whole
+from dlgsanet.files import check_can_write, write_whole
 from dlgsanet.progress import Counter
 
 
@@ -29,24 +29,35 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
         UserError: no weights are named and random ones are not allowed, or weights or test sets have errors. All images
             are read before the network runs; each one that cannot be used is one line of the message.
     """
-    if not options["path"].get("pretrain_network_g") and not allow_random_weights:
-        raise UserError(
-            "path.pretrain_network_g is empty: a network of random weights would be tested; "
-            "name its weights, or allow this with --random-weights"
-        )
     scale, method, validation = options["scale"], options["name"], options["val"]
-    datasets = _pairs_by_name(options["datasets"])
-    check_images(datasets, scale)
     described = validation.get("metrics") or {}
     metrics = {name: metric(entry) for name, entry in described.items()} or standard_metrics(scale)
-    network, device = network_of(options)
+    with within(options.get("option_file", "")):
+        if not options["path"].get("pretrain_network_g") and not allow_random_weights:
+            raise UserError(
+                "path.pretrain_network_g is empty: a network of random weights would be tested; "
+                "name its weights, or allow this with --random-weights"
+            )
+        datasets = {opt["name"]: pairs_to_test(opt) for _, opt in sorted(options["datasets"].items())}
+        check_images(datasets, scale)
+        for pairs in datasets.values():
+            check_metrics(metrics, min(pairs, key=lambda pair: min(pair.sizes(scale)[0])), scale)
+        network, device = network_of(options)
+
+    def target(dataset: str, pair: Pair) -> Path:
+        name = f"{Path(pair.lq.name).stem}_{validation.get('suffix') or method}.png"
+        return Path(options["path"]["visualization"], dataset, name)
+
+    check_can_write(Path(options["path"]["results_root"]) / "scores.csv")
+    if validation.get("save_img"):
+        for dataset, pairs in datasets.items():
+            check_can_write(max((target(dataset, pair) for pair in pairs), key=lambda path: len(path.name.encode())))
 
     def finish(dataset: str, picture: Picture) -> list[Row]:
         if validation.get("save_img"):
-            name = f"{Path(picture.pair.lq.name).stem}_{validation.get('suffix') or method}.png"
             gray = picture.output.shape[2] == 1
             png = png_bytes(picture.output[..., 0] if gray else picture.output)
-            write_whole(Path(options["path"]["visualization"], dataset, name), png)
+            write_whole(target(dataset, picture.pair), png)
         images = {BICUBIC: bicubic(picture.lr, scale), method: picture.output}
         return [Row(dataset, picture.pair.name, by, score(picture, image, metrics)) for by, image in images.items()]
 
@@ -57,15 +68,6 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
             for picture in counter.each(super_resolve(network, pairs, scale, device, color=colors[dataset])):
                 rows += finish(dataset, picture)
     return _report(rows, list(metrics), Path(options["path"]["results_root"]), f"{method}, ×{scale}")
-
-
-def _pairs_by_name(datasets: Mapping[str, Any]) -> dict[str, list[Pair]]:
-    found: dict[str, list[Pair]] = {}
-    for key, opt in sorted(datasets.items()):
-        if opt["name"] in found:
-            raise UserError(f"datasets.{key}.name: two data sets are called {opt['name']}; give each its own name")
-        found[opt["name"]] = pairs_to_test(opt)
-    return found
 
 
 def pairs_to_test(opt: Mapping[str, Any]) -> list[Pair]:

@@ -10,7 +10,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
 
 from dlgsanet.archs.checkpoint import read_checkpoint
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, within
 from dlgsanet.models.weights import load_weights
 
 
@@ -20,7 +20,8 @@ class _ReadsAnyWeights(BaseModel):
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
     ) -> None:
-        load_weights(self.get_bare_model(net), load_path, _key(load_path, param_key), strict)
+        with within("path.pretrain_network_g"):
+            load_weights(self.get_bare_model(net), load_path, _key(load_path, param_key), strict)
 
 
 def _key(path: str, wanted: str | None) -> str | None:

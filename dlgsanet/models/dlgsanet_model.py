@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dlgsanet.distributed import from_first, mean_over_ranks
-from dlgsanet.errors import faults_of
+from dlgsanet.errors import faults_of, within
 from dlgsanet.models.cuda_graph import CudaGraphs, Values
 from dlgsanet.models.linear_start import fit_filter, start_linear
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
@@ -77,8 +77,9 @@ class DLGSANetModel(SRModel):
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None) -> None:
         # SRModel fills in "params" where the option file is silent; the file's averaged weights are the better ones.
         key = self.opt["path"].get("param_key_g")
-        warn_of_other_options(load_path, key, self.opt["network_g"])
-        load_weights(self.get_bare_model(net), load_path, key, strict)
+        with within("path.pretrain_network_g"):
+            warn_of_other_options(load_path, key, self.opt["network_g"])
+            load_weights(self.get_bare_model(net), load_path, key, strict)
 
     def init_training_settings(self) -> None:
         train = self.train_options
@@ -93,7 +94,9 @@ class DLGSANetModel(SRModel):
                     self.losses[name] = build_loss(train[name]).to(self.device)
         if train["teacher_opt"]:
             self.teacher_share = train["teacher_opt"]["share"]
-            self.teacher = build_teacher(train["teacher_opt"], self.opt["scale"], self.device)
+            channels = 1 if self.opt["datasets"]["train"].get("color") == "y" else 3
+            with within("train.teacher_opt"):
+                self.teacher = build_teacher(train["teacher_opt"], self.opt["scale"], self.device, channels)
         self.accumulate = train["accumulate"]
         self.grad_clip = train["grad_clip"] or math.inf
         self.max_bad_steps = train["max_bad_steps"]

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.archs.detect import is_dlgsanet
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.errors import UserError, faults_of
+from dlgsanet.errors import UserError, brief, faults_of
+from dlgsanet.memory import is_out_of_memory
 from dlgsanet.models.weights import load_weights
 
 logger = logging.getLogger("dlgsanet")
 
 
-def build_teacher(options: Mapping[str, Any], scale: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+def build_teacher(
+    options: Mapping[str, Any], scale: int, device: torch.device, channels: int = 3
+) -> Callable[[Tensor], Tensor]:
     """The teacher of a `train.teacher_opt` section, in evaluation mode and without gradients.
 
     Args:
@@ -24,18 +27,20 @@ def build_teacher(options: Mapping[str, Any], scale: int, device: torch.device) 
             of a DLGSANet and of any network that spandrel recognizes.
         scale: the factor of enlargement that it must have.
         device: where it computes.
+        channels: of the images.
 
     Returns:
         A function from LQ images `[B, C, H, W]` in [0, 1] to `[B, C, scale * H, scale * W]`.
 
     Raises:
-        UserError: the weights cannot be read or do not fit, or the teacher enlarges by another factor.
+        UserError: the weights cannot be read or do not fit, or the teacher does not take such images or enlarges them
+            by another factor.
     """
     path = options["path"]
     if options.get("network"):
         from basicsr.archs import build_network as build_registered
 
-        with faults_of("train.teacher_opt.network"):
+        with faults_of("network"):
             network = build_registered(dict(options["network"]))
         load_weights(network, path)
     else:
@@ -51,9 +56,15 @@ def build_teacher(options: Mapping[str, Any], scale: int, device: torch.device) 
     def target(lq: Tensor) -> Tensor:
         return teach(lq).float()
 
-    probe = target(torch.zeros(1, 3, 16, 16, device=device))
-    if probe.shape[2:] != (16 * scale, 16 * scale):
-        raise UserError(f"{path}: train.teacher_opt: it enlarges by {probe.shape[3] / 16:g}, but scale is {scale}")
+    try:
+        probe = target(torch.zeros(1, channels, 16, 16, device=device))
+    except Exception as error:  # whatever a network raises for channels that it does not take
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{path}: {name} cannot take images of {channels} channel(s): {brief(error, 200)}") from error
+    if probe.shape[1:] != (channels, 16 * scale, 16 * scale):
+        made = f"it enlarges by {probe.shape[3] / 16:g}, to {probe.shape[1]} channel(s)"
+        raise UserError(f"{path}: {made}, but scale is {scale} and images have {channels}")
     logger.info("Teacher: %s, %s", name, path)
     return target
 

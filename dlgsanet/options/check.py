@@ -3,12 +3,13 @@
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from dlgsanet.errors import shown, unknown
-from dlgsanet.options.kinds import ListOf, Number, inside, phase_of
+from dlgsanet.options.kinds import inside, phase_of
 from dlgsanet.options.table import LOSSES, OURS, TEST_FILE, TRAIN, TRAINING_FILE
 
 # What the models of BasicSR take.
@@ -17,6 +18,8 @@ _OF_BASICSR = {"optim_g": ("Adam",), "scheduler": ("MultiStepLR", "MultiStepRest
 # Bounds that no real file meets.
 MOST_VALUES, DEEPEST, LONGEST_TEXT, LARGEST_NUMBER = 5000, 20, 4096, 2**63
 LONGEST_FAULT = 1000  # characters of a line; the longest list of types has 700
+BELOW_BICUBIC = "below_bicubic"
+_COLUMNS = (BELOW_BICUBIC, "data set", "image", "method")  # what stands next to the metrics in TensorBoard and tables
 
 # BasicSR's models and data sets that our loop can run. Others need discriminators, video, or degradations.
 _FROM_BASICSR = {
@@ -29,6 +32,7 @@ _WITH_CHANNELS = ("PairedImageDataset", "CachedPairedImageDataset", "DegradedPai
 def faults_of_options(options: Any, is_train: bool) -> list[str]:
     """Every fault of a training or test file, a line each."""
     faults = [*_not_plain("", options, [MOST_VALUES], DEEPEST)]
+    faults = faults or [*_of_other_command(options, is_train)]
     faults = faults or [*(TRAINING_FILE if is_train else TEST_FILE).faults("", options, registry)]
     faults = faults or [*_not_fitting(options)]
     return [fault if len(fault) <= LONGEST_FAULT else f"{fault[: LONGEST_FAULT - 3]}..." for fault in faults]
@@ -51,6 +55,8 @@ def faults_of_hardware(options: dict[str, Any]) -> list[str]:
         faults.append(
             "train.cuda_graph: several ranks cannot be captured; set it to false, or train without a launcher"
         )
+    if train and (options["logger"]["wandb"] or {}).get("project") and not find_spec("wandb"):
+        faults.append("logger.wandb: wandb is not installed; pip install wandb, or leave the section out")
     return faults
 
 
@@ -91,10 +97,16 @@ def _not_plain(where: str, value: Any, values_left: list[int], depth: int) -> It
             yield f"{where}: a text of {len(value)} characters is too long; at most {LONGEST_TEXT} are allowed"
     elif isinstance(value, (int, float)):
         if not abs(value) < LARGEST_NUMBER:  # nan is not either
-            size = "a number that is too large" if isinstance(value, int) or math.isinf(value) else "not a number"
-            yield f"{where}: is {size}"
+            yield f"{where}: is {'not a number' if value != value else 'a number that is too large'}"
     elif value is not None:
         yield f"{where}: {shown(value)} is {type(value).__name__}; only numbers, text, true, false and ~ are values"
+
+
+def _of_other_command(options: Any, is_train: bool) -> Iterator[str]:
+    data_sets = options.get("datasets") if isinstance(options, dict) else None
+    phase = "test" if is_train else "train"
+    if isinstance(data_sets, dict) and ("train" in options) != is_train and phase in map(phase_of, data_sets):
+        yield f"datasets: has a data set {phase}: give this option file to `dlgsanet {phase}`"
 
 
 def _not_fitting(options: dict[str, Any]) -> Iterator[str]:
@@ -103,24 +115,55 @@ def _not_fitting(options: dict[str, Any]) -> Iterator[str]:
     yield from _data_sets(options)
     if "train" in options:
         yield from _training(options)
+        yield from _wandb(options["logger"])
+    elif options["path"].get("resume_state"):
+        yield "path.resume_state: a test continues no run; remove it, and name the weights in path.pretrain_network_g"
     yield from _metrics(options)
     yield from _best(options)
 
 
 def _network(options: dict[str, Any]) -> Iterator[str]:
     network, scale = options["network_g"], options["scale"]
-    if network["type"] == "DLGSANet":
-        from dlgsanet.archs.dlgsanet import DLGSANet
-        from dlgsanet.archs.options import check_network_options
-
-        defaults = {name: p.default for name, p in inspect.signature(DLGSANet).parameters.items()}
-        yield from (f"network_g.{fault}" for fault in check_network_options(defaults | network))
     parameters = inspect.signature(registry("ARCH")[network["type"]]).parameters
     for name in ("upscale", "scale"):
         factor = network.get(name, parameters[name].default if name in parameters else scale)
         if factor not in (scale, inspect.Parameter.empty):
             how = "" if name in network else " by default"
             yield f"network_g.{name}: is {shown(factor)}{how}, but scale is {scale}"
+            return
+    yield from _built("network_g", network)
+
+
+def _built(where: str, network: dict[str, Any]) -> Iterator[str]:
+    """What the class of a network refuses."""
+    if network["type"] == "DLGSANet":
+        from dlgsanet.archs.dlgsanet import DLGSANet
+        from dlgsanet.archs.options import check_network_options
+
+        defaults = {name: p.default for name, p in inspect.signature(DLGSANet).parameters.items()}
+        yield from (f"{where}.{fault}" for fault in check_network_options(defaults | network))
+        return
+    import torch
+
+    def faults(network: Mapping[str, Any]) -> Iterator[str]:
+        try:
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                registry("ARCH")[network["type"]](**{key: value for key, value in network.items() if key != "type"})
+        except Exception as error:  # networks check little of what they are given
+            yield f"{where}: {network['type']}: {_reason(error)}"
+
+    yield from (_narrowed(fault, network, faults) for fault in faults(network))
+
+
+def _narrowed(fault: str, section: Any, faults: Callable[[dict[str, Any]], Iterable[str]]) -> str:
+    """A fault of a section with the name of the argument without which it has none, unless the message names it."""
+    where, _, reason = fault.partition(": ")
+    for key in section if isinstance(section, dict) else ():
+        rest = {other: value for other, value in section.items() if other != key}
+        if key != "type" and key not in reason and not any(faults(rest)):
+            return f"{where}.{key}: {reason}"
+    return fault
 
 
 def _data_sets(options: dict[str, Any]) -> Iterator[str]:
@@ -138,11 +181,17 @@ def _data_sets(options: dict[str, Any]) -> Iterator[str]:
             yield from _degradations(name, where, data_set)
         if data_set["type"] in _WITH_CHANNELS:
             yield from _channels(options, where, data_set)
-    validation = [data_set.get("name", "") for name, data_set in options["datasets"].items() if phase_of(name) == "val"]
-    if validation and "train" in options and "val" not in options:
+    others = {name: data_set for name, data_set in options["datasets"].items() if phase_of(name) != "train"}
+    names = [data_set.get("name", "") for data_set in others.values()]
+    if others and "train" in options and "val" not in options:
         yield "val: is missing; it says how often to validate (val_freq), and by which metrics"
-    for name in sorted({name for name in validation if validation.count(name) > 1}):
-        yield f"datasets: two validation sets are called {name}; give each a name of its own"
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        keys = [key for key, data_set in others.items() if data_set.get("name") == name]
+        yield f"datasets: {', '.join(keys)} are called {name}; give each a name of its own"
+    scales = [[data_set.get(key) for key in ("mean", "std")] for data_set in options["datasets"].values()]
+    whole = all(scale.count(None) != 1 for scale in scales)  # else another line says so
+    if "train" in options and whole and any(scale != scales[0] for scale in scales):
+        yield "datasets: mean and std differ between data sets; give the same for training and validation"
 
 
 def _roots(where: str, data_set: Mapping[str, Any]) -> Iterator[str]:
@@ -187,7 +236,8 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
         yield f"train: names no loss; set one of {', '.join(losses)}"
     for name in losses:
         if train.get(name):
-            yield from _loss(f"train.{name}", train[name], of_features=name == "perceptual_opt")
+            tried = partial(_loss, f"train.{name}", of_features=name == "perceptual_opt")
+            yield from (_narrowed(fault, train[name], tried) for fault in tried(train[name]))
     for option in TRAIN.options:
         if option.only and option.name in train and options["model_type"] != option.only:
             yield f"train.{option.name}: {options['model_type']} would ignore it; set model_type: {OURS}"
@@ -199,13 +249,25 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
         yield from _linear_start(options)
     if train.get("teacher_opt") and not train.get("pixel_opt"):
         yield "train.teacher_opt: pixel_opt compares with the teacher; set it"
+    if teacher := (train.get("teacher_opt") or {}).get("network"):
+        yield from _built("train.teacher_opt.network", teacher)
+    if train.get("ema_warmup") and not train.get("ema_decay"):
+        yield "train.ema_warmup: there is no average without ema_decay; set that, or remove ema_warmup"
+    if train.get("warmup_iter", -1) > train["total_iter"]:
+        yield f"train.warmup_iter: {train['warmup_iter']} is more than train.total_iter, {train['total_iter']}"
+    if (options.get("val") or {}).get("suffix"):
+        yield "val.suffix: is for tests; training names its pictures by their images alone; remove it"
+    yield from _optimization(options)
+
+
+def _optimization(options: dict[str, Any]) -> Iterator[str]:
+    """Faults of optimizer and schedule."""
+    train = options["train"]
     # Schedules that have an end must not reach it before the run: they fail there.
     schedule = train["scheduler"]
-    lists = [(f"train.scheduler.{key}", value) for key, value in schedule.items() if isinstance(value, list)]
-    if faults := [fault for where, value in lists for fault in ListOf(Number()).faults(where, value, registry)]:
-        yield from faults
-        return
-    periods = schedule.get("periods")
+    milestones, periods = schedule.get("milestones", []), schedule.get("periods")
+    if milestones != sorted({*milestones}):
+        yield f"train.scheduler.milestones: {shown(milestones)} must ascend"
     ends = {
         "CosineAnnealingRestartLR": sum(periods) if isinstance(periods, list) else None,
         "OneCycleLR": schedule.get("total_steps"),
@@ -220,7 +282,20 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
     if (of_basicsr and not unknown_to_it) or options["model_type"] == OURS:
         from dlgsanet.models.optimization import optimization_faults
 
-        yield from optimization_faults(train)
+        def faults(name: str, section: dict[str, Any]) -> list[str]:
+            return optimization_faults(train | {name: section})
+
+        for fault in optimization_faults(train):
+            name = fault.partition(":")[0].removeprefix("train.")
+            yield _narrowed(fault, train.get(name), partial(faults, name))
+
+
+def _wandb(logger: Mapping[str, Any]) -> Iterator[str]:
+    wandb = logger.get("wandb") or {}
+    if wandb.get("resume_id") and not wandb.get("project"):
+        yield "logger.wandb.resume_id: needs logger.wandb.project"
+    if wandb.get("project") and not logger["use_tb_logger"]:
+        yield "logger.wandb.project: wandb gets what TensorBoard gets; set logger.use_tb_logger: true"
 
 
 def _linear_start(options: dict[str, Any]) -> Iterator[str]:
@@ -234,8 +309,11 @@ def _linear_start(options: dict[str, Any]) -> Iterator[str]:
         yield f"{where} needs a network_g.dim of at least {math.ceil(25 * network.get('in_chans', 3) / 9)}"
 
 
-def _loss(where: str, section: dict[str, Any], of_features: bool) -> Iterator[str]:
-    """What a loss refuses: it is tried on two small pictures. One with weights to be downloaded is not tried."""
+def _loss(where: str, section: dict[str, Any], *, of_features: bool) -> Iterator[str]:
+    """What a loss refuses: it is tried on two small pictures. One with weights to be downloaded is not tried.
+
+    Equal pictures must have the smaller loss. With a `loss_weight` of 0 or below they do not.
+    """
     import torch
 
     if of_features != (section["type"] == "PerceptualLoss"):
@@ -245,30 +323,55 @@ def _loss(where: str, section: dict[str, Any], of_features: bool) -> Iterator[st
     if not of_features:
         arguments = {key: value for key, value in section.items() if key != "type"}
         pictures = torch.linspace(0.1, 0.9, 2 * 3 * 32 * 32).view(2, 1, 3, 32, 32)
-        yield from _tried(where, lambda: registry("LOSS")[section["type"]](**arguments)(*pictures))
+        values = yield from _tried(where, lambda a, b: registry("LOSS")[section["type"]](**arguments)(a, b), *pictures)
+        if values and not values[1] < values[0]:
+            yield f"{where}: {values[1]:g} for equal pictures, {values[0]:g} for others; it must be less for equal ones"
 
 
 def _metrics(options: dict[str, Any]) -> Iterator[str]:
-    """What metrics refuse: each is tried on two pictures."""
+    for name, section in ((options.get("val") or {}).get("metrics") or {}).items():
+        where = f"val.metrics.{name}"
+        yield from (_narrowed(fault, section, partial(_metric, where)) for fault in _metric(where, section))
+        if name in _COLUMNS:
+            yield f"{where}: the results have a column of this name; choose another"
+
+
+def _metric(where: str, section: dict[str, Any]) -> Iterator[str]:
+    """What a metric refuses: it is tried on two pictures. Equal ones show which values are better."""
     import numpy as np
 
     images = np.random.default_rng(0).integers(0, 256, (2, 208, 208, 3), np.uint8)  # NIQE needs blocks of 96
-    for name, section in ((options.get("val") or {}).get("metrics") or {}).items():
-        arguments = {key: value for key, value in section.items() if key not in ("type", "better")}
-        metric = partial(registry("METRIC")[section["type"]], img=images[0], img2=images[1], **arguments)
-        yield from _tried(f"val.metrics.{name}", metric)
+    arguments = {key: value for key, value in section.items() if key not in ("type", "better")}
+    metric = partial(registry("METRIC")[section["type"]], **arguments)
+    values, lower = (
+        (yield from _tried(where, lambda a, b: metric(img=a, img2=b), *images)),
+        section.get("better") == "lower",
+    )
+    if values and (values[1] > values[0] if lower else values[1] < values[0]):
+        better = "higher" if lower else "lower"
+        yield f"{where}.better: {values[1]:g} for equal pictures, {values[0]:g} for others; set better: {better}"
 
 
-def _tried(where: str, value_of: Callable[[], Any]) -> Iterator[str]:
+def _tried(
+    where: str, value_of: Callable[[Any, Any], Any], first: Any, second: Any
+) -> Generator[str, None, tuple[float, float] | None]:
+    """Yields what is wrong; returns the values for two pictures, and for one and itself, if nothing is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = float(value_of())
+            value, equal = float(value_of(first, second)), float(value_of(first, first))
     except Exception as error:  # whatever a class does with arguments that it does not check
-        yield f"{where}: {' '.join(str(error).split())[:200] or type(error).__name__}"
-    else:
-        if not math.isfinite(value):
-            yield f"{where}: gives {value} for two small pictures"
+        yield f"{where}: {_reason(error)}"
+        return None
+    if not math.isfinite(value):
+        yield f"{where}: gives {value} for two small pictures"
+        return None
+    return value, equal
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__} {text}".strip() if isinstance(error, LookupError) or not text else text
 
 
 def _best(options: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from dlgsanet.errors import shown, unknown
 
@@ -42,23 +43,27 @@ class Kind:
 
 @dataclass(frozen=True)
 class Number(Kind):
-    """A finite number within bounds."""
+    """A finite number within bounds. Those of `without` are no values themselves."""
 
     least: float = -math.inf
     most: float = math.inf
+    without: tuple[float, ...] = ()
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            hint = "; YAML reads it as text: write !!float before it" if _reads_as_number(value) else ""
-            yield f"{where}: {shown(value)} is not a number{hint}"
-        elif not self.least <= value <= self.most:
-            yield f"{where}: {value} is out of range, {_range(self.least, self.most)}"
+            yield f"{where}: {shown(value)} is not a number{_hint(value)}"
+        elif not self.least <= value <= self.most or value in self.without:
+            yield f"{where}: {value} is out of range, {_range(self.least, self.most)}{self._exception()}"
 
     def schema(self) -> Schema:
-        return {"type": "number"} | _bounds(self.least, self.most)
+        schema = {"type": "number"} | _bounds(self.least, self.most)
+        return schema | ({"not": {"enum": list(self.without)}} if self.without else {})
 
     def __str__(self) -> str:
-        return f"number{_range_in_docs(self.least, self.most)}"
+        return f"number{_range_in_docs(self.least, self.most)}{self._exception()}"
+
+    def _exception(self) -> str:
+        return f", not {' or '.join(map(str, self.without))}" if self.without else ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Whole(Kind):
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            yield f"{where}: {shown(value)} is not a whole number"
+            yield f"{where}: {shown(value)} is not a whole number{_hint(value)}"
         elif value != int(value):
             yield f"{where}: {value} is not a whole number"
         elif value > Whole.most:
@@ -90,6 +95,10 @@ class Whole(Kind):
 
 def _reads_as_number(value: Any) -> bool:
     return isinstance(value, str) and bool(re.fullmatch(r"[-+]?[\d.]{1,40}([eE][-+]?\d{1,10})?", value))
+
+
+def _hint(value: Any) -> str:
+    return "; YAML reads it as text: write !!float before it" if _reads_as_number(value) else ""
 
 
 def _range(least: float, most: float) -> str:
@@ -163,6 +172,8 @@ class FileName(Text):
             return
         if value in ("", ".", "..") or "/" in value or "\\" in value or value != value.strip():
             yield f"{where}: {shown(value)} cannot be the name of a folder; give a name without / and \\"
+        elif not value.isprintable():
+            yield f"{where}: {shown(value)} has characters that cannot be seen; give a name without them"
         elif len(value.encode()) > LONGEST_NAME:
             yield f"{where}: {shown(value)} is too long; give a name of at most {LONGEST_NAME} bytes"
 
@@ -362,7 +373,7 @@ class DataSets(Kind):
 
     Args:
         phases: the kind of a data set for each.
-        required: a phase that must be there.
+        required: a phase that must be there, once.
     """
 
     phases: tuple[tuple[str, ByType], ...]
@@ -373,18 +384,20 @@ class DataSets(Kind):
             yield f"{where}: a section is expected, found {shown(value)}"
             return
         for name, data_set in value.items():
-            if kind := dict(self.phases).get(phase_of(name)):
+            kind = dict(self.phases).get(phase_of(name))
+            if kind and (name == self.required or phase_of(name) != self.required):
                 yield from kind.faults(f"{where}.{name}", data_set, known)
             else:
-                names = [name for phase, _ in self.phases for name in (phase, f"{phase}_1")]
-                yield f"{where}: {unknown('data set', name, names)}"
+                names = [(phase,) if phase == self.required else (phase, f"{phase}_1") for phase, _ in self.phases]
+                yield f"{where}: {unknown('data set', name, sum(names, ()))}"
         if self.required and self.required not in value:
             yield f"{where}.{self.required}: is missing"
         if not value:
             yield f"{where}: names no data set"
 
     def schema(self) -> Schema:
-        patterns = {f"^{phase}(_.*)?$": kind.schema() for phase, kind in self.phases}
+        more = {phase: "" if phase == self.required else "(_.*)?" for phase, _ in self.phases}
+        patterns = {f"^{phase}{more[phase]}$": kind.schema() for phase, kind in self.phases}
         required = {"required": [self.required]} if self.required else {"minProperties": 1}
         return {"type": "object", "patternProperties": patterns, "additionalProperties": False} | required
 
@@ -500,6 +513,32 @@ def arguments_of(function: Callable[..., Any], given: Iterable[str] = ()) -> dic
     return {n: p for n, p in parameters.items() if p.kind in named and n not in ("self", *given)}
 
 
+_BASIC: dict[Any, Kind] = {bool: Flag(), int: Number(), float: Number(), str: Text()}
+
+
+def _kind_of(argument: inspect.Parameter) -> Kind | None:
+    """What an argument takes, by its default or else by its annotation. None: unknown."""
+    default, annotation = argument.default, argument.annotation
+    if isinstance(default, tuple) and default and all(type(item) in (int, float) for item in default):
+        return ListOf(Number())
+    several = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    types = (type(default),) if type(default) in _BASIC else several
+    kinds = {_BASIC[basic] for basic in types if basic in _BASIC}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _faults_of_argument(where: str, value: Any, argument: inspect.Parameter, known: Registries) -> Iterator[str]:
+    """Faults of a value of the wrong type. Many classes accept text for a number, or for a switch, and go on."""
+    kind = _kind_of(argument)
+    if isinstance(value, list) and not isinstance(kind, (ListOf, Flag)):  # the class knows which lists it takes
+        for i, item in enumerate(value):
+            yield from _faults_of_argument(f"{where}[{i}]", item, argument, known)
+    elif kind and not (value is None and (argument.default is None or isinstance(argument.default, str))):
+        yield from kind.faults(where, value, known)
+    elif kind is None and _reads_as_number(value):
+        yield from Number().faults(where, value, known)
+
+
 @dataclass(frozen=True)
 class Registered(Kind):
     """A section that names a class or function of a registry in `type`; its other keys are the arguments.
@@ -509,12 +548,14 @@ class Registered(Kind):
         given: arguments that do not come from the options.
         extra: options that are allowed next to the arguments.
         examples: types that editors offer; others are allowed.
+        checked: kinds of arguments whose values the classes do not check, by name.
     """
 
     registry: str
     given: tuple[str, ...] = ()
     extra: tuple[Option, ...] = ()
     examples: tuple[str, ...] = ()
+    checked: tuple[tuple[str, Kind], ...] = ()
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
         faults = [*ByType(self.registry).faults(where, value, known)]
@@ -522,14 +563,16 @@ class Registered(Kind):
 
     def _faults_of_arguments(self, where: str, value: dict[str, Any], known: Registries) -> Iterator[str]:
         arguments = arguments_of(known(self.registry)[value["type"]], self.given)
-        extra = {option.name: option.kind for option in self.extra}
+        extra, checked = {option.name: option.kind for option in self.extra}, dict(self.checked)
         for key, item in value.items():
             if key in extra:
                 yield from extra[key].faults(f"{where}.{key}", item, known)
             elif key != "type" and key not in arguments:
-                yield f"{where}: {unknown('option', key, {'type', *arguments, *extra})}"
-            elif key != "type" and isinstance(arguments[key].default, float) and isinstance(item, str):
-                yield from Number().faults(f"{where}.{key}", item, known)
+                yield f"{where}: {unknown('option', key, ['type', *arguments, *extra])}"
+            elif key in checked:
+                yield from checked[key].faults(f"{where}.{key}", item, known)
+            elif key != "type":
+                yield from _faults_of_argument(f"{where}.{key}", item, arguments[key], known)
         for key, argument in arguments.items():
             if argument.default is argument.empty and key not in value:
                 yield f"{where}.{key}: is missing"

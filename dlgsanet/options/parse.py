@@ -17,7 +17,8 @@ _CONVERSIONS = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError,
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without dates (they are text), in which a key appears once and aliases are few."""
+    """Safe YAML without dates, octal and sexagesimal numbers (they are text), in which a key appears once and aliases
+    are few."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -28,6 +29,8 @@ class _Loader(yaml.SafeLoader):
     def _count(self, node: yaml.Node, known: dict[int, int]) -> int:
         if id(node) not in known:
             known[id(node)] = MOST_NODES  # of a node that contains itself
+            if isinstance(node, yaml.MappingNode):
+                self._check_keys(node)
             parts = node.value if isinstance(node, yaml.CollectionNode) else []
             items = [item for part in parts for item in (part if isinstance(part, tuple) else (part,))]
             known[id(node)] = 1 + sum(self._count(item, known) for item in items)
@@ -37,20 +40,23 @@ class _Loader(yaml.SafeLoader):
             )
         return known[id(node)]
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def _check_keys(self, node: yaml.MappingNode) -> None:
+        """Before merge keys (`<<: *other`) are replaced by what they add, which the other keys may override."""
         seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                reason = f"the key {key.value!r} appears twice"
+                raise yaml.constructor.ConstructorError(None, None, reason, key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
 
 
 _Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    letter: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":int"))]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+# YAML 1.1 reads 010 as 8 and 1:30 as 90.
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", _WHOLE, list("-+0123456789"))
 
 
 class _ValueLoader(_Loader):
@@ -80,7 +86,14 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     options = parse_yaml(text, str(path))
     if not isinstance(options, dict):
         raise UserError(f"{path}: holds no options")
-    return options
+    return _unshared(options)
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which a section and its aliases are different objects: a change of one is not one of the others."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def parse_yaml(text: str, source: str) -> Any:

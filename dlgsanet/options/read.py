@@ -44,20 +44,21 @@ def read_options(
     Returns:
         The options with every default of `dlgsanet.options.table` filled in, and with what BasicSR's classes expect:
         `rank`, `world_size`, `dist`, `manual_seed`, `num_gpu` (no more than there are), `phase` and `scale` of every
-        data set, and the run's folders under the working folder in `path`. Data sets of a test file that are not there
-        are left out; `absent` has a line for each of them.
+        data set, and the run's folders under the working folder in `path`; and `option_file`, for messages. Data sets
+        of a test file that are not there are left out; `absent` has a line for each of them.
 
     Raises:
         UserError: the file cannot be read, or has faults, all of which are named, a line each.
     """
     options = load_options(path, changes)
-    import_all([*imports, *names_in(options.get("import"))], near=Path(path).parent)
+    import_all(imports, near=Path(path).parent)
+    import_all(names_in(options.get("import")), near=Path(path).parent, asked_by=f"{path}: import")
     check_options(options, is_train, path)
     options = (TRAINING_FILE if is_train else TEST_FILE).completed(options)
     if datasets is not None:
         _choose(options, datasets)
     _expand_paths(options, data_root, path, is_train)
-    options = _complete(options, is_train, debug, auto_resume)
+    options = _complete(options, is_train, debug, auto_resume) | {"option_file": str(path)}
     if hardware:
         _raise(path, faults_of_hardware(options))
     return options
@@ -94,7 +95,8 @@ def _change(options: dict[str, Any], change: str) -> None:
     for key in sections:
         if not isinstance(options.get(key), dict):
             sections_there = [name for name, value in options.items() if isinstance(value, dict)]
-            raise UserError(f"{change}: {unknown('section', key, sections_there)}")
+            hint = "a section that the file does not have is added as a whole, e.g. dist_params={timeout: 1200}"
+            raise UserError(f"{change}: {unknown('section', key, sections_there)}; {hint}")
         options = options[key]
     options[last] = parse_value(value, change)
 
@@ -114,6 +116,7 @@ def _expand_paths(
     """Replace `~` and `datasets/` in paths, and check that the files and folders are there."""
     faults: list[str] = []
     absent: dict[str, str] = {}
+    relocated = False
     for name, data_set in options["datasets"].items():
         for key in ("dataroot_gt", "dataroot_lq", "meta_info_file"):
             given = data_set.get(key)
@@ -121,6 +124,7 @@ def _expand_paths(
             if not all(isinstance(path, str) for path in several):
                 continue
             found = [_in_data_root(_expand(path), data_root) for path in several]
+            relocated = relocated or found != [*map(_expand, several)]
             data_set[key] = found if isinstance(given, list) else found[0]
             hint = "" if key == "meta_info_file" else "; make it with `dlgsanet data`, or set --data-root"
             missing = [f"datasets.{name}.{key}: there is no {path}{hint}" for path in found if not _exists(path)]
@@ -128,6 +132,8 @@ def _expand_paths(
                 faults += missing
             elif missing:
                 absent.setdefault(name, f"{data_set['name']} is left out: {missing[0]}")
+    if data_root and not relocated:
+        raise ArgumentError("data_root", f"{source} names no folder in datasets/ that it could stand for")
     if absent and len(absent) == len(options["datasets"]):
         faults += absent.values()
     options["datasets"] = {name: opt for name, opt in options["datasets"].items() if name not in absent}

@@ -41,7 +41,6 @@ OURS = "DLGSANetModel"
 _IO_BACKEND = Section(
     (Option("type", OneOf(("disk", "lmdb")), "disk", "`disk`: folders of images; `lmdb`: LMDB databases."),)
 )
-_CHANNELS: Kind = Maybe(ListOf(Number()))
 _LQ = (
     Option("name", FileName(), REQUIRED, "What logs, tables and folders call the data set."),
     Option("type", Text(), REQUIRED, "Class of the data set, ours, BasicSR's or another plugin's."),
@@ -55,11 +54,16 @@ _LQ = (
     Option("io_backend", _IO_BACKEND, {}, "How the images are stored."),
     Option(
         "mean",
-        _CHANNELS,
+        Maybe(ListOf(Number(0, 1))),
         None,
         "Mean of each channel, on the scale of [0, 1]: samples are (x - mean) / std. Needs `std`.",
     ),
-    Option("std", _CHANNELS, None, "Standard deviation of each channel, on the scale of [0, 1]. Needs `mean`."),
+    Option(
+        "std",
+        Maybe(ListOf(Number(0, 1, without=(0,)))),
+        None,
+        "Standard deviation of each channel, on the scale of [0, 1]. Needs `mean`.",
+    ),
     Option(
         "color",
         Maybe(OneOf(("y",))),
@@ -89,12 +93,12 @@ _CROP = (
     Option("use_rot", Flag(), False, "Flip half of the crops upside down and transpose half of them."),
 )
 _LOADER = (
-    Option("batch_size_per_gpu", Whole(1), REQUIRED, "Crops per batch of each rank."),
+    Option("batch_size_per_gpu", Whole(1, 10**5), REQUIRED, "Crops per batch of each rank."),
     Option("num_worker_per_gpu", Whole(0, 512), REQUIRED, "Processes that load data, per rank; 0 loads in the rank."),
     Option("use_shuffle", Flag(), True, "Draw a new order in each epoch."),
     Option(
         "dataset_enlarge_ratio",
-        Whole(1),
+        Whole(1, 10**7),
         1,
         "Repeats the data set within an epoch. In CachedPairedImageDataset `patches_per_image` takes its place.",
     ),
@@ -115,7 +119,7 @@ _CACHED_TRAINING = (
         "If `dataroot_gt` and `dataroot_lq` are lists: fraction of the samples of an epoch from each root, in order; "
         "sum 1. Empty: every image is used equally often.",
     ),
-    Option("patches_per_image", Whole(1), 1, "Number of different random crops of each image in an epoch."),
+    Option("patches_per_image", Whole(1, 10**7), 1, "Number of different random crops of each image in an epoch."),
     Option(
         "crop_candidates",
         Whole(1, 64),
@@ -195,11 +199,24 @@ _CROPS = ByType(
 
 _LOSS: Kind = Maybe(Registered("LOSS", examples=("L1Loss", "CharbonnierLoss", "MSELoss", "FFTLoss")))
 _COMPILE = OneOf((False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
-_OPTIMIZER = Registered("OPTIMIZER", given=("params", "matrices", "others"), examples=("Adam", "AdamW", "Muon"))
+_OPTIMIZER = Registered(
+    "OPTIMIZER", given=("params", "matrices", "others", "maximize"), examples=("Adam", "AdamW", "Muon")
+)
 _SCHEDULER = Registered(
     "SCHEDULER",
     given=("optimizer", "total_iter"),
     examples=("MultiStepLR", "CosineAnnealingLR", "CosineAnnealingRestartLR", "WSD"),
+    # PyTorch's and BasicSR's classes accept others, and train with a rate that never changes or is negative.
+    checked=(
+        *((name, ListOf(Whole(1))) for name in ("milestones", "periods")),
+        ("restarts", ListOf(Whole(0))),
+        ("restart_weights", ListOf(Number(0))),
+        *((name, Whole(1)) for name in ("T_0", "T_max", "T_mult", "step_size", "total_iters")),
+        ("total_steps", Maybe(Whole(1))),
+        ("decay_iter", Whole(0)),
+        ("gamma", Number(0, without=(0,))),
+        ("last_epoch", OneOf((-1,))),
+    ),
 )
 
 NETWORK = Registered("ARCH", examples=("DLGSANet",))
@@ -214,7 +231,7 @@ _TEACHER = Section(
         ),
         Option(
             "share",
-            Number(0, 1),
+            Number(0, 1, without=(0,)),
             0.5,
             "Weight w: `pixel_opt` becomes (1 - w) loss(output, original) + w loss(output, teacher).",
         ),
@@ -250,7 +267,7 @@ TRAIN = Section(
         Option("warmup_iter", Whole(-1), -1, "Iterations of linear warm-up of the learning rate; -1: no warm-up."),
         Option(
             "ema_decay",
-            Number(0, 1),
+            Number(0, 1, without=(1,)),
             0,
             "Decay d of the moving average of the weights (EMA): d * average + (1 - d) * weights; 0: no average.",
         ),
@@ -295,8 +312,14 @@ TRAIN = Section(
             only=OURS,
         ),
         Option("channels_last", Flag(), False, "Use the channels-last memory format.", only=OURS),
-        Option("accumulate", Whole(1), 1, "Gradient accumulation: batches per iteration.", only=OURS),
-        Option("grad_clip", Maybe(Number(0)), None, "Clip the gradient to this norm. Empty: no clipping.", only=OURS),
+        Option("accumulate", Whole(1, 10**5), 1, "Gradient accumulation: batches per iteration.", only=OURS),
+        Option(
+            "grad_clip",
+            Maybe(Number(0)),
+            None,
+            "Clip the gradient to this norm. Empty or 0: no clipping.",
+            only=OURS,
+        ),
         Option("max_bad_steps", Whole(1), 20, "Stop after this many skipped (non-finite) steps in a row.", only=OURS),
         Option("deterministic", Flag(), False, "Use deterministic kernels only; slower on GPUs."),
     )
@@ -309,6 +332,7 @@ _METRIC = Registered(
     given=("img", "img2"),
     extra=(Option("better", OneOf(("higher", "lower")), "higher", "Which values are better."),),
     examples=("calculate_psnr", "calculate_ssim", "calculate_niqe"),
+    checked=(("crop_border", Whole(0)),),
 )
 _BEST = Section(
     (
@@ -319,7 +343,7 @@ _BEST = Section(
 _VAL = (
     Option("metrics", Maybe(Several(_METRIC)), None, "Metrics by names of your choice: a `type` and its arguments."),
     Option("save_img", Flag(), False, "Write the pictures to `visualization/`."),
-    Option("suffix", Maybe(FileName()), None, "End of the pictures' names; empty: the run's name."),
+    Option("suffix", Maybe(FileName()), None, "End of the names of a test's pictures; empty: the run's name."),
     Option("pbar", Flag(), False, "Accepted from published files, without effect: progress is always shown."),
 )
 VAL = Section(

@@ -60,6 +60,8 @@ def introduce(
     }
     for what, text in lines.items():
         logger.info("%-11s%s", what, text)
+    if late := [m for m in train["scheduler"].get("milestones", []) if m >= total]:
+        logger.warning("%-11strain.scheduler.milestones %s: the run ends at %s", "Unused", late, f"{total:,}")
     _introduce_resume(options, position, before, now)
 
 

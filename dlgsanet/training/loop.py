@@ -15,12 +15,13 @@ from basicsr.models.base_model import BaseModel
 from dlgsanet.distributed import from_first, largest
 from dlgsanet.errors import UserError
 from dlgsanet.models.dlgsanet_model import DivergedError
+from dlgsanet.options.check import BELOW_BICUBIC
 from dlgsanet.signals import StopSignals, exit_code, signal_name
 from dlgsanet.training.board import Board
 from dlgsanet.training.checkpoints import Checkpoints
 from dlgsanet.training.messages import Pace, ProgressLine, duration, progress_text
 from dlgsanet.training.resume import Position, state_of, weights_of
-from dlgsanet.training.validation import BELOW_BICUBIC, StoppedError, ValidationSet
+from dlgsanet.training.validation import StoppedError, ValidationSet
 
 logger = logging.getLogger("dlgsanet")
 

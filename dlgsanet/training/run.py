@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 
 import dlgsanet.plugin  # noqa: F401  # registers what is ours
 from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
-from dlgsanet.data.pairs import check_sizes, refuse_other_files
+from dlgsanet.data.pairs import check_metrics, check_sizes, refuse_other_files, refuse_other_pairs
 from dlgsanet.distributed import gather, ranks
-from dlgsanet.errors import UserError, faults_of
+from dlgsanet.errors import UserError, brief, faults_of, within
+from dlgsanet.files import check_can_write
 from dlgsanet.folder_lock import owned
+from dlgsanet.memory import is_out_of_memory
 from dlgsanet.models.build import build_model
 from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
@@ -31,7 +34,7 @@ from dlgsanet.training.record import write_record
 from dlgsanet.training.resume import Position, checkpoint_to_resume, keeps_random_state, restore
 from dlgsanet.training.samples import SampleStream, SeededSamples
 from dlgsanet.training.trial import try_network
-from dlgsanet.training.validation import ValidationSet, check_metrics
+from dlgsanet.training.validation import ValidationSet, score
 
 
 def train(
@@ -70,7 +73,7 @@ def train(
             where = error.filename or f"a file in {options['root_path']}"
             raise UserError(f"{where}: {error.strerror}; {checkpoints.last_good()}") from error
         except RuntimeError as error:
-            if reason := _not_of_this_process(error, options):
+            if reason := _not_of_this_process(error, options) or _out_of_memory(error):
                 raise UserError(f"{reason}; {checkpoints.last_good()}") from error
             raise
 
@@ -99,10 +102,18 @@ def _not_of_this_process(error: RuntimeError, options: dict[str, Any]) -> str | 
     return None
 
 
+def _out_of_memory(error: RuntimeError) -> str | None:
+    if not is_out_of_memory(error):
+        return None
+    smaller = "datasets.train.batch_size_per_gpu, gt_size or patches_per_image, or network_g"
+    return f"memory ran out ({brief(error, 200)}); give smaller values of {smaller}"
+
+
 def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     if options["datasets"]["train"]["num_worker_per_gpu"]:
         start_server()  # it imports while the data are checked
-    checkpoint = checkpoint_to_resume(options, checkpoints)
+    with within(options.get("option_file", "")):
+        checkpoint = checkpoint_to_resume(options, checkpoints)
     before = checkpoint.state.get("conditions", {}) if checkpoint else {}
     if options["seed_is_drawn"]:
         options["manual_seed"] = before.get("manual_seed", options["manual_seed"])
@@ -110,9 +121,13 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     _choose_kernels(options["train"]["deterministic"])
     line = start_logging(options["rank"])
     # What may be wrong with data and weights is found before an older run of this name is renamed.
-    train_set, validation_sets = data_sets(options)
-    with faults_of(options["model_type"]):
-        model = build_model(options)
+    with within(options.get("option_file", "")):
+        train_set, validation_sets = data_sets(options)
+        with faults_of(options["model_type"]):
+            model = build_model(options)
+        epoch_length = len(train_set) * options["datasets"]["train"]["dataset_enlarge_ratio"]
+        with keeps_random_state():
+            try_network(model, options, next(first_samples(options, train_set, epoch_length)))
     if checkpoint is None:
         _make_folders(options)
     elif options["rank"] == 0:
@@ -120,9 +135,6 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
         checkpoints.set_aside(after=checkpoint.iteration)
     if options["rank"] == 0:
         log_to_file(checkpoints.root)
-    epoch_length = len(train_set) * options["datasets"]["train"]["dataset_enlarge_ratio"]
-    with keeps_random_state():
-        try_network(model, options, next(first_samples(options, train_set, epoch_length)))
     position = Position()
     if options["train"]["network_init"] == "linear" and not checkpoint:
         model.start_linear(first_samples(options, train_set, epoch_length))
@@ -158,6 +170,8 @@ def _choose_kernels(deterministic: bool) -> None:
 def _make_folders(options: dict[str, Any]) -> None:
     board = Path(options["root_path"], "tb_logger", options["name"])
     if options["rank"] == 0:
+        if options["logger"]["use_tb_logger"]:
+            check_can_write(board / "events")
         for folder in (Path(options["path"]["experiments_root"]), board):
             # BasicSR renames to the second: runs that follow each other fast would get one name.
             while Path(f"{folder}_archived_{time.strftime('%Y%m%d_%H%M%S')}").exists():
@@ -176,10 +190,8 @@ def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
     train_set, validation_sets = None, []
     for key, opt in options["datasets"].items():
         opt["manual_seed"] = options["manual_seed"]
-        if opt["type"] in PAIRED_SETS:
-            _check_pairs(f"datasets.{key}", opt, {} if opt["phase"] == "train" else options["val"]["metrics"] or {})
-        with faults_of(f"datasets.{key}"):
-            data_set = build_dataset(opt)
+        with within(f"datasets.{key}"):
+            data_set = _data_set(opt, {} if opt["phase"] == "train" else options["val"]["metrics"] or {})
         if opt["phase"] == "train":
             train_set = data_set
         else:
@@ -194,15 +206,21 @@ def first_samples(options: dict[str, Any], train_set: Any, epoch_length: int, co
     return (samples[stream.key(number)] for number in range(count))
 
 
-def _check_pairs(where: str, opt: dict[str, Any], metrics: dict[str, Any]) -> None:
-    try:
+def _data_set(opt: dict[str, Any], metrics: dict[str, Any]) -> Any:
+    """A data set of the options. If it is one of pairs, all of them and the metrics are tried first."""
+    pairs = []
+    if opt["type"] in PAIRED_SETS:
         pairs = [pair for part in pairs_by_root(opt) for pair in part]
         sizes = check_sizes(pairs, opt["scale"], opt.get("gt_size", 1) // opt["scale"])
-        if opt["type"] == "PairedImageDataset":
-            refuse_other_files(opt)
-        check_metrics(metrics, min(zip(sizes[::2], pairs, strict=True), key=lambda pair: min(pair[0]))[1], opt["scale"])
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+        smallest = min(zip(sizes[::2], pairs, strict=True), key=lambda pair: min(pair[0]))[1]
+        check_metrics({name: partial(score, metric=entry) for name, entry in metrics.items()}, smallest, opt["scale"])
+    if opt["type"] == "PairedImageDataset":
+        refuse_other_files(opt)
+    with faults_of(opt["type"]):
+        data_set = build_dataset(opt)
+    if opt["type"] == "PairedImageDataset":
+        refuse_other_pairs(pairs, (paths["gt_path"] for paths in data_set.paths))
+    return data_set
 
 
 def batches_of(options: dict[str, Any], train_set: Any, epoch_length: int, position: Position) -> Any:

@@ -1,7 +1,5 @@
 """Validation. Each rank takes a share of the images; the scores are those of a single process to the last digit."""
 
-import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
 from dlgsanet.data.images import png_bytes
-from dlgsanet.data.pairs import Pair
 from dlgsanet.data.resize import imresize
 from dlgsanet.distributed import gather
-from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
+from dlgsanet.options.check import BELOW_BICUBIC
 from dlgsanet.training.samples import read_sample
-
-BELOW_BICUBIC = "below_bicubic"
 
 
 class StoppedError(Exception):
@@ -96,38 +91,13 @@ class ValidationSet:
     def _is_below_bicubic(self, index: int, data: dict[str, Any], metric: dict[str, Any], value: float) -> bool:
         if index not in self._bicubic:
             lq, gt = tensor2img([data["lq"]]), tensor2img([data["gt"]])
-            self._bicubic[index] = _score(imresize(lq, len(gt) // len(lq)), gt, metric)
+            self._bicubic[index] = score(imresize(lq, len(gt) // len(lq)), gt, metric)
         bicubic = self._bicubic[index]
         return value > bicubic if metric.get("better") == "lower" else value < bicubic
 
 
 def _png(image: np.ndarray) -> bytes:
     return png_bytes(image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1]))
-
-
-def check_metrics(metrics: dict[str, Any], smallest: Pair, scale: int) -> None:
-    """Try the metrics of `val.metrics` on the smallest pair of a data set, before work begins.
-
-    Raises:
-        UserError: a metric needs larger images.
-    """
-    gt = smallest.read(scale)[1][..., ::-1]
-    for name, options in metrics.items():
-        options = {key: value for key, value in options.items() if key != "better"}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                value = float(calculate_metric({"img": gt, "img2": gt}, options))
-        except Exception as error:  # metrics raise many kinds for images that are too small
-            value, reason = math.nan, f" ({' '.join(str(error).split())[:100] or type(error).__name__})"
-        else:
-            reason = ""
-        if math.isnan(value):
-            size = f"{gt.shape[1]}x{gt.shape[0]}"
-            raise UserError(
-                f"{smallest.gt.name}: val.metrics.{name} cannot be computed on its {size} pixels{reason}; "
-                "remove the metric or the small images"
-            )
 
 
 @contextmanager
@@ -149,9 +119,10 @@ def _upscale_and_score(
     visuals = model.get_current_visuals()
     image = tensor2img([visuals["result"]])
     gt = tensor2img([visuals["gt"]]) if metrics else None
-    return image, {name: _score(image, gt, options) for name, options in metrics.items()}
+    return image, {name: score(image, gt, options) for name, options in metrics.items()}
 
 
-def _score(image: np.ndarray, gt: np.ndarray | None, metric: dict[str, Any]) -> float:
+def score(image: np.ndarray, gt: np.ndarray | None, metric: dict[str, Any]) -> float:
+    """The value of an entry of `val.metrics` for an image and its original, uint8 [H, W, 3] in BGR."""
     options = {key: value for key, value in metric.items() if key != "better"}
     return float(calculate_metric({"img": image, "img2": gt}, options))

@@ -86,7 +86,7 @@ def test_every_fault_is_named_in_one_message(options):
         ("train", "optim_g", {"type": "Muon", "lr": 1e-3, "momentum": 1}, "train.optim_g: momentum is 1"),
         ("train", "optim_g", {"type": "Muon", "nesterov": True}, "train.optim_g: unknown option 'nesterov'"),
         ("train", "optim_g", {"type": "Adam", "fused": True, "foreach": True}, "train.optim_g: "),
-        ("train", "optim_g", {"type": "Adam", "betas": [0.9]}, "train.optim_g: "),
+        ("train", "optim_g", {"type": "Adam", "betas": [0.9]}, "train.optim_g.betas: "),
         ("train", "scheduler", {"type": "WSD", "decay_iter": 10**6}, "train.scheduler: decay_iter is 1000000"),
         ("train", "scheduler", {"type": "OneCycleLR", "max_lr": 1e-3}, "train.scheduler: "),
         ("val", "val_freq", 2.5, "val.val_freq: 2.5 is not a whole number"),

@@ -1,0 +1,260 @@
+"""Mistakes that people make in option files: each is one line that names the file and the option."""
+
+import pytest
+import torch
+import yaml
+
+import dlgsanet.plugin  # noqa: F401  # before BasicSR
+from dlgsanet.errors import UserError
+from dlgsanet.options.parse import load_yaml
+from dlgsanet.options.read import read_options
+from tests.conftest import REPOSITORY
+
+FILES = {
+    phase: next(REPOSITORY.glob(f"options/{phase}/{phase}_SISR_ClassicDIV2K_Tiny_48C3G3B_DLGSANet_SRx2*.yml"))
+    for phase in ("train", "test")
+}
+ADAM, PSNR = {"type": "Adam", "lr": 1e-3}, {"type": "calculate_psnr", "crop_border": 2}
+
+
+@pytest.fixture(params=["train"])
+def options(request, tmp_path, monkeypatch):
+    """The Tiny x2 options with data roots and weights that exist."""
+    monkeypatch.chdir(tmp_path)
+    options = load_yaml(FILES[request.param])
+    for data_set in options["datasets"].values():
+        for key in ("dataroot_gt", "dataroot_lq"):
+            (tmp_path / data_set[key]).mkdir(parents=True, exist_ok=True)
+    if weights := options["path"].get("pretrain_network_g"):
+        (tmp_path / weights).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / weights).touch()
+    return options
+
+
+def change(options, changes):
+    for where, value in changes.items():
+        *keys, last = where.split(".")
+        inner = options
+        for key in keys:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+
+
+def read(options, is_train=True, **arguments):
+    with open("file.yml", "w") as file:
+        file.write(options if isinstance(options, str) else yaml.safe_dump(options, allow_unicode=True))
+    return read_options("file.yml", is_train, **arguments)
+
+
+def fault(options, is_train=True, **arguments) -> str:
+    """The only line of the message, without the file, with which it begins."""
+    with pytest.raises(UserError) as error:
+        read(options, is_train, **arguments)
+    assert len(str(error.value).splitlines()) == 1, error.value
+    assert str(error.value).startswith("file.yml: ")
+    return str(error.value).removeprefix("file.yml: ")
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("train.optim_g", ADAM | {"weight_decay": "1e-4"}),  # as YAML reads 1e-4
+        ("train.optim_g", ADAM | {"lr": True}),
+        ("train.optim_g", ADAM | {"lr": None}),
+        ("train.optim_g", ADAM | {"betas": 0.9}),
+        ("train.optim_g", ADAM | {"betas": "0.9, 0.99"}),
+        ("train.optim_g", ADAM | {"betas": [0.9, "0.99"]}),
+        ("train.optim_g", ADAM | {"amsgrad": "false"}),
+        ("train.optim_g", ADAM | {"fused": "no"}),
+        ("train.optim_g", ADAM | {"betas": [0.9]}),
+        ("train.optim_g", {"type": "Muon", "adam_lr": "1e-3"}),
+        ("train.optim_g", {"type": "Muon", "adam_lr": True}),
+        ("train.optim_g", {"type": "Muon", "fused": "no"}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": "8, 10"}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": None}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": 8}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": [400, 250]}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": [250, 250]}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": [8, 9.5]}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": [-5]}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": [8], "gamma": -0.5}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": [8], "gamma": True}),
+        ("train.scheduler", {"type": "MultiStepLR", "milestones": [8], "last_epoch": 5}),
+        ("train.scheduler", {"type": "CosineAnnealingLR", "T_max": -5}),
+        ("train.scheduler", {"type": "CosineAnnealingLR", "T_max": "12"}),
+        ("train.scheduler", {"type": "CosineAnnealingRestartLR", "restart_weights": [1, 1], "periods": [-3, 10**6]}),
+        ("train.scheduler", {"type": "CosineAnnealingRestartLR", "periods": [10**6], "eta_min": "1e-7"}),
+        ("train.scheduler", {"type": "StepLR", "step_size": 2.5}),
+        ("train.scheduler", {"type": "LinearLR", "total_iters": 0}),
+        ("train.scheduler", {"type": "OneCycleLR", "total_steps": 10**6, "max_lr": "1e-3"}),
+        ("train.scheduler", {"type": "WSD", "decay_iter": 2.5}),
+        ("train.scheduler", {"type": "WSD", "decay_iter": None}),
+        ("train.pixel_opt", {"type": "L1Loss", "loss_weight": True}),
+        ("train.pixel_opt", {"type": "L1Loss", "loss_weight": -1}),
+        ("train.pixel_opt", {"type": "L1Loss", "loss_weight": 0}),
+        ("train.warmup_iter", 10**6),
+        ("train.ema_decay", 1),
+        ("train.teacher_opt", {"path": "a", "share": 0}),
+        ("train.teacher_opt.network", {"type": "MSRResNet", "num_feat": "64"}),
+        ("train.accumulate", 10**9),
+        ("datasets.train.batch_size_per_gpu", 10**9),
+        ("datasets.train_2", {"name": "Other"}),
+        ("val.suffix", "x2"),
+        ("val.metrics.psnr", PSNR | {"test_y_channel": "false"}),
+        ("val.metrics.psnr", PSNR | {"crop_border": "2"}),
+        ("val.metrics.psnr", PSNR | {"input_order": "CHW"}),
+        ("val.metrics.psnr", PSNR | {"crop_border": True}),
+        ("val.metrics.psnr", PSNR | {"better": "lower"}),
+        ("val.metrics", {"below_bicubic": PSNR}),
+        ("logger.wandb.resume_id", "x"),
+        ("network_g", {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 2, "num_feat": "64"}),
+        ("network_g", {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 2, "num_feat": -1}),
+        ("network_g", {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 2, "num_feat": True}),
+        ("network_g", {"type": "MSRResNet", "upscale": 2, "num_block": "16"}),
+        ("network_g", {"type": "SwinIR", "upscale": 2, "upsampler": "pixelshuffledirect", "depths": 6}),
+        ("network_g.activation", "Relu"),
+        ("name", "a\u202eb"),
+        ("name", "\u200b"),
+    ],
+)
+def test_a_wrong_value_or_type(options, where, value):
+    """In a section with a type the last argument is the wrong one."""
+    change(options, {"train.teacher_opt": {"path": "a"}} if where.startswith("train.teacher_opt.") else {})
+    change(options, {where: value})
+    section, _, name = where.rpartition(".")
+    named = [f"{where}.{[*value][-1]}"] if isinstance(value, dict) and "type" in value else [section, name]
+    message = fault(options)
+    assert all(part in message for part in named)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"train.ema_decay": 0, "train.ema_warmup": True}, "train.ema_warmup"),
+        ({"logger.use_tb_logger": False, "logger.wandb.project": "p"}, "logger.wandb.project"),
+        ({"logger.use_tb_logger": True, "logger.wandb.project": "p"}, "logger.wandb"),  # it is not installed
+        ({"datasets.train.mean": [0.5] * 3, "datasets.train.std": [0.5, 0, 0.5]}, "datasets.train.std[1]"),
+        ({"train.optim_g": ADAM | {"lr": 1e30}}, "train.optim_g.lr: is a number that is too large"),
+    ],
+)
+def test_options_that_do_not_go_together(options, changes, named):
+    change(options, changes)
+    assert named in fault(options)
+
+
+def test_the_scale_of_means_is_that_of_the_images(options):
+    for name in ("train", "val"):
+        change(options, {f"datasets.{name}.mean": [0.5] * 3, f"datasets.{name}.std": [0.5] * 3})
+    read(options)
+    for other in ([0.4] * 3, None):
+        change(options, {"datasets.val.mean": other, "datasets.val.std": other})
+        assert "mean" in fault(options)
+    change(options, {"datasets.val.std": [0.5] * 3})
+    for name in ("train", "val"):
+        change(options, {f"datasets.{name}.mean": [123.7, 116.3, 103.5]})
+    with pytest.raises(UserError, match=r"datasets\.train\.mean\[0\]"):
+        read(options)
+
+
+@pytest.mark.parametrize("options", ["test"], indirect=True)
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"path.resume_state": "1.state"}, "path.resume_state"),
+        ({"datasets.test_2.name": "Set5", "datasets.test_1.name": "Set5"}, "datasets: test_1, test_2"),
+        ({"network_g": {"type": "MSRResNet", "upscale": 2, "num_feat": "64"}}, "network_g.num_feat"),
+    ],
+)
+def test_mistakes_in_test_files(options, changes, named):
+    change(options, changes)
+    assert named in fault(options, is_train=False)
+
+
+@pytest.mark.parametrize("options", ["train", "test"], indirect=True)
+def test_a_file_for_the_other_command(options):
+    is_train = "train" not in options
+    assert f"dlgsanet {'test' if is_train else 'train'}" in fault(options, is_train)
+
+
+@pytest.mark.parametrize(
+    ("found", "written", "named"),
+    [
+        ("total_iter: 500000", "total_iter: 1e6", "train.total_iter: '1e6'.*!!float"),
+        ("total_iter: 500000", "total_iter: 1:30", "train.total_iter: '1:30'"),
+        ("manual_seed: 10", "manual_seed: 010", "manual_seed: '010'"),
+        ("    gamma: ", "    milestones: [1]\n    gamma: ", "'milestones' appears twice"),
+        ("import: ~", "import: none.py", "import: there is no file none.py"),
+        ("import: ~", "import: no_such_module", "import no_such_module: "),
+    ],
+)
+def test_text_that_yaml_reads_in_its_own_way(options, found, written, named):
+    text = FILES["train"].read_text() + "import: ~\n"
+    assert found in text
+    with pytest.raises(UserError, match=named) as error:
+        read(text.replace(found, written, 1))
+    assert str(error.value).startswith("file.yml: ")
+
+
+def test_sections_that_others_share(options):
+    """Merge keys are YAML; and a change of an alias is not one of what it stands for."""
+    text = yaml.safe_dump(options, sort_keys=False)
+    text = text.replace("  val:\n", "  val: &val\n")
+    more = "  val_2:\n    <<: *val\n    name: Other\n  val_3: *val\nnetwork_g:"
+    sets = read(text.replace("network_g:", more, 1), changes=["datasets:val_3:name=Third"])["datasets"]
+    assert [sets[key]["name"] for key in ("val", "val_2", "val_3")] == [
+        options["datasets"]["val"]["name"],
+        "Other",
+        "Third",
+    ]
+    assert sets["val"]["dataroot_gt"] == sets["val_2"]["dataroot_gt"] == sets["val_3"]["dataroot_gt"]
+    twice = more.replace("    name:", "    <<: *val\n    name:")
+    assert "'<<' appears twice" in fault(text.replace("network_g:", twice, 1))
+
+
+def test_values_that_only_look_like_mistakes(options):
+    options["train"] |= {"optim_g": {"type": "Adam", "lr": 1, "weight_decay": 0.01, "fused": None}, "grad_clip": 0}
+    options["val"]["metrics"]["ssim"] |= {"better": "higher", "test_y_channel": True}
+    options["network_g"] = {"type": "SwinIR", "upscale": 2, "img_size": [8, 8], "window_size": 8, "depths": [1]}
+    options["network_g"] |= {"num_heads": [1], "embed_dim": 12, "upsampler": "pixelshuffledirect", "qk_scale": 0.5}
+    read(options)
+
+
+def test_losses_and_metrics_of_ones_own_are_tried_with_equal_pictures(options):
+    """Each with its sense the wrong way round, and then right."""
+
+    from basicsr.utils.registry import LOSS_REGISTRY, METRIC_REGISTRY
+
+    def closeness(pred, target, sign):
+        return sign * torch.exp(-torch.abs(pred - target).mean())
+
+    class Closeness(torch.nn.Module):
+        def __init__(self, sign=1):
+            super().__init__()
+            self.sign = sign
+
+        def forward(self, pred, target):
+            return closeness(pred, target, self.sign)
+
+    def calculate_error(img, img2):
+        return abs(img.astype(float) - img2).mean()
+
+    for registry, name, entry in ((LOSS_REGISTRY, "Closeness", Closeness), (METRIC_REGISTRY, "error", calculate_error)):
+        registry._obj_map[name] = entry
+    try:
+        options["train"]["pixel_opt"] = {"type": "Closeness"}
+        assert "train.pixel_opt" in fault(options)
+        options["train"]["pixel_opt"]["sign"] = -1
+        options["val"]["metrics"] = {"error": {"type": "error"}}
+        assert "val.metrics.error.better" in fault(options)
+        options["val"]["metrics"]["error"]["better"] = "lower"
+        read(options)
+    finally:
+        del LOSS_REGISTRY._obj_map["Closeness"], METRIC_REGISTRY._obj_map["error"]
+
+
+def test_a_data_root_that_stands_for_nothing(options):
+    for data_set in options["datasets"].values():
+        for key in ("dataroot_gt", "dataroot_lq"):
+            data_set[key] = f"./../{data_set[key]}"
+    with pytest.raises(UserError, match=r"data_root: file\.yml"):
+        read(options, data_root="elsewhere")
