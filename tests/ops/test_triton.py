@@ -291,5 +291,6 @@ def test_kernels_compile_within_a_budget_of_registers(architecture, dtype):
     found = [line.split() for line in done.stdout.splitlines()]
     assert len(found) == 11 + {"fp32": 4, "fp64": 0}.get(dtype, 2)
     for name, registers, stack in found:
-        assert int(registers) <= (192 if dtype == "fp64" else 168), name
+        # 128 threads with 168 registers: three programs on a multiprocessor; with 224: two.
+        assert int(registers) <= (224 if dtype == "fp64" else 168), name
         assert int(stack) <= (16 if dtype == "fp64" else 0), name
