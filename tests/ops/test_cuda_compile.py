@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dlgsanet.ops import tf32 as tf32_settings
-from dlgsanet.ops.backends import cuda
+from dlgsanet.ops.backends import choice, cuda
 from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
@@ -39,7 +39,9 @@ BUDGET = {
     "fused_forward_mma": (255, 16),
     "fused_grad_x": (240, 0),
     "fused_grad_z": (168, 128),
+    "fused_grad_z_mma": (168, 160),
     "fused_grad_expansion": (168, 192),
+    "fused_grad_expansion_mma": (168, 96),
     "sum_grad_z": (48, 0),
     "sum_grad_expansion": (32, 0),
 }
@@ -48,7 +50,7 @@ BUDGET = {
 def instances(
     monkeypatch, dtype: torch.dtype, layer: tuple[int, int, int], window: int, architecture: str, size=(1, 1)
 ) -> set[Instance]:
-    """All instances that training on a GPU would compile, with and without TF32."""
+    """All instances that training on a GPU would compile, with those that are timed and those without TF32."""
     wanted = set()
 
     class Recorder:
@@ -64,13 +66,13 @@ def instances(
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: ARCHITECTURES[architecture])
     monkeypatch.setattr(cuda_modules, "capability", lambda device: divmod(int(architecture[3:]), 10))
     monkeypatch.setattr(first_use, "refused", lambda use, run: None)
+    monkeypatch.setattr(tf32_settings, "allowed_in_convolutions", lambda: True)
+    monkeypatch.setattr(choice, "is_faster", lambda which, pixels, run, other: (other(), run()))
     channels, groups, features = layer
     outputs = groups * window**2
     x, z = torch.empty(1, channels, *size, dtype=dtype), torch.empty(1, features, *size, dtype=dtype)
     fused = FusedDynamicConv(z, torch.empty(outputs, features), torch.empty(outputs), window)
-    for tf32 in (False, True):
-        monkeypatch.setattr(tf32_settings, "allowed_in_convolutions", lambda tf32=tf32: tf32)
-        cuda.BACKEND.convolve(fused, x)
+    cuda.BACKEND.convolve(fused, x)
     cuda.BACKEND.convolve_backward(fused, x, x)
     plain = DynamicConv(torch.empty(1, groups, window, window, *size, dtype=dtype))
     cuda.BACKEND.convolve(plain, x)
@@ -123,7 +125,7 @@ def test_every_launch_fits_shared_memory(monkeypatch, dtype, architecture):
 
 def test_nothing_is_compiled_for_another_image_size(monkeypatch):
     small = instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(1, 1))
-    assert len(small) == 6
+    assert len(small) == 8
     assert instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(37, 100)) == small
 
 

@@ -160,6 +160,51 @@ def test_without_tensor_cores_the_other_kernel_serves(card, monkeypatch, caplog)
     assert "fused forward on tensor cores in float16" in caplog.text
 
 
+def test_the_faster_kernel_of_each_gradient_is_used(card, timed, monkeypatch, caplog):
+    """The kernel for the gradient of z takes less time on tensor cores, that for the expansion more."""
+    ran, _ = timed
+    slower = ("fused_grad_z", "fused_grad_expansion_mma")
+
+    def milliseconds(run, device):
+        ran.clear()
+        run()
+        return 1.0 + any(kernel in slower for kernel in ran)
+
+    monkeypatch.setattr(choice, "milliseconds", milliseconds)
+    record, x = call()
+    assert dispatch.select(record, x, training=True) is card
+    card.convolve_backward(record, x, x)
+    restart()
+    monkeypatch.setattr(choice, "milliseconds", never)  # the times are kept on disk
+    ran.clear()
+    actual = card.convolve_backward(record, x, x)
+    kernels = [kernel for kernel in ran if not kernel.startswith("sum")]
+    assert kernels == ["fused_grad_x", "fused_grad_z_mma", "fused_grad_expansion"]
+    expected = strips.BACKEND.convolve_backward(record, x, x)
+    torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_without_tensor_cores_other_kernels_form_the_gradients(card, monkeypatch, caplog):
+    ran = []
+
+    class Module(EmulatedModule):
+        def launch(self, kernel, blocks, threads, shared_bytes, *args):
+            ran.append(kernel)
+            super().launch(kernel, blocks, threads, shared_bytes, *args)
+            if kernel == "fused_grad_expansion_mma":
+                args[3].add_(1)
+
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Module(instance, "ascending"))
+    record, x = call(torch.bfloat16)
+    assert dispatch.select(record, x, training=True) is card
+    card.convolve_backward(record, x, x)
+    assert "fused backward on tensor cores in bfloat16" in caplog.text
+    ran.clear()
+    card.convolve_backward(record, x, x)
+    assert "fused_grad_expansion" in ran
+    assert not any("mma" in kernel for kernel in ran)
+
+
 def test_lack_of_memory_says_nothing_about_a_kernel(card, monkeypatch):
     def full(use, run):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -5,6 +5,7 @@ The fused kernels form filters from z in registers and never write them to memor
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,9 @@ GRAD_EXPANSION_HEIGHT = 32
 GRAD_X_SIDE, GRAD_X_SIDE_FLOAT64 = 32, 16
 GRAD_X_ROWS = 2  # rows that a thread computes in fused_grad_x
 MMA_STEP = 8  # features that one product on tensor cores adds up
+MMA_COLUMNS = 8  # of a product on tensor cores
+GRAD_Z_MMA_PIXELS = 8 * 8  # that a warp computes
+GRAD_EXPANSION_MMA_WARPS = 4  # of a block
 QUAD = 4  # adjacent pixels that a thread computes and moves at once
 VECTOR_BYTES = 16  # most bytes that a thread moves at once
 IN_FLIGHT_BYTES = 128  # that a thread loads from global memory before it stores the first of them
@@ -45,6 +49,8 @@ FEATURES_IN_REGISTERS = 24  # for four pixels, as 32-bit numbers
 ENOUGH_BLOCKS = 384  # to fill a GPU; more would only need more scratch memory
 SUMS_IN_REGISTERS = 84  # of a filter row, as 32-bit numbers
 TWO_BLOCKS_FROM = 128 << 10  # with this many bytes of shared memory, two blocks of fused_grad_x share them
+
+FORWARD_MMA, BACKWARD_MMA = "fused forward on tensor cores", "fused backward on tensor cores"
 
 
 def unsuited(convolution: Record, x: Tensor, training: bool) -> str | None:
@@ -86,7 +92,7 @@ def unusable(device: torch.device) -> str | None:
 
 def refused_kernels(convolution: DynamicConv | FusedDynamicConv, x: Tensor, training: bool) -> str | None:
     """Why the kernels for a call failed at their first use on this GPU, or None."""
-    if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(convolution, x):
+    if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(FORWARD_MMA, convolution, x):
         return None
     kind = "plain" if isinstance(convolution, DynamicConv) else "fused"
     path = f"{kind} {'backward' if training else 'forward'}"
@@ -120,16 +126,22 @@ def dynamic_depthwise_conv_backward(convolution: DynamicConv, x: Tensor, grad: T
 
 
 def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
-    return _fused_forward(convolution, x, _on_tensor_cores(convolution, x) and _faster_there(convolution, x))
+    there = _on_tensor_cores(FORWARD_MMA, convolution, x) and _faster_there(convolution, x)
+    return _fused_forward(convolution, x, there)
 
 
 def _faster_there(convolution: FusedDynamicConv, x: Tensor) -> bool:
     """Whether tensor cores, which could be used, are faster than the other kernel on this card."""
-    use, pixels = _use("fused forward", convolution, x), x.shape[0] * x.shape[2:].numel()
+    use = _use("fused forward", convolution, x)
     if first_use.refused(use, PATHS["fused forward"]):
         return True
-    forward = functools.partial(_fused_forward, convolution, x)
-    return choice.is_faster(_choice(use), pixels, functools.partial(forward, True), functools.partial(forward, False))
+    return _is_faster(use, x, functools.partial(_fused_forward, convolution, x))
+
+
+def _is_faster(use: Use, x: Tensor, run: Callable[[bool], Tensor]) -> bool:
+    """Whether `run(True)`, on tensor cores, is faster than `run(False)` on this card."""
+    pixels = x.shape[0] * x.shape[2:].numel()
+    return choice.is_faster(_choice(use), pixels, functools.partial(run, True), functools.partial(run, False))
 
 
 @functools.cache
@@ -150,15 +162,37 @@ def _fused_forward(convolution: FusedDynamicConv, x: Tensor, on_tensor_cores: bo
 def fused_dynamic_depthwise_conv_backward(
     convolution: FusedDynamicConv, x: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not _on_tensor_cores(BACKWARD_MMA, convolution, x):
+        return _fused_backward(convolution, x, grad, lambda *gradient: False)
+    use = _use(BACKWARD_MMA, convolution, x)
+    return _fused_backward(
+        convolution, x, grad, lambda name, run: _is_faster(use._replace(path=f"fused gradient of {name}"), x, run)
+    )
+
+
+def _fused_backward(
+    convolution: FusedDynamicConv,
+    x: Tensor,
+    grad: Tensor,
+    on_tensor_cores: Callable[[str, Callable[[bool], Tensor]], bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, z, weight and bias.
+
+    Args:
+        on_tensor_cores: whether a gradient is formed there; called with its name, and a function that forms it there
+            or not.
+    """
     of_bias = convolution.weight if convolution.bias is None else convolution.bias
     grad, x = grad.contiguous(), x.contiguous()
     z, weight, bias, window_size = _prepare(convolution)
-    grad_x, grad_z = torch.empty_like(x), torch.empty_like(z)
-    grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(weight.shape[0])
-    plan = _fused_plan(weight, window_size, x, z, grad, grad_x, grad_z)
+    grad_x = torch.empty_like(x)
+    plan = _fused_plan(weight, window_size, x, z, grad, grad_x)
     plan.grad_x(grad, z, weight, bias, grad_x)
-    plan.grad_z(grad, x, weight, grad_z)
-    plan.grad_expansion(grad, x, z, grad_weight, grad_bias)
+    of_z = functools.partial(plan.grad_z, grad, x, z, weight)
+    of_expansion = functools.partial(plan.grad_expansion, grad, x, z, weight)
+    grad_z = of_z(on_tensor_cores("z", of_z))
+    there = on_tensor_cores("the expansion", lambda there: of_expansion(there)[0])
+    grad_weight, grad_bias = of_expansion(there)
     return grad_x, grad_z, grad_weight.to(convolution.weight.dtype), grad_bias.to(of_bias.dtype)
 
 
@@ -167,8 +201,9 @@ PATHS: dict[str, first_use.Run] = {
     "plain forward": lambda convolution, x, grad: (dynamic_depthwise_conv(convolution, x),),
     "plain backward": dynamic_depthwise_conv_backward,
     "fused forward": lambda convolution, x, grad: (_fused_forward(convolution, x, False),),
-    "fused forward on tensor cores": lambda convolution, x, grad: (_fused_forward(convolution, x, True),),
-    "fused backward": fused_dynamic_depthwise_conv_backward,
+    FORWARD_MMA: lambda convolution, x, grad: (_fused_forward(convolution, x, True),),
+    "fused backward": lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: False),
+    BACKWARD_MMA: lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: True),
 }
 
 BACKEND = Backend(
@@ -192,15 +227,14 @@ def _prepare(convolution: FusedDynamicConv) -> FusedDynamicConv:
     return FusedDynamicConv(z.contiguous(), weight.contiguous(), bias, window_size)
 
 
-def _on_tensor_cores(convolution: FusedDynamicConv, x: Tensor) -> bool:
-    """Whether TF32 is exact enough, and the kernel for tensor cores serves these sizes and agreed at first use."""
+def _on_tensor_cores(path: str, convolution: FusedDynamicConv, x: Tensor) -> bool:
+    """Whether TF32 is exact enough, and the kernels for tensor cores serve these sizes and agreed at first use."""
     window, features = convolution.window_size, convolution.z.shape[1]
     exact_enough = x.dtype in (torch.float16, torch.bfloat16) or (
         x.dtype == torch.float32 and tf32.allowed_in_convolutions()
     )
-    _, channels = _parts(x.shape[1] * window**2 // convolution.weight.shape[0])
-    fits = window <= 7 and features <= FEATURES_IN_REGISTERS and channels <= 6
-    path = "fused forward on tensor cores"
+    parts, channels = _parts(x.shape[1] * window**2 // convolution.weight.shape[0])
+    fits = window <= 7 and features <= FEATURES_IN_REGISTERS and (channels <= 6 if path == FORWARD_MMA else parts == 1)
     if not exact_enough or not fits or no_tensor_cores(path, x.dtype, x.device):
         return False
     return first_use.refused(_use(path, convolution, x), PATHS[path]) is None
@@ -393,54 +427,107 @@ class _FusedPlan(_Plan):
         return Launch(module, "fused_grad_z", blocks, THREADS, shared_bytes, sizes)
 
     @functools.cached_property
+    def _grad_z_on_tensor_cores(self) -> Launch:
+        groups, slices = self._grad_z_slices
+        threads = TILE_WIDTH * TILE_HEIGHT // GRAD_Z_MMA_PIXELS * WARP
+        factors = math.ceil(self.window / 4) * self._mma_taps * math.ceil(self.features / MMA_COLUMNS) * WARP
+        elements = self._mma_elements(TILE_HEIGHT) + factors
+        constants = {"FEATURES": self.features, "IN_FLIGHT": self._in_flight(TILE_HEIGHT, threads)}
+        module = self.module("fused_grad_z_mma.cu", TILE_HEIGHT, 2, threads, elements, **constants)
+        blocks, sizes = self.tiles(TILE_HEIGHT) * slices, (self.batch, self.groups, groups, *self.image)
+        return Launch(module, "fused_grad_z_mma", blocks, threads, elements * self.item, sizes)
+
+    @functools.cached_property
     def _sum_grad_z(self) -> Launch:
         planes = self.batch * self.features
         sizes = (self._grad_z_slices[1], planes, self.height, self.width)
         blocks = math.ceil(planes * self.height * self.width / 256)
         return Launch(self._grad_z_module[0], "sum_grad_z", blocks, 256, 0, sizes)
 
-    def grad_z(self, grad: Tensor, x: Tensor, weight: Tensor, grad_z: Tensor) -> None:
-        slices = self._grad_z_slices[1]
+    def grad_z(self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, on_tensor_cores: bool) -> Tensor:
+        grad_z, slices = torch.empty_like(z), self._grad_z_slices[1]
         of_slices = weight.new_empty(slices, *grad_z.shape) if slices > 1 else None
-        self._grad_z(grad, x, weight, grad_z, of_slices)
+        launch = self._grad_z_on_tensor_cores if on_tensor_cores else self._grad_z
+        launch(grad, x, weight, grad_z, of_slices)
         if of_slices is not None:
             self._sum_grad_z(of_slices, grad_z)
+        return grad_z
 
     @functools.cached_property
-    def _grad_expansion(self) -> tuple[Launch, Launch]:
-        """The launches for chunks of tiles, and for their sum."""
+    def _grad_expansion_module(self) -> tuple[Module, int, int, int]:
+        """The kernels, the features of a block, the height of a tile, and the numbers in shared memory."""
         features = _passes(self.features, SUMS_IN_REGISTERS * 4 // self.item // self.window)
-        threads, height = self.window * WARP, GRAD_EXPANSION_HEIGHT
+        height = GRAD_EXPANSION_HEIGHT
         while (elements := self._grad_expansion_elements(features, height)) * self.item > self.shared_limit:
             height -= WARP * QUAD // TILE_WIDTH
         constants = {"FEATURES": self.features, "PASS": features, "IN_FLIGHT": 4 * 4 // self.item}
         blocks = 2 if self.window <= 7 else 1
-        module = self.module("fused_grad_expansion.cu", height, blocks, threads, elements, **constants)
-        tiles, of_tile = self.tiles(height), self.groups * math.ceil(self.features / features)
+        module = self.module("fused_grad_expansion.cu", height, blocks, self.window * WARP, elements, **constants)
+        return module, features, height, elements
+
+    @functools.cached_property
+    def _grad_expansion(self) -> tuple[Launch, Launch]:
+        module, features, height, elements = self._grad_expansion_module
+        passes = math.ceil(self.features / features)
+        return self._in_chunks(module, "fused_grad_expansion", height, passes, self.window * WARP, elements)
+
+    @functools.cached_property
+    def _grad_expansion_on_tensor_cores(self) -> tuple[Launch, Launch]:
+        height, threads = TILE_HEIGHT, GRAD_EXPANSION_MMA_WARPS * WARP
+        sums = self._mma_taps * (self.features // MMA_COLUMNS + 1) * 2  # of a thread
+        elements = max(self._mma_elements(height), sums * threads)
+        constants = {"FEATURES": self.features, "IN_FLIGHT": self._in_flight(height, threads)}
+        module = self.module("fused_grad_expansion_mma.cu", height, 3, threads, elements, **constants)
+        return self._in_chunks(module, "fused_grad_expansion_mma", height, 1, threads, elements)
+
+    def _in_chunks(
+        self, module: Module, kernel: str, height: int, passes: int, threads: int, elements: int
+    ) -> tuple[Launch, Launch]:
+        """The launches for chunks of tiles, and for their sum."""
+        tiles, of_tile = self.tiles(height), self.groups * passes
         tiles_in_chunk = max(1, tiles * of_tile // ENOUGH_BLOCKS)
         chunks = math.ceil(tiles / tiles_in_chunk)
         sizes = (self.groups, tiles, tiles_in_chunk, *self.image)
-        shared_bytes = elements * self.item
         outputs = self.groups * self.window**2
         weights, count = outputs * self.features, outputs * (self.features + 1)
         return (
-            Launch(module, "fused_grad_expansion", chunks * of_tile, threads, shared_bytes, sizes),
+            Launch(module, kernel, chunks * of_tile, threads, elements * self.item, sizes),
             Launch(
-                module, "sum_grad_expansion", math.ceil(count / WARP), SUM_THREADS, SUM_THREADS * self.item,
-                (chunks, weights, count),
+                self._grad_expansion_module[0], "sum_grad_expansion", math.ceil(count / WARP), SUM_THREADS,
+                SUM_THREADS * self.item, (chunks, weights, count),
             ),
         )  # fmt: skip
+
+    @property
+    def _mma_taps(self) -> int:
+        """Taps of a row of the filters, in whole pairs."""
+        return math.ceil(self.window / 2) * 2
+
+    def _in_flight(self, height: int, threads: int) -> int:
+        """Loads of quads that a thread starts at once, so that no trip over a tile of x has much less to load."""
+        lines = threads // ((TILE_WIDTH + 2 * MARGIN) // QUAD)
+        own = math.ceil(self.channels * (height + self.window - 1) / lines)
+        return _passes(own, IN_FLIGHT_BYTES // (QUAD * self.item))
+
+    def _mma_elements(self, height: int) -> int:
+        """Numbers in tiles of x and of the gradient for tensor cores: rows of an odd number of quads."""
+        rows_of_x = (height + self.window - 1) * (TILE_WIDTH + 2 * MARGIN + QUAD)
+        return self.channels * (rows_of_x + height * (TILE_WIDTH + QUAD))
 
     def _grad_expansion_elements(self, features: int, height: int) -> int:
         own = height * (TILE_WIDTH + 2 * MARGIN)
         return self.channels * self.tile_elements(height) + (self.channels + features) * own
 
-    def grad_expansion(self, grad: Tensor, x: Tensor, z: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
-        of_chunks, total = self._grad_expansion
+    def grad_expansion(
+        self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, on_tensor_cores: bool
+    ) -> tuple[Tensor, Tensor]:
+        grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(weight.shape[0])
+        of_chunks, total = self._grad_expansion_on_tensor_cores if on_tensor_cores else self._grad_expansion
         chunks, _, count = total.sizes
         sums = grad_weight.new_empty(chunks, count)
         of_chunks(grad, x, z, sums)
         total(sums, grad_weight, grad_bias)
+        return grad_weight, grad_bias
 
 
 @functools.lru_cache(maxsize=1024)  # images of every size may come

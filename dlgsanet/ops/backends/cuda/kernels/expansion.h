@@ -39,11 +39,6 @@ struct Expansion {
 
   // The weights of feature k for the taps of a row.
   static __device__ __forceinline__ void read(Accumulator (&to)[kTaps], const Accumulator* row, int k) {
-#pragma unroll
-    for (int q = 0; q < kTaps / kQuad; q++) {
-      const Quad<Accumulator> quad = reinterpret_cast<const Quad<Accumulator>*>(row + k * kTaps)[q];
-#pragma unroll
-      for (int j = 0; j < kQuad; j++) to[q * kQuad + j] = quad.v[j];
-    }
+    read_run(to, row + k * kTaps);
   }
 };

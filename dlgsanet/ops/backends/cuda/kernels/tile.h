@@ -208,18 +208,23 @@ __device__ __forceinline__ void load_tile(Accumulator* tile, const Scalar* __res
     copy_tile<false, kCount, kRows, kRowStride, kColumns>(tile, planes, image, present, y, x);
 }
 
-// The part of a tile's row that a quad of pixels needs: tap t of pixel j reads v[kMargin - kRadius + t + j].
-struct Window {
-  Accumulator v[kQuad + 2 * kMargin];
-
-  __device__ __forceinline__ explicit Window(const Accumulator* row) {
+// Whole quads from shared memory.
+template <int kCount>
+__device__ __forceinline__ void read_run(Accumulator (&to)[kCount], const Accumulator* from) {
 #pragma unroll
-    for (int q = 0; q < (kQuad + 2 * kMargin) / kQuad; q++) {
-      const Quad<Accumulator> quad = reinterpret_cast<const Quad<Accumulator>*>(row)[q];
+  for (int q = 0; q < kCount / kQuad; q++) {
+    const Quad<Accumulator> quad = reinterpret_cast<const Quad<Accumulator>*>(from)[q];
 #pragma unroll
-      for (int j = 0; j < kQuad; j++) v[q * kQuad + j] = quad.v[j];
-    }
+    for (int j = 0; j < kQuad; j++) to[q * kQuad + j] = quad.v[j];
   }
+}
+
+// The part of a tile's row that kPixels pixels need: tap t of pixel j reads v[kMargin - kRadius + t + j].
+template <int kPixels = kQuad>
+struct Window {
+  Accumulator v[kPixels + 2 * kMargin];
+
+  __device__ __forceinline__ explicit Window(const Accumulator* row) { read_run(v, row); }
   __device__ __forceinline__ Accumulator at(int tap, int j) const { return v[kMargin - kRadius + tap + j]; }
 };
 
