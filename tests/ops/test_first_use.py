@@ -192,7 +192,7 @@ def test_without_tensor_cores_other_kernels_form_the_gradients(card, monkeypatch
             ran.append(kernel)
             super().launch(kernel, blocks, threads, shared_bytes, *args)
             if kernel == "fused_grad_expansion_mma":
-                args[3].add_(1)
+                args[3].add_(100)
 
     monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Module(instance, "ascending"))
     record, x = call(torch.bfloat16)

@@ -135,19 +135,20 @@ def _faster_there(convolution: FusedDynamicConv, x: Tensor) -> bool:
     use = _use("fused forward", convolution, x)
     if first_use.refused(use, PATHS["fused forward"]):
         return True
-    return _is_faster(use, x, functools.partial(_fused_forward, convolution, x))
+    return _is_faster(_choice(use), x, functools.partial(_fused_forward, convolution, x))
 
 
-def _is_faster(use: Use, x: Tensor, run: Callable[[bool], Tensor]) -> bool:
+def _is_faster(which: choice.Choice, x: Tensor, run: Callable[[bool], Tensor]) -> bool:
     """Whether `run(True)`, on tensor cores, is faster than `run(False)` on this card."""
     pixels = x.shape[0] * x.shape[2:].numel()
-    return choice.is_faster(_choice(use), pixels, functools.partial(run, True), functools.partial(run, False))
+    return choice.is_faster(which, pixels, functools.partial(run, True), functools.partial(run, False))
 
 
 @functools.cache
-def _choice(use: Use) -> choice.Choice:
-    sources = tuple(cuda_modules.sources())
-    return choice.Choice(use.path, use.device, sources, (*use[:-1], cuda_modules.compiler_version()))
+def _choice(use: Use, part: str = "") -> choice.Choice:
+    """The choice of a kernel: that of `use`, or one of them."""
+    name, sources = use.path + part, tuple(cuda_modules.sources())
+    return choice.Choice(name, use.device, sources, (name, *use[1:-1], cuda_modules.compiler_version()))
 
 
 def _fused_forward(convolution: FusedDynamicConv, x: Tensor, on_tensor_cores: bool) -> Tensor:
@@ -164,10 +165,8 @@ def fused_dynamic_depthwise_conv_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not _on_tensor_cores(BACKWARD_MMA, convolution, x):
         return _fused_backward(convolution, x, grad, lambda *gradient: False)
-    use = _use(BACKWARD_MMA, convolution, x)
-    return _fused_backward(
-        convolution, x, grad, lambda name, run: _is_faster(use._replace(path=f"fused gradient of {name}"), x, run)
-    )
+    use = _use("fused backward", convolution, x)
+    return _fused_backward(convolution, x, grad, lambda name, run: _is_faster(_choice(use, name), x, run))
 
 
 def _fused_backward(
@@ -179,8 +178,8 @@ def _fused_backward(
     """The gradients of x, z, weight and bias.
 
     Args:
-        on_tensor_cores: whether a gradient is formed there; called with its name, and a function that forms it there
-            or not.
+        on_tensor_cores: whether a gradient is formed there; called with its name for messages, and a function that
+            forms it there or not.
     """
     of_bias = convolution.weight if convolution.bias is None else convolution.bias
     grad, x = grad.contiguous(), x.contiguous()
@@ -190,8 +189,8 @@ def _fused_backward(
     plan.grad_x(grad, z, weight, bias, grad_x)
     of_z = functools.partial(plan.grad_z, grad, x, z, weight)
     of_expansion = functools.partial(plan.grad_expansion, grad, x, z, weight)
-    grad_z = of_z(on_tensor_cores("z", of_z))
-    there = on_tensor_cores("the expansion", lambda there: of_expansion(there)[0])
+    grad_z = of_z(on_tensor_cores(", gradient of z", of_z))
+    there = on_tensor_cores(", gradient of weight", lambda there: of_expansion(there)[0])
     grad_weight, grad_bias = of_expansion(there)
     return grad_x, grad_z, grad_weight.to(convolution.weight.dtype), grad_bias.to(of_bias.dtype)
 
