@@ -41,7 +41,7 @@ BUDGET = {
     "fused_grad_z": (168, 128),
     "fused_grad_z_mma": (168, 160),
     "fused_grad_expansion": (168, 192),
-    "fused_grad_expansion_mma": (168, 96),
+    "fused_grad_expansion_mma": (168, 128),
     "sum_grad_z": (48, 0),
     "sum_grad_expansion": (32, 0),
 }
