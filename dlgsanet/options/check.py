@@ -253,8 +253,6 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
         yield from _built("train.teacher_opt.network", teacher)
     if train.get("ema_warmup") and not train.get("ema_decay"):
         yield "train.ema_warmup: there is no average without ema_decay; set that, or remove ema_warmup"
-    if train.get("warmup_iter", -1) > train["total_iter"]:
-        yield f"train.warmup_iter: {train['warmup_iter']} is more than train.total_iter, {train['total_iter']}"
     if (options.get("val") or {}).get("suffix"):
         yield "val.suffix: is for tests; training names its pictures by their images alone; remove it"
     yield from _optimization(options)

@@ -62,6 +62,10 @@ def introduce(
         logger.info("%-11s%s", what, text)
     if late := [m for m in train["scheduler"].get("milestones", []) if m >= total]:
         logger.warning("%-11strain.scheduler.milestones %s: the run ends at %s", "Unused", late, f"{total:,}")
+    if train["warmup_iter"] > total:
+        logger.warning(
+            "%-11send of train.warmup_iter %s: the run ends at %s", "Unused", train["warmup_iter"], f"{total:,}"
+        )
     _introduce_resume(options, position, before, now)
 
 

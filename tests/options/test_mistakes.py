@@ -92,7 +92,6 @@ def fault(options, is_train=True, **arguments) -> str:
         ("train.pixel_opt", {"type": "L1Loss", "loss_weight": True}),
         ("train.pixel_opt", {"type": "L1Loss", "loss_weight": -1}),
         ("train.pixel_opt", {"type": "L1Loss", "loss_weight": 0}),
-        ("train.warmup_iter", 10**6),
         ("train.ema_decay", 1),
         ("train.teacher_opt", {"path": "a", "share": 0}),
         ("train.teacher_opt.network", {"type": "MSRResNet", "num_feat": "64"}),

@@ -160,11 +160,12 @@ def test_names_of_pictures_that_are_too_long(workplace, refused):
     assert "c" * 150 in refused("test")
 
 
-def test_milestones_after_the_end_are_said_to_be(workplace, monkeypatch, caplog):
+def test_a_schedule_that_goes_on_after_the_end_is_reported(workplace, monkeypatch):
     monkeypatch.chdir(workplace.folder)
     monkeypatch.setattr(Loop, "run", lambda *_: 0)
-    workplace.options["train"] |= {"total_iter": 6}
+    workplace.options["train"] |= {"total_iter": 6, "warmup_iter": 7}
     Path("file.yml").write_text(yaml.safe_dump(workplace.options))
     assert main(["train", "-opt", "file.yml"]) == 0
     said = next(workplace.experiment().glob("train_*.log")).read_text()
     assert "train.scheduler.milestones [8]" in said
+    assert "train.warmup_iter 7" in said
