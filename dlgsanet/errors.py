@@ -53,9 +53,15 @@ def one_line(text: str) -> str:
     return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 
 
-def brief(error: BaseException, most: int = 300) -> str:
+def brief(error: BaseException, most: int | None = 300) -> str:
     """What an error says, in one line of at most so many characters."""
     return " ".join(str(error).split())[:most]
+
+
+def reason_of(error: BaseException, most: int | None = None) -> str:
+    """`brief`, with the class of an error that says nothing, or only the name that was looked for."""
+    text = brief(error, most)
+    return f"{type(error).__name__} {text}".strip() if isinstance(error, LookupError) or not text else text
 
 
 def nearest(given: Any, names: Iterable[str]) -> str | None:
@@ -90,10 +96,10 @@ def faults_of(where: str) -> Iterator[None]:
             f"{where}: its weights could not be downloaded ({error.reason}); put the file where PyTorch looks "
             "for it, by default ~/.cache/torch/hub/checkpoints"
         ) from error
-    except (ValueError, TypeError, AssertionError, NotImplementedError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
-    except LookupError as error:  # its message is only the name that was looked for
-        raise UserError(f"{where}: {type(error).__name__} {' '.join(str(error).split())}") from error
+    except (
+        ValueError, TypeError, AssertionError, NotImplementedError, AttributeError, ArithmeticError, LookupError
+    ) as error:  # fmt: skip
+        raise UserError(f"{where}: {reason_of(error)}") from error
 
 
 @contextmanager

@@ -119,10 +119,18 @@ class MultiDistillation(nn.Module):
 class Collecting(nn.Module):
     """The results of all blocks are joined, projected and added to the first features (IMDN, RFDN, BSRN)."""
 
-    def __init__(self, first: nn.Module, blocks: list[nn.Module], join: nn.Module, channels: int, copies: int = 1):
+    def __init__(
+        self,
+        channels: int,
+        blocks: list[nn.Module],
+        convolution: Callable[[int, int], nn.Module],
+        activation: nn.Module,
+        copies: int = 1,
+    ):
         super().__init__()
-        self.first, self.blocks, self.join, self.end = first, nn.ModuleList(blocks), join, to_image(channels)
-        self.copies = copies
+        self.copies, self.first, self.blocks = copies, convolution(3 * copies, channels), nn.ModuleList(blocks)
+        joined = conv(len(blocks) * channels, channels, 1)
+        self.join, self.end = nn.Sequential(joined, activation, convolution(channels, channels)), to_image(channels)
 
     def forward(self, image: Tensor) -> Tensor:
         x = first = self.first(torch.cat([image] * self.copies, 1))
@@ -134,8 +142,7 @@ class Collecting(nn.Module):
 
 
 def imdn(channels: int = 64, blocks: int = 6) -> nn.Module:
-    join = nn.Sequential(conv(blocks * channels, channels, 1), nn.LeakyReLU(0.05), conv(channels, channels))
-    return Collecting(conv(3, channels), [MultiDistillation(channels) for _ in range(blocks)], join, channels)
+    return Collecting(channels, [MultiDistillation(channels) for _ in range(blocks)], conv, nn.LeakyReLU(0.05))
 
 
 def rfdn(channels: int = 50, blocks: int = 4) -> nn.Module:
@@ -146,8 +153,7 @@ def rfdn(channels: int = 50, blocks: int = 4) -> nn.Module:
         attention = SpatialAttention(channels, few, conv(few, few, stride=2), coarse)
         return Distillation(channels, conv, nn.LeakyReLU(0.05), attention)
 
-    join = nn.Sequential(conv(blocks * channels, channels, 1), nn.LeakyReLU(0.05), conv(channels, channels))
-    return Collecting(conv(3, channels), [block() for _ in range(blocks)], join, channels)
+    return Collecting(channels, [block() for _ in range(blocks)], conv, nn.LeakyReLU(0.05))
 
 
 def bsrn(channels: int = 64, blocks: int = 8) -> nn.Module:
@@ -159,8 +165,7 @@ def bsrn(channels: int = 64, blocks: int = 8) -> nn.Module:
         end = nn.Sequential(attention, ContrastAttention(channels))
         return Residual(Distillation(channels, separable, nn.GELU(), end))
 
-    join = nn.Sequential(conv(blocks * channels, channels, 1), nn.GELU(), separable(channels, channels))
-    return Collecting(separable(12, channels), [block() for _ in range(blocks)], join, channels, copies=4)
+    return Collecting(channels, [block() for _ in range(blocks)], separable, nn.GELU(), copies=4)
 
 
 def rlfn(channels: int = 52, blocks: int = 6, few: int = 16) -> nn.Module:
@@ -265,22 +270,19 @@ class Cascade(nn.Module):
         return x
 
 
-class GroupedResidual(nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + super().forward(x))
-
-
 def carn_m(channels: int = 64, groups: int = 4) -> nn.Module:
     """CARN-M with the path of x4 alone: 294 K of its 412 K parameters."""
 
     def block() -> nn.Module:
         grouped = [m for _ in range(2) for m in (conv(channels, channels, groups=groups), nn.ReLU())]
-        return Cascade(channels, [GroupedResidual(*grouped, conv(channels, channels, 1))] * 3)  # one, three times
+        step = nn.Sequential(Residual(*grouped, conv(channels, channels, 1)), nn.ReLU())
+        return Cascade(channels, [step] * 3)  # one, three times
 
-    double = [conv(channels, 4 * channels, groups=groups), nn.ReLU(), nn.PixelShuffle(2)]
-    again = [conv(channels, 4 * channels, groups=groups), nn.ReLU(), nn.PixelShuffle(2)]
+    def double() -> nn.Module:
+        return nn.Sequential(conv(channels, 4 * channels, groups=groups), nn.ReLU(), nn.PixelShuffle(2))
+
     body = Cascade(channels, [block() for _ in range(3)])
-    return nn.Sequential(conv(3, channels), body, *double, *again, conv(channels, 3))
+    return nn.Sequential(conv(3, channels), body, double(), double(), conv(channels, 3))
 
 
 def safmn() -> nn.Module:

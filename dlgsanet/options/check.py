@@ -8,7 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from dlgsanet.errors import shown, unknown
+from dlgsanet.errors import reason_of, shown, unknown
 from dlgsanet.options.kinds import inside, phase_of
 from dlgsanet.options.table import LOSSES, OURS, TEST_FILE, TRAIN, TRAINING_FILE
 
@@ -151,7 +151,7 @@ def _built(where: str, network: dict[str, Any]) -> Iterator[str]:
                 warnings.simplefilter("ignore")
                 registry("ARCH")[network["type"]](**{key: value for key, value in network.items() if key != "type"})
         except Exception as error:  # networks check little of what they are given
-            yield f"{where}: {network['type']}: {_reason(error)}"
+            yield f"{where}: {network['type']}: {reason_of(error, 200)}"
 
     yield from (_narrowed(fault, network, faults) for fault in faults(network))
 
@@ -341,10 +341,8 @@ def _metric(where: str, section: dict[str, Any]) -> Iterator[str]:
     images = np.random.default_rng(0).integers(0, 256, (2, 208, 208, 3), np.uint8)  # NIQE needs blocks of 96
     arguments = {key: value for key, value in section.items() if key not in ("type", "better")}
     metric = partial(registry("METRIC")[section["type"]], **arguments)
-    values, lower = (
-        (yield from _tried(where, lambda a, b: metric(img=a, img2=b), *images)),
-        section.get("better") == "lower",
-    )
+    values = yield from _tried(where, lambda a, b: metric(img=a, img2=b), *images)
+    lower = section.get("better") == "lower"
     if values and (values[1] > values[0] if lower else values[1] < values[0]):
         better = "higher" if lower else "lower"
         yield f"{where}.better: {values[1]:g} for equal pictures, {values[0]:g} for others; set better: {better}"
@@ -359,17 +357,12 @@ def _tried(
             warnings.simplefilter("ignore")
             value, equal = float(value_of(first, second)), float(value_of(first, first))
     except Exception as error:  # whatever a class does with arguments that it does not check
-        yield f"{where}: {_reason(error)}"
+        yield f"{where}: {reason_of(error, 200)}"
         return None
     if not math.isfinite(value):
         yield f"{where}: gives {value} for two small pictures"
         return None
     return value, equal
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__} {text}".strip() if isinstance(error, LookupError) or not text else text
 
 
 def _best(options: dict[str, Any]) -> Iterator[str]:

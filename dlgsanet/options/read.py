@@ -123,8 +123,9 @@ def _expand_paths(
             several = given if isinstance(given, list) else [given]
             if not all(isinstance(path, str) for path in several):
                 continue
-            found = [_in_data_root(_expand(path), data_root) for path in several]
-            relocated = relocated or found != [*map(_expand, several)]
+            expanded = [_expand(path) for path in several]
+            found = [_in_data_root(path, data_root) for path in expanded]
+            relocated = relocated or found != expanded
             data_set[key] = found if isinstance(given, list) else found[0]
             hint = "" if key == "meta_info_file" else "; make it with `dlgsanet data`, or set --data-root"
             missing = [f"datasets.{name}.{key}: there is no {path}{hint}" for path in found if not _exists(path)]

@@ -4,25 +4,7 @@ import pytest
 import yaml
 
 from dlgsanet.errors import UserError
-from dlgsanet.options.parse import load_yaml
 from dlgsanet.options.read import read_options
-from tests.conftest import REPOSITORY
-
-FILES = {
-    phase: next(REPOSITORY.glob(f"options/{phase}/{phase}_SISR_ClassicDIV2K_Tiny_48C3G3B_DLGSANet_SRx2*.yml"))
-    for phase in ("train", "test")
-}
-
-
-@pytest.fixture(params=["train"])
-def options(request, tmp_path, monkeypatch):
-    """The Tiny x2 options with data roots that exist."""
-    monkeypatch.chdir(tmp_path)
-    options = load_yaml(FILES[request.param])
-    for dataset in options["datasets"].values():
-        for key in ("dataroot_gt", "dataroot_lq"):
-            (tmp_path / dataset[key]).mkdir(parents=True, exist_ok=True)
-    return options
 
 
 def read(options, is_train=True):

@@ -15,6 +15,7 @@ from dlgsanet.errors import UserError
 from dlgsanet.options.parse import load_yaml
 from dlgsanet.options.read import read_options
 from tests.conftest import REPOSITORY
+from tests.options.conftest import place
 
 FILES = sorted(REPOSITORY.glob("options/*/*.yml"))
 SLOWEST = 10.0  # seconds of this process for one file
@@ -100,12 +101,7 @@ def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("options")
     found = [(load_yaml(path), path.parent.name == "train") for path in FILES]
     for options, _ in found:
-        for data_set in options["datasets"].values():
-            for key in ("dataroot_gt", "dataroot_lq"):
-                (folder / data_set[key]).mkdir(parents=True, exist_ok=True)
-        if weights := options["path"].get("pretrain_network_g"):
-            (folder / weights).parent.mkdir(parents=True, exist_ok=True)
-            (folder / weights).touch()
+        place(options, folder)
     return folder, found
 
 

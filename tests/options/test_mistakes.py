@@ -6,29 +6,10 @@ import yaml
 
 import dlgsanet.plugin  # noqa: F401  # before BasicSR
 from dlgsanet.errors import UserError
-from dlgsanet.options.parse import load_yaml
 from dlgsanet.options.read import read_options
-from tests.conftest import REPOSITORY
+from tests.options.conftest import FILES
 
-FILES = {
-    phase: next(REPOSITORY.glob(f"options/{phase}/{phase}_SISR_ClassicDIV2K_Tiny_48C3G3B_DLGSANet_SRx2*.yml"))
-    for phase in ("train", "test")
-}
 ADAM, PSNR = {"type": "Adam", "lr": 1e-3}, {"type": "calculate_psnr", "crop_border": 2}
-
-
-@pytest.fixture(params=["train"])
-def options(request, tmp_path, monkeypatch):
-    """The Tiny x2 options with data roots and weights that exist."""
-    monkeypatch.chdir(tmp_path)
-    options = load_yaml(FILES[request.param])
-    for data_set in options["datasets"].values():
-        for key in ("dataroot_gt", "dataroot_lq"):
-            (tmp_path / data_set[key]).mkdir(parents=True, exist_ok=True)
-    if weights := options["path"].get("pretrain_network_g"):
-        (tmp_path / weights).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / weights).touch()
-    return options
 
 
 def change(options, changes):
@@ -215,7 +196,7 @@ def test_values_that_only_look_like_mistakes(options):
     options["val"]["metrics"]["ssim"] |= {"better": "higher", "test_y_channel": True}
     options["network_g"] = {"type": "SwinIR", "upscale": 2, "img_size": [8, 8], "window_size": 8, "depths": [1]}
     options["network_g"] |= {"num_heads": [1], "embed_dim": 12, "upsampler": "pixelshuffledirect", "qk_scale": 0.5}
-    read(options)
+    assert read(options)["network_g"] == options["network_g"]
 
 
 def test_losses_and_metrics_of_ones_own_are_tried_with_equal_pictures(options):
