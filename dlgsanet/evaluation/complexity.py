@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dlgsanet.archs.checkpoint import FORMATS, network_options, read_checkpoint
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.device import describe, find_device
-from dlgsanet.errors import UserError, unknown
+from dlgsanet.errors import UserError, reason_of, unknown
 from dlgsanet.evaluation.networks import load_network_options, registered_network
 from dlgsanet.evaluation.tables import Table, terminal_width
 from dlgsanet.memory import is_out_of_memory
@@ -135,8 +135,8 @@ def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
         with torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
             twin(torch.empty(1, 3, height, width))
     except Exception as error:  # networks of other projects may raise any exception
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{type(network).__name__} cannot be counted at {width}x{height}: {reason[:300]}") from error
+        what = f"{type(network).__name__} cannot be counted at {width}x{height}"
+        raise UserError(f"{what}: {reason_of(error, 300)}") from error
     return counter.get_total_flops() // 2
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dlgsanet.archs.checkpoint import contradicted_options, read_checkpoint
-from dlgsanet.errors import UserError, is_whole, unknown, within
+from dlgsanet.errors import UserError, is_whole, reason_of, unknown, within
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.extensions import import_all, names_in
 from dlgsanet.ops import freeze
@@ -77,8 +77,7 @@ def registered_network(options: Mapping[str, Any], where: str = "network_g") -> 
         return build(**arguments)
     # Classes of other projects may raise any exception for options that they do not support.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where}: {options['type']}: {reason}") from error
+        raise UserError(f"{where}: {options['type']}: {reason_of(error)}") from error
 
 
 def model_of(options: dict[str, Any]) -> Any:

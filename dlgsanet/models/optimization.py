@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dlgsanet.errors import UserError, faults_of
+from dlgsanet.errors import UserError, faults_of, reason_of
 from dlgsanet.models.muon import Muon, split_parameters
 
 # A training step cannot drive these: they evaluate the loss again, or need sparse gradients or a measured value.
@@ -119,7 +119,7 @@ def optimization_faults(train: Mapping[str, Any]) -> list[str]:
     except UserError as error:
         return [str(error)]
     except Exception as error:  # PyTorch's classes do not check all arguments
-        return [f"{where}: {' '.join(str(error).split()) or type(error).__name__}"]
+        return [f"{where}: {reason_of(error)}"]
     return []
 
 

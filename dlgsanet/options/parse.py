@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, reason_of
 
 LARGEST_FILE = 100_000  # bytes; a real option file has about 4,000
 MOST_NODES = 10_000  # after aliases are replaced by what they stand for
@@ -120,5 +120,4 @@ def _parse(text: str, source: str, loader: type[_Loader]) -> Any:
     except RecursionError:
         raise UserError(f"{source}: is not valid YAML: too many lists or sections in each other") from None
     except _CONVERSIONS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source}: is not valid YAML: {reason[:300]}") from error
+        raise UserError(f"{source}: is not valid YAML: {reason_of(error, 300)}") from error

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from dlgsanet.errors import UserError, missing_package
+from dlgsanet.errors import UserError, missing_package, reason_of
 from dlgsanet.pictures.bounds import MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.jpeg_quality import jpeg_quality
@@ -271,7 +271,7 @@ def _named(path: Path, content: bytes | None = None) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             reason = os.strerror(error.errno)
         else:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason_of(error)
             if not isinstance(error, UnfitPictureError):  # its text is about the decoder's own code
                 reason = f"damaged or cut off ({reason})"
         raise UnreadableImageError(f"{path}: {reason}") from None

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, reason_of
 from dlgsanet.extensions import Imported
 from dlgsanet.training.samples import Key, SampleStream, SeededSamples
 
@@ -53,7 +53,7 @@ class _Batches(Dataset[Any]):
         except UserError as error:
             return LoadingError(str(error))
         except Exception as error:  # collating raises many kinds
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = reason_of(error)
             if "shared memory" in reason:
                 return LoadingError(SHARED_MEMORY)
             return LoadingError(f"datasets.train: no batch can be made of its samples: {reason}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, reason_of
 
 Key = tuple[int, int]  # epoch, position within the epoch's (enlarged) data set
 
@@ -101,5 +101,4 @@ def read_sample(dataset: Any, index: int) -> Any:
     except Exception as error:  # readers of damaged images raise many kinds
         files = dataset.paths[index] if hasattr(dataset, "paths") else f"sample {index}"
         names = " and ".join(map(str, files.values())) if isinstance(files, dict) else files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{names}: cannot be read ({reason})") from error
+        raise UserError(f"{names}: cannot be read ({reason_of(error)})") from error
