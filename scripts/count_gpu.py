@@ -67,12 +67,13 @@ class Counted(TorchDispatchMode):
         for t in results:
             self.hold(t)
             self.dtypes.add(t.dtype)
-        if not results or not _starts_work(func):
+        if not results or not starts_work(func):
             return out
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         self.operators[func.name().removeprefix("aten::")] += 1
         overwrites = func.overloadpacket.__name__ in ("copy_", "fill_", "zero_")
-        self.bytes += sum(_bytes(t) for t in inputs if not (overwrites and t is args[0])) + sum(map(_bytes, results))
+        read = [t for t in inputs if not (overwrites and t is args[0])]
+        self.bytes += sum(map(bytes_of, read + results))
         self.layout_copies += _copies_layout(func, inputs, results)
         return out
 
@@ -91,11 +92,11 @@ class Counted(TorchDispatchMode):
         self.live -= size
 
 
-def _starts_work(func: Any) -> bool:
+def starts_work(func: Any) -> bool:
     return not func.is_view and func.overloadpacket.__name__ not in ALLOCATIONS
 
 
-def _bytes(tensor: Tensor) -> int:
+def bytes_of(tensor: Tensor) -> int:
     """The bytes of the elements of a tensor; those that several indices share (expanded axes, windows) count once."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     count = math.prod(size for size, stride in sizes if stride) * tensor.element_size()
@@ -223,7 +224,7 @@ def _triton_kernels(counted: Counted) -> Iterator[None]:
 
         def launch(self, *arguments: Any, **sizes: Any) -> None:
             counted.operators[self.name] += 1
-            counted.bytes += sum(_bytes(a) for a in arguments if isinstance(a, Tensor))
+            counted.bytes += sum(bytes_of(a) for a in arguments if isinstance(a, Tensor))
 
     class Kernels:
         def __getattr__(self, name: str) -> Kernel:

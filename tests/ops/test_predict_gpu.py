@@ -1,0 +1,114 @@
+"""scripts/predict_gpu.py: what it reads from machine code, and its table for a whole network, without a GPU."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+pytest.importorskip("cupy", reason="compiling kernels needs CuPy")
+pytest.importorskip("triton", reason="compiling kernels needs Triton")
+
+LISTING = """
+.L_x_0:
+        /*0000*/                   LDG.E.CONSTANT R2, [R4] ;
+        /*0010*/                   STS.128 [R3], R4 ;
+        /*0020*/              @!P1 BRA `(.L_x_0) ;
+        /*0030*/                   IADD3 R1, R1, 0x1, RZ ;
+.L_x_1:
+        /*0040*/                   LDS.64 R6, [R3] ;
+        /*0050*/                   FFMA R8, R6, R7, R8 ;
+        /*0060*/                   FFMA R9, R6, R7, R9 ;
+        /*0070*/                   HMMA.1688.F32.TF32 R12, R16, R18, R12 ;
+        /*0080*/              @!P0 BRA `(.L_x_1) ;
+        /*0090*/              @!P2 BRA `(.L_x_0) ;
+        /*00a0*/                   EXIT ;
+.L_x_2:
+        /*00b0*/                   BRA `(.L_x_2);
+        /*00c0*/                   NOP;
+"""
+
+
+@pytest.fixture
+def predict_gpu(monkeypatch):
+    """The script of this name."""
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    return importlib.import_module("predict_gpu")
+
+
+def test_the_main_loop_and_its_instructions(predict_gpu):
+    lines = LISTING.splitlines()
+    loop = predict_gpu.main_loop(lines)
+    assert lines[loop.start] == ".L_x_1:"
+    assert "BRA `(.L_x_1)" in lines[loop.stop - 1]
+    counted = predict_gpu.count([lines[i] for i in loop])
+    assert counted.all == 4
+    assert counted.kinds == {"fma": 2, "mma": 1, "shared": 1}
+    assert counted.wavefronts == 2
+    assert counted.product_clocks == 1
+    whole = predict_gpu.count(lines)
+    assert whole.kinds == {"fma": 2, "mma": 1, "shared": 2, "global": 1, "other": 2}
+    assert whole.wavefronts == 6
+
+
+def test_a_kernel_without_a_loop_of_arithmetic(predict_gpu):
+    lines = [line for line in LISTING.splitlines() if "P0 BRA" not in line and "P2 BRA" not in line]
+    assert not predict_gpu.main_loop(lines)
+
+
+def test_products_of_every_kind(predict_gpu):
+    clocks = {
+        "HMMA.1688.F32.TF32": 1,
+        "HMMA.1684.F32.TF32": 0.5,
+        "HMMA.16816.F32.BF16": 1,
+        "HGMMA.64x64x8.F32.TF32": 8,
+        "HGMMA.64x64x16.F32": 8,
+        "FFMA": 0,
+    }
+    assert {name: predict_gpu.clocks_of_product(name) for name in clocks} == clocks
+
+
+def test_more_of_what_limits_a_kernel_takes_longer(predict_gpu, monkeypatch):
+    one, loop = (predict_gpu.count(LISTING.splitlines()) for _ in range(2))
+    monkeypatch.setattr(predict_gpu, "read_code", lambda cubin, name: predict_gpu.Code(64, 0, one, loop))
+    card = predict_gpu.CARDS["sm_90"]
+    small = predict_gpu.Kernel("k", b"", 10_000, 128, 0, (("PARTS", 100),), 0, 1000)
+    prediction = predict_gpu.predict(small, card)
+    warps = 10_000 * 4
+    expected = warps * (one.all + 100 * loop.all) / (4 * card.multiprocessors * card.gigahertz * 1e9)
+    assert prediction.limits[0] == pytest.approx(expected)
+    assert prediction.limits[2] == 1000 / 3e12
+    assert prediction.seconds == 2 * max(prediction.limits)
+    assert prediction.warps == 32  # 64 registers
+    assert predict_gpu.predict(small._replace(constants=()), card).seconds < prediction.seconds
+    assert predict_gpu.predict(small._replace(bytes=3 * 10**9), card).seconds == pytest.approx(2e-3)
+
+
+def test_the_table_of_a_network():
+    command = [sys.executable, "scripts/predict_gpu.py", "training", "--image", "64x64", "--scale", "2", "--tf32"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [*command, "--architectures", "sm_90"], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
+    header, _, *rows = [re.split(r" *\| *", line)[1:-1] for line in printed.splitlines() if line.startswith("|")]
+    kernels = {name: dict(zip(header[1:], figures, strict=True)) for name, *figures in rows if "PyTorch" not in name}
+    assert {"fused_forward_mma", "fused_grad_x", "normalise", "depthwise_backward"} <= kernels.keys()
+    for row in kernels.values():
+        assert row.pop("measured us") == ""
+        figures = {column: float(figure) for column, figure in row.items()}
+        assert 0 < figures["registers"] <= 255
+        assert 0 < figures["warps"] <= 64
+        assert figures["loop"] > 0
+        assert 0 < sum(figures[kind] for kind in ("fma", "mma", "sh", "gl")) <= 102
+        assert figures["predicted us"] >= max(2, 2 * max(figures[limit] for limit in ("issue", "smem", "dram")) - 1)
+    assert kernels["fused_grad_x"]["calls"] == "9"
+    assert float(kernels["fused_grad_x"]["fma"]) > 80
+    starts, milliseconds = re.search(r"(\d+) starts, predicted ([\d.]+) ms", printed).groups()
+    assert int(starts) > 1000
+    assert 0 < float(milliseconds) < 20
