@@ -176,6 +176,7 @@ def count(
         for parameter in network.parameters():
             counted.hold(parameter)
         for _ in range(2):  # what is planned once per shape is not counted
+            network.zero_grad()
             counted.operators.clear()
             counted.bytes = counted.layout_copies = 0
             with counted:

@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import benchmark_gpu
 import count_gpu
 import torch
 import triton
@@ -270,6 +271,10 @@ class Recorder(TorchDispatchMode):
             self.starts.append(Start(func.overloadpacket.__name__, None, seconds))
         return out
 
+    @property
+    def seconds(self) -> float:
+        return sum(start.seconds for start in self.starts)
+
     def library(self, multiply_adds: float, dtype: torch.dtype) -> float:
         """Seconds of a library for a product or convolution."""
         clock = self.card.multiprocessors * self.card.gigahertz * 1e9
@@ -389,17 +394,19 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
 
 
 def record(
-    what: str, size: str, scale: int, dtype: torch.dtype, batch: int, image: str, architecture: str, device: str
-) -> Recorder:
-    """What a network starts in a call, or a training step without the optimiser's."""
+    what: str, size: str, scale: int, dtype: torch.dtype, batch: int, image: str, architecture: str, device: str,
+    way: str = benchmark_gpu.OURS,
+) -> Recorder:  # fmt: skip
+    """What a network starts in a call, or a training step without the optimiser's; way: of `benchmark_gpu.served`."""
     width, height = map(int, image.split("x"))
     recorder = Recorder(architecture, device == "cuda")
-    with recording(recorder, device):
+    with recording(recorder, device), benchmark_gpu.served(way):
         with torch.device(device):
             network = DLGSANet(**size_options(size, scale)).to(dtype).train(what == "training")
             x = torch.zeros(batch, 3, height, width, dtype=dtype)
         ops.freeze(network)
         for _ in range(2):  # what is planned once per shape is not recorded
+            network.zero_grad()
             recorder.starts.clear()
             with recorder, torch.set_grad_enabled(what == "training"):
                 out = network(x)
@@ -417,16 +424,21 @@ def main() -> int:
     parser.add_argument("--tf32", action="store_true", help="allow TF32 in matrix products and convolutions")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--image", default="320x180", metavar="WxH", help="of the LR image; default 320x180")
+    parser.add_argument("--published", action="store_true", help="compare with PyTorch and the published kernel")
     parser.add_argument("--architectures", nargs="+", choices=list(CARDS), default=["sm_80", "sm_90", "sm_120"])
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     here = "sm_{}{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
     for architecture in args.architectures:
-        recorder = record(
-            args.what, args.size, args.scale, getattr(torch, args.dtype), args.batch, args.image, architecture,
+        recorded = functools.partial(
+            record, args.what, args.size, args.scale, getattr(torch, args.dtype), args.batch, args.image, architecture,
             "cuda" if architecture == here else "meta",
         )  # fmt: skip
+        recorder = recorded()
         print_table(recorder)
+        if args.published:
+            published = recorded(benchmark_gpu.PUBLISHED)
+            print(f"as published: {summary(published)}; {published.seconds / recorder.seconds:.1f} times as long")
     return 0
 
 
@@ -451,8 +463,11 @@ def print_table(recorder: Recorder) -> None:
     seconds = {name: sum(s.seconds for s in recorder.starts if s.name == name) for name in others}
     for name, times in others.most_common():
         print(f"| PyTorch's {name} | {times} |" + " |" * 13 + f" {seconds[name] / times * 1e6:.0f} | |")
-    total = sum(start.seconds for start in recorder.starts)
-    print(f"\n{len(recorder.starts)} starts, predicted {total * 1e3:.2f} ms")
+    print(f"\n{summary(recorder)}")
+
+
+def summary(recorder: Recorder) -> str:
+    return f"{len(recorder.starts)} starts, predicted {recorder.seconds * 1e3:.2f} ms"
 
 
 if __name__ == "__main__":
