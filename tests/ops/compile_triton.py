@@ -19,11 +19,12 @@ from dlgsanet.archs.sizes import SIZES
 from dlgsanet.ops.backends.triton import kernels, steps
 
 NORMALISE = ("normalise", "normalise_backward")
-PROJECT = ("normalise_project", "gate_project")
+PROJECT = ("normalise_project", "gate_project", "attend_locally")
 FILTERS = ("depthwise", "depthwise_in_windows", "gate", "gate_backward", "depthwise_backward")
 ATTENTION = ("attention", "attention_backward")  # whose tensors have the dtype of sums
-IMAGES = ("x", "out", "shortcut", "grad", "grad_x", "grad_halves", "normalised")
-SUMS = ("bias", "weight", "projection", "sums", "scales", "gram", "grad_gram", "temperature")
+IMAGES = ("x", "y", "out", "shortcut", "filtered", "grad", "grad_x", "grad_halves", "normalised")
+WEIGHTS = ("bias", "weight", "projection", "spatial_bias", "spatial_weight", "filter_weight", "temperature")
+SUMS = (*WEIGHTS, "sums", "scales", "gram", "grad_gram")
 DIM = max(options["dim"] for options in SIZES.values())
 CHANNELS = triton.next_power_of_2(DIM)
 CONSTANTS = {
@@ -36,6 +37,7 @@ CONSTANTS = {
     "OUTPUTS": steps.OUTPUTS,
     "PARTS": triton.cdiv(3 * DIM, steps.OUTPUTS),
     "HAS_BIAS": True,
+    "BORDER": 3,
 }
 OF_GATE = {
     "ROWS": min(steps.GATED, steps.PROJECTED // CHANNELS) // 32,
@@ -43,6 +45,20 @@ OF_GATE = {
     "TERMS": steps.FEWEST_TERMS,
     "PARTS": triton.cdiv(2 * DIM, steps.FEWEST_TERMS),
 }
+FEATURES = DIM // 4
+OF_LOCAL = {
+    "K": 7,
+    "FEATURES": FEATURES,
+    "SHARE": 6,
+    "TERMS": triton.next_power_of_2(FEATURES + 1),
+    "GROUPS": steps.GROUPS,
+    "PASSES": triton.cdiv(DIM // 6, steps.GROUPS),
+    "TAPS": 64,
+    "PIXELS": steps.COLUMNS,
+    "PART": steps.FEWEST_TERMS,
+    "PARTS": triton.cdiv(DIM, steps.FEWEST_TERMS),
+}
+OF_PROJECTION = {"gate_project": (OF_GATE, steps.FEWEST_TERMS), "attend_locally": (OF_LOCAL, steps.GROUPS)}
 
 
 def main(architecture: str, dtype: str) -> None:
@@ -52,8 +68,10 @@ def main(architecture: str, dtype: str) -> None:
     for name in PROJECT if dtype != "fp64" else ():
         for precision in ("ieee", "tf32") if dtype == "fp32" else ("ieee",):
             factor = getattr(triton.language, {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[dtype])
-            more = {"PRECISION": precision, "FACTOR": factor} | (OF_GATE if name == "gate_project" else {})
-            report(name, types, constants | more, more.get("TERMS", steps.WARPS), architecture)
+            formed = precision if dtype == "fp32" else "tf32"
+            more = {"PRECISION": precision, "FACTOR": factor, "FORMED": formed}
+            own, warps = OF_PROJECTION.get(name, ({}, steps.WARPS))
+            report(name, types, constants | more | own, warps, architecture)
     for name in NORMALISE + FILTERS:
         report(name, types, constants, steps.WARPS if name in NORMALISE else 4, architecture)
     for side in (8, 64):

@@ -298,7 +298,7 @@ def test_projection_in_one_triton_kernel_follows_the_definition(channels, dtype)
         torch.randn(3 * channels),
     )
     tensors = [t.to(dtype) for t in (x, weight, bias)]
-    want = planar.STEPS.project(*(t.double() for t in tensors))
+    want = planar.project(*(t.double() for t in tensors))
     got = steps._normalise_project(*(t.cuda() for t in tensors))
     assert (got.cpu().double() - want).abs().max() <= verdicts.TOLERANCE[dtype] * want.abs().max()
 
@@ -319,6 +319,20 @@ def test_gate_and_projection_in_one_triton_kernel_follow_the_definition(channels
     got = steps._gate_project(*(t.cuda() for t in tensors))
     want = steps._gate_then_project(*(t.cuda().double() for t in tensors))
     assert (got.double() - want).abs().max() <= verdicts.TOLERANCE[dtype] * want.abs().max()
+
+
+@pytest.mark.parametrize("channels", [6, 48, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_local_attention_in_one_triton_kernel_follows_the_definition(channels, dtype):
+    from dlgsanet.ops.backends.triton import steps
+
+    call = calls.local_attention((2, 45, 70), channels // 6, 6, max(1, channels // 4), window_size=7, seed=0)
+    call = call.map(lambda t: t.to(dtype))
+    (layer, x, _), (exact, wide, _) = call.map(Tensor.cuda), call.map(Tensor.double)
+    got = steps._attend_locally(layer, x, *planar._fold_squeezed(layer))
+    want = planar.local_attention(exact, wide, *planar._fold_squeezed(exact))
+    most = max(verdicts.TOLERANCE[dtype], verdicts.TENSOR_CORE_TOLERANCE)
+    assert (got.cpu().double() - want).abs().max() <= most * want.abs().max()
 
 
 def test_triton_gradients_are_the_same_every_time():

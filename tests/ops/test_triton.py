@@ -78,7 +78,7 @@ def test_projection_in_one_kernel_follows_the_definition(size, outputs, biased, 
     way = steps._normalise_then_project if dtype == torch.float64 else steps._normalise_project
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lower):
         got = way(x, weight, bias if biased else None)
-    want = planar.STEPS.project(x.double(), weight.double(), bias.double() if biased else None)
+    want = planar.project(x.double(), weight.double(), bias.double() if biased else None)
     hidden = torch.bfloat16 if lower and dtype != torch.float64 else dtype
     assert got.dtype == hidden
     assert close(got, want, 10 * max(TOLERANCE[dtype], TOLERANCE[hidden]))
@@ -120,6 +120,44 @@ def test_an_infinite_gate_stays_infinite():
     assert torch.equal(steps._gate_project(*arguments)[:, 1], torch.full((1, 3, 3), torch.inf))
 
 
+SHARES = {3: 4, 5: 2, 7: 1}  # channels of a group by windows: in the interpreter a large window takes seconds
+
+
+@settings(deadline=None, max_examples=6)
+@given(
+    size=st.tuples(st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 5, 33])),
+    groups=st.integers(1, 5),
+    squeezed=st.integers(1, 17),
+    window=st.sampled_from(list(SHARES)),
+    dtype=st.sampled_from([t for t in TOLERANCE if t != torch.float64]),
+    lower=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_local_attention_in_one_kernel_follows_the_definition(size, groups, squeezed, window, dtype, lower, seed):
+    call = calls.local_attention(size, groups, SHARES[window], squeezed, window, seed).map(lambda t: t.to(dtype))
+    layer, x = call.record, torch.cat([call.x] * 3, 2)[:, :, size[1] : 2 * size[1]]  # a strip of a taller image
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lower):
+        got = steps._attend_locally(layer, x, *planar._fold_squeezed(layer))
+    layer, x, _ = call.map(Tensor.double)
+    want = planar.local_attention(layer, x, *planar._fold_squeezed(layer))
+    assert got.dtype == dtype
+    assert close(got, want, 10 * TOLERANCE[torch.bfloat16 if lower else dtype])
+
+
+@pytest.mark.parametrize("call", [{"window_size": 9}, {"squeezed": 32}, {"dtype": torch.float64}], ids=str)
+def test_what_does_not_fit_into_registers_is_left_to_the_steps(call, monkeypatch):
+    monkeypatch.setattr(choice, "is_faster", lambda *call: False)
+    dtype = call.pop("dtype", torch.float32)
+    layer, x, _ = calls.local_attention((1, 3, 4), 1, 2, **({"squeezed": 2, "window_size": 3, "seed": 0} | call)).map(
+        lambda t: t.to(dtype)
+    )
+    monkeypatch.setattr(steps, "_attend_locally", lambda *call: pytest.fail("one kernel"))
+    monkeypatch.setattr(steps, "project", planar.project)
+    with torch.no_grad():
+        got, want = (planar.dynamic_local_attention(layer, x, of) for of in (steps.STEPS, planar.STEPS))
+    assert torch.equal(got, want)
+
+
 def project(x: Tensor) -> Tensor:
     return steps.project(x, torch.ones(5, 4, 1, 1) / 4, None)
 
@@ -130,7 +168,13 @@ def feed_forward(x: Tensor) -> Tensor:
     )
 
 
+def attend_locally(x: Tensor) -> Tensor:
+    layer = calls.local_attention((1, 1, 1), 2, 2, squeezed=1, window_size=3, seed=0).record
+    return planar.dynamic_local_attention(layer, x, steps.STEPS)
+
+
 ONE_KERNEL = [("_normalise_project", "_normalise_then_project", project)]
+ONE_KERNEL += [("_attend_locally", "_project_then_attend", attend_locally)]
 ONE_KERNEL += [("_gate_project", "_gate_then_project", feed_forward)]
 
 
@@ -174,7 +218,7 @@ def test_one_kernel_that_fails_at_these_sizes_leaves_the_steps(
     monkeypatch.setattr(choice, "milliseconds", lambda *call: pytest.fail("a faulty kernel is timed"))
     monkeypatch.setattr(verdicts, "describe_card", lambda device: ("A card (sm_86)", "12.9"))
     monkeypatch.setattr(steps, one_kernel, faulty)
-    if call is feed_forward:
+    if call is not project:
         monkeypatch.setattr(steps, "project", steps._normalise_then_project)
     x = torch.randn(1, 4, 6, 7)
     with torch.no_grad():
@@ -289,8 +333,11 @@ def test_kernels_compile_within_a_budget_of_registers(architecture, dtype):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
-    assert len(found) == 11 + {"fp32": 4, "fp64": 0}.get(dtype, 2)
+    assert len(found) == 11 + {"fp32": 6, "fp64": 0}.get(dtype, 3)
     for name, registers, stack in found:
-        # 128 threads with 168 registers: three programs on a multiprocessor; with 224: two.
-        assert int(registers) <= (224 if dtype == "fp64" else 168), name
-        assert int(stack) <= (16 if dtype == "fp64" else 0), name
+        # 128 threads with 168 registers: three programs on a multiprocessor; with 224 or 255: two.
+        most = 255 if name == "attend_locally" else 224 if dtype == "fp64" else 168
+        assert int(registers) <= most, name
+        # In float32 without tensor cores, the product that forms filters needs a few registers more.
+        most = 80 if (name, dtype) == ("attend_locally", "fp32") else 16 if dtype == "fp64" else 0
+        assert int(stack) <= most, name

@@ -1,7 +1,7 @@
 """Weights derived from parameters, kept where the owner of a network promises that its parameters do not change."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from torch import Tensor
 from dlgsanet.ops import autocast
 
 KEPT = "_dlgsanet_derived"
+
+T = TypeVar("T")
 
 
 def freeze(network: torch.nn.Module) -> None:
@@ -27,7 +29,7 @@ def is_frozen(network: torch.nn.Module) -> bool:
     return all(hasattr(parameter, KEPT) for parameter in network.parameters())
 
 
-def derived(make: Callable[[], tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+def derived(make: Callable[[], T], *tensors: Tensor) -> T:
     """``make()``, outside autocast, or what it gave before if `freeze` was called and the tensors are the same."""
     first = tensors[0]
     kept: dict[str, Any] | None = None if torch.is_grad_enabled() else getattr(first, KEPT, None)
@@ -38,5 +40,5 @@ def derived(make: Callable[[], tuple[Tensor, Tensor]], *tensors: Tensor) -> tupl
     if kept.get("state") != state:
         with autocast.off(first.device.type):
             kept.update(state=state, result=make())
-    result: tuple[Tensor, Tensor] = kept["result"]
+    result: T = kept["result"]
     return result

@@ -52,20 +52,40 @@ class Steps(NamedTuple):
     depth-wise weight [O, 1, 3, 3].
     """
 
-    project: Callable[[Tensor, Tensor, Tensor], Tensor]  # weight @ y + bias; y: each pixel normalised over C
-    features: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # depthwise_3x3(weight @ y + bias)
+    # (layer, x, weight and bias of the projection to y and to its squeezed form) -> the layer's result
+    local_attention: Callable[[LocalAttention, Tensor, Tensor, Tensor], Tensor]
+    # depthwise_3x3(weight @ y + bias); y: each pixel normalised over C
+    features: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     # (`features` arguments, proj_out) -> x + proj_out @ (gelu(a) * b) for the halves a, b of these features
     feed_forward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     windows: Callable[..., Tensor]  # (`features` arguments, top, plan) -> those in windows [n, O, p]; see `_windows`
     attention: Callable[[ChannelAttention, Tensor], Tensor]  # qk [n, 2 * C, p] -> the result of `_matrices`
 
 
-def _project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``weight @ y + bias``; y: each pixel of x normalised over its channels."""
     return F.conv2d(_normalise(x), weight, bias)
 
 
+def local_attention(
+    layer: LocalAttention,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    project: Callable[[Tensor, Tensor, Tensor], Tensor] = project,
+) -> Tensor:
+    squeezed = len(layer.squeeze_bias)
+    y, z = project(x, weight, bias).split([x.shape[1], squeezed], 1)
+    padding = layer.window_size // 2
+    z = F.conv2d(z, layer.spatial_weight, layer.spatial_bias, padding=padding, groups=squeezed)
+    convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
+    filtered = convolve(None, convolution, y)
+    del y, z, convolution
+    return add_projection(x, filtered, layer.proj_out)
+
+
 def _features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
-    return F.conv2d(_project(x, weight, bias), depthwise, padding=1, groups=len(depthwise))
+    return F.conv2d(project(x, weight, bias), depthwise, padding=1, groups=len(depthwise))
 
 
 def _windows(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, top: int, plan: "Plan") -> Tensor:
@@ -116,7 +136,7 @@ def _matrices(layer: ChannelAttention, gram: Tensor) -> Tensor:
     return torch.diag_embed(weights.movedim(1, -1), dim1=1, dim2=3).flatten(3).flatten(1, 2)
 
 
-STEPS = Steps(_project, _features, _feed_forward, _windows, _attention)
+STEPS = Steps(local_attention, _features, _feed_forward, _windows, _attention)
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor, steps: Steps = STEPS) -> Tensor:
@@ -130,19 +150,12 @@ def gated_feed_forward(layer: GatedFeedForward, x: Tensor, steps: Steps = STEPS)
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor, steps: Steps = STEPS) -> Tensor:
     """One projection computes y and its squeezed form, because ``squeeze(proj_in(x))`` is a projection of x too."""
-    channels, squeezed = layer.proj_in.shape[0], len(layer.squeeze_bias)
     weight, bias = derived(lambda: _fold_squeezed(layer), *layer[:5])
 
     def compute(x: Tensor) -> Tensor:
-        y, z = steps.project(x, weight, bias).split([channels, squeezed], 1)
-        padding = layer.window_size // 2
-        z = F.conv2d(z, layer.spatial_weight, layer.spatial_bias, padding=padding, groups=squeezed)
-        convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
-        filtered = convolve(None, convolution, y)
-        del y, z, convolution
-        return add_projection(x, filtered, layer.proj_out)
+        return steps.local_attention(layer, x, weight, bias)
 
-    return _in_strips(compute, x, halo=layer.window_size // 2, floats=4 * channels)
+    return _in_strips(compute, x, halo=layer.window_size // 2, floats=4 * x.shape[1])
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor, steps: Steps = STEPS) -> Tensor:

@@ -13,19 +13,18 @@ import triton.language as tl
 
 @triton.jit
 def _normalised(
-    x, image, tile, batch_stride, channel_stride, channels, pixels,
-    EPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
+    x, image, pixel, present, batch_stride, channel_stride, channels,
+    EPS: tl.constexpr, CHANNELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Pixels of x, each less its mean over channels, over its standard deviation; 1 / that; and which they are."""
+    """Pixels of x, each less its mean over channels, over its standard deviation; and 1 / that. Zero if not present."""
     channel = tl.arange(0, CHANNELS)[:, None]
-    pixel = tile * PIXELS + tl.arange(0, PIXELS)[None, :]
-    inside = (channel < channels) & (pixel < pixels)
+    inside = (channel < channels) & present
     at = x + image.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride + pixel
     values = tl.load(at, inside, other=0).to(ACC)
     mean = tl.sum(values, 0)[None, :] / channels
     values = tl.where(inside, values - mean, 0)
     scale = 1 / tl.sqrt(tl.sum(values * values, 0)[None, :] / channels + EPS)
-    return values * scale, scale, channel, pixel, inside
+    return values * scale, scale
 
 
 @triton.jit(do_not_specialize=["channels", "pixels"])
@@ -36,30 +35,36 @@ def normalise(
     """out [B, channels, pixels]: the normalised pixels; scales [B, pixels]: 1 / their standard deviations."""
     tiles = tl.cdiv(pixels, PIXELS)
     image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    values, scale, channel, pixel, inside = _normalised(
-        x, image, tile, batch_stride, channel_stride, channels, pixels, EPS, CHANNELS, PIXELS, ACC
+    channel, pixel = tl.arange(0, CHANNELS)[:, None], tile * PIXELS + tl.arange(0, PIXELS)[None, :]
+    inside = (channel < channels) & (pixel < pixels)
+    values, scale = _normalised(
+        x, image, pixel, pixel < pixels, batch_stride, channel_stride, channels, EPS, CHANNELS, ACC
     )
     first = image.to(tl.int64) * channels * pixels
     tl.store(out + first + channel.to(tl.int64) * pixels + pixel, values.to(out.dtype.element_ty), inside)
     tl.store(scales + image.to(tl.int64) * pixels + pixel, scale, pixel < pixels)
 
 
-@triton.jit(do_not_specialize=["channels", "outputs", "pixels"])
+@triton.jit(do_not_specialize=["channels", "outputs", "pixels", "height", "width", "wide"])
 def normalise_project(
-    x, weight, bias, out, batch_stride, channel_stride, channels, outputs, pixels,
+    x, weight, bias, out, batch_stride, channel_stride, channels, outputs, pixels, height, width, wide,
     EPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, OUTPUTS: tl.constexpr, PARTS: tl.constexpr,
-    PRECISION: tl.constexpr, FACTOR: tl.constexpr, HAS_BIAS: tl.constexpr, ACC: tl.constexpr,
+    PRECISION: tl.constexpr, FACTOR: tl.constexpr, HAS_BIAS: tl.constexpr, BORDER: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """out [B, outputs, pixels] = weight [outputs, channels] @ the normalised pixels, plus a bias [outputs] or not.
 
     The results are computed in PARTS parts of OUTPUTS channels. The factors are rounded to the dtype of out, and
-    multiplied as FACTOR.
+    multiplied as FACTOR. With a BORDER, rows of out have `wide` pixels, and there are zeros outside of the image: in
+    BORDER rows and columns before it, and in what remains after it.
     """
     tiles = tl.cdiv(pixels, PIXELS)
     image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    values, _, _, pixel, _ = _normalised(
-        x, image, tile, batch_stride, channel_stride, channels, pixels, EPS, CHANNELS, PIXELS, ACC
-    )
+    pixel = tile * PIXELS + tl.arange(0, PIXELS)[None, :]
+    place, present = pixel, pixel < pixels
+    if BORDER:
+        row, column = pixel // wide - BORDER, pixel % wide - BORDER
+        place, present = row * width + column, (row.to(tl.uint32) < height) & (column.to(tl.uint32) < width)
+    values, _ = _normalised(x, image, place, present, batch_stride, channel_stride, channels, EPS, CHANNELS, ACC)
     values = values.to(out.dtype.element_ty).to(FACTOR)
     channel = tl.arange(0, CHANNELS)[None, :]
     out += image.to(tl.int64) * outputs * pixels
@@ -69,6 +74,8 @@ def normalise_project(
         total = tl.dot(weights.to(out.dtype.element_ty).to(FACTOR), values, input_precision=PRECISION)
         if HAS_BIAS:
             total += tl.load(bias + output, output < outputs, other=0).to(ACC)
+        if BORDER:
+            total = tl.where(present, total, 0)
         inside = (output < outputs) & (pixel < pixels)
         tl.store(out + output.to(tl.int64) * pixels + pixel, total.to(out.dtype.element_ty), inside)
 
@@ -349,3 +356,121 @@ def attention_backward(
     tl.store(grad_gram + key[None, :] * row + query[:, None], of_product, both)
     tl.store(grad_gram + query * row + query, -tl.sum(g * similarities, 1) * q * q, inside)
     tl.store(grad_gram + key * row + key, -tl.sum(g * similarities, 0) * k * k, inside)
+
+
+@triton.jit
+def _spatial(
+    squeezed, weight, bias, wide, K: tl.constexpr, FEATURES: tl.constexpr, TERMS: tl.constexpr, PIXELS: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """The K x K filters [FEATURES, K * K] plus a bias, at pixels of two rows: each [TERMS, PIXELS].
+
+    squeezed [TERMS, PIXELS]: pointers to the first pixels of the windows of the upper row.
+    """
+    feature = tl.arange(0, TERMS)[:, None]
+    present = feature < FEATURES
+    upper = tl.zeros((TERMS, PIXELS), ACC) + tl.load(bias + feature, present, other=0).to(ACC)
+    lower = upper
+    for j in range(K):
+        w = tl.zeros((TERMS, 1), ACC)
+        for i in tl.static_range(K + 1):
+            values = tl.load(squeezed + i * wide + j, present, other=0).to(ACC)
+            lower += w * values
+            if i < K:
+                w = tl.load(weight + (feature * K + i) * K + j, present, other=0).to(ACC)
+                upper += w * values
+    return upper, lower
+
+
+@triton.jit
+def _filters(
+    weight, z, first,
+    K: tl.constexpr, FEATURES: tl.constexpr, TERMS: tl.constexpr, GROUPS: tl.constexpr, TAPS: tl.constexpr,
+    PIXELS: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Filters [GROUPS, TAPS, PIXELS] from z [TERMS, PIXELS]; weight: of the first group, read from row `first` on."""
+    line = tl.arange(0, GROUPS * TAPS)[:, None]
+    at = weight + (line // TAPS * (TAPS + K) + line % TAPS + first) * TERMS
+    filters = tl.dot(tl.load(at + tl.arange(0, TERMS)[None, :]).to(ACC), z, input_precision=PRECISION)
+    return tl.reshape(filters + tl.load(at + FEATURES).to(ACC), (GROUPS, TAPS, PIXELS))
+
+
+@triton.jit(do_not_specialize=["channels", "groups", "height", "width", "tiles"])
+def attend_locally(
+    y, spatial_weight, spatial_bias, filter_weight, projection, shortcut, filtered, out, batch_stride, channel_stride,
+    channels, groups, height, width, tiles,
+    K: tl.constexpr, FEATURES: tl.constexpr, SHARE: tl.constexpr, TERMS: tl.constexpr, GROUPS: tl.constexpr,
+    PASSES: tl.constexpr, TAPS: tl.constexpr, PIXELS: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr,
+    FORMED: tl.constexpr, PRECISION: tl.constexpr, FACTOR: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out [B, channels, height, width] = shortcut + projection [channels, channels] @ the filtered y.
+
+    A program computes two rows of PIXELS pixels, so that a pixel that it loads serves the windows of both. There are
+    PASSES times GROUPS groups of SHARE channels, each with a filter of K * K taps. It is formed from z, the spatially
+    filtered last FEATURES channels of y. The TAPS are those of K + 1 rows: the lower row's filters begin K taps later.
+
+    Args:
+        y: [B, channels + FEATURES, rows, columns], with a border of zeros of K // 2 pixels, and as many after the image
+            as the last tile needs.
+        filter_weight: [groups, K + TAPS, TERMS]: K rows of zeros, then for each tap the weights of FEATURES, a bias
+            and zeros. The groups are filled up to a multiple of GROUPS.
+        filtered: [programs, channels, 2 * PIXELS], filled with the filtered y in the dtype to which factors of the
+            projection are rounded. They are multiplied as FACTOR, and those of the filters in float32 as FORMED says.
+    """
+    image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    across = tl.cdiv(width, PIXELS)
+    row, column = tile // across * 2, tile % across * PIXELS + tl.arange(0, PIXELS)[None, :]
+    wide = across * PIXELS + K - 1
+    plane = (tl.cdiv(height, 2) * 2 + K - 1) * wide
+    y += image.to(tl.int64) * (channels + FEATURES) * plane + row * wide
+    squeezed = y + (channels + tl.arange(0, TERMS)[:, None]).to(tl.int64) * plane + column
+    upper, lower = _spatial(squeezed, spatial_weight, spatial_bias, wide, K, FEATURES, TERMS, PIXELS, ACC)
+    filtered += tl.program_id(0).to(tl.int64) * channels * 2 * PIXELS
+    tap = tl.arange(0, TAPS)[None, :, None]
+    for number in range(PASSES):
+        start = number * GROUPS
+        of_groups = filter_weight + start * (TAPS + K) * TERMS
+        f = _filters(of_groups, upper, K, K, FEATURES, TERMS, GROUPS, TAPS, PIXELS, FORMED, ACC)
+        g = _filters(of_groups, lower, 0, K, FEATURES, TERMS, GROUPS, TAPS, PIXELS, FORMED, ACC)
+        group = start + tl.arange(0, GROUPS)[:, None]
+        for c in range(SHARE):
+            channel = tl.minimum(group, groups - 1) * SHARE + c
+            windows = (y + channel.to(tl.int64) * plane + column)[:, None, :] + tap // K * wide + tap % K
+            values = tl.load(windows, tap < K * K + K, other=0).to(ACC)
+            # -0 adds nothing to a sum, so the compiler leaves out these products.
+            of_upper = tl.sum(tl.where(tap < K * K, f * values, -0.0), 1)
+            of_lower = tl.sum(tl.where((tap >= K) & (tap < K * K + K), g * values, -0.0), 1)
+            at = filtered + channel * 2 * PIXELS + tl.arange(0, PIXELS)[None, :]
+            tl.store(at, of_upper.to(filtered.dtype.element_ty), group < groups)
+            tl.store(at + PIXELS, of_lower.to(filtered.dtype.element_ty), group < groups)
+    tl.debug_barrier()
+    _project_filtered(
+        filtered, projection, shortcut + image.to(tl.int64) * batch_stride,
+        out + image.to(tl.int64) * channels * height * width, channel_stride, channels, row, tile % across * PIXELS,
+        height, width, PIXELS, PART, PARTS, PRECISION, FACTOR, ACC,
+    )  # fmt: skip
+
+
+@triton.jit
+def _project_filtered(
+    filtered, projection, shortcut, out, channel_stride, channels, top, left, height, width,
+    PIXELS: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, FACTOR: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """The last step of `attend_locally`, for one image, with channels in PARTS parts of PART."""
+    pixel = tl.arange(0, 2 * PIXELS)[None, :]
+    row, column = top + pixel // PIXELS, left + pixel % PIXELS
+    place, present = row * width + column, (row < height) & (column < width)
+    for i in tl.range(0, PARTS, num_stages=1):
+        output = i * PART + tl.arange(0, PART)[:, None]
+        total = tl.zeros((PART, 2 * PIXELS), ACC)
+        for j in tl.range(0, PARTS, num_stages=1):
+            term = j * PART + tl.arange(0, PART)
+            values = tl.load(filtered + term[:, None] * 2 * PIXELS + pixel, term[:, None] < channels, other=0)
+            there = (output < channels) & (term < channels)[None, :]
+            weights = tl.load(projection + output * channels + term[None, :], there, other=0)
+            weights = weights.to(filtered.dtype.element_ty)
+            total += tl.dot(weights.to(FACTOR), values.to(FACTOR), input_precision=PRECISION)
+        inside = present & (output < channels)
+        total += tl.load(shortcut + output.to(tl.int64) * channel_stride + place, inside, other=0).to(ACC)
+        tl.store(out + output.to(tl.int64) * height * width + place, total.to(out.dtype.element_ty), inside)

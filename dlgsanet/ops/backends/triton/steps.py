@@ -23,9 +23,10 @@ from dlgsanet.ops import autocast, tf32
 from dlgsanet.ops.backends import choice
 from dlgsanet.ops.backends.reference import accumulation_dtype
 from dlgsanet.ops.backends.torch import planar
+from dlgsanet.ops.backends.torch.frozen import derived
 from dlgsanet.ops.backends.triton import kernels
 from dlgsanet.ops.constants import LAYER_NORM_EPS
-from dlgsanet.ops.records import ChannelAttention
+from dlgsanet.ops.records import ChannelAttention, LocalAttention
 
 TILE = 512  # pixels that a program filters at a time
 TILES_OF_PROGRAM = 16  # that a program of the backward pass sums over
@@ -34,6 +35,8 @@ NORMALISED, WARPS = 4096, 8  # values that a program normalises, and its warps
 OUTPUTS = 32  # channels that a program projects to at a time; more, or fewer warps, would spill registers
 GATED, PROJECTED = 128, 16384  # pixels of a program of `gate_project`, and the most values of its result
 FEWEST_TERMS = 16  # of a product: Triton compiles no smaller ones for NVIDIA GPUs
+WINDOWS, FEATURES = (3, 5, 7), 31  # of local attention in one kernel: with more, filters do not fit into registers
+GROUPS, COLUMNS = 4, 32  # groups, each in a warp, and columns of a tile that a program computes at once
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -49,6 +52,17 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     which = _choice("normalisation and projection in one kernel", x.device, *key)
     one_kernel = functools.partial(_normalise_project, x, weight, bias)
     return _faster(which, x, functools.partial(_normalise_then_project, x, weight, bias), one_kernel)
+
+
+def local_attention(layer: LocalAttention, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What follows the first projection is one kernel without gradients, if that is faster on this card."""
+    window, channels, features = layer.window_size, x.shape[1], len(layer.squeeze_bias)
+    if torch.is_grad_enabled() or x.dtype == torch.float64 or window not in WINDOWS or features > FEATURES:
+        return _project_then_attend(layer, x, weight, bias)
+    key = x.dtype, _hidden_dtype(x), channels, len(layer.filter_bias), features, window, _precision(x), _formed(x)
+    which = _choice("local attention in one kernel", x.device, *key)
+    one_kernel = functools.partial(_attend_locally, layer, x, weight, bias)
+    return _faster(which, x, functools.partial(_project_then_attend, layer, x, weight, bias), one_kernel)
 
 
 def features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
@@ -88,7 +102,7 @@ def attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
         return _Attention.apply(qk, layer.temperature)
 
 
-STEPS = planar.Steps(project, features, feed_forward, windows, attention)
+STEPS = planar.Steps(local_attention, features, feed_forward, windows, attention)
 
 
 def _hidden_dtype(x: Tensor) -> torch.dtype:
@@ -115,26 +129,92 @@ def _precision(x: Tensor) -> str:
     return "tf32" if tf32.allowed_in_matrix_products() and x.device.type == "cuda" and not torch.version.hip else "ieee"
 
 
+def _formed(x: Tensor) -> str:
+    """How products that form filters are computed, in float32 or TF32, which has as many bits as float16."""
+    tensor_cores = x.device.type == "cuda" and not torch.version.hip
+    exact_enough = _hidden_dtype(x).itemsize == 2 or tf32.allowed_in_convolutions()
+    return "tf32" if tensor_cores and exact_enough else "ieee"
+
+
 def _normalise_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    batch, channels, height, width = x.shape
+    out = torch.empty(len(x), len(weight), *x.shape[2:], dtype=_hidden_dtype(x), device=x.device)
+    return _normalise_project_into(out, 0, x, weight, bias)
+
+
+def _normalise_project_into(out: Tensor, border: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The image begins after a border of `out`, which has room for it. Outside of the image there are zeros."""
+    channels, height, width = x.shape[1:]
     if not x[0, 0].is_contiguous():
         x = x.contiguous()
     weight = weight.contiguous()
-    out = torch.empty(batch, len(weight), height, width, dtype=_hidden_dtype(x), device=x.device)
-    grid, sizes = _columns(x, FEWEST_TERMS)
+    _, sizes = _columns(x, FEWEST_TERMS)
+    pixels = out.shape[2:].numel()
     sizes |= {
         "OUTPUTS": OUTPUTS,
         "PARTS": triton.cdiv(len(weight), OUTPUTS),
         "PRECISION": _precision(x),
         "HAS_BIAS": bias is not None,
         "FACTOR": _factor(x, out.dtype),
+        "BORDER": border,
     }
     with _on(x):
-        kernels.normalise_project[grid](
+        kernels.normalise_project[len(x) * triton.cdiv(pixels, sizes["PIXELS"]),](
             x, weight, weight if bias is None else bias.contiguous(), out, x.stride(0), x.stride(1), channels,
-            len(weight), height * width, EPS=LAYER_NORM_EPS, **sizes
+            len(weight), pixels, height, width, out.shape[3], EPS=LAYER_NORM_EPS, **sizes
         )  # fmt: skip
     return out
+
+
+def _attend_locally(layer: LocalAttention, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`planar.local_attention`."""
+    batch, channels, height, width = x.shape
+    window, features = layer.window_size, len(layer.squeeze_bias)
+    groups = len(layer.filter_bias) // window**2
+    at_once = min(GROUPS, triton.next_power_of_2(groups))
+    if not x[0, 0].is_contiguous():
+        x = x.contiguous()
+    down, across = triton.cdiv(height, 2), triton.cdiv(width, COLUMNS)
+    hidden: dict[str, Any] = {"dtype": _hidden_dtype(x), "device": x.device}
+    y = torch.empty(batch, len(weight), 2 * down + window - 1, COLUMNS * across + window - 1, **hidden)
+    _normalise_project_into(y, window // 2, x, weight, bias)
+    filtered = torch.empty(batch * down * across, channels, 2 * COLUMNS, **hidden)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    sizes: dict[str, Any] = {
+        "K": window,
+        "FEATURES": features,
+        "SHARE": channels // groups,
+        "TERMS": max(FEWEST_TERMS, triton.next_power_of_2(features + 1)),
+        "GROUPS": at_once,
+        "PASSES": triton.cdiv(groups, at_once),
+        "TAPS": max(FEWEST_TERMS, triton.next_power_of_2(window**2 + window)),
+        "PIXELS": COLUMNS,
+        "PART": FEWEST_TERMS,
+        "PARTS": triton.cdiv(channels, FEWEST_TERMS),
+        "FORMED": _formed(x),
+        "PRECISION": _precision(x),
+        "FACTOR": _factor(x, y.dtype),
+        "ACC": tl.float32,
+    }
+    filters = derived(lambda: _padded_filters(layer, **sizes), layer.filter_weight, layer.filter_bias)
+    with _on(x):
+        kernels.attend_locally[len(filtered),](
+            y, layer.spatial_weight.contiguous(), layer.spatial_bias.contiguous(), filters, layer.proj_out.contiguous(),
+            x, filtered, out, x.stride(0), x.stride(1), channels, groups, height, width, down * across,
+            num_warps=at_once, **sizes
+        )  # fmt: skip
+    return out
+
+
+def _project_then_attend(layer: LocalAttention, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return planar.local_attention(layer, x, weight, bias, project)
+
+
+def _padded_filters(
+    layer: LocalAttention, K: int, FEATURES: int, TERMS: int, GROUPS: int, TAPS: int, **_: Any
+) -> Tensor:
+    """Weights and biases as the kernel takes them."""
+    weight = torch.cat([layer.filter_weight.flatten(1), layer.filter_bias[:, None]], 1).unflatten(0, (-1, K * K))
+    return F.pad(weight, (0, TERMS - FEATURES - 1, K, TAPS - K * K, 0, -len(weight) % GROUPS))
 
 
 def _normalise_then_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
