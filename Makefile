@@ -81,7 +81,7 @@ lint: setup-test
 bench: setup-test
 	$(bin)/python scripts/benchmark_cpu.py --output docs/benchmarks
 
-PARTS ?= tiny large inference training graphs graphs-inference
+PARTS ?= tiny large feed-forward inference training graphs graphs-inference
 bench-gpu: $(gpu_setup)
 	@code=0; for part in $(PARTS); do \
 	  $(gpu_python) scripts/benchmark_gpu.py $$part --append docs/benchmarks/gpu.md || code=$$?; \

@@ -2,6 +2,7 @@
 
 python scripts/benchmark_gpu.py tiny               the layer that Tiny and Light share, in every way
 python scripts/benchmark_gpu.py large              the layer of Large
+python scripts/benchmark_gpu.py feed-forward       the gated feed-forward layer without gradients, in every way
 python scripts/benchmark_gpu.py inference          the nine published networks, SwinIR-light and EDSR: a picture
 python scripts/benchmark_gpu.py training           the same: a training step
 python scripts/benchmark_gpu.py graphs             a training step of Tiny, also by torch.compile and as a CUDA graph
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.ops import dispatch
@@ -92,7 +94,7 @@ NEEDS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=[*LAYERS, *NETWORKS, "needs"])
+    parser.add_argument("part", choices=[*LAYERS, "feed-forward", *NETWORKS, "needs"])
     parser.add_argument("of", nargs="?", choices=list(NEEDS), help="of needs: only report what is missing here")
     parser.add_argument("--append", metavar="FILE", help="write what is printed to the end of this file too")
     parser.add_argument("--rows", metavar="REGEX", default="", help="only rows whose first cells match: 'Tiny x4 ours'")
@@ -102,7 +104,12 @@ def main() -> int:
         return 2
     if args.part == "needs":
         return 0
-    run = functools.partial(benchmark_layer if args.part in LAYERS else benchmark_networks, args.part)
+    run = functools.partial(
+        benchmark_layer if args.part in LAYERS
+        else benchmark_feed_forward if args.part == "feed-forward"
+        else benchmark_networks,
+        args.part,
+    )  # fmt: skip
     chosen = re.compile(args.rows)
     with also_in(args.append):
         started = time.monotonic()
@@ -378,6 +385,45 @@ def measure_layer(function, size: tuple[int, int, int], dtype: torch.dtype, chan
         forward = milliseconds(lambda: function(*inputs))
     backward = milliseconds(differentiate, prepare=lambda: (function(*inputs),))
     return forward, backward, peak_megabytes(lambda: differentiate(function(*inputs)))[0]
+
+
+# The gated feed-forward layer without gradients
+
+
+def benchmark_feed_forward(part: str, chosen: Chosen) -> None:
+    """The next backends choose among their own kernels, as in networks."""
+    print("## The gated feed-forward layer without gradients\n")
+    print("In ms, with frozen weights; in brackets, how many times faster than the plain definition.\n")
+    backends = {"plain definition": "reference", "PyTorch": "torch", "Triton kernels": "triton", "one kernel": "cuda"}
+
+    def rows() -> Iterator[list[str]]:
+        for name, channels, *_ in LAYERS.values():
+            for size in SIZES_OF_LAYERS:
+                bases: dict[str, float] = {}
+                for way, backend in backends.items():
+                    row = [name, "x".join(map(str, size)), way]
+                    if not chosen(row):
+                        continue
+                    for precision, (dtype, tf32) in PRECISIONS.items():
+                        set_tf32(tf32)
+                        with or_a_word(row, len(row) + 1, PATIENCE["layer"]):
+                            ms = measure_feed_forward(backend, size, dtype, channels)
+                            bases.setdefault(precision, ms)
+                            row.append(faster(ms, bases[precision]))
+                    yield row
+
+    print_table(["layer", "size", "way", *PRECISIONS], rows())
+
+
+def measure_feed_forward(backend: str, size: tuple[int, int, int], dtype: torch.dtype, channels: int) -> float:
+    batch, height, width = size
+    layer = on_device(GDFN(channels)).to(dtype).eval()
+    ops.freeze(layer)
+    x = torch.randn(batch, channels, height, width, device=DEVICE, dtype=dtype)
+    with torch.no_grad():
+        compute = functools.partial(dispatch.load(backend).infer, layer.record(), x)
+        compute()
+        return milliseconds(compute)
 
 
 # Whole networks

@@ -11,8 +11,9 @@ counted. Each moves the bytes of its inputs and results once, as if caches held 
 in another order of axes. Memory is the most that tensors hold at once, weights included; the workspace of libraries and
 the fragmentation of the allocator come on top.
 
-With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels. Without, PyTorch computes it. With
-`--triton` the layers have Triton's kernels, each one operator.
+With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels, and so is the gated feed-forward
+layer without gradients. Without, PyTorch computes them. With `--triton` the layers have Triton's kernels, each one
+operator.
 """
 
 import argparse
@@ -34,7 +35,9 @@ from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import Backend, ConvolutionFunctions
+from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions
+from dlgsanet.ops.backends.cuda import feed_forward
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.torch import strip_rows
 
 SMALL = 1 << 16  # tensors of fewer elements are not images
@@ -76,6 +79,11 @@ class Counted(TorchDispatchMode):
         self.bytes += sum(map(bytes_of, read + results))
         self.layout_copies += _copies_layout(func, inputs, results)
         return out
+
+    def start(self, kernel: str, arguments: tuple[Any, ...]) -> None:
+        """Count a kernel that is no operator."""
+        self.operators[kernel] += 1
+        self.bytes += sum(bytes_of(a) for a in arguments if isinstance(a, Tensor))
 
     def hold(self, tensor: Tensor) -> None:
         """Count the memory of a tensor as long as it lives."""
@@ -133,7 +141,7 @@ def main() -> int:
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the network and the image"
     )
     parser.add_argument("--free", type=float, default=80, metavar="GB", help="free memory of the device; default 80")
-    parser.add_argument("--kernels", action="store_true", help="the dynamic convolution is one operator")
+    parser.add_argument("--kernels", action="store_true", help="there are the CUDA kernels, each one operator")
     parser.add_argument("--triton", action="store_true", help="the layers have Triton's kernels")
     parser.add_argument("--reference", action="store_true", help="layers by the plain definition, as before strips")
     parser.add_argument("--unfrozen", action="store_true", help="weights may change; commands freeze them (ops.freeze)")
@@ -163,7 +171,7 @@ def count(
     width, height = map(int, image.split("x"))
     counted = Counted()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_backends(kernels, reference, triton))
+        stack.enter_context(_backends(counted, kernels, reference, triton))
         stack.enter_context(_free_memory(counted, free))
         if triton:
             stack.enter_context(_triton_kernels(counted))
@@ -189,25 +197,34 @@ def count(
 
 
 @contextlib.contextmanager
-def _backends(kernels: bool, reference: bool, triton: bool) -> Iterator[None]:
-    """Only the backends of a GPU; with kernels, the operator of the dynamic convolution stands for them."""
+def _backends(counted: Counted, kernels: bool, reference: bool, triton: bool) -> Iterator[None]:
+    """Only the backends of a GPU; with kernels, one operator stands for each of them."""
     operator = torch.ops.dlgsanet
+
+    class Module:
+        def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
+            counted.start(kernel, arguments)
+
     stand_in = Backend(
         name="cuda",
+        gated_feed_forward=None if reference else LayerFunctions(feed_forward.gated_feed_forward, None),
         fused_dynamic_depthwise_conv=ConvolutionFunctions(
             lambda record, x: operator.fused_dynamic_depthwise_conv(x, *record),
             lambda record, x, grad: operator.fused_dynamic_depthwise_conv_backward(grad, x, *record),
         ),
     )
-    names, load = dispatch.BACKENDS, dispatch.load
+    names, load, load_module = dispatch.BACKENDS, dispatch.load, cuda_modules.load
     layers = [*(["triton"] if triton else []), "torch"] if not reference else ["composed"] if kernels else []
     used = [*(["cuda"] if kernels else []), *layers, "reference"]
     dispatch.BACKENDS = {name: names[name] for name in used}
     dispatch.load = lambda name: stand_in if name == "cuda" else load(name)
+    cuda_modules.load = lambda *instance: Module()
+    feed_forward.plan.cache_clear()
     try:
         yield
     finally:
-        dispatch.BACKENDS, dispatch.load = names, load
+        dispatch.BACKENDS, dispatch.load, cuda_modules.load = names, load, load_module
+        feed_forward.plan.cache_clear()
 
 
 @contextlib.contextmanager
@@ -224,8 +241,7 @@ def _triton_kernels(counted: Counted) -> Iterator[None]:
             return self.launch
 
         def launch(self, *arguments: Any, **sizes: Any) -> None:
-            counted.operators[self.name] += 1
-            counted.bytes += sum(bytes_of(a) for a in arguments if isinstance(a, Tensor))
+            counted.start(self.name, arguments)
 
     class Kernels:
         def __getattr__(self, name: str) -> Kernel:

@@ -1,4 +1,4 @@
-"""Compile the CUDA kernels of the dynamic convolution and print what they take of a GPU, without one.
+"""Compile the CUDA kernels and print what they take of a GPU, without one.
 
 python scripts/kernels_gpu.py                                 Tiny, float32, for sm_80, sm_90 and sm_120
 python scripts/kernels_gpu.py --size Large --dtype bfloat16 --architectures sm_86
@@ -22,11 +22,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.sizes import SIZES, size_options
 from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda, gradients, verdicts
-from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import FusedDynamicConv, tensors_of
@@ -73,7 +74,7 @@ def call(
 
 
 def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, height: int, width: int) -> list[Recorded]:
-    """Every launch of a network's dynamic convolution, forward and backward, with and without tensor cores."""
+    """Every launch of a network's dynamic convolution, in both passes with and without tensor cores, and of GDFN."""
     found: list[Recorded] = []
 
     class Recorder:
@@ -84,7 +85,9 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
             found.append(Recorded(self.instance, kernel, blocks, threads, shared_bytes))
 
     x, convolution = call(size, dtype, batch, height, width, "meta")
+    layer = GDFN(x.shape[1]).to(device="meta", dtype=dtype).record()
     cuda.plan.cache_clear()
+    feed_forward.plan.cache_clear()
     with (
         mock.patch.object(cuda_modules, "load", Recorder),
         mock.patch.object(cuda_modules, "shared_memory_limit", return_value=CARDS[architecture].shared - 1 << 10),
@@ -95,7 +98,11 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
     ):
         cuda.BACKEND.convolve(convolution, x)
         cuda.BACKEND.convolve_backward(convolution, x, x)
+        for kernel in (feed_forward.EXACT, feed_forward.TF32):
+            if not cuda.no_tensor_cores(kernel, dtype, x.device):
+                feed_forward.gated_feed_forward(layer, x, kernel)
     cuda.plan.cache_clear()
+    feed_forward.plan.cache_clear()
     return list(dict.fromkeys(found))
 
 
@@ -218,10 +225,11 @@ def main() -> int:
                 _, log = cuda_modules.compile_instance(launch.instance, architecture, "--ptxas-options=-v")
                 used[launch.instance] = {name: (int(r), int(s)) for name, s, r in COMPILED.findall(log)}
             registers, spilled = used[launch.instance][launch.kernel]
+            kernel = launch.kernel + ", exact" * (("EXACT", 1) in launch.instance.constants)
             held = warps(launch, registers, card)
             at_once = held * 32 // launch.threads * card.multiprocessors
             print(
-                f"| {architecture} | {launch.kernel} | {registers} | {spilled} | {launch.shared_bytes / 1024:.0f} | "
+                f"| {architecture} | {kernel} | {registers} | {spilled} | {launch.shared_bytes / 1024:.0f} | "
                 f"{held} | {launch.blocks} | {launch.blocks / at_once:.1f} |"
             )
     return 0

@@ -58,7 +58,7 @@ from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda
 from dlgsanet.ops.backends import triton as triton_backend
-from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.backends.torch import strip_rows
@@ -386,11 +386,13 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
             mock.patch.object(strip_rows, "free_memory", return_value=FREE_MEMORY),
         ]
     cuda.plan.cache_clear()
+    feed_forward.plan.cache_clear()
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
         yield
     cuda.plan.cache_clear()
+    feed_forward.plan.cache_clear()
 
 
 def record(

@@ -131,6 +131,7 @@ def _kernels(again: bool) -> Iterator[str]:
     from dlgsanet.device import accelerators
     from dlgsanet.ops.backends import cuda
     from dlgsanet.ops.backends.cuda import first_use
+    from dlgsanet.ops.backends.cuda.modules import SCALARS
 
     gpus = [gpu for gpu in accelerators() if gpu.type == "cuda" and not torch.version.hip]
     if not gpus:
@@ -141,7 +142,7 @@ def _kernels(again: bool) -> Iterator[str]:
             yield f"{gpu}: {reason}"
             continue
         for layer in sorted(layers):
-            for dtype in cuda.SCALARS:
+            for dtype in SCALARS:
                 for path, run in cuda.PATHS.items():
                     if reason := cuda.no_tensor_cores(path, dtype, gpu):
                         verdict: object = reason

@@ -10,14 +10,17 @@ import importlib
 import logging
 import os
 from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dlgsanet.device import GPUS
 from dlgsanet.errors import UserError, unknown
-from dlgsanet.ops.backends import NO_LAYER, Backend, gradients
-from dlgsanet.ops.records import OPERATIONS, Convolution, Record
+from dlgsanet.ops.backends import NO_LAYER, Backend, choice, gradients
+from dlgsanet.ops.records import OPERATIONS, Conv3x3, Convolution, Layer, Record
 
 # Modules with an object `BACKEND`, fastest first. The last one supports every call.
 BACKENDS = {
@@ -30,6 +33,7 @@ BACKENDS = {
 }
 
 FOR_GPUS = ("cuda", "triton")
+CODE = (".py", ".cu", ".h")
 
 logger = logging.getLogger("dlgsanet")
 
@@ -52,10 +56,16 @@ def candidates() -> list[str]:
     return names[names.index(choice) :]
 
 
-def explain(record: Record, x: Tensor, training: bool = False) -> list[tuple[str, str | None]]:
-    """The candidates up to the one that supports a call, each with its reason for refusing (None for the last)."""
+def explain(
+    record: Record, x: Tensor, training: bool = False, after: str | None = None
+) -> list[tuple[str, str | None]]:
+    """The candidates up to the one that supports a call, each with its reason for refusing (None for the last).
+
+    after: begin with the candidate after this one.
+    """
     answers: list[tuple[str, str | None]] = []
-    for name in candidates():
+    names = candidates()
+    for name in names[names.index(after) + 1 if after else 0 :]:
         answers.append((name, load(name).refuses(record, x, training)))
         if answers[-1][1] is None:
             return answers
@@ -80,6 +90,28 @@ def select(record: Record, x: Tensor, training: bool = False, backend: str | Non
     slow = gpu and bool(reported)
     _report_once(f"{OPERATIONS[type(record)]} on {device}" if slow else device, name, tuple(reported), slow)
     return load(name)
+
+
+def faster(backend: Backend, layer: Layer | Conv3x3, x: Tensor) -> Backend:
+    """The backend for a layer without gradients: `backend`, or the next one that supports the call if it is faster.
+
+    They are compared and timed once on a card for each class of sizes (`dlgsanet.ops.backends.choice`).
+    """
+    if backend.timed is None:
+        return backend
+    *_, (name, _) = explain(layer, x, after=backend.name)
+    usual = load(name)
+    which = _choice(OPERATIONS[type(layer)], x.device, backend.name, name, *backend.timed(layer, x))
+    pixels = len(x) * x.shape[2:].numel()
+    slower = choice.is_faster(which, pixels, partial(usual.infer, layer, x), partial(backend.infer, layer, x))
+    return usual if slower else backend
+
+
+@functools.cache
+def _choice(operation: str, device: torch.device, first: str, second: str, *key: object) -> choice.Choice:
+    folders = {Path(str(importlib.import_module(BACKENDS[name]).__file__)).parent for name in (first, second)}
+    sources = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in CODE)
+    return choice.Choice(f"{operation} of {first}", device, tuple(sources), (operation, first, second, *key))
 
 
 def because(refused: Iterable[tuple[str, str | None]]) -> str:

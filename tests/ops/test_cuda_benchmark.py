@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import Backend, LayerFunctions
+from dlgsanet.ops.backends.cuda import feed_forward
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.backends.torch import planar
 from tests.conftest import REPOSITORY
 from tests.ops.emulator import COMPILER, EmulatedModule
 from tests.ops.test_cuda_kernels import TOLERANCE, expected_results, fused_arguments, normal, relative_error
 
-PARTS = ["tiny", "large", "inference", "training", "graphs", "graphs-inference"]
+PARTS = ["tiny", "large", "feed-forward", "inference", "training", "graphs", "graphs-inference"]
 
 
 def benchmark_gpu():
@@ -182,7 +186,23 @@ def test_layers(on_cpu, monkeypatch, capsys, tmp_path, part):
 
 
 @pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
-@pytest.mark.parametrize("part", [pytest.param(p, marks=[pytest.mark.long] * (p == "graphs")) for p in PARTS[2:]])
+def test_the_feed_forward_layer(on_cpu, monkeypatch, capsys):
+    backends = {"triton": planar.gated_feed_forward, "cuda": feed_forward.gated_feed_forward}
+    stand_ins = {name: Backend(name, gated_feed_forward=LayerFunctions(f, None)) for name, f in backends.items()}
+    load = dispatch.load
+    monkeypatch.setattr(dispatch, "load", lambda name: stand_ins.get(name) or load(name))
+    monkeypatch.setattr(on_cpu, "LAYERS", {"tiny": ("Tiny and Light", 4, 0, 0)})
+    monkeypatch.setattr(on_cpu, "PRECISIONS", {"fp32": (torch.float32, False), "bf16": (torch.bfloat16, False)})
+    feed_forward.plan.cache_clear()
+    assert run(on_cpu, monkeypatch, "feed-forward") == 0
+    feed_forward.plan.cache_clear()
+    rows = table(capsys.readouterr().out)
+    assert [row["way"] for row in rows] == 2 * ["plain definition", "PyTorch", "Triton kernels", "one kernel"]
+    assert {row[precision] for row in rows for precision in ("fp32", "bf16")} == {"1.000 (1.00)"}
+
+
+@pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+@pytest.mark.parametrize("part", [pytest.param(p, marks=[pytest.mark.long] * (p == "graphs")) for p in PARTS[3:]])
 def test_networks(on_cpu, monkeypatch, capsys, part):
     fewer = {name: on_cpu.PRECISIONS[name] for name in ("fp32", "bf16")}  # two are enough to see, and both compile
     monkeypatch.setattr(on_cpu, "PRECISIONS", fewer)

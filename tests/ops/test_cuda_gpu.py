@@ -15,9 +15,10 @@ from torch import Tensor
 
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import choice, cuda, reference, triton, verdicts
-from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import feed_forward, first_use
 from dlgsanet.ops.backends.torch import planar
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
@@ -335,6 +336,44 @@ def test_local_attention_in_one_triton_kernel_follows_the_definition(channels, d
     assert (got.cpu().double() - want).abs().max() <= most * want.abs().max()
 
 
+FEED_FORWARD = [feed_forward.EXACT, feed_forward.TF32]
+
+
+@pytest.mark.parametrize(("channels", "half"), [(48, 96), (90, 180), (4, 3), (96, 50), (61, 17)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(2, 61, 64), (1, 37, 33), (3, 1, 1)], ids=str)
+def test_the_feed_forward_layer_in_one_kernel_follows_the_reference(channels, half, dtype, size):
+    call = calls.feed_forward(size, channels, half, seed=1).map(lambda t: t.to(dtype))
+    want = reference.BACKEND.infer(*call.map(Tensor.double)[:2])
+    record, x, _ = call.map(Tensor.cuda)
+    for kernel in FEED_FORWARD[dtype != torch.float32 :]:
+        got, again = (feed_forward.gated_feed_forward(record, x, kernel) for _ in range(2))
+        most = verdicts.TENSOR_CORE_TOLERANCE if kernel == feed_forward.TF32 else 2 * TOLERANCE[dtype]
+        assert relative_error((got.cpu(),), (want,)) <= max(most, TOLERANCE[dtype])
+        assert torch.equal(got, again)
+
+
+@pytest.mark.parametrize("lower", [False, True], ids=["float32", "autocast"])
+def test_the_feed_forward_layer_is_chosen_and_captured(monkeypatch, tmp_path, lower):
+    """The faster of the kernel and the next backend; where nothing is timed, the kernel is captured and replayed."""
+    monkeypatch.setattr(dispatch, "BACKENDS", WITH_LAYERS)
+    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    layer, x = GDFN(48).cuda().eval(), torch.randn(1, 48, 90, 160, device="cuda")
+    ops.freeze(layer)
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=lower):
+        want = reference.BACKEND.infer(layer.record(), x)
+        for faster in (IS_FASTER, lambda *call: False):
+            monkeypatch.setattr(choice, "is_faster", faster)
+            torch.testing.assert_close(layer(x), want, rtol=2e-2, atol=2e-2)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = layer(x)
+        x.normal_()
+        graph.replay()
+        assert torch.equal(out, layer(x))
+
+
 def test_triton_gradients_are_the_same_every_time():
     call = calls.one_of_each((2, 40, 50))["gated_feed_forward, training"].map(Tensor.cuda)
     first, second = (calls.results(triton.BACKEND, call) for _ in range(2))
@@ -355,6 +394,12 @@ def test_compute_sanitizer_finds_nothing(tool):
         "    for dtype in torch.float32, torch.bfloat16:\n"  # on FMA units, and on tensor cores
         "        results('fused_dynamic_depthwise_conv', fused_arguments(shape, dtype))\n"
         "        results('dynamic_depthwise_conv', plain_arguments(shape, dtype))\n"
+        "from dlgsanet.ops.backends.cuda import feed_forward\n"
+        "from tests.ops import calls\n"
+        "for size in (1, 9, 17), (2, 8, 16):\n"
+        "    record, x, _ = calls.feed_forward(size, 13, 21, seed=1).map(torch.Tensor.cuda)\n"
+        "    for kernel in feed_forward.EXACT, feed_forward.TF32:\n"
+        "        feed_forward.gated_feed_forward(record, x, kernel)\n"
         "print('ran to its end')\n"
     )
     done = subprocess.run(

@@ -29,7 +29,7 @@ class LayerFunctions(Generic[L]):
     """The functions of a backend for a layer. They take the record and x [B, C, H, W] and return the layer's result."""
 
     infer: Callable[[L, Tensor], Tensor]  # without gradients
-    train: Callable[[L, Tensor], Tensor]  # differentiable by autograd
+    train: Callable[[L, Tensor], Tensor] | None  # differentiable by autograd; None: the next backend's function is used
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Backend:
         add_convolution: adds a convolution of x, the second argument, to the third argument in place, without
             gradients.
         bounds_memory: layers without gradients need little memory but for the tensor [B, C, H, W] that they return.
+        timed: what the time of a layer without gradients depends on, apart from the card, the code and the number of
+            pixels. The layer is then used where it is faster than that of the next backend; None: always.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Backend:
     fused_dynamic_depthwise_conv: ConvolutionFunctions[FusedDynamicConv] | None = None
     feature_maps: int = 18
     bounds_memory: bool = False
+    timed: Callable[[Any, Tensor], tuple[object, ...]] | None = None
 
     def functions(self, kind: type) -> Any:
         """The `LayerFunctions` or `ConvolutionFunctions` for a type of record, or None."""
@@ -77,7 +80,8 @@ class Backend:
 
     def refuses(self, record: Record, x: Tensor, training: bool = False) -> str | None:
         """A short reason why this backend does not support a call, or None; training: gradients will be needed."""
-        if self.functions(type(record)) is None:
+        functions = self.functions(type(record))
+        if functions is None or (training and isinstance(functions, LayerFunctions) and functions.train is None):
             return NO_LAYER
         return self.unsuited(record, x, training)
 

@@ -108,22 +108,23 @@ class LastBlocks(EmulatedModule):
 
 def _value(argument: "Guarded | Tensor | int | None"):
     if isinstance(argument, int):
-        return ctypes.c_int(argument)
+        return ctypes.c_longlong(argument)  # its first four bytes are the same number as an int
     return ctypes.c_void_p(None if argument is None else argument.data_ptr())
 
 
 class Guarded:
-    """A copy of a tensor's memory between two bands of bytes that are NaN in every dtype."""
+    """A copy of a tensor between two bands of bytes that are NaN in every dtype, as are gaps between its numbers."""
 
     def __init__(self, tensor: Tensor):
-        assert tensor.is_contiguous()
         self.tensor = tensor
-        size = tensor.numel() * tensor.element_size()
+        count = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        size = count * tensor.element_size()
         misalignment = tensor.data_ptr() % 64
         self.memory = torch.full((64 + misalignment + size + 2 * GUARD_BYTES,), 0xFF, dtype=torch.uint8)
         start = -self.memory.data_ptr() % 64 + misalignment + GUARD_BYTES
-        self.inside = self.memory[start : start + size]
-        self.inside.copy_(tensor.detach().view(-1).view(torch.uint8))
+        inside = self.memory[start : start + size].view(tensor.dtype)
+        self.inside = inside.as_strided(tensor.shape, tensor.stride(), inside.storage_offset())
+        self.inside.copy_(tensor.detach())
         self.bands = (self.memory[:start], self.memory[start + size :])
 
     def data_ptr(self) -> int:
@@ -132,4 +133,4 @@ class Guarded:
     def put_back(self, kernel: str) -> None:
         if any((band != 0xFF).any() for band in self.bands):
             raise RuntimeError(f"{kernel} writes outside of a tensor {list(self.tensor.shape)}")
-        self.tensor.data.view(-1).view(torch.uint8).copy_(self.inside)  # .data: unseen by autograd, as on a GPU
+        self.tensor.data.copy_(self.inside)  # .data: unseen by autograd, as on a GPU

@@ -182,8 +182,9 @@ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned
   memcpy(warp[lane], a, sizeof a);
   memcpy(warp[lane] + 4, b, sizeof b);
   wait_for(kWarp);
-  auto value = [](unsigned bits) {
+  auto value = [](unsigned bits) {  // its bits below TF32 are ignored
     float f;
+    bits &= 0xffffe000u;
     memcpy(&f, &bits, 4);
     return f;
   };
@@ -200,6 +201,10 @@ inline unsigned to_tf32(float value) {
   memcpy(&bits, &value, 4);
   return (bits + 0x1000u) & 0xffffe000u;
 }
+
+inline float rsqrtf(float value) { return 1 / sqrtf(value); }
+inline float approximate_reciprocal(float value) { return 1 / value; }
+inline float approximate_exp2(float value) { return exp2f(value); }
 
 inline float __uint_as_float(unsigned bits) {
   float value;

@@ -1,4 +1,4 @@
-"""The dynamic depth-wise convolution on NVIDIA GPUs, by the CUDA kernels in `kernels/`.
+"""The dynamic convolution and the gated feed-forward layer on NVIDIA GPUs, by the CUDA kernels in `kernels/`.
 
 The fused kernels form filters from z in registers and never write them to memory. The sources describe the design.
 """
@@ -6,21 +6,20 @@ The fused kernels form filters from z in registers and never write them to memor
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dlgsanet.ops import tf32
-from dlgsanet.ops.backends import Backend, ConvolutionFunctions, choice
-from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends import NO_LAYER, Backend, ConvolutionFunctions, LayerFunctions, choice
+from dlgsanet.ops.backends.cuda import feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.first_use import Use
-from dlgsanet.ops.backends.cuda.modules import Instance, Module
-from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, Record, tensors_of
+from dlgsanet.ops.backends.cuda.modules import SCALARS, Instance, Launch, Module
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, GatedFeedForward, Record, tensors_of
 
 WINDOW_SIZES = (3, 5, 7, 9)
-SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
 
 # The kernels get these numbers, and those that follow from them, from the compiler's command line.
 
@@ -53,23 +52,31 @@ TWO_BLOCKS_FROM = 128 << 10  # with this many bytes of shared memory, two blocks
 FORWARD_MMA, BACKWARD_MMA = "fused forward on tensor cores", "fused backward on tensor cores"
 
 
-def unsuited(convolution: Record, x: Tensor, training: bool) -> str | None:
+def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
+    if isinstance(record, GatedFeedForward):
+        # Where it is not used, the next backend's kernels for the layer are, and no reason is reported.
+        return None if feed_forward.takes(record, x) and not _unsuited(record, x, training) else NO_LAYER
+    return _unsuited(record, x, training)
+
+
+def _unsuited(record: Record, x: Tensor, training: bool) -> str | None:
     if x.device.type != "cuda" or torch.version.hip:
         return "it needs an NVIDIA GPU"
-    tensors = [x, *tensors_of(convolution)]
+    tensors = [x, *tensors_of(record)]
     if any(t.device != x.device for t in tensors):
         return "the tensors are on several devices"
     if not all(t.numel() for t in tensors):
         return "a tensor is empty"
     if x.dtype not in SCALARS:
         return f"it has no kernels for {x.dtype}"
-    assert isinstance(convolution, DynamicConv | FusedDynamicConv)
-    window_size = convolution.filters.shape[2] if isinstance(convolution, DynamicConv) else convolution.window_size
-    if window_size not in WINDOW_SIZES:
-        return f"its windows are {', '.join(map(str, WINDOW_SIZES))} wide, not {window_size}"
+    assert isinstance(record, DynamicConv | FusedDynamicConv | GatedFeedForward)
+    if not isinstance(record, GatedFeedForward):
+        window_size = record.filters.shape[2] if isinstance(record, DynamicConv) else record.window_size
+        if window_size not in WINDOW_SIZES:
+            return f"its windows are {', '.join(map(str, WINDOW_SIZES))} wide, not {window_size}"
     if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
         return "the tensors are of a subclass"
-    return unusable(x.device) or refused_kernels(convolution, x, training)
+    return unusable(x.device) or refused_kernels(record, x, training)
 
 
 @functools.cache
@@ -90,8 +97,14 @@ def unusable(device: torch.device) -> str | None:
     return None
 
 
-def refused_kernels(convolution: DynamicConv | FusedDynamicConv, x: Tensor, training: bool) -> str | None:
-    """Why the kernels for a call failed at their first use on this GPU, or None."""
+def refused_kernels(
+    convolution: DynamicConv | FusedDynamicConv | GatedFeedForward, x: Tensor, training: bool
+) -> str | None:
+    """Why the kernels for a call are not used, or failed at their first use on this GPU, or None."""
+    if isinstance(convolution, GatedFeedForward):
+        path = feed_forward.path(x)
+        use = Use(path, x.dtype, (x.shape[1],), x.device)
+        return no_tensor_cores(path, x.dtype, x.device) or first_use.refused(use, PATHS[path])
     if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(FORWARD_MMA, convolution, x):
         return None
     kind = "plain" if isinstance(convolution, DynamicConv) else "fused"
@@ -106,7 +119,7 @@ def _use(path: str, convolution: DynamicConv | FusedDynamicConv, x: Tensor) -> U
     else:
         window, features = convolution.window_size, convolution.z.shape[1]
         groups = convolution.weight.shape[0] // window**2
-    return Use(path, x.dtype, window, channels // groups, features, x.device)
+    return Use(path, x.dtype, (window, channels // groups, features), x.device)
 
 
 def dynamic_depthwise_conv(convolution: DynamicConv, x: Tensor) -> Tensor:
@@ -203,15 +216,19 @@ PATHS: dict[str, first_use.Run] = {
     FORWARD_MMA: lambda convolution, x, grad: (_fused_forward(convolution, x, True),),
     "fused backward": lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: False),
     BACKWARD_MMA: lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: True),
+    feed_forward.EXACT: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.EXACT),),
+    feed_forward.TF32: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.TF32),),
 }
 
 BACKEND = Backend(
     name="cuda",
     unsuited=unsuited,
+    gated_feed_forward=LayerFunctions(feed_forward.gated_feed_forward, None),
     dynamic_depthwise_conv=ConvolutionFunctions(dynamic_depthwise_conv, dynamic_depthwise_conv_backward),
     fused_dynamic_depthwise_conv=ConvolutionFunctions(
         fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward
     ),
+    timed=feed_forward.timed,
 )
 
 
@@ -241,9 +258,10 @@ def _on_tensor_cores(path: str, convolution: FusedDynamicConv, x: Tensor) -> boo
 
 def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why a kernel of `PATHS` is never used for a dtype on a GPU, or None."""
-    if path.endswith("tensor cores") and (dtype == torch.float64 or cuda_modules.capability(device) < (8, 0)):
+    needed = path.endswith("tensor cores") or path.startswith("gated")
+    if needed and (dtype == torch.float64 or cuda_modules.capability(device) < (8, 0)):
         return "not used: float64 has no tensor cores" if dtype == torch.float64 else "not used: needs sm_80 or later"
-    return None
+    return "not used: TF32 is exact enough" if path == feed_forward.EXACT and dtype != torch.float32 else None
 
 
 def _parts(channels: int) -> tuple[int, int]:
@@ -264,20 +282,6 @@ def _vectorized(*images: Tensor) -> bool:
 def _passes(count: int, at_most: int) -> int:
     """Size of each pass when `count` is divided into as few equal passes of at most `at_most` as possible."""
     return math.ceil(count / math.ceil(count / at_most))
-
-
-class Launch(NamedTuple):
-    """A launch of a kernel, apart from its tensors. `sizes` are the arguments after them."""
-
-    module: Module
-    kernel: str
-    blocks: int
-    threads: int
-    shared_bytes: int
-    sizes: tuple[int, ...]
-
-    def __call__(self, *tensors: Tensor | None) -> None:
-        self.module.launch(self.kernel, self.blocks, self.threads, self.shared_bytes, *tensors, *self.sizes)
 
 
 class _Plan:

@@ -19,7 +19,7 @@ from dlgsanet.ops.backends.verdicts import (
     largest_difference,
     warn,
 )
-from dlgsanet.ops.records import Convolution, DynamicConv, FusedDynamicConv
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, GatedFeedForward, Record
 
 # (batch, height, width): rows that can be moved in whole quads and ragged tiles, and rows that cannot.
 SIZES = [(1, 27, 20), (2, 9, 35)]
@@ -30,16 +30,17 @@ class Use(NamedTuple):
 
     path: str  # a key of `cuda.PATHS`
     dtype: torch.dtype
-    window: int
-    channels: int  # that share a filter
-    features: int  # of z; 0 if filters are given
+    # (window, channels that share a filter, features of z or 0) of a convolution, (channels,) of the feed-forward layer
+    sizes: tuple[int, ...]
     device: torch.device
 
 
 def use_of(path: str, dtype: torch.dtype, layer: tuple[int, int, int, int], device: torch.device) -> Use:
-    """The use of a kernel by a layer: (channels, groups, features, window)."""
+    """The use of a kernel by a network with these layers: (channels, groups, features, window)."""
     channels, groups, features, window = layer
-    return Use(path, dtype, window, channels // groups, 0 if path.startswith("plain") else features, device)
+    if path.startswith("gated"):
+        return Use(path, dtype, (channels,), device)
+    return Use(path, dtype, (window, channels // groups, 0 if path.startswith("plain") else features), device)
 
 
 Run = Callable[[Any, Tensor, Tensor], tuple[Tensor, ...]]  # (record, x, gradient of the result)
@@ -63,7 +64,7 @@ def examine(use: Use, run: Run, again: bool = False) -> Verdict:
     """
     cuda_modules.require_no_capture()
     name = f"{use.path} in {str(use.dtype).removeprefix('torch.')}"
-    most = max(TOLERANCE[use.dtype], TENSOR_CORE_TOLERANCE if use.path.endswith("tensor cores") else 0)
+    most = max(TOLERANCE[use.dtype], TENSOR_CORE_TOLERANCE if use.path.endswith(("tensor cores", "TF32")) else 0)
     sources = (*cuda_modules.sources(), *sorted(Path(__file__).parent.glob("*.py")))
     kernels = Kernels(name, use.device, most, sources, (*use[:-1], cuda_modules.compiler_version()))
     return verdicts.examine(kernels, lambda: _difference(use, run), again)
@@ -74,35 +75,46 @@ def _difference(use: Use, run: Run) -> float:
     worst = 0.0
     with autocast.off(use.device.type):
         for batch, height, width in SIZES:
-            convolution, x, grad = _random_call(use, batch, height, width)
-            actual = run(_map(convolution, lambda t: t.to(use.device)), x.to(use.device), grad.to(use.device))
-            exact = _map(convolution, Tensor.double)
+            record, x, grad = _random_call(use, batch, height, width)
+            actual = run(_map(record, lambda t: t.to(use.device)), x.to(use.device), grad.to(use.device))
+            exact = _map(record, Tensor.double)
             expected = _reference(exact, x.double(), grad.double(), backward="backward" in use.path)
             worst = max(worst, largest_difference(actual, expected))
     return worst
 
 
-def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Convolution, Tensor, Tensor]:
-    """A convolution of two groups, x, and a gradient of the result, on the CPU."""
-    generator, groups, taps = torch.Generator().manual_seed(0), 2, use.window**2
+def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record, Tensor, Tensor]:
+    """A convolution of two groups or a layer, x, and a gradient of the result, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, dtype: torch.dtype = use.dtype) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    x, grad = (random(batch, groups * use.channels, height, width) for _ in range(2))
-    if not use.features:
-        return DynamicConv(random(batch, groups, use.window, use.window, height, width)), x, grad
+    if use.path.startswith("gated"):
+        (channels,) = use.sizes
+        hidden, x = 2 * channels, random(batch, channels, height, width)
+        proj_in, proj_out = random(2 * hidden, channels, 1, 1), random(channels, hidden, 1, 1)
+        norm = random(channels), random(channels)
+        record = GatedFeedForward(*norm, proj_in / channels**0.5, random(2 * hidden, 1, 3, 3) / 3, proj_out)
+        return record._replace(proj_out=proj_out / hidden**0.5), x, x
+    (window, channels, features), groups = use.sizes, 2
+    taps = window**2
+    x, grad = (random(batch, groups * channels, height, width) for _ in range(2))
+    if not features:
+        return DynamicConv(random(batch, groups, window, window, height, width)), x, grad
     wide = reference.accumulation_dtype(use.dtype)
-    weight = random(groups * taps, use.features, dtype=wide) / use.features**0.5
+    weight = random(groups * taps, features, dtype=wide) / features**0.5
     bias = random(groups * taps, dtype=wide)
-    return FusedDynamicConv(random(batch, use.features, height, width), weight, bias, use.window), x, grad
+    return FusedDynamicConv(random(batch, features, height, width), weight, bias, window), x, grad
 
 
-def _map(convolution: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    return convolution._make(function(f) if isinstance(f, Tensor) else f for f in convolution)
+def _map(record: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    return record._make(function(f) if isinstance(f, Tensor) else f for f in record)
 
 
-def _reference(convolution: Convolution, x: Tensor, grad: Tensor, backward: bool) -> tuple[Tensor, ...]:
+def _reference(record: Any, x: Tensor, grad: Tensor, backward: bool) -> tuple[Tensor, ...]:
+    if isinstance(record, GatedFeedForward):
+        return (reference.BACKEND.infer(record, x),)
     if backward:
-        return reference.BACKEND.convolve_backward(convolution, x, grad)
-    return (reference.BACKEND.convolve(convolution, x),)
+        return reference.BACKEND.convolve_backward(record, x, grad)
+    return (reference.BACKEND.convolve(record, x),)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from dlgsanet.ops.backends.verdicts import keep, kept_path
 
 KERNELS = Path(__file__).parent / "kernels"
 LANGUAGE = "--std=c++17"
+SCALARS = {torch.float32: "float", torch.float64: "double", torch.float16: "Half", torch.bfloat16: "BFloat16"}
 SHARED_BYTES_UNASKED = 48 << 10  # every block may have this many; more must be requested from the driver
 
 
@@ -147,6 +148,20 @@ class Module:
         self._driver.launchKernel(
             function.ptr, blocks, 1, 1, threads, 1, 1, shared_bytes, stream, ctypes.addressof(addresses), 0
         )
+
+
+class Launch(NamedTuple):
+    """A launch of a kernel, apart from its tensors. `sizes` are the arguments after them."""
+
+    module: Module
+    kernel: str
+    blocks: int
+    threads: int
+    shared_bytes: int
+    sizes: tuple[int, ...]
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        self.module.launch(self.kernel, self.blocks, self.threads, self.shared_bytes, *tensors, *self.sizes)
 
 
 @functools.cache

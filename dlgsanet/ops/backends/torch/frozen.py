@@ -29,14 +29,14 @@ def is_frozen(network: torch.nn.Module) -> bool:
     return all(hasattr(parameter, KEPT) for parameter in network.parameters())
 
 
-def derived(make: Callable[[], T], *tensors: Tensor) -> T:
-    """``make()``, outside autocast, or what it gave before if `freeze` was called and the tensors are the same."""
+def derived(make: Callable[[], T], *tensors: Tensor, key: object = None) -> T:
+    """``make()``, outside autocast, or what it gave before if `freeze` was called, and tensors and key are the same."""
     first = tensors[0]
     kept: dict[str, Any] | None = None if torch.is_grad_enabled() else getattr(first, KEPT, None)
     if kept is None:
         with autocast.off(first.device.type):
             return make()
-    state = [(t.data_ptr(), t._version, t.dtype, t.device) for t in tensors]
+    state = [key, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)]
     if kept.get("state") != state:
         with autocast.off(first.device.type):
             kept.update(state=state, result=make())

@@ -58,3 +58,10 @@ __device__ __forceinline__ void narrow(float value, float& to) { to = value; }
 __device__ __forceinline__ void narrow(double value, double& to) { to = value; }
 __device__ __forceinline__ void narrow(float value, Half& to) { to.bits = float_to_half(value); }
 __device__ __forceinline__ void narrow(float value, BFloat16& to) { to.bits = float_to_bfloat16(value); }
+
+// The shared memory of a block, as numbers of the type Accumulator.
+#ifndef SHARED_MEMORY  // the tests' emulator defines its own
+#define SHARED_MEMORY(name)                                     \
+  extern __shared__ __align__(16) unsigned char shared_bytes[]; \
+  Accumulator* name = reinterpret_cast<Accumulator*>(shared_bytes)
+#endif

@@ -44,12 +44,6 @@ struct alignas(kQuad * sizeof(T) > VECTOR_BYTES ? VECTOR_BYTES : kQuad * sizeof(
   T v[kQuad];
 };
 
-#ifndef SHARED_MEMORY  // the tests' emulator defines its own
-#define SHARED_MEMORY(name)                                     \
-  extern __shared__ __align__(16) unsigned char shared_bytes[]; \
-  Accumulator* name = reinterpret_cast<Accumulator*>(shared_bytes)
-#endif
-
 struct Image {
   int height, width;
   bool vectorized;  // every row of every plane starts at an address from which a quad can be loaded at once

@@ -1,0 +1,327 @@
+"""The gated feed-forward layer's CUDA kernel without a GPU: in the emulator against float64, and how it is chosen."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dlgsanet import ops
+from dlgsanet.archs.feed_forward import GDFN
+from dlgsanet.ops import autocast, dispatch
+from dlgsanet.ops.backends import NO_LAYER, choice, composed, cuda, reference, verdicts
+from dlgsanet.ops.backends import torch as strips
+from dlgsanet.ops.backends.cuda import feed_forward, first_use
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from tests.archs.golden_network import golden_network
+from tests.archs.test_golden import CASES
+from tests.ops import calls
+from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
+from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, sparse, sparse_image
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+
+TF32_TOLERANCE = 1e-3  # of a projection of products of 11 bits, filtered, gated and projected again
+RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
+
+
+@pytest.fixture
+def emulate(monkeypatch):
+    """Run launches in the emulator, with an order of the threads, and without a barrier ("file:line")."""
+
+    def use(order: str = "ascending", without_barrier: str = "") -> None:
+        feed_forward.plan.cache_clear()
+        monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
+
+    use()
+    yield use
+    feed_forward.plan.cache_clear()
+
+
+def check(call: calls.Call, dtype: torch.dtype = torch.float32, layout: Callable[[Tensor], Tensor] = lambda t: t):
+    """Both kernels give what the reference gives in float64."""
+    record, x, _ = call.map(lambda t: t.to(dtype))
+    exact, wide = record._make(t.double() for t in record), x.double()
+    with torch.no_grad():
+        expected = reference.BACKEND.infer(exact, wide)
+        for kernel in (feed_forward.EXACT, feed_forward.TF32):
+            if kernel == feed_forward.EXACT and dtype != torch.float32:
+                continue
+            out = feed_forward.gated_feed_forward(record, layout(x), kernel)
+            assert out.dtype == dtype
+            most = max(TOLERANCE[dtype], TF32_TOLERANCE if kernel == feed_forward.TF32 else 0)
+            assert relative_error((out,), (expected,)) <= most, kernel
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_kernel_follows_the_reference(emulate, order):
+    emulate(order)
+    check(calls.feed_forward(RAGGED, channels=13, half=21, seed=1))
+
+
+@pytest.mark.parametrize("channels", [48, 90])
+def test_published_channels(emulate, channels):
+    check(calls.feed_forward((1, 3, 5), channels, 20, seed=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_16_bits(emulate, dtype):
+    check(calls.feed_forward((2, 9, 6), channels=13, half=5, seed=3), dtype)
+
+
+@settings(deadline=None, max_examples=5)
+@given(
+    size=st.tuples(st.integers(1, 2), st.integers(1, 18), st.integers(1, 34)),
+    channels=st.sampled_from([1, 8, 13, 25]),  # each is compiled
+    half=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+def test_any_size(size, channels, half, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        feed_forward.plan.cache_clear()
+        patch.setattr(cuda_modules, "load", lambda instance, device: EmulatedModule(instance, "shuffled"))
+        check(calls.feed_forward(size, channels, half, seed))
+    feed_forward.plan.cache_clear()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("channels", "half"), [(48, 96), (90, 180), (96, 33), (60, 120)])
+@pytest.mark.parametrize("size", [(1, 27, 20), (2, 9, 35), (1, 1, 50)], ids=str)
+def test_every_size_and_dtype(emulate, size, channels, half, dtype, order):
+    emulate(order)
+    check(calls.feed_forward(size, channels, half, seed=4), dtype)
+
+
+def strip(x: Tensor) -> Tensor:
+    """Rows of a taller image."""
+    tall = torch.full((*x.shape[:2], x.shape[2] + 3, x.shape[3]), torch.nan)
+    tall[:, :, 2:-1] = x
+    return tall[:, :, 2:-1]
+
+
+def misaligned(x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("width", [6, 7])
+@pytest.mark.parametrize("layout", [strip, misaligned, channels_last])
+def test_any_memory_layout(emulate, layout, width):
+    call = calls.feed_forward((2, 4, width), channels=13, half=5, seed=5)
+    assert layout(call.x).data_ptr() % 8 or layout(call.x).stride() != call.x.stride()
+    check(call, layout=layout)
+
+
+@pytest.mark.parametrize("place", barriers(of_layers=True))
+def test_a_missing_barrier_is_caught(emulate, place):
+    for order in ORDERS:
+        emulate(order, without_barrier=place)
+        try:
+            check(calls.feed_forward(RAGGED, channels=13, half=21, seed=1))
+        except AssertionError:
+            return
+    pytest.fail("no result changed")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's sparse memory")
+def test_images_of_over_2_31_pixels(emulate, monkeypatch):
+    """The last tiles of a plane of 2.2e9 pixels are right."""
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: LastBlocks(instance, "ascending"))
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: sparse(*shape, dtype=dtype))
+    record = calls.feed_forward((1, 1, 1), channels=2, half=3, seed=6).record
+    record = record._make(t.half() for t in record)
+    x = sparse_image(2, 50408, 42888, corner=80)
+    assert x[0, 0].numel() > 2**31
+    with torch.no_grad():
+        out = feed_forward.gated_feed_forward(record, x)[..., -7:, -7:]
+        corner = x[..., -80:, -80:].double()
+        expected = reference.BACKEND.infer(record._make(t.double() for t in record), corner)[..., -7:, -7:]
+    assert relative_error((out,), (expected,)) <= TOLERANCE[torch.float16]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_golden_networks(emulate, monkeypatch, path):
+    """Whole networks in float32 with the kernel."""
+    kernels = dataclasses.replace(cuda.BACKEND, unsuited=lambda *call: None, timed=None)
+    kernels = dataclasses.replace(kernels, dynamic_depthwise_conv=None, fused_dynamic_depthwise_conv=None)
+    monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "composed")})
+    monkeypatch.setattr(dispatch, "load", lambda name: kernels if name == "cuda" else composed.BACKEND)
+    case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
+    network = golden_network(case).float().eval()
+    with torch.no_grad():
+        sample = network(torch.from_numpy(golden["input"]).float()).double().flatten()[::11].numpy()
+    assert np.abs(sample - golden["output_eval_sample"]).max() <= 1e-5 * sample.std()
+
+
+# How it is chosen
+
+
+@pytest.fixture
+def card(monkeypatch, tmp_path):
+    """The CUDA and the torch backend on the CPU, as on a card on which the kernel was not used. It takes 2 ms of 3."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
+    monkeypatch.setattr(verdicts, "describe_card", lambda device: ("A card (sm_86)", "12.9"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(cuda, "_unsuited", cuda.refused_kernels)
+    monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "torch")})
+    monkeypatch.setattr(choice, "_on_gpu", lambda device: True)
+    monkeypatch.setattr(first_use, "SIZES", [(1, 3, 4)])
+    card = Card()
+    for name, backend in (("cuda", cuda.BACKEND), ("torch", strips.BACKEND)):
+        infer = card.recorded(name, backend.gated_feed_forward.infer)
+        layer = dataclasses.replace(backend.gated_feed_forward, infer=infer)
+        card.backends[name] = dataclasses.replace(backend, gated_feed_forward=layer)
+    monkeypatch.setattr(dispatch, "load", card.backends.get)
+    monkeypatch.setattr(choice, "milliseconds", card.milliseconds)
+    card.restart()
+    yield card
+    card.restart()
+
+
+class Card:
+    def __init__(self):
+        self.ran: list[str] = []
+        self.times = {"cuda": 2.0, "torch": 3.0}
+        self.backends = {}
+
+    def recorded(self, name, infer):
+        def run(layer, x):
+            self.ran.append(name)
+            return infer(layer, x)
+
+        return run
+
+    def milliseconds(self, run, device):
+        run()
+        return self.times[self.ran[-1]]
+
+    def restart(self):
+        """As in a new process."""
+        feed_forward.plan.cache_clear()
+        first_use._verdict.cache_clear()
+        choice._chosen.clear()
+        dispatch._choice.cache_clear()
+        dispatch._report_once.cache_clear()
+
+    def computes(self, call: calls.Call) -> str:
+        """The backend whose result `ops.apply` returns."""
+        with torch.no_grad():
+            out = ops.apply(call.record, call.x)
+            torch.testing.assert_close(out, strips.BACKEND.infer(call.record, call.x), rtol=1e-2, atol=1e-2)
+        return self.ran[-1]
+
+
+def small(height: int = 3, **other) -> calls.Call:
+    return calls.feed_forward((1, height, 4), channels=4, half=3, seed=7, **other)
+
+
+def never(*arguments):
+    raise AssertionError("it is run again")
+
+
+def test_the_faster_way_is_used_and_timed_once_per_card(emulate, card, monkeypatch):
+    assert card.computes(small()) == "cuda"
+    card.times["cuda"] = 4
+    card.restart()
+    assert card.computes(small()) == "cuda"  # as kept on disk
+    assert card.computes(small(height=12)) == "torch"  # another class of sizes
+    monkeypatch.setattr(choice, "milliseconds", never)
+    assert card.computes(small(height=12)) == "torch"
+
+
+def test_weights_that_are_frozen_have_times_of_their_own(emulate, card):
+    assert card.computes(small()) == "cuda"
+    card.times["cuda"] = 4
+    layer = GDFN(4, 0.75).eval()
+    ops.freeze(layer)
+    assert card.computes(calls.Call(layer.record(), small().x)) == "torch"
+
+
+@pytest.mark.parametrize(
+    "state", ["torch.are_deterministic_algorithms_enabled", "dlgsanet.ops.backends.choice._in_capture"]
+)
+def test_what_may_not_be_timed_runs_as_before(emulate, card, monkeypatch, state):
+    monkeypatch.setattr(state, lambda *_: True)
+    assert card.computes(small()) == "torch"
+
+
+def test_training_is_left_to_the_next_backend(emulate, card):
+    call = small()
+    assert dispatch.select(call.record, call.x, training=True) is card.backends["torch"]
+    assert dispatch.explain(call.record, call.x, training=True)[0] == ("cuda", NO_LAYER)
+
+
+def test_a_kernel_that_disagrees_is_refused_with_a_warning(emulate, card, monkeypatch, caplog):
+    class Wrong(EmulatedModule):
+        def launch(self, *call):
+            super().launch(*call)
+            call[6].mul_(1.01)
+
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Wrong(instance, "ascending"))
+    assert card.computes(small()) == "torch"
+    assert "gated feed-forward in float32: not used on A card" in caplog.text
+
+
+CHANGES = {
+    "float64": lambda call: call.map(Tensor.double),
+    "another dtype": lambda call: call._replace(x=call.x.half()),
+    "too many channels": lambda call: calls.feed_forward((1, 3, 4), feed_forward.MOST_CHANNELS + 1, 3, seed=8),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_the_kernel_does_not_take_is_left_to_the_next_backend(card, change):
+    call = CHANGES[change](small())
+    assert card.backends["cuda"].refuses(call.record, call.x) == NO_LAYER
+
+
+def test_older_gpus_are_left_to_the_next_backend(card, monkeypatch):
+    monkeypatch.setattr(cuda_modules, "capability", lambda device: (7, 5))
+    assert card.backends["cuda"].refuses(*small()[:2]) == NO_LAYER
+
+
+def test_products_are_as_exact_as_pytorch_is_set(emulate, card, monkeypatch):
+    """Under autocast they may be in TF32; the result has the dtype of x."""
+    call = small()
+    assert feed_forward.path(call.x) == feed_forward.EXACT
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert feed_forward.path(call.x) == feed_forward.TF32
+        assert feed_forward.takes(call.record, call.x)
+        assert not feed_forward.takes(*call.map(Tensor.half)[:2])
+        out = feed_forward.gated_feed_forward(call.record, call.x)
+    assert out.dtype == torch.float32
+    error = relative_error((out,), (reference.BACKEND.infer(*call.map(Tensor.double)[:2]),))
+    assert error <= TF32_TOLERANCE
+    monkeypatch.setattr("dlgsanet.ops.tf32.allowed_in_matrix_products", lambda: True)
+    assert feed_forward.path(call.x) == feed_forward.TF32
+    assert not autocast.is_on("cpu")
+
+
+def test_frozen_weights_are_packed_once_and_again_when_they_change(emulate, monkeypatch):
+    layer, x, packed = GDFN(4, 0.75).eval(), small().x, []
+    pack = feed_forward.pack
+    monkeypatch.setattr(feed_forward, "pack", lambda *call: packed.append(call) or pack(*call))
+    ops.freeze(layer)
+    with torch.no_grad():
+        for times in (1, 2):
+            for _ in range(2):
+                out = feed_forward.gated_feed_forward(layer.record(), x)
+                torch.testing.assert_close(out, reference.BACKEND.infer(layer.record(), x))
+            assert len(packed) == times
+            for parameter in layer.parameters():
+                parameter.mul_(1.5)
+        feed_forward.gated_feed_forward(layer.record(), x, feed_forward.TF32)
+    assert len(packed) == 3
