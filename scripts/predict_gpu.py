@@ -207,7 +207,7 @@ class Prediction(NamedTuple):
         return max(LEAST, LONGER * max(self.limits))
 
 
-TRIPS = ("PARTS", "TILES")  # constants that count the trips of a Triton kernel's loop
+TRIPS = ("CHUNKS", "PARTS", "TILES")  # constants that count the trips of a kernel's loop
 
 
 @functools.cache

@@ -103,7 +103,7 @@ def refused_kernels(
     """Why the kernels for a call are not used, or failed at their first use on this GPU, or None."""
     if isinstance(convolution, GatedFeedForward):
         path = feed_forward.path(x)
-        use = Use(path, x.dtype, (x.shape[1],), x.device)
+        use = Use(path, x.dtype, (x.shape[1], convolution.proj_out.shape[1]), x.device)
         return no_tensor_cores(path, x.dtype, x.device) or first_use.refused(use, PATHS[path])
     if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(FORWARD_MMA, convolution, x):
         return None

@@ -111,6 +111,7 @@ def plan(
     constants: dict[str, str | int] = {
         "SCALAR": SCALARS[dtype],
         "CHANNELS": channels,
+        "CHUNKS": math.ceil(hidden / ROWS),
         "EXACT": int(exact),
         "TILE_WIDTH": TILE_WIDTH,
         "TILE_HEIGHT": TILE_HEIGHT,
@@ -121,8 +122,7 @@ def plan(
     }
     module = cuda_modules.load(Instance("gated_feed_forward.cu", tuple(constants.items())), device)
     blocks = batch * math.ceil(height / TILE_HEIGHT) * math.ceil(width / TILE_WIDTH)
-    sizes = (*strides, math.ceil(hidden / ROWS), height, width, paired)
-    return Launch(module, "gated_feed_forward", blocks, THREADS, 4 * elements, sizes)
+    return Launch(module, "gated_feed_forward", blocks, THREADS, 4 * elements, (*strides, height, width, paired))
 
 
 def _whole(count: int, step: int) -> int:

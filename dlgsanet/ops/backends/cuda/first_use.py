@@ -30,7 +30,7 @@ class Use(NamedTuple):
 
     path: str  # a key of `cuda.PATHS`
     dtype: torch.dtype
-    # (window, channels that share a filter, features of z or 0) of a convolution, (channels,) of the feed-forward layer
+    # (window, channels that share a filter, features of z or 0) of a convolution, (channels, hidden ones) of a layer
     sizes: tuple[int, ...]
     device: torch.device
 
@@ -39,7 +39,7 @@ def use_of(path: str, dtype: torch.dtype, layer: tuple[int, int, int, int], devi
     """The use of a kernel by a network with these layers: (channels, groups, features, window)."""
     channels, groups, features, window = layer
     if path.startswith("gated"):
-        return Use(path, dtype, (channels,), device)
+        return Use(path, dtype, (channels, 2 * channels), device)
     return Use(path, dtype, (window, channels // groups, 0 if path.startswith("plain") else features), device)
 
 
@@ -91,8 +91,8 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record,
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     if use.path.startswith("gated"):
-        (channels,) = use.sizes
-        hidden, x = 2 * channels, random(batch, channels, height, width)
+        channels, hidden = use.sizes
+        x = random(batch, channels, height, width)
         proj_in, proj_out = random(2 * hidden, channels, 1, 1), random(channels, hidden, 1, 1)
         norm = random(channels), random(channels)
         record = GatedFeedForward(*norm, proj_in / channels**0.5, random(2 * hidden, 1, 3, 3) / 3, proj_out)

@@ -16,6 +16,7 @@
 // The compiler's command line gives the constants of an instantiation; `cuda/feed_forward.py` is their only source:
 //   SCALAR       type of x and out: float, Half or BFloat16
 //   CHANNELS     of x
+//   CHUNKS       of 16 hidden channels of each half
 //   EXACT        whether products are as exact as in float32
 //   TILE_WIDTH, TILE_HEIGHT  size of a tile in pixels
 //   THREADS, BLOCKS  threads of a block, and the fewest blocks per multiprocessor (it limits a thread's registers)
@@ -167,7 +168,7 @@ struct Filter {
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     gated_feed_forward(const Scalar* __restrict__ x, const float* __restrict__ weights,
-                       Scalar* __restrict__ out, long long batch_stride, long long channel_stride, int chunks,
+                       Scalar* __restrict__ out, long long batch_stride, long long channel_stride,
                        int height, int width, int paired) {
   SHARED_MEMORY(hidden);                                       // [kHalves][kRows][kHiddenStride]
   float* gated = hidden + kHalves * kRows * kHiddenStride;     // [kRows][kGateStride]
@@ -227,7 +228,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   const int first_row = warp / 4 * kGatedRows, first_column = lane % 8 * 2;
   float sums[kOutputs][kAdded][4] = {};
 #pragma unroll 1
-  for (int chunk = 0; chunk < chunks; chunk++, weights += kChunk) {
+  for (int chunk = 0; chunk < CHUNKS; chunk++, weights += kChunk) {
     const Factors* matrices = reinterpret_cast<const Factors*>(weights) + lane;
     {
       float projected[kHalves][kProjected][4];
