@@ -38,6 +38,7 @@ CONSTANTS = {
     "PARTS": triton.cdiv(3 * DIM, steps.OUTPUTS),
     "HAS_BIAS": True,
     "BORDER": 3,
+    "HEADS": 6,
 }
 OF_GATE = {
     "ROWS": min(steps.GATED, steps.PROJECTED // CHANNELS) // 32,

@@ -305,15 +305,15 @@ def depthwise_backward(
 
 
 @triton.jit
-def _similarities(gram, heads, channels, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr):
+def _similarities(gram, channels, HEADS: tl.constexpr, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr):
     """Of one head of one image: normalised products of queries and keys, and 1 / the norms of both.
 
     gram: [2 * C, 2 * C], the products of the channels of q and k with each other; channels: of a head.
     """
     i = tl.arange(0, SIDE)
-    query = (tl.program_id(0) % heads) * channels + i
-    key = heads * channels + query
-    row = 2 * heads * channels
+    query = (tl.program_id(0) % HEADS) * channels + i
+    key = HEADS * channels + query
+    row = 2 * HEADS * channels
     inside = i < channels
     q = 1 / tl.sqrt(tl.load(gram + query * row + query, inside, other=1).to(ACC) + EPS)
     k = 1 / tl.sqrt(tl.load(gram + key * row + key, inside, other=1).to(ACC) + EPS)
@@ -323,28 +323,34 @@ def _similarities(gram, heads, channels, EPS: tl.constexpr, SIDE: tl.constexpr, 
 
 
 @triton.jit
-def attention(gram, temperature, out, heads, channels, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr):
-    """relu(similarities * temperature) of every head, in the blocks on the diagonal of out [n, C, C]."""
-    count = heads * channels
-    image, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+def attention(
+    gram, temperature, out, channels,
+    HEADS: tl.constexpr, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """relu(similarities * temperature) of every head, in the blocks on the diagonal of out [n, C, C]; else zeros."""
+    count = HEADS * channels
+    image, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     gram += image.to(tl.int64) * 4 * count * count
-    similarities, _, _, query, key, _, both = _similarities(gram, heads, channels, EPS, SIDE, ACC)
+    similarities, _, _, query, _, _, both = _similarities(gram, channels, HEADS, EPS, SIDE, ACC)
     weights = similarities * tl.load(temperature + head).to(ACC)
     weights = tl.where(weights < 0, 0, weights)  # keeps NaN
-    at = out + image.to(tl.int64) * count * count + query[:, None] * count + (key - count)[None, :]
-    tl.store(at, weights.to(out.dtype.element_ty), both)
+    at = out + image.to(tl.int64) * count * count + query[:, None] * count + tl.arange(0, SIDE)[None, :]
+    for other in range(HEADS):
+        block = tl.where(other == head, weights, 0)
+        tl.store(at + other * channels, block.to(out.dtype.element_ty), both)
 
 
 @triton.jit
 def attention_backward(
-    gram, temperature, grad, grad_gram, sums, heads, channels, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr
-):
+    gram, temperature, grad, grad_gram, sums, channels,
+    HEADS: tl.constexpr, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
     """The gradient of the gram matrix plus its transpose, where it is not zero; sums [n, heads]: of the temperature."""
-    count = heads * channels
-    image, head = tl.program_id(0) // heads, tl.program_id(0) % heads
+    count = HEADS * channels
+    image, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     gram += image.to(tl.int64) * 4 * count * count
     grad_gram += image.to(tl.int64) * 4 * count * count
-    similarities, q, k, query, key, inside, both = _similarities(gram, heads, channels, EPS, SIDE, ACC)
+    similarities, q, k, query, key, inside, both = _similarities(gram, channels, HEADS, EPS, SIDE, ACC)
     t = tl.load(temperature + head).to(ACC)
     at = grad + image.to(tl.int64) * count * count + query[:, None] * count + (key - count)[None, :]
     g = tl.where(similarities * t > 0, tl.load(at, both, other=0).to(ACC), 0)

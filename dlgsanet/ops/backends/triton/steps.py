@@ -326,7 +326,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, qk: Tensor, temperature: Tensor) -> Tensor:
         gram = torch.bmm(qk, qk.transpose(1, 2))
         ctx.save_for_backward(qk, gram, temperature)
-        out = gram.new_zeros(len(gram), gram.shape[1] // 2, gram.shape[2] // 2)
+        out = gram.new_empty(len(gram), gram.shape[1] // 2, gram.shape[2] // 2)
         grid, sizes = _heads(gram, temperature)
         with _on(gram):
             kernels.attention[grid](gram, temperature, out, **sizes)
@@ -391,7 +391,7 @@ def _heads(gram: Tensor, temperature: Tensor) -> tuple[tuple[int], dict[str, Any
     heads = len(temperature)
     channels = gram.shape[1] // 2 // heads
     side = triton.next_power_of_2(channels)
-    sizes = {"heads": heads, "channels": channels, "EPS": planar.NORM_EPS, "SIDE": side}
+    sizes = {"channels": channels, "HEADS": heads, "EPS": planar.NORM_EPS, "SIDE": side}
     return (len(gram) * heads,), sizes | {"ACC": _triton_dtype(gram.dtype), "num_warps": warps_of_head(side)}
 
 
