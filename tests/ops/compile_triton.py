@@ -16,17 +16,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dlgsanet.archs.sizes import SIZES
-from dlgsanet.ops.backends.triton import kernels, steps
+from dlgsanet.ops.backends.triton import kernels, steps, tiles
 
 NORMALISE = ("normalise", "normalise_backward")
-PROJECT = ("normalise_project", "gate_project", "attend_locally")
+PROJECT = ("normalise_project", "gate_project", "attend_locally", "attend")
 FILTERS = ("depthwise", "depthwise_in_windows", "gate", "gate_backward", "depthwise_backward")
 ATTENTION = ("attention", "attention_backward")  # whose tensors have the dtype of sums
 IMAGES = ("x", "y", "out", "shortcut", "filtered", "grad", "grad_x", "grad_halves", "normalised")
 WEIGHTS = ("bias", "weight", "projection", "spatial_bias", "spatial_weight", "filter_weight", "temperature")
-SUMS = (*WEIGHTS, "sums", "scales", "gram", "grad_gram")
+SUMS = (*WEIGHTS, "sums", "scales", "gram", "grad_gram", "folded")
 DIM = max(options["dim"] for options in SIZES.values())
 CHANNELS = triton.next_power_of_2(DIM)
+SIDES = steps.side_of_head(DIM // 6), steps.WIDEST_HEAD
 CONSTANTS = {
     "EPS": 1e-5,
     "CHANNELS": CHANNELS,
@@ -46,6 +47,12 @@ OF_GATE = {
     "TERMS": steps.FEWEST_TERMS,
     "PARTS": triton.cdiv(2 * DIM, steps.FEWEST_TERMS),
 }
+OF_VALUES = {
+    "ROWS": steps.rows_of_values(CHANNELS),
+    "COLUMNS": tiles.TILE_COLUMNS,
+    "TERMS": steps.FEWEST_TERMS,
+    "PARTS": triton.cdiv(DIM, steps.FEWEST_TERMS),
+}
 FEATURES = DIM // 4
 OF_LOCAL = {
     "K": 7,
@@ -60,6 +67,8 @@ OF_LOCAL = {
     "PARTS": triton.cdiv(DIM, steps.FEWEST_TERMS),
 }
 OF_PROJECTION = {"gate_project": (OF_GATE, steps.FEWEST_TERMS), "attend_locally": (OF_LOCAL, steps.GROUPS)}
+OF_PROJECTION["attend"] = OF_VALUES, steps.FEWEST_TERMS
+INDICES = {"places": "*i32", "members": "*i32", "offsets": "*i32"}
 
 
 def main(architecture: str, dtype: str) -> None:
@@ -73,6 +82,12 @@ def main(architecture: str, dtype: str) -> None:
             more = {"PRECISION": precision, "FACTOR": factor, "FORMED": formed}
             own, warps = OF_PROJECTION.get(name, ({}, steps.WARPS))
             report(name, types, constants | more | own, warps, architecture)
+            for side in SIDES if name == "attend" else ():
+                more |= {"SIDE": side, "ROWS": steps.rows_of_sums(side), "COLUMNS": tiles.TILE_COLUMNS}
+                report("channel_sums", types, constants | more, steps.warps_of_sums(side), architecture)
+    for side in SIDES if dtype != "fp64" else ():
+        more = {"SIDE": side, "TERMS": side, "PARTS": triton.cdiv(DIM, steps.OUTPUTS)}
+        report("fold_attention", types | {"out": f"*{wide}"}, constants | more, steps.warps_of_sums(side), architecture)
     for name in NORMALISE + FILTERS:
         report(name, types, constants, steps.WARPS if name in NORMALISE else 4, architecture)
     for side in (8, 64):
@@ -83,7 +98,9 @@ def main(architecture: str, dtype: str) -> None:
 
 def report(name: str, types: dict[str, str], constants: dict[str, Any], warps: int, architecture: str) -> None:
     kernel = getattr(kernels, name)
-    types = types | {"places": "*i32"}
+    types = types | INDICES
+    if name in ("channel_sums", "attend"):  # elsewhere `tiles` is a number
+        types |= {"tiles": "*i32"}
     signature = {a: "constexpr" if a in constants else types.get(a, "i32") for a in kernel.arg_names}
     used = {argument: constants[argument] for argument, kind in signature.items() if kind == "constexpr"}
     source, target = ASTSource(kernel, signature, used), GPUTarget("cuda", int(architecture), 32)

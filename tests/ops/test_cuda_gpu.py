@@ -374,6 +374,19 @@ def test_the_feed_forward_layer_is_chosen_and_captured(monkeypatch, tmp_path, lo
         assert torch.equal(out, layer(x))
 
 
+@pytest.mark.parametrize("share", [4, 8, 15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_attention_by_tiles_in_triton_kernels_follows_the_definition(share, dtype):
+    from dlgsanet.ops.backends.triton import steps
+
+    call = calls.channel_attention((2, 75, 110), 6, share, "relu", 48, seed=1).map(lambda t: t.to(dtype))
+    with torch.no_grad():
+        want = reference.BACKEND.infer(*call.map(Tensor.double)[:2])
+        got, again = (steps._attend_by_tiles(*call.map(Tensor.cuda)[:2]) for _ in range(2))
+    assert (got.cpu().double() - want).abs().max() <= verdicts.TOLERANCE[dtype] * want.abs().max()
+    assert torch.equal(got, again)
+
+
 def test_triton_gradients_are_the_same_every_time():
     call = calls.one_of_each((2, 40, 50))["gated_feed_forward, training"].map(Tensor.cuda)
     first, second = (calls.results(triton.BACKEND, call) for _ in range(2))

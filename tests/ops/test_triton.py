@@ -1,5 +1,6 @@
 """The Triton kernels: in Triton's interpreter against PyTorch in float64, and compiled for GPUs that are not here."""
 
+import itertools
 import os
 import platform
 import subprocess
@@ -16,6 +17,7 @@ from dlgsanet.ops.backends import triton as backend
 from dlgsanet.ops.backends.torch import planar
 from dlgsanet.ops.backends.verdicts import TOLERANCE
 from dlgsanet.ops.records import ChannelAttention
+from dlgsanet.ops.windows import window_starts
 from tests.conftest import REPOSITORY
 from tests.ops import calls
 from tests.ops.strict_interpreter import strict_interpreter
@@ -25,6 +27,7 @@ if torch.cuda.is_available():
 pytest.importorskip("triton")  # interpreted: tests/conftest.py
 
 from dlgsanet.ops.backends.triton import steps
+from dlgsanet.ops.backends.triton.tiles import TILE_COLUMNS, tiles_of
 
 
 @pytest.fixture(autouse=True)
@@ -173,14 +176,21 @@ def attend_locally(x: Tensor) -> Tensor:
     return planar.dynamic_local_attention(layer, x, steps.STEPS)
 
 
+def attention_in_windows(x: Tensor) -> Tensor:
+    weights = torch.eye(4).repeat(3, 1)[..., None, None], torch.ones(12, 1, 3, 3), torch.ones(2, 1, 1)
+    layer = ChannelAttention(torch.ones(4), torch.zeros(4), *weights, torch.ones(4, 4, 1, 1), "relu", 1, window=5)
+    return steps.attend_in_windows(layer, x)
+
+
 ONE_KERNEL = [("_normalise_project", "_normalise_then_project", project)]
 ONE_KERNEL += [("_attend_locally", "_project_then_attend", attend_locally)]
 ONE_KERNEL += [("_gate_project", "_gate_then_project", feed_forward)]
+ONE_KERNEL += [("_attend_by_tiles", "_attend_by_windows", attention_in_windows)]
 
 
 @pytest.mark.parametrize(("one_kernel", "two_steps", "call"), ONE_KERNEL)
 def test_the_faster_way_is_taken(one_kernel, two_steps, call, monkeypatch):
-    """One kernel, or two steps; with gradients always the steps."""
+    """One kernel (three for attention in windows), or the steps; with gradients always the steps."""
     torch.use_deterministic_algorithms(False)
     x, timed, ran = torch.randn(1, 4, 6, 7), [1.0, 2.0], []
     for name in (one_kernel, two_steps):
@@ -227,7 +237,8 @@ def test_one_kernel_that_fails_at_these_sizes_leaves_the_steps(
         for _ in range(2):
             assert torch.equal(call(x), want)
     (message,) = [record.getMessage() for record in caplog.records]
-    assert all(named in message for named in ("one kernel", "A card (sm_86)", reason))
+    assert all(named in message for named in ("in windows" if call is attention_in_windows else "one kernel", reason))
+    assert "A card (sm_86)" in message
     assert not list(verdicts.cache_folder().glob("*.json"))
 
 
@@ -253,6 +264,69 @@ def test_windows_follow_the_definition(height, width, window, rows, dtype, seed)
             for of, wide in ((steps.STEPS, dtype), (planar.STEPS, torch.float64))
         )
     assert close(got, want, 10 * TOLERANCE[dtype])
+
+
+@settings(deadline=None, max_examples=4)
+@given(
+    size=st.tuples(st.integers(1, 2), st.integers(1, 8), st.integers(1, 20)),
+    heads=st.integers(1, 2),
+    of_head=st.integers(2, 9),
+    window=st.integers(4, 12),
+    rows=st.integers(2, 9),
+    dtype=st.sampled_from([t for t in TOLERANCE if t != torch.float64]),
+    lower=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_attention_by_tiles_follows_the_definition(size, heads, of_head, window, rows, dtype, lower, seed):
+    """rows: of a strip; lower: hidden tensors are in bfloat16, as under autocast."""
+    call = calls.channel_attention(size, heads, of_head, "relu", window, seed).map(lambda t: t.to(dtype))
+    x = torch.cat([call.x, call.x], 2)[:, :, 1 : size[1] + 1]  # rows of a taller image
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "rows_of_strip", lambda x, floats: rows)
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            got = steps._attend_by_tiles(call.record, x)
+        want = reference.BACKEND.infer(*call._replace(x=x).map(Tensor.double)[:2])
+    assert got.dtype == dtype
+    assert close(got, want, 10 * max(TOLERANCE[dtype], TOLERANCE[torch.bfloat16] if lower else 0))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    height=st.integers(1, 60),
+    width=st.integers(1, 60),
+    window=st.integers(8, 70),
+    rows=st.integers(3, 70),
+    highest=st.integers(3, 40),
+)
+def test_tiles_cover_the_image_and_know_their_windows(height, width, window, rows, highest):
+    tiles = tiles_of(height, width, window, rows, highest, torch.device("cpu"))
+    down, across = window_starts(height, window), window_starts(width, window)
+    corners = [(y, x, y + min(height, window), x + min(width, window)) for y in down for x in across]
+    assert tiles.windows == len(corners)
+    covered = torch.zeros(height, width)
+    members: list[list[int]] = [[] for _ in corners]
+    for number, (top, bottom, left, right, *windows) in enumerate(tiles.tiles.tolist()):
+        assert 0 < bottom - top <= highest
+        assert 0 < right - left <= TILE_COLUMNS
+        covered[top:bottom, left:right] += 1
+        for n, (first, begin, last, end) in enumerate(corners):
+            inside = first <= top and bottom <= last and begin <= left and right <= end
+            apart = bottom <= first or last <= top or right <= begin or end <= left
+            assert inside != apart
+            assert inside == (n in windows)
+            if inside:
+                members[n].append(number)
+        assert {windows.count(n) for n in windows} <= {1, 2, 4}
+        assert len({windows.count(n) for n in windows}) == 1  # so their mean is that of the four
+    assert (covered == 1).all()
+    bounds = tiles.offsets.tolist()
+    assert [tiles.members[a:b].tolist() for a, b in itertools.pairwise(bounds)] == members
+    for strip in tiles.strips:
+        within = tiles.tiles[strip.first : strip.first + strip.tiles]
+        assert strip.bottom - strip.top <= rows
+        assert (within[:, 0] >= strip.top).all()
+        assert (within[:, 1] <= strip.bottom).all()
+    assert sum(strip.tiles for strip in tiles.strips) == len(tiles.tiles)
 
 
 def results(step, tensors: list[Tensor], grad: Tensor) -> list[Tensor]:
@@ -313,6 +387,17 @@ def test_wide_heads_are_left_to_pytorch(monkeypatch):
     assert torch.equal(steps.attention(layer, qk), planar.STEPS.attention(layer, qk))
 
 
+@pytest.mark.parametrize("change", ["activation", "width", "dtype"])
+def test_what_the_tiles_have_no_kernels_for_is_left_to_the_steps(change, monkeypatch):
+    monkeypatch.setattr(steps, "_faster", lambda *call: pytest.fail("tiles"))
+    monkeypatch.setattr(steps, "_attend_by_windows", lambda layer, x: x)
+    share = steps.WIDEST_HEAD + 1 if change == "width" else 2
+    activation = "softmax" if change == "activation" else "relu"
+    layer, x, _ = calls.channel_attention((1, 4, 5), 1, share, activation, 4, seed=1)
+    with torch.no_grad():
+        steps.attend_in_windows(layer, x.double() if change == "dtype" else x)
+
+
 def test_nan_is_kept():
     qk = torch.full((1, 4, 3), torch.nan)
     layer = calls.one_of_each((1, 4, 5))["channel_attention"].record._replace(temperature=torch.ones(1, 1, 1))
@@ -333,7 +418,7 @@ def test_kernels_compile_within_a_budget_of_registers(architecture, dtype):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     found = [line.split() for line in done.stdout.splitlines()]
-    assert len(found) == 11 + {"fp32": 6, "fp64": 0}.get(dtype, 3)
+    assert len(found) == 11 + {"fp32": 14, "fp64": 0}.get(dtype, 8)
     for name, registers, stack in found:
         # 128 threads with 168 registers: three programs on a multiprocessor; with 224 or 255: two.
         most = 255 if name == "attend_locally" else 224 if dtype == "fp64" else 168

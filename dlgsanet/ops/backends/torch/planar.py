@@ -60,6 +60,7 @@ class Steps(NamedTuple):
     feed_forward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     windows: Callable[..., Tensor]  # (`features` arguments, top, plan) -> those in windows [n, O, p]; see `_windows`
     attention: Callable[[ChannelAttention, Tensor], Tensor]  # qk [n, 2 * C, p] -> the result of `_matrices`
+    attend_in_windows: Callable[[ChannelAttention, Tensor], Tensor]  # the layer with test-time windows
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -136,7 +137,16 @@ def _matrices(layer: ChannelAttention, gram: Tensor) -> Tensor:
     return torch.diag_embed(weights.movedim(1, -1), dim1=1, dim2=3).flatten(3).flatten(1, 2)
 
 
-STEPS = Steps(local_attention, _features, _feed_forward, _windows, _attention)
+def attend_in_windows(layer: ChannelAttention, x: Tensor, steps: Steps) -> Tensor:
+    """Test-time local conversion, image by image."""
+    assert layer.window is not None
+    images = [_attend_in_windows(layer, image, layer.window, steps) for image in x.split(1)]
+    return images[0] if len(images) == 1 else torch.cat(images)
+
+
+STEPS: Steps = Steps(
+    local_attention, _features, _feed_forward, _windows, _attention, lambda layer, x: attend_in_windows(layer, x, STEPS)
+)
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor, steps: Steps = STEPS) -> Tensor:
@@ -159,10 +169,7 @@ def dynamic_local_attention(layer: LocalAttention, x: Tensor, steps: Steps = STE
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor, steps: Steps = STEPS) -> Tensor:
-    if layer.window is None:
-        return _attend_everywhere(layer, x, steps)
-    images = [_attend_in_windows(layer, image, layer.window, steps) for image in x.split(1)]
-    return images[0] if len(images) == 1 else torch.cat(images)
+    return _attend_everywhere(layer, x, steps) if layer.window is None else steps.attend_in_windows(layer, x)
 
 
 def _attend_everywhere(layer: ChannelAttention, x: Tensor, steps: Steps) -> Tensor:
@@ -201,11 +208,11 @@ def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int, steps: S
     first and last row and column of windows that contain it, since no pixel is in more than two of them.
     """
     channels, (height, width) = x.shape[1], x.shape[2:]
-    tensors = *_fold(layer.norm_weight, layer.norm_bias, layer.qkv_weight), layer.depthwise
+    tensors = tensors_of_features(layer)
 
     def cut(rows: slice, plan: Plan, of: slice) -> Tensor:
         start, stop = max(rows.start - 1, 0), min(rows.stop + 1, height)
-        return steps.windows(x[:, :, start:stop], *_some(tensors, of), rows.start - start, plan)
+        return steps.windows(x[:, :, start:stop], *some(tensors, of), rows.start - start, plan)
 
     starts = window_starts(height, window)
     high = min(height, window)
@@ -280,15 +287,20 @@ def _places(pixels: Tensor, starts: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 def _features_of(layer: ChannelAttention, steps: Steps) -> Callable[[Tensor, slice], Tensor]:
     """A function that computes some channels of q, k and v together, [B, channels, H, W], from x."""
-    weight, bias = _fold(layer.norm_weight, layer.norm_bias, layer.qkv_weight)
+    tensors = tensors_of_features(layer)
 
     def features_of(x: Tensor, of: slice) -> Tensor:
-        return steps.features(x, *_some((weight, bias, layer.depthwise), of))
+        return steps.features(x, *some(tensors, of))
 
     return features_of
 
 
-def _some(tensors: tuple[Tensor, ...], of: slice) -> tuple[Tensor, ...]:
+def tensors_of_features(layer: ChannelAttention) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight and bias of the projection of normalised pixels to q, k and v, and the depth-wise weight."""
+    return *_fold(layer.norm_weight, layer.norm_bias, layer.qkv_weight), layer.depthwise
+
+
+def some(tensors: tuple[Tensor, ...], of: slice) -> tuple[Tensor, ...]:
     """Some channels of each; the same tensors for all channels."""
     return tensors if of == slice(None) else tuple(t[of] for t in tensors)
 

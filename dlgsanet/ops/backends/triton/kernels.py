@@ -480,3 +480,121 @@ def _project_filtered(
         inside = present & (output < channels)
         total += tl.load(shortcut + output.to(tl.int64) * channel_stride + place, inside, other=0).to(ACC)
         tl.store(out + output.to(tl.int64) * height * width + place, total.to(out.dtype.element_ty), inside)
+
+
+# Attention in windows; tiles, members, offsets: see `dlgsanet.ops.backends.triton.tiles`.
+
+
+@triton.jit(do_not_specialize=["planes", "channels", "height", "width", "top", "first", "count", "total"])
+def channel_sums(
+    x, bias, weight, tiles, sums, planes, channels, height, width, top, first, count, total,
+    HEADS: tl.constexpr, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr, FACTOR: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """sums [B, total, heads, 2 * SIDE, 2 * SIDE]: of products of a head's channels of q and k, over each tile's pixels.
+
+    They are computed from x [B, planes, height, width], rows of an image from `top` on. The features are
+    depthwise_3x3(x + bias): q, then k, with `channels` channels of each head. There are `count` tiles from the first
+    one. The features are rounded to the dtype of x, and multiplied as FACTOR.
+    """
+    head, tile = tl.program_id(0) % HEADS, first + tl.program_id(0) // HEADS % count
+    image = (tl.program_id(0) // HEADS // count).to(tl.int64)
+    term = tl.arange(0, 2 * SIDE)[:, None, None]
+    channel = (term // SIDE * HEADS + head) * channels + tl.minimum(term % SIDE, channels - 1)
+    plane, b = x + (image * planes + channel) * height * width, tl.load(bias + channel).to(ACC)
+    gram = tl.zeros((2 * SIDE, 2 * SIDE), ACC)
+    tiles += 8 * tile
+    start, stop, left, right = tl.load(tiles), tl.load(tiles + 1), tl.load(tiles + 2), tl.load(tiles + 3)
+    while start < stop:
+        row, column = start + tl.arange(0, ROWS)[None, :, None], left + tl.arange(0, COLUMNS)[None, None, :]
+        filtered = _filtered(plane, b, weight + 9 * channel, row - top, column, height, width, ACC)
+        filtered = tl.where((row < stop) & (column < right), filtered, 0).to(x.dtype.element_ty).to(FACTOR)
+        filtered = tl.reshape(filtered, (2 * SIDE, ROWS * COLUMNS))
+        gram += tl.dot(filtered, tl.trans(filtered), input_precision=PRECISION)
+        start += ROWS
+    i = tl.arange(0, 2 * SIDE)
+    sums += ((image * total + tile) * HEADS + head) * (4 * SIDE * SIDE)
+    tl.store(sums + i[:, None] * (2 * SIDE) + i[None, :], gram)
+
+
+@triton.jit(do_not_specialize=["total", "windows"])
+def fold_attention(
+    sums, members, offsets, temperature, projection, out, channels, total, windows,
+    HEADS: tl.constexpr, EPS: tl.constexpr, SIDE: tl.constexpr, TERMS: tl.constexpr,
+    OUTPUTS: tl.constexpr, PARTS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out [B, windows, C, C] = projection [C, C] @ the matrices of attention with ReLU, from what `channel_sums` sums.
+
+    A program computes the columns of a head, in PARTS parts of OUTPUTS rows. Its products have TERMS terms.
+    """
+    head, window = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS % windows
+    image = (tl.program_id(0) // HEADS // windows).to(tl.int64)
+    i = tl.arange(0, TERMS)
+    inside = i < channels
+    both = inside[:, None] & inside[None, :]
+    products = tl.zeros((TERMS, TERMS), ACC)
+    q, k = tl.zeros((TERMS,), ACC), tl.zeros((TERMS,), ACC)
+    place, stop = tl.load(offsets + window), tl.load(offsets + window + 1)
+    while place < stop:
+        for n in tl.static_range(4):  # loads in flight at once
+            there = place + n < stop
+            tile = tl.load(members + place + n, there, other=0)
+            gram = sums + ((image * total + tile) * HEADS + head) * (4 * SIDE * SIDE)
+            at = i[:, None] * (2 * SIDE) + SIDE + i[None, :]
+            products += tl.load(gram + at, both & there, other=0)
+            q += tl.load(gram + i * (2 * SIDE + 1), inside & there, other=0)
+            k += tl.load(gram + (SIDE + i) * (2 * SIDE + 1), inside & there, other=0)
+        place += 4
+    q, k = 1 / tl.sqrt(q + EPS), 1 / tl.sqrt(k + EPS)
+    weights = (products + EPS) * q[:, None] * k[None, :] * tl.load(temperature + head).to(ACC)
+    weights = tl.where(both & ((weights >= 0) | (weights != weights)), weights, 0)  # keeps NaN
+    count = HEADS * channels
+    column = head * channels + i[None, :]
+    out += (image * windows + window) * count * count
+    for part in tl.range(0, PARTS, num_stages=1):
+        output = part * OUTPUTS + tl.arange(0, OUTPUTS)[:, None]
+        there = (output < count) & inside[None, :]
+        factors = tl.load(projection + output * count + column, there, other=0).to(ACC)
+        tl.store(out + output * count + column, tl.dot(factors, weights, input_precision="ieee"), there)
+
+
+@triton.jit(do_not_specialize=["planes", "channels", "rows", "height", "width", "top", "first", "count", "windows"])
+def attend(
+    x, bias, weight, tiles, folded, shortcut, out, batch_stride, channel_stride,
+    planes, channels, rows, height, width, top, first, count, windows,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, TERMS: tl.constexpr, PARTS: tl.constexpr,
+    PRECISION: tl.constexpr, FACTOR: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out [B, channels, height, width] = shortcut + the mean of the folded matrices of a pixel's windows @ its values.
+
+    The values are the last features of x [B, planes, rows, width], formed as in `channel_sums`, in PARTS parts of TERMS
+    channels. A tile has at most ROWS x COLUMNS pixels.
+    """
+    tile = first + tl.program_id(0) % count
+    image = (tl.program_id(0) // count).to(tl.int64)
+    tiles += 8 * tile
+    row = tl.load(tiles) + tl.arange(0, ROWS)[:, None]
+    column = tl.load(tiles + 2) + tl.arange(0, COLUMNS)[None, :]
+    output = tl.arange(0, CHANNELS)[:, None]
+    result = tl.zeros((CHANNELS, ROWS * COLUMNS), ACC)
+    for part in tl.range(0, PARTS, num_stages=1):  # more stages would need more shared memory than there is
+        term = part * TERMS + tl.arange(0, TERMS)
+        channel = planes - channels + tl.minimum(term, channels - 1)[:, None, None]
+        plane, b = x + (image * planes + channel) * rows * width, tl.load(bias + channel).to(ACC)
+        values = _filtered(plane, b, weight + 9 * channel, row[None] - top, column[None], rows, width, ACC)
+        values = tl.where(term[:, None, None] < channels, values, 0).to(x.dtype.element_ty)
+        there = (output < channels) & (term < channels)[None, :]
+        matrix = tl.zeros((CHANNELS, TERMS), ACC)
+        for n in tl.static_range(4):
+            at = (image * windows + tl.load(tiles + 4 + n)) * channels * channels
+            matrix += tl.load(folded + at + (output * channels + term[None, :]), there, other=0)
+        matrix = (0.25 * matrix).to(x.dtype.element_ty).to(FACTOR)
+        values = tl.reshape(values, (TERMS, ROWS * COLUMNS)).to(FACTOR)
+        result += tl.dot(matrix, values, input_precision=PRECISION)
+    inside, pixel = (row < tl.load(tiles + 1)) & (column < tl.load(tiles + 3)), row * width + column
+    inside, pixel = tl.reshape(inside, (1, ROWS * COLUMNS)), tl.reshape(pixel, (1, ROWS * COLUMNS))
+    inside = inside & (output < channels)
+    at = image * batch_stride + output.to(tl.int64) * channel_stride + pixel
+    result += tl.load(shortcut + at, inside, other=0).to(ACC)
+    at = (image * channels + output) * height * width + pixel
+    tl.store(out + at, result.to(out.dtype.element_ty), inside)

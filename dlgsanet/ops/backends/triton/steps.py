@@ -24,7 +24,9 @@ from dlgsanet.ops.backends import choice
 from dlgsanet.ops.backends.reference import accumulation_dtype
 from dlgsanet.ops.backends.torch import planar
 from dlgsanet.ops.backends.torch.frozen import derived
+from dlgsanet.ops.backends.torch.strip_rows import rows_of_strip
 from dlgsanet.ops.backends.triton import kernels
+from dlgsanet.ops.backends.triton.tiles import TILE_COLUMNS, Strip, tiles_of
 from dlgsanet.ops.constants import LAYER_NORM_EPS
 from dlgsanet.ops.records import ChannelAttention, LocalAttention
 
@@ -37,6 +39,8 @@ GATED, PROJECTED = 128, 16384  # pixels of a program of `gate_project`, and the 
 FEWEST_TERMS = 16  # of a product: Triton compiles no smaller ones for NVIDIA GPUs
 WINDOWS, FEATURES = (3, 5, 7), 31  # of local attention in one kernel: with more, filters do not fit into registers
 GROUPS, COLUMNS = 4, 32  # groups, each in a warp, and columns of a tile that a program computes at once
+SUMMED, FILTERED = 32, 2048  # rows of a program of `channel_sums`, and values that it filters at a time
+ATTENDED, RESULTS = 128, 8192  # pixels of a program of `attend`, and the most values of its result
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -102,7 +106,19 @@ def attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
         return _Attention.apply(qk, layer.temperature)
 
 
-STEPS = planar.Steps(local_attention, features, feed_forward, windows, attention)
+def attend_in_windows(layer: ChannelAttention, x: Tensor) -> Tensor:
+    """Without gradients by sums over tiles, if that is faster on this card: no windows are written."""
+    channels, heads = x.shape[1], len(layer.temperature)
+    suited = layer.activation == "relu" and channels // heads <= WIDEST_HEAD and x.dtype != torch.float64
+    if torch.is_grad_enabled() or not suited:
+        return _attend_by_windows(layer, x)
+    key = x.dtype, _hidden_dtype(x), channels, heads, layer.window, _precision(x)
+    which = _choice("attention in windows by tiles", x.device, *key)
+    by_tiles = functools.partial(_attend_by_tiles, layer, x)
+    return _faster(which, x, functools.partial(_attend_by_windows, layer, x), by_tiles)
+
+
+STEPS = planar.Steps(local_attention, features, feed_forward, windows, attention, attend_in_windows)
 
 
 def _hidden_dtype(x: Tensor) -> torch.dtype:
@@ -319,6 +335,66 @@ class _Gate(torch.autograd.Function):
         return _depthwise_backward(grad_halves, x, bias, weight)
 
 
+def _attend_by_windows(layer: ChannelAttention, x: Tensor) -> Tensor:
+    return planar.attend_in_windows(layer, x, STEPS)
+
+
+def _attend_by_tiles(layer: ChannelAttention, x: Tensor) -> Tensor:
+    """In strips of rows where memory is short. Then q and k are projected first, and later the values."""
+    assert layer.window is not None
+    if not x[0, 0].is_contiguous():
+        x = x.contiguous()
+    batch, channels, height, width = x.shape
+    heads, dtype = len(layer.temperature), accumulation_dtype(x.dtype)
+    of_head, rows = channels // heads, rows_of_strip(x, 4 * channels)
+    side, wide = side_of_head(of_head), max(FEWEST_TERMS, triton.next_power_of_2(channels))
+    highest = rows_of_values(wide)
+    summed, attended = (tiles_of(height, width, layer.window, rows, most, x.device) for most in (SUMMED, highest))
+    total = len(summed.tiles)
+    sums = torch.empty(batch, total, heads, 2 * side, 2 * side, dtype=dtype, device=x.device)
+    folded = torch.empty(batch, summed.windows, channels, channels, dtype=dtype, device=x.device)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    tensors = planar.tensors_of_features(layer)
+    sizes = {"PRECISION": _precision(x), "FACTOR": _factor(x, _hidden_dtype(x)), "COLUMNS": TILE_COLUMNS}
+    sizes["ACC"] = acc = _triton_dtype(dtype)
+
+    def project_rows(strip: Strip, of: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Some channels of the rows of a strip and next to it, without their bias; their bias and filters."""
+        weight, bias, depthwise = planar.some(tensors, of)
+        y = project(x[:, :, strip.first_row : strip.bottom + 1], weight, None)
+        return y, bias.contiguous(), depthwise.contiguous()
+
+    def add_up(strip: Strip, y: Tensor, bias: Tensor, depthwise: Tensor) -> None:
+        kernels.channel_sums[batch * strip.tiles * heads,](
+            y, bias, depthwise, summed.tiles, sums, y.shape[1], of_head, y.shape[2], width, strip.first_row,
+            strip.first, strip.tiles, total, HEADS=heads, SIDE=side, ROWS=rows_of_sums(side),
+            num_warps=warps_of_sums(side), **sizes
+        )  # fmt: skip
+
+    def attend(strip: Strip, y: Tensor, bias: Tensor, depthwise: Tensor) -> None:
+        kernels.attend[batch * strip.tiles,](
+            y, bias, depthwise, attended.tiles, folded, x, out, x.stride(0), x.stride(1), y.shape[1], channels,
+            y.shape[2], height, width, strip.first_row, strip.first, strip.tiles, attended.windows, ROWS=highest,
+            CHANNELS=wide, TERMS=FEWEST_TERMS, PARTS=triton.cdiv(channels, FEWEST_TERMS), num_warps=FEWEST_TERMS,
+            **sizes
+        )  # fmt: skip
+
+    with _on(x):
+        first, *others = summed.strips
+        features = project_rows(first, slice(2 * channels) if others else slice(None))
+        add_up(first, *features)
+        for strip in others:
+            add_up(strip, *project_rows(strip, slice(2 * channels)))
+        kernels.fold_attention[batch * summed.windows * heads,](
+            sums, summed.members, summed.offsets, layer.temperature, layer.proj_out.contiguous(), folded, of_head,
+            total, summed.windows, HEADS=heads, EPS=planar.NORM_EPS, SIDE=side, TERMS=max(FEWEST_TERMS, side),
+            OUTPUTS=OUTPUTS, PARTS=triton.cdiv(channels, OUTPUTS), ACC=acc, num_warps=warps_of_sums(side)
+        )  # fmt: skip
+        for strip in attended.strips:
+            attend(strip, *(project_rows(strip, slice(2 * channels, None)) if others else features))
+    return out
+
+
 class _Attention(torch.autograd.Function):
     """(qk [n, 2 * C, p], temperature [heads, 1, 1]) -> matrices [n, C, C] of attention with ReLU."""
 
@@ -393,6 +469,26 @@ def _heads(gram: Tensor, temperature: Tensor) -> tuple[tuple[int], dict[str, Any
     side = triton.next_power_of_2(channels)
     sizes = {"channels": channels, "HEADS": heads, "EPS": planar.NORM_EPS, "SIDE": side}
     return (len(gram) * heads,), sizes | {"ACC": _triton_dtype(gram.dtype), "num_warps": warps_of_head(side)}
+
+
+def side_of_head(channels: int) -> int:
+    """Of the matrices that `channel_sums` sums for a head, half of it; at least 8, for products of 16 terms."""
+    return max(FEWEST_TERMS // 2, triton.next_power_of_2(channels))
+
+
+def rows_of_sums(side: int) -> int:
+    """Rows of a tile that a program of `channel_sums` filters at a time."""
+    return max(1, FILTERED // (2 * side * TILE_COLUMNS))
+
+
+def rows_of_values(wide: int) -> int:
+    """Rows of a tile of `attend`; wide: the power of two that has room for its channels."""
+    return max(1, min(ATTENDED, RESULTS // wide) // TILE_COLUMNS)
+
+
+def warps_of_sums(side: int) -> int:
+    """Warps of a program that has matrices of (2 * side) x (2 * side) values."""
+    return max(4, side // 4)
 
 
 def warps_of_head(side: int) -> int:
