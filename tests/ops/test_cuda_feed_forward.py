@@ -15,7 +15,7 @@ from torch import Tensor
 from dlgsanet import ops
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.ops import autocast, dispatch
-from dlgsanet.ops.backends import NO_LAYER, choice, composed, cuda, reference, verdicts
+from dlgsanet.ops.backends import NO_LAYER, choice, cuda, reference, verdicts
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.cuda import feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -155,8 +155,8 @@ def test_golden_networks(emulate, monkeypatch, path):
     """Whole networks in float32 with the kernel."""
     kernels = dataclasses.replace(cuda.BACKEND, unsuited=lambda *call: None, timed=None)
     kernels = dataclasses.replace(kernels, dynamic_depthwise_conv=None, fused_dynamic_depthwise_conv=None)
-    monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "composed")})
-    monkeypatch.setattr(dispatch, "load", lambda name: kernels if name == "cuda" else composed.BACKEND)
+    monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "reference")})
+    monkeypatch.setattr(dispatch, "load", lambda name: kernels if name == "cuda" else reference.BACKEND)
     case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))
     network = golden_network(case).float().eval()
     with torch.no_grad():
