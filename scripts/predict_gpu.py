@@ -28,6 +28,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 import shutil
 import subprocess
@@ -44,7 +45,7 @@ import count_gpu
 import torch
 import triton
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from triton import runtime
@@ -192,8 +193,8 @@ class Kernel(NamedTuple):
     blocks: int
     threads: int
     shared_bytes: int
-    constants: tuple[tuple[str, Any], ...]
-    multiply_adds: int  # that all threads do one by one, for kernels whose loop no constant counts
+    trips: float  # of a warp through the main loop
+    multiply_adds: int  # that all threads do one by one, for kernels whose trips follow from them; else 0
     bytes: int
 
 
@@ -207,7 +208,8 @@ class Prediction(NamedTuple):
         return max(LEAST, LONGER * max(self.limits))
 
 
-TRIPS = ("CHUNKS", "PARTS", "TILES")  # constants that count the trips of a kernel's loop
+# Constants whose product is the number of trips through the main loop.
+TRIPS = {"attend_locally": ("PASSES", "SHARE"), "depthwise_backward": ("TILES",), "gated_feed_forward": ("CHUNKS",)}
 
 
 @functools.cache
@@ -233,10 +235,18 @@ def predict(kernel: Kernel, card: Card) -> Prediction:
 
 def trips_of(kernel: Kernel, loop: Instructions, warps: int) -> float:
     """Of a warp through the main loop."""
-    constants = dict(kernel.constants)
     if kernel.multiply_adds and loop.of("fma"):
         return kernel.multiply_adds / (WARP * loop.of("fma") * warps)
-    return next((constants[name] for name in TRIPS if name in constants), 1) if loop.all else 0
+    return kernel.trips if loop.all else 0
+
+
+def counted_trips(name: str, constants: dict[str, Any], tensors: list[Tensor]) -> float:
+    """Trips that do not follow from multiply-adds: from constants, or of `channel_sums` the mean of its tiles'."""
+    if name == "channel_sums":
+        with _disable_current_modes():  # these operations are not the network's
+            rows = tensors[3][:, 1] - tensors[3][:, 0]
+            return (rows / constants["ROWS"]).ceil().mean().item()
+    return math.prod(int(constants.get(trips, 1)) for trips in TRIPS.get(name, ("PARTS",)))
 
 
 class Start(NamedTuple):
@@ -308,11 +318,10 @@ class Module:
         self.real = cuda_modules.Module(instance, device) if device.type == "cuda" else None
 
     def launch(self, name: str, blocks: int, threads: int, shared_bytes: int, *args: Any) -> None:
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        constants = self.instance.constants
+        tensors, constants = [a for a in args if isinstance(a, Tensor)], dict(self.instance.constants)
         kernel = Kernel(
-            name, self.cubin, blocks, threads, shared_bytes, constants, multiply_adds(name, dict(constants), tensors),
-            sum(map(count_gpu.bytes_of, tensors)),
+            name, self.cubin, blocks, threads, shared_bytes, counted_trips(name, constants, tensors),
+            multiply_adds(name, constants, tensors), sum(map(count_gpu.bytes_of, tensors)),
         )  # fmt: skip
         run = functools.partial(self.real.launch, name, blocks, threads, shared_bytes, *args) if self.real else _nothing
         self.recorder.launched(kernel, run)
@@ -359,8 +368,8 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
         tensors = [a for a in args if isinstance(a, Tensor)]
         metadata, name = compiled.metadata, function.__name__
         kernel = Kernel(
-            name, compiled.asm["cubin"], grid[0], metadata.num_warps * WARP, metadata.shared, tuple(constants.items()),
-            0, sum(map(count_gpu.bytes_of, tensors)),
+            name, compiled.asm["cubin"], grid[0], metadata.num_warps * WARP, metadata.shared,
+            counted_trips(name, constants, tensors), 0, sum(map(count_gpu.bytes_of, tensors)),
         )  # fmt: skip
         start = functools.partial(run, function, *args, grid=grid, warmup=False, **constants) if on_card else _nothing
         recorder.launched(kernel, start)
@@ -371,6 +380,7 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
     loaded = functools.cache(lambda instance, device: Module(recorder, instance, device))
     patches = [mock.patch.object(cuda_modules, "load", loaded), mock.patch.object(JITFunction, "run", launch)]
     if not on_card:
+        tiles_of = steps.tiles_of
         on_meta = dataclasses.replace(cuda.BACKEND, unsuited=lambda *call: None)
         load = dispatch.load
         patches += [
@@ -381,6 +391,8 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
             mock.patch.object(triton_backend, "refused", return_value=None),
             mock.patch.object(triton_backend, "DEVICES", ("meta",)),
             mock.patch.object(steps, "_on", return_value=contextlib.nullcontext()),
+            mock.patch.object(steps, "_has_tf32", return_value=True),
+            mock.patch.object(steps, "tiles_of", lambda *sizes: tiles_of(*sizes[:-1], torch.device("cpu"))),
             mock.patch.object(choice, "is_faster", recorder.is_faster),
             mock.patch.object(dispatch, "load", lambda name: on_meta if name == "cuda" else load(name)),
             mock.patch.object(strip_rows, "free_memory", return_value=FREE_MEMORY),

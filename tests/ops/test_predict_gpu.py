@@ -76,7 +76,8 @@ def test_more_of_what_limits_a_kernel_takes_longer(predict_gpu, monkeypatch):
     one, loop = (predict_gpu.count(LISTING.splitlines()) for _ in range(2))
     monkeypatch.setattr(predict_gpu, "read_code", lambda cubin, name: predict_gpu.Code(64, 0, one, loop))
     card = predict_gpu.CARDS["sm_90"]
-    small = predict_gpu.Kernel("k", b"", 10_000, 128, 0, (("PARTS", 100),), 0, 1000)
+    trips = predict_gpu.counted_trips("k", {"PARTS": 100}, [])
+    small = predict_gpu.Kernel("k", b"", 10_000, 128, 0, trips, 0, 1000)
     prediction = predict_gpu.predict(small, card)
     warps = 10_000 * 4
     expected = warps * (one.all + 100 * loop.all) / (4 * card.multiprocessors * card.gigahertz * 1e9)
@@ -84,7 +85,7 @@ def test_more_of_what_limits_a_kernel_takes_longer(predict_gpu, monkeypatch):
     assert prediction.limits[2] == 1000 / 3e12
     assert prediction.seconds == 2 * max(prediction.limits)
     assert prediction.warps == 32  # 64 registers
-    assert predict_gpu.predict(small._replace(constants=()), card).seconds < prediction.seconds
+    assert predict_gpu.predict(small._replace(trips=1), card).seconds < prediction.seconds
     assert predict_gpu.predict(small._replace(bytes=3 * 10**9), card).seconds == pytest.approx(2e-3)
 
 

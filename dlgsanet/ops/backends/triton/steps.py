@@ -142,14 +142,17 @@ def _faster(which: choice.Choice, x: Tensor, steps: Callable[[], Tensor], one_ke
 
 def _precision(x: Tensor) -> str:
     """Of products in float32."""
-    return "tf32" if tf32.allowed_in_matrix_products() and x.device.type == "cuda" and not torch.version.hip else "ieee"
+    return "tf32" if tf32.allowed_in_matrix_products() and _has_tf32(x.device) else "ieee"
 
 
 def _formed(x: Tensor) -> str:
     """How products that form filters are computed, in float32 or TF32, which has as many bits as float16."""
-    tensor_cores = x.device.type == "cuda" and not torch.version.hip
     exact_enough = _hidden_dtype(x).itemsize == 2 or tf32.allowed_in_convolutions()
-    return "tf32" if tensor_cores and exact_enough else "ieee"
+    return "tf32" if exact_enough and _has_tf32(x.device) else "ieee"
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and not torch.version.hip
 
 
 def _normalise_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
