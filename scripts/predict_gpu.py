@@ -149,17 +149,16 @@ def read_code(cubin: bytes, kernel: str) -> Code:
 
 
 def main_loop(lines: list[str]) -> range:
-    """The lines of the innermost loop with most of the arithmetic; none if most of it is in no such loop."""
+    """The lines of the shortest loop with most of the arithmetic; none if most of it is in no loop."""
     labels = {line.rstrip(":"): i for i, line in enumerate(lines) if line.startswith(".L")}
     loops = []
     for i, line in enumerate(lines):
         target = re.search(r"\bBRA\b.*`\((\.L\w+)\)", line)
         start = labels.get(target[1], i) if target else i
-        if start < i and not line.split("*/")[1].strip().startswith("BRA"):  # the last is an endless one at the end
+        if i - start > 1:  # an endless loop of one instruction is at the end of the code
             loops.append(range(start, i + 1))
-    inner = [a for a in loops if not any(b != a and b.start >= a.start and b.stop <= a.stop for b in loops)]
-    main = max(inner, key=lambda a: arithmetic(lines[a.start : a.stop]), default=range(0))
-    return main if arithmetic(lines[main.start : main.stop]) * 2 > arithmetic(lines) else range(0)
+    most = [loop for loop in loops if 2 * arithmetic(lines[loop.start : loop.stop]) > arithmetic(lines)]
+    return min(most, key=len, default=range(0))
 
 
 def arithmetic(lines: list[str]) -> int:
@@ -209,7 +208,7 @@ class Prediction(NamedTuple):
 
 
 # Constants whose product is the number of trips through the main loop.
-TRIPS = {"attend_locally": ("PASSES", "SHARE"), "depthwise_backward": ("TILES",), "gated_feed_forward": ("CHUNKS",)}
+TRIPS = {"depthwise_backward": ("TILES",), "gated_feed_forward": ("CHUNKS",)}
 
 
 @functools.cache
@@ -342,6 +341,17 @@ def multiply_adds(name: str, constants: dict[str, Any], tensors: list[Tensor]) -
     return x[:, 0].numel() * window**2 * (channels + (0 if name.endswith("mma") else of_filters))
 
 
+def multiply_adds_in_triton(name: str, constants: dict[str, Any], programs: int) -> int:
+    """Of the kernel for local attention, one by one; 0: of other kernels."""
+    if name != "attend_locally":
+        return 0
+    groups = constants["PASSES"] * constants["GROUPS"]
+    of_pixel = groups * constants["SHARE"] * constants["K"] ** 2
+    if constants["FORMED"] == "ieee":  # filters too
+        of_pixel += groups * constants["TAPS"] * constants["TERMS"]
+    return programs * 2 * constants["PIXELS"] * of_pixel
+
+
 class Driver:
     """Of Triton's runtime: kernels are compiled for an architecture, and not started."""
 
@@ -369,7 +379,8 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
         metadata, name = compiled.metadata, function.__name__
         kernel = Kernel(
             name, compiled.asm["cubin"], grid[0], metadata.num_warps * WARP, metadata.shared,
-            counted_trips(name, constants, tensors), 0, sum(map(count_gpu.bytes_of, tensors)),
+            counted_trips(name, constants, tensors), multiply_adds_in_triton(name, constants, grid[0]),
+            sum(map(count_gpu.bytes_of, tensors)),
         )  # fmt: skip
         start = functools.partial(run, function, *args, grid=grid, warmup=False, **constants) if on_card else _nothing
         recorder.launched(kernel, start)
