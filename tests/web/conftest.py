@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dlgsanet.commands import web
+from dlgsanet.web import device_queue
 from tests.small_network import network, photo, weights
 
 __all__ = ["network", "photo", "weights"]
@@ -121,6 +122,21 @@ def browser():
     driver = open_browser()
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """A picture takes seconds on a fast machine too."""
+    upscale = device_queue.upscale_picture
+
+    def upscale_slowly(*arguments, progress, **options):
+        def slow_progress(share):
+            time.sleep(0.2)
+            progress(share)
+
+        return upscale(*arguments, progress=slow_progress, **options)
+
+    monkeypatch.setattr(device_queue, "upscale_picture", upscale_slowly)
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def test_zoom_and_moving_the_picture(page, pictures):
     assert shift(page).endswith("scale(2)")
 
 
-def test_two_visitors_wait_for_each_other(server, page, pictures, photo, tmp_path):
+def test_two_visitors_wait_for_each_other(server, page, slowly, pictures, photo, tmp_path):
     """The second visitor's picture waits for the first one's, and both are done. Neither sees the other's."""
     from PIL import Image
 
@@ -173,7 +173,7 @@ def test_two_visitors_wait_for_each_other(server, page, pictures, photo, tmp_pat
         other.quit()
 
 
-def test_stop_and_go_on(page, photo, tmp_path):
+def test_stop_and_go_on(page, slowly, photo, tmp_path):
     from PIL import Image
 
     for name in ("a.png", "b.png"):
