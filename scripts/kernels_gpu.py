@@ -40,15 +40,18 @@ class Card(NamedTuple):
     warps: int  # that a multiprocessor holds
     blocks: int
     multiprocessors: int
+    gigahertz: float  # under load
+    terabytes: float  # a second, of its memory
+    product: int  # clocks of a scheduler for 1024 multiply-adds of TF32; 0: it has none
 
 
 CARDS = {
-    "sm_75": Card(64, 32, 16, 68),  # RTX 2080 Ti
-    "sm_80": Card(164, 64, 32, 108),  # A100
-    "sm_86": Card(100, 48, 16, 82),  # RTX 3090
-    "sm_89": Card(100, 48, 24, 128),  # RTX 4090
-    "sm_90": Card(228, 64, 32, 132),  # H100
-    "sm_120": Card(100, 48, 24, 170),  # RTX 5090
+    "sm_75": Card(64, 32, 16, 68, 1.55, 0.61, 0),  # RTX 2080 Ti
+    "sm_80": Card(164, 64, 32, 108, 1.41, 1.55, 8),  # A100
+    "sm_86": Card(100, 48, 16, 82, 1.70, 0.93, 32),  # RTX 3090
+    "sm_89": Card(100, 48, 24, 128, 2.52, 1.00, 32),  # RTX 4090
+    "sm_90": Card(228, 64, 32, 132, 1.75, 3.00, 4),  # H100
+    "sm_120": Card(100, 48, 24, 170, 2.41, 1.79, 32),  # RTX 5090
 }
 REGISTERS = 64 << 10  # of a multiprocessor, given to warps in units of 256
 COMPILED = re.compile(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", re.S)
@@ -106,11 +109,11 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
     return list(dict.fromkeys(found))
 
 
-def warps(launch: Recorded, registers: int, card: Card) -> int:
-    """Most warps of a kernel that a multiprocessor holds."""
-    of_block = -(-launch.threads // 32)
+def warps(threads: int, shared_bytes: int, registers: int, card: Card) -> int:
+    """Most warps of a kernel that a multiprocessor holds; threads, shared_bytes: of a block."""
+    of_block = -(-threads // 32)
     by_registers = REGISTERS // (-(-registers * 32 // 256) * 256) // of_block
-    by_shared = (card.shared << 10) // (launch.shared_bytes + 1024)
+    by_shared = (card.shared << 10) // (shared_bytes + 1024)
     return of_block * min(by_registers, by_shared, card.warps // of_block, card.blocks)
 
 
@@ -226,7 +229,7 @@ def main() -> int:
                 used[launch.instance] = {name: (int(r), int(s)) for name, s, r in COMPILED.findall(log)}
             registers, spilled = used[launch.instance][launch.kernel]
             kernel = launch.kernel + ", exact" * (("EXACT", 1) in launch.instance.constants)
-            held = warps(launch, registers, card)
+            held = warps(launch.threads, launch.shared_bytes, registers, card)
             at_once = held * 32 // launch.threads * card.multiprocessors
             print(
                 f"| {architecture} | {kernel} | {registers} | {spilled} | {launch.shared_bytes / 1024:.0f} | "

@@ -44,6 +44,7 @@ import benchmark_gpu
 import count_gpu
 import torch
 import triton
+from kernels_gpu import CARDS, Card, warps
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -66,7 +67,6 @@ from dlgsanet.ops.backends.torch import strip_rows
 from dlgsanet.ops.backends.triton import steps
 
 WARP = 32
-REGISTERS = 64 << 10  # of a multiprocessor, given to warps in units of 256
 LONGER = 2.0  # times the largest limit
 LEAST = 2e-6  # seconds of a kernel
 FREE_MEMORY = 80 << 30
@@ -75,26 +75,6 @@ DEPTHWISE = 4.4  # times the limit of its bytes: PyTorch's depth-wise convolutio
 PRODUCT_RATE = 0.5  # of matrix products that libraries reach
 
 
-class Card(NamedTuple):
-    """From the CUDA programming guide and the data sheets."""
-
-    shared: int  # KB of shared memory of a multiprocessor; a block has at most one less
-    warps: int  # that a multiprocessor holds
-    blocks: int
-    multiprocessors: int
-    gigahertz: float  # under load
-    terabytes: float  # a second, of its memory
-    product: int  # clocks of a scheduler for 1024 multiply-adds of TF32; 0: it has none
-
-
-CARDS = {
-    "sm_75": Card(64, 32, 16, 68, 1.55, 0.61, 0),  # RTX 2080 Ti
-    "sm_80": Card(164, 64, 32, 108, 1.41, 1.55, 8),  # A100
-    "sm_86": Card(100, 48, 16, 82, 1.70, 0.93, 32),  # RTX 3090
-    "sm_89": Card(100, 48, 24, 128, 2.52, 1.00, 32),  # RTX 4090
-    "sm_90": Card(228, 64, 32, 132, 1.75, 3.00, 4),  # H100
-    "sm_120": Card(100, 48, 24, 170, 2.41, 1.79, 32),  # RTX 5090
-}
 KINDS = {
     "fma": ("FFMA", "FFMA2", "DFMA", "HFMA2"),
     "mma": ("HMMA", "DMMA", "HGMMA"),
@@ -214,8 +194,7 @@ TRIPS = {"depthwise_backward": ("TILES",), "gated_feed_forward": ("CHUNKS",)}
 @functools.cache
 def predict(kernel: Kernel, card: Card) -> Prediction:
     code = read_code(kernel.cubin, kernel.name)
-    of_block = -(-kernel.threads // WARP)
-    all_warps = kernel.blocks * of_block
+    all_warps = kernel.blocks * -(-kernel.threads // WARP)
     trips = trips_of(kernel, code.loop, all_warps)
     instructions = code.outside.all + trips * code.loop.all
     wavefronts = code.outside.wavefronts + trips * code.loop.wavefronts
@@ -226,16 +205,13 @@ def predict(kernel: Kernel, card: Card) -> Prediction:
         wavefronts * clocks,
         kernel.bytes / (card.terabytes * 1e12),
     )
-    by_registers = REGISTERS // (-(-code.registers * WARP // 256) * 256) // of_block
-    by_shared = (card.shared << 10) // (kernel.shared_bytes + 1024)
-    held = of_block * min(by_registers, by_shared, card.warps // of_block, card.blocks)
-    return Prediction(code, held, limits)
+    return Prediction(code, warps(kernel.threads, kernel.shared_bytes, code.registers, card), limits)
 
 
-def trips_of(kernel: Kernel, loop: Instructions, warps: int) -> float:
+def trips_of(kernel: Kernel, loop: Instructions, all_warps: int) -> float:
     """Of a warp through the main loop."""
     if kernel.multiply_adds and loop.of("fma"):
-        return kernel.multiply_adds / (WARP * loop.of("fma") * warps)
+        return kernel.multiply_adds / (WARP * loop.of("fma") * all_warps)
     return kernel.trips if loop.all else 0
 
 
