@@ -74,7 +74,6 @@ RATE = 0.7  # of multiply-adds that libraries reach
 DEPTHWISE = 4.4  # times the limit of its bytes: PyTorch's depth-wise convolution (75.5 MB in 112 us on an H100)
 PRODUCT_RATE = 0.5  # of matrix products that libraries reach
 
-
 KINDS = {
     "fma": ("FFMA", "FFMA2", "DFMA", "HFMA2"),
     "mma": ("HMMA", "DMMA", "HGMMA"),
@@ -91,9 +90,6 @@ class Instructions(NamedTuple):
     kinds: Counter[str]
     wavefronts: int  # 128 bytes each, of accesses to shared memory without bank conflicts
     product_clocks: float  # of products, in those of 1024 multiply-adds
-
-    def of(self, *kinds: str) -> int:
-        return sum(self.kinds[kind] for kind in kinds)
 
 
 class Code(NamedTuple):
@@ -112,6 +108,7 @@ def tool(name: str) -> str:
     return str(bundled) if bundled.exists() else shutil.which(name) or sys.exit(f"predict_gpu: error: no {name}")
 
 
+@functools.cache
 def read_code(cubin: bytes, kernel: str) -> Code:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin + bytes(1024))  # NVRTC's lack the zeros at their end, which the tools need
@@ -143,7 +140,7 @@ def main_loop(lines: list[str]) -> range:
 
 def arithmetic(lines: list[str]) -> int:
     counted = count(lines)
-    return counted.of("fma") + 32 * counted.of("mma")
+    return counted.kinds["fma"] + 32 * counted.kinds["mma"]
 
 
 def count(lines: list[str]) -> Instructions:
@@ -157,8 +154,8 @@ def count(lines: list[str]) -> Instructions:
 
 def clocks_of_product(name: str) -> float:
     """Clocks of a matrix product, where one of 1024 multiply-adds in TF32 takes 1."""
-    if size := re.match(r"HMMA\.(16)(8)(\d+)", name):
-        return 8 * int(size[3]) / 64 * (1 if "TF32" in name else 0.5)
+    if terms := re.match(r"HMMA\.168(\d+)", name):
+        return int(terms[1]) / 8 * (1 if "TF32" in name else 0.5)
     if size := re.match(r"HGMMA\.64x(\d+)x(\d+)", name):  # of four warps
         return 16 * int(size[1]) * int(size[2]) / 1024 * (1 if "TF32" in name else 0.5)
     return 0
@@ -210,8 +207,8 @@ def predict(kernel: Kernel, card: Card) -> Prediction:
 
 def trips_of(kernel: Kernel, loop: Instructions, all_warps: int) -> float:
     """Of a warp through the main loop."""
-    if kernel.multiply_adds and loop.of("fma"):
-        return kernel.multiply_adds / (WARP * loop.of("fma") * all_warps)
+    if kernel.multiply_adds and loop.kinds["fma"]:
+        return kernel.multiply_adds / (WARP * loop.kinds["fma"] * all_warps)
     return kernel.trips if loop.all else 0
 
 
@@ -453,7 +450,7 @@ def print_table(recorder: Recorder) -> None:
     for kernel, measured in recorder.measured.items():
         found = predict(kernel, recorder.card)
         loop = found.code.loop if found.code.loop.all else found.code.outside
-        shares = " | ".join(f"{100 * loop.of(kind) / loop.all:.0f}" for kind in KINDS)
+        shares = " | ".join(f"{100 * loop.kinds[kind] / loop.all:.0f}" for kind in KINDS)
         limits = " | ".join(f"{seconds * 1e6:.1f}" for seconds in found.limits)
         print(
             f"| {kernel.name} | {calls[kernel]} | {found.code.registers} | {found.code.spilled} | "
