@@ -4,6 +4,7 @@
   python scripts/benchmark_cpu.py --quick                     the same at small sizes, to see that all of it runs
   python scripts/benchmark_cpu.py --output docs/benchmarks    to the file of the instruction set: cpu_avx2.md
   python scripts/benchmark_cpu.py --compare PATH              native, next to an older checkout (built) at PATH
+  python scripts/benchmark_cpu.py --shares                    native's share of the rate of sgemm, one thread and all
   python scripts/benchmark_cpu.py --memory-curve              peak memory from 0.06 to 4 megapixels of input
   python scripts/benchmark_cpu.py --page-faults               page faults, CPU time and peak memory of repeated calls
 
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds; default 3")
     parser.add_argument("--output", type=Path, help="also write the tables to this Markdown file, or folder")
     parser.add_argument("--compare", type=Path, metavar="PATH", help="only native, next to the checkout at PATH")
+    parser.add_argument("--shares", action="store_true", help="only native's rates as shares of that of sgemm")
     parser.add_argument("--memory-curve", action="store_true", help="only peak memory over the size of the image")
     parser.add_argument("--page-faults", action="store_true", help="only page faults, CPU time, peak memory of calls")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # what a child process measures
@@ -99,6 +101,8 @@ def main() -> None:
         os.environ[EXPORTED_FILE] = str(Path(folder, "tiny_x4.onnx"))
         if arguments.compare:
             lines = comparison(arguments.compare.resolve(), sizes, rounds, arguments.quick)
+        elif arguments.shares:
+            lines = shares(sizes, rounds, arguments.quick)
         elif arguments.memory_curve:
             lines = memory_curve(arguments.quick)
         else:
@@ -151,6 +155,15 @@ def comparison(older: Path, sizes: Sizes, rounds: int, quick: bool) -> Iterator[
         macs = counted.get("native")
         share = f"{macs / after / max(turn['sgemm'] for turn in sides[1]):.0%}" if macs else ""
         yield f"| {title} | {before * 1000:.1f} | {after * 1000:.1f} | {before / after:.2f} | {share} |"
+
+
+def shares(sizes: Sizes, rounds: int, quick: bool) -> Iterator[str]:
+    yield from heading(sizes, rounds)
+    yield from ["", "Shares of the rate of sgemm, which runs before each of them, and milliseconds.", ""]
+    yield from ["| native | one thread | ms | all threads | ms |", "|---|---:|---:|---:|---:|"]
+    for title, (one, every) in in_child("stock", quick, "shares", rounds=rounds).items():
+        cells = (f"{share:.0%} | {seconds * 1000:.1f}" for share, seconds in (one, every))
+        yield f"| {title} | {' | '.join(cells)} |"
 
 
 def memory_curve(quick: bool) -> Iterator[str]:
@@ -238,6 +251,8 @@ def measure_part(part: list[str], sizes: Sizes, rounds: int):
         return export(network("torch", "Tiny").requires_grad_(False), Path(os.environ[EXPORTED_FILE]))
     if part[0] == "faults":
         return faults(FAULTING[part[1]](sizes))
+    if part[0] == "shares":
+        return shares_of_sgemm(sizes, rounds)
     if part[0] == "memory":
         _, row, width, height = part
         return peak_memory(row, int(width), int(height))
@@ -296,16 +311,24 @@ def native_groups(
     sizes: Sizes,
 ) -> Iterator[tuple[str, dict[str, Callable[[], object]], dict[str, int]]]:
     """What `--compare` measures."""
-    yield from layer_groups(sizes, ["native"])
-    for size in ("Tiny", "Light", "Large"):
-        net = network("native", size)
-        macs = {"native": multiply_accumulates(net, sizes.height, sizes.width)}
-        run = serve("native", inference(net, sizes.height, sizes.width))
-        yield f"{size} x4, {sizes.width}x{sizes.height} input", {"native": run}, macs
-        if size == "Tiny":
-            yield f"{size} x4, {sizes.width}x{sizes.height} input, one thread", {"native": on_one_thread(run)}, {}
+    for title, run, macs in counted(sizes):
+        yield title, {"native": run}, {"native": macs}
+        if title.startswith("Tiny x4"):
+            yield f"{title}, one thread", {"native": on_one_thread(run)}, {}
+
+
+def counted(sizes: Sizes) -> Iterator[tuple[str, Callable[[], object], int]]:
+    """(title, what to run, its multiply-accumulates) of native's layers and networks."""
+    for title, group, macs in layer_groups(sizes, ["native"]):
+        yield title, group["native"], macs["native"]
+    height, width = sizes.height, sizes.width
+    for size, scale, factor in (("Tiny", 4, 1), ("Light", 4, 1), ("Large", 4, 1), ("Tiny", 2, 2)):
+        net, image = DLGSANet(**size_options(size, scale)).eval(), (factor * height, factor * width)
+        title = f"{size} x{scale}, {image[1]}x{image[0]} input"
+        yield title, serve("native", inference(net, *image)), multiply_accumulates(net, *image)
+    of_patch = multiply_accumulates(DLGSANet(**size_options("Tiny", 2)), sizes.patch, sizes.patch)
     title = f"Training step of Tiny x2, {sizes.batch} of {sizes.patch}x{sizes.patch}"
-    yield title, {"native": serve("native", training_step(sizes))}, {}
+    yield title, serve("native", training_step(sizes)), 3 * sizes.batch * of_patch  # forward, and two gradients
 
 
 def alternate(group: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -328,6 +351,19 @@ def sgemm_rate(side: int) -> float:
         torch.mm(a, b)
         times.append(time.perf_counter() - start)
     return side**3 / min(times[1:])
+
+
+def shares_of_sgemm(sizes: Sizes, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Of each that `counted` yields, on one thread and on all: the share of sgemm's rate, and seconds."""
+    factors, shares = torch.rand(2, sizes.sgemm, sizes.sgemm), {}
+    for title, run, macs in counted(sizes):
+        shares[title] = []
+        for limited in (on_one_thread, partial):
+            group = {"sgemm": limited(partial(torch.mm, *factors)), "native": limited(run)}
+            seconds = alternate(group, rounds)
+            rate = sizes.sgemm**3 / seconds["sgemm"]
+            shares[title].append((macs / seconds["native"] / rate, seconds["native"]))
+    return shares
 
 
 def peak_memory(row: str, width: int, height: int) -> float:
