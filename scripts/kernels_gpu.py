@@ -12,6 +12,7 @@ multiprocessors of a card hold at once.
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import re
 import sys
 import time
@@ -55,6 +56,13 @@ CARDS = {
 }
 REGISTERS = 64 << 10  # of a multiprocessor, given to warps in units of 256
 COMPILED = re.compile(r"entry function '(\w+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers", re.S)
+
+
+def require(*packages: str) -> None:
+    """End the program, with one line, if packages are not installed."""
+    if names := [name for name in packages if importlib.util.find_spec(name) is None]:
+        print(f"this needs {' and '.join(names)}, not installed for {sys.executable}", file=sys.stderr)
+        sys.exit(2)
 
 
 class Recorded(NamedTuple):
@@ -214,6 +222,7 @@ def main() -> int:
     parser.add_argument("--architectures", nargs="+", choices=list(CARDS), default=["sm_80", "sm_90", "sm_120"])
     parser.add_argument("--host", action="store_true", help="print the host's work for a call instead")
     args = parser.parse_args()
+    require("cupy")
     if args.host:
         for name, (calls, microseconds) in host_work(args.size, getattr(torch, args.dtype)).items():
             print(f"{name}: {calls} functions called, {microseconds:.0f} us")

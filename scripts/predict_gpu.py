@@ -43,15 +43,11 @@ from unittest import mock
 import benchmark_gpu
 import count_gpu
 import torch
-import triton
-from kernels_gpu import CARDS, Card, warps
+from kernels_gpu import CARDS, Card, require, warps
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from triton import runtime
-from triton.backends.compiler import GPUTarget
-from triton.runtime.jit import JITFunction
 
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
@@ -64,7 +60,17 @@ from dlgsanet.ops.backends.cuda import feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.backends.torch import strip_rows
-from dlgsanet.ops.backends.triton import steps
+
+try:
+    import triton
+    from triton import runtime
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    from dlgsanet.ops.backends.triton import steps
+except ModuleNotFoundError:
+    require("cupy", "triton")
+    raise
 
 WARP = 32
 LONGER = 2.0  # times the largest limit
@@ -425,6 +431,7 @@ def main() -> int:
     parser.add_argument("--published", action="store_true", help="compare with PyTorch and the published kernel")
     parser.add_argument("--architectures", nargs="+", choices=list(CARDS), default=["sm_80", "sm_90", "sm_120"])
     args = parser.parse_args()
+    require("cupy")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     here = "sm_{}{}".format(*torch.cuda.get_device_capability()) if torch.cuda.is_available() else None
     for architecture in args.architectures:

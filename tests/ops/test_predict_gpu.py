@@ -40,6 +40,22 @@ def predict_gpu(monkeypatch):
     return importlib.import_module("predict_gpu")
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "package"),
+    [("kernels_gpu", [], "cupy"), ("predict_gpu", ["inference"], "cupy"), ("predict_gpu", ["inference"], "triton")],
+)
+def test_a_missing_package_is_named_in_one_line(script, arguments, package, tmp_path):
+    hide = f"import sys; sys.modules['{package}'] = None; del sys.argv[0]; import runpy; "
+    run = f"sys.path.insert(0, 'scripts'); runpy.run_module('{script}', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", hide + run, script, *arguments], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert package in line
+    assert not done.stdout
+
+
 def test_the_main_loop_and_its_instructions(predict_gpu):
     lines = LISTING.splitlines()
     loop = predict_gpu.main_loop(lines)
