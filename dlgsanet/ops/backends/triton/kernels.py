@@ -485,15 +485,15 @@ def _project_filtered(
 # Attention in windows; tiles, members, offsets: see `dlgsanet.ops.backends.triton.tiles`.
 
 
-@triton.jit(do_not_specialize=["planes", "channels", "height", "width", "top", "first", "count", "total"])
+@triton.jit(do_not_specialize=["image_stride", "channels", "height", "width", "top", "first", "count", "total"])
 def channel_sums(
-    x, bias, weight, tiles, sums, planes, channels, height, width, top, first, count, total,
+    x, bias, weight, tiles, sums, image_stride, channels, height, width, top, first, count, total,
     HEADS: tl.constexpr, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr, FACTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """sums [B, total, heads, 2 * SIDE, 2 * SIDE]: of products of a head's channels of q and k, over each tile's pixels.
 
-    They are computed from x [B, planes, height, width], rows of an image from `top` on. The features are
+    They are computed from x [B, 2 * HEADS * channels, height, width], rows of an image from `top` on. The features are
     depthwise_3x3(x + bias): q, then k, with `channels` channels of each head. There are `count` tiles from the first
     one. The features are rounded to the dtype of x, and multiplied as FACTOR.
     """
@@ -501,7 +501,7 @@ def channel_sums(
     image = (tl.program_id(0) // HEADS // count).to(tl.int64)
     term = tl.arange(0, 2 * SIDE)[:, None, None]
     channel = (term // SIDE * HEADS + head) * channels + tl.minimum(term % SIDE, channels - 1)
-    plane, b = x + (image * planes + channel) * height * width, tl.load(bias + channel).to(ACC)
+    plane, b = x + image * image_stride + channel.to(tl.int64) * height * width, tl.load(bias + channel).to(ACC)
     gram = tl.zeros((2 * SIDE, 2 * SIDE), ACC)
     tiles += 8 * tile
     start, stop, left, right = tl.load(tiles), tl.load(tiles + 1), tl.load(tiles + 2), tl.load(tiles + 3)
@@ -558,16 +558,19 @@ def fold_attention(
         tl.store(out + output * count + column, tl.dot(factors, weights, input_precision="ieee"), there)
 
 
-@triton.jit(do_not_specialize=["planes", "channels", "rows", "height", "width", "top", "first", "count", "windows"])
+@triton.jit(
+    # x begins within a tensor, aligned or not, which helps no load that is shifted.
+    do_not_specialize=["x", "image_stride", "channels", "rows", "height", "width", "top", "first", "count", "windows"]
+)
 def attend(
     x, bias, weight, tiles, folded, shortcut, out, batch_stride, channel_stride,
-    planes, channels, rows, height, width, top, first, count, windows,
+    image_stride, channels, rows, height, width, top, first, count, windows,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, TERMS: tl.constexpr, PARTS: tl.constexpr,
     PRECISION: tl.constexpr, FACTOR: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """out [B, channels, height, width] = shortcut + the mean of the folded matrices of a pixel's windows @ its values.
 
-    The values are the last features of x [B, planes, rows, width], formed as in `channel_sums`, in PARTS parts of TERMS
+    The values are features of x [B, channels, rows, width], formed as in `channel_sums`, in PARTS parts of TERMS
     channels. A tile has at most ROWS x COLUMNS pixels.
     """
     tile = first + tl.program_id(0) % count
@@ -579,8 +582,8 @@ def attend(
     result = tl.zeros((CHANNELS, ROWS * COLUMNS), ACC)
     for part in tl.range(0, PARTS, num_stages=1):  # more stages would need more shared memory than there is
         term = part * TERMS + tl.arange(0, TERMS)
-        channel = planes - channels + tl.minimum(term, channels - 1)[:, None, None]
-        plane, b = x + (image * planes + channel) * rows * width, tl.load(bias + channel).to(ACC)
+        channel = tl.minimum(term, channels - 1)[:, None, None]
+        plane, b = x + image * image_stride + channel.to(tl.int64) * rows * width, tl.load(bias + channel).to(ACC)
         values = _filtered(plane, b, weight + 9 * channel, row[None] - top, column[None], rows, width, ACC)
         values = tl.where(term[:, None, None] < channels, values, 0).to(x.dtype.element_ty)
         there = (output < channels) & (term < channels)[None, :]

@@ -369,17 +369,17 @@ def _attend_by_tiles(layer: ChannelAttention, x: Tensor) -> Tensor:
 
     def add_up(strip: Strip, y: Tensor, bias: Tensor, depthwise: Tensor) -> None:
         kernels.channel_sums[batch * strip.tiles * heads,](
-            y, bias, depthwise, summed.tiles, sums, y.shape[1], of_head, y.shape[2], width, strip.first_row,
-            strip.first, strip.tiles, total, HEADS=heads, SIDE=side, ROWS=rows_of_sums(side),
+            y[:, : 2 * channels], bias, depthwise, summed.tiles, sums, y.stride(0), of_head, y.shape[2], width,
+            strip.first_row, strip.first, strip.tiles, total, HEADS=heads, SIDE=side, ROWS=rows_of_sums(side),
             num_warps=warps_of_sums(side), **sizes
         )  # fmt: skip
 
     def attend(strip: Strip, y: Tensor, bias: Tensor, depthwise: Tensor) -> None:
         kernels.attend[batch * strip.tiles,](
-            y, bias, depthwise, attended.tiles, folded, x, out, x.stride(0), x.stride(1), y.shape[1], channels,
-            y.shape[2], height, width, strip.first_row, strip.first, strip.tiles, attended.windows, ROWS=highest,
-            CHANNELS=wide, TERMS=FEWEST_TERMS, PARTS=triton.cdiv(channels, FEWEST_TERMS), num_warps=FEWEST_TERMS,
-            **sizes
+            y[:, -channels:], bias[-channels:], depthwise[-channels:], attended.tiles, folded, x, out, x.stride(0),
+            x.stride(1), y.stride(0), channels, y.shape[2], height, width, strip.first_row, strip.first, strip.tiles,
+            attended.windows, ROWS=highest, CHANNELS=wide, TERMS=FEWEST_TERMS,
+            PARTS=triton.cdiv(channels, FEWEST_TERMS), num_warps=FEWEST_TERMS, **sizes
         )  # fmt: skip
 
     with _on(x):
