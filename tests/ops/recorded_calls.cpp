@@ -12,10 +12,11 @@
 #include <vector>
 
 #define FUNCTIONS(with)                                                                                                \
-    with(gated_feed_forward) with(gated_feed_forward_backward) with(dynamic_local_attention) with(local_features)      \
+    with(gated_feed_forward) with(gated_feed_forward_backward) with(dynamic_local_attention)                           \
     with(local_features_backward) with(fused_dynamic_depthwise_conv) with(fused_dynamic_depthwise_conv_backward)       \
-    with(channel_attention_sums) with(channel_attention_apply) with(products) with(projected_depthwise)                \
-    with(channel_attention_backward) with(convolution) with(convolution_backward)
+    with(projected_dynamic_conv_backward) with(channel_attention_sums) with(channel_attention_apply)                   \
+    with(channel_attention_mixing_backward) with(channel_attention_backward) with(convolution)                         \
+    with(convolution_backward)
 
 #define DECLARE(name) extern "C" void dlgsanet_##name();
 FUNCTIONS(DECLARE)

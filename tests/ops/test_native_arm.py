@@ -89,6 +89,8 @@ def test_results_on_arm_are_those_of_this_machine(name, program, tmp_path, monke
     for function, before, after, _ in recorded:
         for argument, expected in after.items():
             size = expected.numel() * expected.element_size()
+            if not size:
+                continue  # nothing is kept
             found = torch.frombuffer(bytearray(results[:size]), dtype=expected.dtype).view(expected.shape)
             results = results[size:]
             changed = not torch.equal(before[argument], expected)

@@ -86,9 +86,9 @@ def test_sums_over_pixels_do_not_depend_on_the_threads(kind, share, size):
 
 
 def arguments(function: str) -> dict:
-    """Small arguments that fit each other: sizes of 1, from the first channel on."""
+    """Small arguments that fit each other: sizes of 1."""
     signature = library.SIGNATURES[function]
-    sizes = {name: 0 if name.endswith("_first") else 1 for name in signature.sizes}
+    sizes = dict.fromkeys(signature.sizes, 1)
     shapes = {name: [n or 1 for n in shape] for name, shape in signature.shapes(**sizes).items()}
     dtypes = {"band_pieces": torch.int64, "column_pieces": torch.int64}
     return {name: torch.zeros(shape, dtype=dtypes.get(name)) for name, shape in shapes.items()} | sizes
@@ -142,12 +142,12 @@ FREE = ("window_sums", "weights")  # how many windows there are follows from the
         ("fused_dynamic_depthwise_conv", {"groups": 0}),
         ("fused_dynamic_depthwise_conv", {"channels": 3, "groups": 2}),
         ("channel_attention_sums", {"head_count": 2}),
-        ("products", {"a_first": 1}),
-        ("products", {"b_first": -1}),
+        ("channel_attention_sums", {"kept": 2}),
+        ("dynamic_local_attention", {"batch": 2}),
     ],
 )
 def test_sizes_that_do_not_fit_each_other_are_errors(function, sizes):
-    with pytest.raises(ValueError, match=r"must be odd|cannot be divided|from channels"):
+    with pytest.raises(ValueError, match=r"must be odd|cannot be divided|kept must be"):
         library.call(function, **arguments(function) | sizes)
 
 

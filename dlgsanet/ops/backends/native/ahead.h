@@ -32,7 +32,7 @@ private:
         const float* start;
         Index distance, lines, count;
     };
-    static constexpr int most = 8;
+    static constexpr int most = 12;
 
     Runs runs_[most];
     Index per_block_, line_ = 0;

@@ -79,6 +79,8 @@ struct FirstPass {
     const NormedProjection& enter;
     const float* depthwise;
     float *v, *piece_sums;  // piece_sums [B, bands, pieces of columns, sums]
+    const Shape& projected_shape;
+    float* projected;  // proj(norm(x)), for training; null: not kept
     Pieces bands, columns;
     Index image, first_band, stop_band, first_column, stop_column;
 
@@ -89,8 +91,8 @@ struct FirstPass {
 
     void run(const Scratch& s) const {
         const Tile tile = this->tile();
-        enter.make_row(tile.top - 1, tile, 1, s.normed, s.qkv);
-        enter.make_row(tile.top, tile, 1, s.normed, s.qkv);
+        make_row(tile.top - 1, tile, s, nullptr);
+        make_row(tile.top, tile, s, nullptr);
         std::memset(s.sums, 0, sizeof(float) * lanes * heads.sums() * (stop_column - first_column));
         for (Index band = first_band; band < stop_band; band++) {
             for (Index y = bands[band].start; y < bands[band].stop; y += batch_rows) {
@@ -104,14 +106,20 @@ struct FirstPass {
         }
     }
 
+    void make_row(Index y, const Tile& tile, const Scratch& s, Ahead* ahead) const {
+        enter.make_row(y, tile, 1, s.normed, s.qkv, ahead);
+        if (projected && y >= tile.top && y < tile.bottom) projected_shape.strip(y, tile, 0).write(s.qkv[y], projected);
+    }
+
     // Compute one or two rows from y on, after the rows of the projection that they need.
     void convolve(Index y, Index rows, const Tile& tile, const Scratch& s, const Rows* qk) const {
-        Ahead ahead(lines_per_block(2 * shape.channels, 3 * shape.channels));
+        Ahead ahead(lines_per_block((projected ? 5 : 2) * shape.channels, 3 * shape.channels));
         for (Index n = 0; n < rows; n++) {
             shape.strip(y + n + 3, tile, 1).expect(enter.x, ahead);
             shape.strip(y + n, tile, 0).expect(v, ahead);
+            if (projected) projected_shape.strip(y + n + 2, tile, 0).expect(projected, ahead);
         }
-        for (Index n = 0; n < rows; n++) enter.make_row(y + n + 1, tile, 1, s.normed, s.qkv, &ahead);
+        for (Index n = 0; n < rows; n++) make_row(y + n + 1, tile, s, &ahead);
         if (rows == 2)
             convolve<2>(y, tile, s, qk);
         else
@@ -212,14 +220,16 @@ void fold(const Heads& heads, const Piece& band, const Piece& column, Index acro
 }  // namespace
 
 // The arrays of pieces have four integers per piece. No piece of columns crosses a multiple of tile_width. The results
-// are v [B, C, H, W] and window_sums; piece_sums [B, bands, columns, sums] is working memory.
+// are v [B, C, H, W], window_sums, and proj(norm(x)) of the first `kept` images, all or none; piece_sums [B, bands,
+// columns, sums] is working memory.
 DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* norm_weight, const float* norm_bias,
                                                   const float* qkv_weight, const float* depthwise,
                                                   const Piece* band_pieces, const Piece* column_pieces, float* v,
-                                                  float* piece_sums, float* window_sums, Index batch, Index channels,
-                                                  Index head_count, Index height, Index width, Index band_count,
-                                                  Index column_count, Index tile_width, int threads) {
-    const Shape shape{batch, channels, height, width};
+                                                  float* piece_sums, float* window_sums, float* projected, Index batch,
+                                                  Index channels, Index head_count, Index height, Index width,
+                                                  Index band_count, Index column_count, Index tile_width, Index kept,
+                                                  int threads) {
+    const Shape shape{batch, channels, height, width}, projected_shape{batch, 3 * channels, height, width};
     const Heads heads{head_count, channels / head_count};
     const Pieces bands{band_pieces, band_count}, columns{column_pieces, column_count};
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {qkv_weight, 3 * channels, channels}};
@@ -238,8 +248,8 @@ DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* n
 
     const bool done = parallel(threads, batch * groups * tiles, make, [&](Index task, const Scratch& s) {
         const Index tile = task % tiles, band = task / tiles % groups * together;
-        FirstPass{shape, heads, enter, depthwise, v, piece_sums, bands, columns,
-                  task / (tiles * groups), band, std::min(band + together, band_count), first_column(tile),
+        FirstPass{shape, heads, enter, depthwise, v, piece_sums, projected_shape, kept ? projected : nullptr, bands,
+                  columns, task / (tiles * groups), band, std::min(band + together, band_count), first_column(tile),
                   first_column(tile + 1)}
             .run(s);
     });

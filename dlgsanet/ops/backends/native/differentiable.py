@@ -8,16 +8,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dlgsanet.ops.backends.native import library
-from dlgsanet.ops.backends.native.dynamic_conv import (
-    fused_dynamic_depthwise_conv,
-    fused_dynamic_depthwise_conv_backward,
+from dlgsanet.ops.backends.native.layers import (
+    attend,
+    attention_sums,
+    attention_weights,
+    keeping_dynamic_local_attention,
+    sizes_of,
+    weights_of,
 )
 from dlgsanet.ops.backends.native.layers import convolution as infer_convolution
 from dlgsanet.ops.backends.native.layers import gated_feed_forward as infer_gated_feed_forward
-from dlgsanet.ops.backends.native.layers import sizes_of, weights_of
 from dlgsanet.ops.backends.native.signatures import round_up, strips
-from dlgsanet.ops.backends.torch.mixing import mixing_matrices
-from dlgsanet.ops.records import ChannelAttention, Conv3x3, FusedDynamicConv, GatedFeedForward, LocalAttention
+from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, LocalAttention
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
@@ -42,42 +44,60 @@ def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
 class _DynamicLocalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
-        layer, x = LocalAttention(*fields), x.contiguous()
-        weights = weights_of(layer)
-        filter_weight, filter_bias, proj_out = (weights.pop(n) for n in ("filter_weight", "filter_bias", "proj_out"))
-        batch, _, height, width = x.shape
-        y, z = torch.empty_like(x), x.new_empty(batch, len(layer.squeeze_weight), height, width)
-        ctx.sizes = {"squeezed": z.shape[1], "window_size": layer.window_size, **sizes_of(x)}
-        library.call("local_features", x=x, **weights, y=y, z=z, **ctx.sizes)
-        filtered = fused_dynamic_depthwise_conv(
-            FusedDynamicConv(z, filter_weight.flatten(1), filter_bias, layer.window_size), y
-        )
+        x = x.contiguous()
+        out, y, z, filtered = keeping_dynamic_local_attention(LocalAttention(*fields), x, len(x))
+        ctx.window_size = fields[-1]
         ctx.save_for_backward(x, *fields[:-1], y, z, filtered)
-        return _project(x, proj_out.flatten(1).expand(batch, -1, -1), filtered)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, *fields, y, z, filtered = ctx.saved_tensors
-        layer, grad = LocalAttention._make([*fields, ctx.sizes["window_size"]]), grad.contiguous()
-        batch = len(x)
-        pixels = grad.flatten(2)
-        grad_proj_out = _products(grad, filtered).sum(0).view_as(layer.proj_out)
-        grad_filtered = torch.bmm(layer.proj_out.flatten(1).t().expand(batch, -1, -1), pixels).view_as(x)
-        convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
-        grad_y, grad_z, grad_filter_weight, grad_filter_bias = fused_dynamic_depthwise_conv_backward(
-            convolution, y, grad_filtered
+        layer, grad = LocalAttention._make([*fields, ctx.window_size]), grad.contiguous()
+        channels, squeezed, taps = x.shape[1], z.shape[1], layer.window_size**2
+        groups = len(layer.filter_weight) // taps
+        pitch, filter_pitch = round_up(channels), round_up(squeezed + 1)
+        parts_of = (channels * pitch, groups * taps * filter_pitch)
+        parts = torch.zeros(strips(len(x), x.shape[2]), sum(parts_of))
+        grad_y, grad_z = torch.empty_like(y), torch.empty_like(z)
+        weight = layer.filter_weight.flatten(1).contiguous()
+        library.call(
+            "projected_dynamic_conv_backward",
+            grad=grad,
+            y=y,
+            z=z,
+            filtered=filtered,
+            weight=weight,
+            bias=layer.filter_bias.contiguous(),
+            weight_transposed=weight.view(groups, taps, squeezed).transpose(1, 2).contiguous(),
+            proj_out_transposed=layer.proj_out.flatten(1).t().contiguous(),
+            grad_y=grad_y,
+            grad_z=grad_z,
+            parts=parts,
+            inputs=squeezed,
+            groups=groups,
+            window_size=layer.window_size,
+            **sizes_of(x),
         )
-        grads = _local_features_gradients(layer, ctx.sizes, grad=grad, grad_y=grad_y, grad_z=grad_z, x=x, y=y)
-        return *grads, grad_filter_weight.view_as(layer.filter_weight), grad_filter_bias, grad_proj_out, None
+        grad_proj_out, grad_filter = parts[0].split(parts_of)
+        grad_proj_out, grad_filter = grad_proj_out.view(channels, pitch), grad_filter.view(-1, filter_pitch)
+        sizes = {"squeezed": squeezed, "window_size": layer.window_size, **sizes_of(x)}
+        return (
+            *_local_features_gradients(layer, sizes, grad=grad, grad_y=grad_y, grad_z=grad_z, x=x, y=y),
+            grad_filter[:, :squeezed].reshape(layer.filter_weight.shape),
+            grad_filter[:, squeezed].clone(),
+            grad_proj_out[:, :channels].reshape(layer.proj_out.shape),
+            None,
+        )
 
 
 def _local_features_gradients(layer: LocalAttention, sizes: dict[str, int], **images: Tensor) -> tuple[Tensor, ...]:
     """Gradients of x and of the tensors up to spatial_bias, from the gradients of the layer's result, y and z."""
     weights, grad_x = weights_of(layer), torch.empty_like(images["x"])
     channels, squeezed, taps = sizes["channels"], sizes["squeezed"], layer.window_size**2
-    pitch, squeeze_pitch = round_up(channels), round_up(channels + 1)
-    parts_of = (channels * pitch, squeezed * squeeze_pitch, squeezed * (taps + 1), channels, channels)
+    pitch = round_up(channels)
+    parts_of = (channels * pitch, squeezed * pitch, squeezed * (taps + 2), channels, channels)
     parts = torch.zeros(strips(sizes["batch"], sizes["height"]), sum(parts_of))
     names = ("norm_weight", "norm_bias", "proj_in", "squeeze_weight", "squeeze_bias")
     library.call(
@@ -99,7 +119,7 @@ def _local_features_gradients(layer: LocalAttention, sizes: dict[str, int], **im
         grad_norm_bias.clone(),
         grad_proj_in.view(channels, pitch)[:, :channels].reshape(layer.proj_in.shape),
         grad_squeeze[:, :channels].reshape(layer.squeeze_weight.shape),
-        grad_squeeze[:, channels].clone(),
+        grad_spatial[:, taps + 1].clone(),
         grad_spatial[:, :taps].reshape(layer.spatial_weight.shape),
         grad_spatial[:, taps].clone(),
     )
@@ -127,49 +147,45 @@ class _ChannelAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
         layer, x = ChannelAttention(*fields), x.contiguous()
-        weights = weights_of(layer)
-        normed = {n: weights[n] for n in ("norm_weight", "norm_bias", "depthwise")}
-        batch, channels, height, width = x.shape
-        qkv = x.new_empty(batch, 3 * channels, height, width)
-        library.call(
-            "projected_depthwise",
-            x=x, **normed, proj=weights["qkv_weight"], out=qkv, hidden=3 * channels, **sizes_of(x),
-        )  # fmt: skip
-        q, k, v = qkv.flatten(2).chunk(3, 1)
-        # Autograd handles the small part, from the sums over all pixels to the matrix that is applied to each pixel.
-        heads = len(layer.temperature)
-        gram = _products(qkv, qkv, heads, channels // heads, b_first=channels).requires_grad_()
-        q_norms, k_norms = (torch.linalg.vector_norm(t, dim=2).requires_grad_() for t in (q, k))
-        temperature, proj_out = (t.detach().requires_grad_() for t in (layer.temperature, layer.proj_out))
-        ctx.small = (gram, q_norms, k_norms, temperature, proj_out)
+        v, products, norms, projected = attention_sums(layer, x, len(x))
+        # Autograd handles the small part, from the sums over all pixels to the weights.
+        ctx.small = tuple(t.detach().requires_grad_() for t in (products, norms, layer.temperature))
         with torch.enable_grad():
-            layer = layer._replace(temperature=temperature, proj_out=proj_out)
-            ctx.mixing = mixing_matrices(layer, gram, q_norms, k_norms)
-        ctx.save_for_backward(x, layer.norm_weight, layer.norm_bias, layer.qkv_weight, layer.depthwise, qkv)
-        return _project(x, ctx.mixing.detach(), v)
+            ctx.weights = attention_weights(layer._replace(temperature=ctx.small[2]), *ctx.small[:2])
+        ctx.save_for_backward(x, *fields[:4], layer.proj_out, projected)
+        return attend(layer, x, v, ctx.weights.detach())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, *normed, qkv = ctx.saved_tensors
-        channels, heads = grad.shape[1], len(ctx.small[3])
-        grad_mixing = _products(grad.contiguous(), qkv, b_first=2 * channels).squeeze(1)
-        grads = torch.autograd.grad(ctx.mixing, ctx.small, grad_mixing, retain_graph=True)
-        grad_gram, grad_query_norms, grad_key_norms, grad_temperature, grad_proj_out = grads
-
+        (x, *normed, proj_out, projected), grad = ctx.saved_tensors, grad.contiguous()
+        _, norms, _ = ctx.small
+        weights = ctx.weights.detach()[:, 0, 0]
+        batch, heads, c, _ = weights.shape
+        channels, height = x.shape[1:3]
+        parts = torch.zeros(strips(batch, height), channels, round_up(channels))
+        library.call(
+            "channel_attention_mixing_backward",
+            grad=grad, projected=projected, depthwise=normed[3].contiguous(), parts=parts, **sizes_of(x),
+        )  # fmt: skip
+        # The matrix that maps v to the result is, for each head, its columns of proj_out times its weights.
+        grad_mixing = parts.unflatten(0, (batch, -1))[:, 0, :, :channels].unflatten(2, (heads, c))
+        projection = proj_out.view(channels, heads, c)
+        grad_weights = torch.einsum("ohc,nohk->nhck", projection, grad_mixing)
+        grad_proj_out = torch.einsum("nohk,nhck->ohc", grad_mixing, weights).reshape(proj_out.shape)
+        grads = torch.autograd.grad(ctx.weights, ctx.small, grad_weights[:, None, None], retain_graph=True)
+        grad_products, grad_norms, grad_temperature = grads
+        grad_products = grad_products[:, 0, 0]
         # The gradient of a norm is its channel divided by the norm, and 0 where the norm is 0.
-        of_squares = [
-            torch.diag_embed(torch.where(n > 0, g / n, 0.0).unflatten(1, (heads, -1)))
-            for g, n in zip((grad_query_norms, grad_key_norms), ctx.small[1:3], strict=True)
-        ]
+        of_norms = torch.diag_embed(torch.where(norms > 0, grad_norms / norms, 0.0))[:, 0, 0]
         more: dict[str, Any] = {
-            "qkv": qkv,
-            "of_similarities": torch.stack([of_squares[0], grad_gram, grad_gram.mT, of_squares[1]], 2),
-            "mixing_transposed": ctx.mixing.detach().transpose(1, 2).contiguous(),
+            "projected": projected,
+            "of_similarities": torch.stack([of_norms[:, 0], grad_products, grad_products.mT, of_norms[:, 1]], 2),
+            "mixing_transposed": torch.einsum("ohc,nhck->nhko", projection, weights).reshape(-1, channels, channels),
             "heads": heads,
         }
-        grad_x, _, parts = _gradients("channel_attention_backward", grad, x, normed, 0, **more)
-        return grad_x, *parts, grad_temperature, grad_proj_out, None, None, None
+        grad_x, _, grads_normed = _gradients("channel_attention_backward", grad, x, normed, 0, **more)
+        return grad_x, *grads_normed, grad_temperature, grad_proj_out, None, None, None
 
 
 class _Convolution(torch.autograd.Function):
@@ -188,52 +204,17 @@ class _Convolution(torch.autograd.Function):
             grad_x = infer_convolution(Conv3x3(weight.flip(2, 3).transpose(0, 1), None), grad)
         batch, channels, height, _ = x.shape
         outputs = len(weight)
-        parts = torch.zeros(strips(batch, height), 4, 3, outputs, round_up(channels + 1))
+        pitch = round_up(channels)
+        parts = torch.zeros(strips(batch, height), 12 * outputs * pitch + outputs)
         library.call(
             "convolution_backward", grad=grad, x=x.contiguous(), parts=parts, outputs=outputs, **sizes_of(x)
         )  # fmt: skip
         # Of filters with the rows e, f, g these are the gradients of e, (e + f + g) / 2, (e - f + g) / 2 and -g.
-        first, plus, minus, last = parts[0, ..., :channels]
+        grad_rows, grad_bias = parts[0].split([12 * outputs * pitch, outputs])
+        first, plus, minus, last = grad_rows.view(4, 3, outputs, pitch)[..., :channels]
         rows = [first + (plus + minus) / 2, (plus - minus) / 2, (plus + minus) / 2 - last]
-        grad_bias = parts[0, 1, 1, :, channels].clone() if ctx.needs_input_grad[2] else None
-        return grad_x, torch.stack(rows).permute(2, 3, 0, 1).contiguous(), grad_bias
-
-
-def _project(x: Tensor, matrices: Tensor, features: Tensor) -> Tensor:
-    """x + matrices [B, C, C] @ features, both [B, C, H, W]."""
-    return torch.baddbmm(x.flatten(2), matrices, features.flatten(2)).view_as(x)
-
-
-def _products(a: Tensor, b: Tensor, blocks: int = 1, channels: int | None = None, b_first: int = 0) -> Tensor:
-    """Products of channels, summed over pixels: [B, blocks, channels, channels].
-
-    A BLAS would divide these sums among its threads, and the result would depend on the number of threads.
-
-    Args:
-        a, b: [B, channels of a, H, W] and [B, channels of b, H, W], contiguous.
-        blocks: of channels of a, from the first one on, and as many of b, from `b_first` on; block with block.
-        channels: of a block; None: all of a.
-    """
-    batch, a_channels, height, width = a.shape
-    channels = channels or a_channels
-    parts = torch.empty(strips(batch, height), blocks, channels, channels)
-    library.call(
-        "products",
-        a=a,
-        b=b,
-        parts=parts,
-        batch=batch,
-        a_channels=a_channels,
-        a_first=0,
-        b_channels=b.shape[1],
-        b_first=b_first,
-        blocks=blocks,
-        rows=channels,
-        columns=channels,
-        height=height,
-        width=width,
-    )
-    return parts.unflatten(0, (batch, -1))[:, 0]
+        grad_weight = torch.stack(rows).permute(2, 3, 0, 1).contiguous()
+        return grad_x, grad_weight, grad_bias.clone() if ctx.needs_input_grad[2] else None
 
 
 def _gradients(

@@ -58,7 +58,7 @@ DLGSANET_API bool dlgsanet_gated_feed_forward_backward(
     Index height, Index width, int threads) {
     const Shape shape{batch, channels, height, width};
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj, 2 * half, channels}};
-    const ProjectedDepthwise layer{enter, depthwise, depthwise_flipped, proj_transposed};
+    const ProjectedDepthwise layer{enter, nullptr, grad, grad_x, depthwise, depthwise_flipped, proj_transposed};
     const Strips strips{batch, height};
     const Index pitch = layer.projection_pitch(), floats = half * pitch + layer.floats();
     auto make = [&](Arena& arena) { return Scratch(arena, layer); };
@@ -66,21 +66,20 @@ DLGSANET_API bool dlgsanet_gated_feed_forward_backward(
     const bool done = parallel(threads, strips.count(), make, [&](Index task, const Scratch& s) {
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
         const Rows grad_proj_out{parts + task * floats, pitch};
-        auto gradient = [&](Index y) {
+        auto gradient = [&](Index y, Ahead& ahead) {
             for (int n = 0; n < together; n++) {
                 if (y + n < 0 || y + n >= height) continue;
                 Strip{shape, tile.image, y + n, 0, width}.read(grad, s.grad[n]);
-                gemm<Start::zero>({proj_out_transposed, half, channels}, s.grad[n], s.grad_gated[n], width);
+                gemm<Start::zero>({proj_out_transposed, half, channels}, s.grad[n], s.grad_gated[n], width, &ahead);
             }
             differentiate_gate(s, y, depthwise, width);
             for (int n = 0; n < together; n++) {
                 if (y + n < tile.top || y + n >= tile.bottom) continue;
                 transpose(s.grad[n], channels, width, s.grad_by_pixel);
-                gemm<Start::accumulate>({s.gated[n], half, width}, s.grad_by_pixel, grad_proj_out, channels);
+                gemm<Start::accumulate>({s.gated[n], half, width}, s.grad_by_pixel, grad_proj_out, channels, &ahead);
             }
         };
-        auto write = [&](Index y, Rows row) { Strip{shape, tile.image, y, 0, width}.write_sum(row, grad, grad_x); };
-        s.back.run(tile, grad_proj_out.row(half), gradient, write);
+        s.back.run(tile, grad_proj_out.row(half), gradient);
     });
     sum_up(parts, strips.count(), floats);
     return done;

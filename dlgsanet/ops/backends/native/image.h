@@ -72,6 +72,14 @@ private:
     Index tile_width_, tile_height_, columns_, rows_;
 };
 
+// Short rows in registers: a call of memcpy takes longer than the copy.
+inline void copy(float* to, const float* from, Index count) {
+    Index x = 0;
+    if (count <= 8 * lanes)
+        for (; x + lanes <= count; x += lanes) store(to + x, in_register(load(from + x)));
+    if (x < count) std::memcpy(to + x, from + x, sizeof(float) * (count - x));
+}
+
 // A part of a row of one image: columns [left, right) of row y in every channel.
 struct Strip {
     const Shape& shape;
@@ -85,24 +93,30 @@ struct Strip {
 
     // Only the first `channels` channels.
     void read(const float* tensor, Rows to, Index channels) const {
-        for (Index c = 0; c < channels; c++)
-            std::memcpy(to.row(c), tensor + at(c), sizeof(float) * (right - left));
+        for (Index c = 0; c < channels; c++) copy(to.row(c), tensor + at(c), right - left);
     }
 
     // Have `ahead` request this part of a tensor, if it is in the image.
-    void expect(const float* tensor, Ahead& ahead) const {
-        if (y >= 0 && y < shape.height) ahead.add(tensor + at(0), right - left, shape.channels, shape.pixels());
+    void expect(const float* tensor, Ahead& ahead) const { expect(tensor, ahead, shape.channels); }
+
+    // Only the first `channels` channels.
+    void expect(const float* tensor, Ahead& ahead, Index channels) const {
+        if (y >= 0 && y < shape.height) ahead.add(tensor + at(0), right - left, channels, shape.pixels());
     }
 
     void write(Rows from, float* tensor) const {
-        for (Index c = 0; c < shape.channels; c++)
-            std::memcpy(tensor + at(c), from.row(c), sizeof(float) * (right - left));
+        for (Index c = 0; c < shape.channels; c++) copy(tensor + at(c), from.row(c), right - left);
     }
 
     // Write residual + from, the last step of a residual layer.
     void write_sum(Rows from, const float* residual, float* tensor) const {
-        for (Index c = 0; c < shape.channels; c++)
-            for (Index x = 0; x < right - left; x++) tensor[at(c) + x] = residual[at(c) + x] + from.row(c)[x];
+        for (Index c = 0; c < shape.channels; c++) {
+            const float *before = residual + at(c), *more = from.row(c);
+            float* out = tensor + at(c);
+            Index x = 0;
+            for (; x + lanes <= right - left; x += lanes) store(out + x, load(before + x) + load(more + x));
+            for (; x < right - left; x++) out[x] = before[x] + more[x];
+        }
     }
 };
 
@@ -116,8 +130,9 @@ class RowRing {
 public:
     template <class Arena>
     RowRing(Arena& arena, Index channels, Index width, Index count, Index margin)
-        : channels(channels), count_(count), width_(width), needed_(margin), margin_(round_up(margin, 16)),
-          all_(arena.rows(channels * count, 2 * margin_ + round_up(width, 16) + 16)) {}
+        // Whole registers from the left margin on may end beyond the right one, in the unused part of the next margin.
+        : channels(channels), count_(count), width_(width), needed_(margin), margin_(round_up(2 * margin, 16)),
+          all_(arena.rows(channels * count, std::max<Index>(2 * margin_, 16) + round_up(width, 16))) {}
 
     const Index channels;
 
@@ -131,6 +146,14 @@ public:
     }
 
     void clear(Index y) const { clear_around(y, 0, 0); }
+
+    // Set the columns from `width` on to zero after whole registers were written from column 0 on, in scratch whose
+    // margins were never written.
+    void clear_end(Index y) const {
+        const Rows rows = (*this)[y];
+        if (width_ % lanes)
+            for (Index c = 0; c < channels; c++) store(rows.row(c) + width_, vec{});
+    }
 
     // Set all columns that a convolution may read to zero, except [from, to); from is at most 0.
     void clear_around(Index y, Index from, Index to) const {

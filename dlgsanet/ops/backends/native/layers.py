@@ -33,19 +33,33 @@ def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
+    return keeping_dynamic_local_attention(layer, x, 0)[0]
+
+
+def keeping_dynamic_local_attention(
+    layer: LocalAttention, x: Tensor, kept: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The layer, and y, z and the result of the dynamic convolution for the first `kept` images, all or none."""
     x = x.contiguous()
     out = empty_like(x)
+    _, channels, height, width = x.shape
+    y, filtered = (x.new_empty(kept, channels, height, width) for _ in range(2))
+    z = x.new_empty(kept, len(layer.squeeze_weight), height, width)
     library.call(
         "dynamic_local_attention",
         x=x,
         **weights_of(layer),
+        y=y,
+        z=z,
+        filtered=filtered,
         out=out,
         squeezed=len(layer.squeeze_weight),
         groups=len(layer.filter_weight) // layer.window_size**2,
         window_size=layer.window_size,
+        kept=kept,
         **sizes_of(x),
     )
-    return out
+    return out, y, z, filtered
 
 
 def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
@@ -78,53 +92,77 @@ def _pieces(size: int, window: int | None, grid: int) -> Tensor:
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
-    x, weights = x.contiguous(), weights_of(layer)
+    x = x.contiguous()
+    v, products, norms, _ = attention_sums(layer, x, 0)
+    return attend(layer, x, v, attention_weights(layer, products, norms))
+
+
+def attention_sums(layer: ChannelAttention, x: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the weights of the attention are computed from.
+
+    Returns:
+        v [B, C, H, W]; the products of q and k [B, windows down, windows across, heads, c, c], summed over each window;
+        the norms of their channels [B, windows down, windows across, 2, heads, c]; for the first `kept` images, all or
+        none, proj(norm(x)) [kept, 3 * C, H, W].
+    """
+    weights, cut = weights_of(layer), _cut(layer, x)
+    normed = {name: weights[name] for name in ("norm_weight", "norm_bias", "qkv_weight", "depthwise")}
     batch, channels, height, width = x.shape
     heads = len(layer.temperature)
+    c = channels // heads
+    sums = channels * c + 2 * channels
+    windows = [int(cut[axis][-1, 3]) + 1 for axis in ("band_pieces", "column_pieces")]
+    v, piece_sums = empty_like(x), torch.empty(batch, cut["band_count"], cut["column_count"], sums)
+    window_sums, projected = torch.empty(batch, *windows, sums), x.new_empty(kept, 3 * channels, height, width)
+    library.call(
+        "channel_attention_sums",
+        x=x,
+        **normed,
+        **cut,
+        v=v,
+        piece_sums=piece_sums,
+        window_sums=window_sums,
+        projected=projected,
+        head_count=heads,
+        tile_width=_tile_width(channels),
+        kept=kept,
+        **sizes_of(x),
+    )
+    products, squares = window_sums.split([channels * c, 2 * channels], -1)
+    return v, products.unflatten(-1, (heads, c, c)), squares.sqrt().unflatten(-1, (2, heads, c)), projected
+
+
+def attention_weights(layer: ChannelAttention, products: Tensor, norms: Tensor) -> Tensor:
+    """Weights [..., heads, c, c] from `attention_sums`."""
+    norm_q, norm_k = norms.clamp_min(NORMALIZE_EPS).unbind(-3)
+    similarities = products / (norm_q.unsqueeze(-1) * norm_k.unsqueeze(-2)) * layer.temperature
+    return reference.select_similarities(similarities, layer.activation, layer.topk_ratio).contiguous()
+
+
+def attend(layer: ChannelAttention, x: Tensor, v: Tensor, weights: Tensor) -> Tensor:
+    """x + proj_out @ weights @ v; the result takes the place of v."""
+    # Every pixel of v is read once, before the result is written there.
+    library.call(
+        "channel_attention_apply",
+        x=x, v=v, weights=weights, proj_out=layer.proj_out.contiguous(), **_cut(layer, x), out=v,
+        head_count=len(layer.temperature), **sizes_of(x),
+    )  # fmt: skip
+    return v
+
+
+def _tile_width(channels: int) -> int:
     fitting = constants.CACHE_FLOATS // (22 * channels)
     # With a column on both sides for the depth-wise convolution it has whole registers.
-    tile_width = max(64, fitting // constants.COLUMN_STEP * constants.COLUMN_STEP) - 2
-    bands, columns = _pieces(height, layer.window, BAND), _pieces(width, layer.window, tile_width)
-    cut: dict[str, Any] = {
+    return max(64, fitting // constants.COLUMN_STEP * constants.COLUMN_STEP) - 2
+
+
+def _cut(layer: ChannelAttention, x: Tensor) -> dict[str, Any]:
+    """The pieces of the rows and columns of x."""
+    _, channels, height, width = x.shape
+    bands, columns = _pieces(height, layer.window, BAND), _pieces(width, layer.window, _tile_width(channels))
+    return {
         "band_pieces": bands,
         "column_pieces": columns,
         "band_count": len(bands),
         "column_count": len(columns),
     }
-    proj_out, _ = weights.pop("proj_out"), weights.pop("temperature")
-
-    c = channels // heads
-    sums = channels * c + 2 * channels
-    windows = [int(axis[-1, 3]) + 1 for axis in (bands, columns)]
-    v, piece_sums = empty_like(x), torch.empty(batch, len(bands), len(columns), sums)
-    window_sums = torch.empty(batch, *windows, sums)
-    library.call(
-        "channel_attention_sums",
-        x=x,
-        **weights,
-        **cut,
-        v=v,
-        piece_sums=piece_sums,
-        window_sums=window_sums,
-        head_count=heads,
-        tile_width=tile_width,
-        **sizes_of(x),
-    )
-    attention = _attention(layer, window_sums, c)
-    # The result takes the place of v: every pixel of v is read once, before the result is written there.
-    library.call(
-        "channel_attention_apply",
-        x=x, v=v, weights=attention, proj_out=proj_out, **cut, out=v, head_count=heads, **sizes_of(x),
-    )  # fmt: skip
-    return v
-
-
-def _attention(layer: ChannelAttention, sums: Tensor, c: int) -> Tensor:
-    """Weights [..., heads, c, c] from the sums over each window: products of q and k, then squares of q and of k."""
-    heads = len(layer.temperature)
-    products, squares = sums.split([heads * c * c, 2 * heads * c], -1)
-    norms = squares.sqrt().clamp_min(NORMALIZE_EPS).unflatten(-1, (2, heads, c))
-    norm_q, norm_k = norms.unbind(-3)
-    products = products.unflatten(-1, (heads, c, c))
-    similarities = products / (norm_q.unsqueeze(-1) * norm_k.unsqueeze(-2)) * layer.temperature
-    return reference.select_similarities(similarities, layer.activation, layer.topk_ratio).contiguous()

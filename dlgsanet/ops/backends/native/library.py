@@ -35,7 +35,12 @@ def instruction_set() -> str:
 
 
 def library_path() -> Path:
-    return Path(__file__).with_name(library_name(instruction_set()))
+    return _path(instruction_set())
+
+
+@functools.cache
+def _path(instruction_set: str) -> Path:
+    return Path(__file__).with_name(library_name(instruction_set))
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 // Multi-head dynamic local self-attention (DLGSANet, section 3.2), from the normalisation to the residual connection:
 // x + proj_out(dynamic convolution of y with filters formed from z); y and z as in local_features.h. Only the rows of y
-// in the window exist at a time.
+// in the window exist at a time. For training it keeps y, z and the result of the dynamic convolution.
 
 #include "dynamic_conv.h"
 #include "local_features.h"
@@ -10,14 +10,15 @@ using namespace dlgsanet;
 DLGSANET_API bool dlgsanet_dynamic_local_attention(
     const float* x, const float* norm_weight, const float* norm_bias, const float* proj_in,
     const float* squeeze_weight, const float* squeeze_bias, const float* spatial_weight, const float* spatial_bias,
-    const float* filter_weight, const float* filter_bias, const float* proj_out, float* out, Index batch,
-    Index channels, Index squeezed, Index groups, Index window_size, Index height, Index width, int threads) {
+    const float* filter_weight, const float* filter_bias, const float* proj_out, float* y, float* z, float* filtered,
+    float* out, Index batch, Index channels, Index squeezed, Index groups, Index window_size, Index height, Index width,
+    Index kept, int threads) {
     struct Scratch {
         LocalFeatureRows features;
         Filters filters;
         Rows filtered[filtered_together], output;
     };
-    const Shape shape{batch, channels, height, width};
+    const Shape shape{batch, channels, height, width}, z_shape{batch, squeezed, height, width};
     const FilterMaker maker{filter_weight, filter_bias, groups, window_size, squeezed};
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, channels, channels}};
     const LocalFeatures layer{
@@ -34,24 +35,34 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
     return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
         const Tile tile = tiles[task];
         const Index r = layer.r();
-        for (Index y = tile.top - r; y < tile.top + r; y++) s.features.make(y, tile);
-        for (Index y = tile.top; y < tile.bottom; y += filtered_together) {
-            const Index rows = std::min<Index>(filtered_together, tile.bottom - y);
-            Ahead ahead(lines_per_block(channels, channels));
+        auto make_row = [&](Index row, Ahead* ahead) {
+            s.features.make(row, tile, ahead);
+            if (kept && row >= tile.top && row < tile.bottom) shape.strip(row, tile, 0).write(s.features.projected[row], y);
+        };
+        for (Index row = tile.top - r; row < tile.top + r; row++) make_row(row, nullptr);
+        for (Index top = tile.top; top < tile.bottom; top += filtered_together) {
+            const Index rows = std::min<Index>(filtered_together, tile.bottom - top);
+            Ahead ahead(lines_per_block((kept ? 2 : 1) * channels, channels));
             for (Index n = 0; n < rows; n++) {
-                shape.strip(y + n + r + filtered_together, tile, r).expect(x, ahead);
-                shape.strip(y + n, tile, 0).expect(out, ahead);
+                shape.strip(top + n + r + filtered_together, tile, r).expect(x, ahead);
+                shape.strip(top + n, tile, 0).expect(out, ahead);
+                if (!kept) continue;
+                shape.strip(top + n + r + filtered_together, tile, 0).expect(y, ahead);
+                shape.strip(top + n, tile, 0).expect(filtered, ahead);
             }
-            Rows z[filtered_together];
+            Rows features[filtered_together];
             for (Index n = 0; n < rows; n++) {
-                s.features.make(y + n + r, tile, &ahead);
-                z[n] = s.features.z[y + n];
+                make_row(top + n + r, &ahead);
+                features[n] = s.features.z[top + n];
+                if (kept) z_shape.strip(top + n, tile, 0).write(features[n], z);
             }
-            dynamic_conv_rows(maker, channels, s.filters, rows, z, s.features.projected, y, s.filtered,
+            dynamic_conv_rows(maker, channels, s.filters, rows, features, s.features.projected, top, s.filtered,
                               tile.columns());
             for (Index n = 0; n < rows; n++) {
+                const Strip strip = shape.strip(top + n, tile, 0);
+                if (kept) strip.write(s.filtered[n], filtered);
                 gemm<Start::zero>(leave, s.filtered[n], s.output, tile.columns(), &ahead);
-                shape.strip(y + n, tile, 0).write_sum(s.output, x, out);
+                strip.write_sum(s.output, x, out);
             }
         }
     });

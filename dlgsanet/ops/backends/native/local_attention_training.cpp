@@ -1,7 +1,9 @@
-// Multi-head dynamic local self-attention (DLGSANet, section 3.2) for training: the features y and z of
-// local_features.h, and their gradients. The dynamic convolution and the projection after it are separate calls.
+// Gradients of multi-head dynamic local self-attention (DLGSANet, section 3.2): of the dynamic convolution and the
+// projection after it, and then of the features y and z of local_features.h.
 
+#include "dynamic_conv_backward.h"
 #include "local_features.h"
+#include "products.h"
 #include "normed_projection_backward.h"
 
 using namespace dlgsanet;
@@ -22,16 +24,16 @@ void correlate(const float* grad, const float* source, float* sums, Index taps, 
         if (taps) correlate<Taps - 1>(grad, source, sums, taps, columns);
 }
 
-// The sums of a task: gradients of proj_in [C, C], of squeeze's weight and, as the last column, bias [D, C + 1], of the
-// spatial weight [D, K, K] and bias [D], of norm_weight and norm_bias [C]. Rows of matrices are padded to column_step.
+// The sums of a task: gradients of proj_in [C, C] and of squeeze's weight [D, C], with rows padded to column_step; for
+// each of D channels those of the spatial weight [K, K] and bias and of squeeze's bias; of norm_weight and norm_bias [C].
 struct Layout {
     Index channels, squeezed, taps;
 
-    Index projection_pitch() const { return round_up(channels, column_step); }
-    Index squeeze_pitch() const { return round_up(channels + 1, column_step); }
-    Index squeeze_at() const { return channels * projection_pitch(); }
-    Index spatial_at() const { return squeeze_at() + squeezed * squeeze_pitch(); }
-    Index norm_at() const { return spatial_at() + squeezed * (taps + 1); }
+    Index pitch() const { return round_up(channels, column_step); }
+    Index squeeze_at() const { return channels * pitch(); }
+    Index spatial_at() const { return squeeze_at() + squeezed * pitch(); }
+    Index of_channel() const { return taps + 2; }
+    Index norm_at() const { return spatial_at() + squeezed * of_channel(); }
     Index floats() const { return norm_at() + 2 * channels; }
 };
 
@@ -46,48 +48,54 @@ struct Backward {
         NormedProjectionBackward enter;
         RowRing squeezed, grad_z;
         RunningDepthwise grad_squeezed;
-        Rows grad_hidden, y, y_by_pixel;  // y_by_pixel [columns, C + 1]; the last value of a pixel is 1, for the bias
-        float* grad_spatial;  // one register for each tap of each channel, and one for its bias
+        Rows grad_hidden, y, y_by_pixel;  // y_by_pixel [columns, C]
+        float* grad_spatial;  // for each squeezed channel a register for each tap and two for the biases, see Layout
 
-        Scratch(Arena& arena, const LocalFeatures& layer, const float* proj_in_transposed)
+        Scratch(Arena& arena, const LocalFeatures& layer, const Layout& layout, const float* proj_in_transposed)
             : enter(arena, layer.enter, proj_in_transposed),
               squeezed(arena, layer.squeeze.rows, layer.enter.shape.width, layer.window_size, layer.r()),
               grad_z(arena, layer.squeeze.rows, layer.enter.shape.width, 1, layer.r()),
               grad_squeezed(arena, layer.squeeze.rows, layer.enter.shape.width, layer.window_size),
               grad_hidden(arena.rows(layer.squeeze.inner, layer.enter.shape.width)),
               y(arena.rows(layer.squeeze.inner, layer.enter.shape.width)),
-              y_by_pixel(arena.rows(layer.enter.shape.width, layer.squeeze.inner + 1)),
-              grad_spatial(arena.take(layer.squeeze.rows * (layer.window_size * layer.window_size + 1) * lanes)) {}
+              y_by_pixel(arena.rows(layer.enter.shape.width, layer.squeeze.inner)),
+              grad_spatial(arena.take(layer.squeeze.rows * layout.of_channel() * lanes)) {}
     };
 
     Index r() const { return layer.r(); }
     Index width() const { return layer.enter.shape.width; }
-    Index sums_of_channel() const { return layout.taps + 1; }
 
     void run(const Tile& tile, float* parts, const Scratch& s) const {
-        const NormedProjectionBackward::Sums sums{parts, parts + layout.norm_at(), layout.projection_pitch()};
-        std::memset(s.grad_spatial, 0, sizeof(float) * layout.squeezed * sums_of_channel() * lanes);
+        const NormedProjectionBackward::Sums sums{parts, parts + layout.norm_at(), layout.pitch()};
+        std::memset(s.grad_spatial, 0, sizeof(float) * layout.squeezed * layout.of_channel() * lanes);
         s.enter.begin();
         for (Index row = tile.top - r(); row < tile.top + r(); row++) squeeze(tile.image, row, s);
         for (Index row = tile.top - r(); row < tile.bottom + r(); row++) {
             const bool inside = row >= tile.top && row < tile.bottom;
-            if (inside) squeeze(tile.image, row + r(), s);
+            Ahead ahead(lines_per_block(5 * layout.channels, 3 * layout.channels));
+            const Shape& shape = layer.enter.shape;
+            shape.strip(row + r() + 1, tile, 0).expect(y, ahead);
+            if (row + 1 >= tile.top + r()) {
+                for (const float* image : {grad_y, layer.enter.x, grad}) shape.strip(row + 1 - r(), tile, 0).expect(image, ahead);
+                shape.strip(row - r(), tile, 0).expect(grad_x, ahead);
+            }
+            if (inside) squeeze(tile.image, row + r(), s, &ahead);
             spread(tile.image, row, inside, s);
             if (row < tile.top + r()) continue;
             const Index done = row - r();
-            differentiate_squeeze(tile.image, done, {parts + layout.squeeze_at(), layout.squeeze_pitch()}, s);
+            differentiate_squeeze(tile.image, done, {parts + layout.squeeze_at(), layout.pitch()}, s, ahead);
             Strip{layer.enter.shape, tile.image, done, 0, width()}.write_sum(
-                s.enter.row(tile.image, done, s.grad_hidden, sums), grad, grad_x);
+                s.enter.row(tile.image, done, s.grad_hidden, sums, ahead), grad, grad_x);
         }
-        for (Index n = 0; n < layout.squeezed * sums_of_channel(); n++)
+        for (Index n = 0; n < layout.squeezed * layout.of_channel(); n++)
             parts[layout.spatial_at() + n] = sum_lanes(s.grad_spatial + n * lanes);
         s.enter.hand_in(sums);
     }
 
-    void squeeze(Index image, Index row, const Scratch& s) const {
+    void squeeze(Index image, Index row, const Scratch& s, Ahead* ahead = nullptr) const {
         if (row < 0 || row >= layer.enter.shape.height) return s.squeezed.clear(row);
         Strip{layer.enter.shape, image, row, 0, width()}.read(y, s.y);
-        gemm<Start::bias>(layer.squeeze, s.y, s.squeezed[row], width());
+        gemm<Start::bias>(layer.squeeze, s.y, s.squeezed[row], width(), ahead);
         s.squeezed.clear_around(row, 0, width());
     }
 
@@ -102,53 +110,83 @@ struct Backward {
         if (!inside) return;
         for (Index d = 0; d < layout.squeezed; d++) {
             const float* here = s.grad_z[0].row(d);
-            float* sums = s.grad_spatial + d * sums_of_channel() * lanes;
+            float* sums = s.grad_spatial + d * layout.of_channel() * lanes;
             for (Index i = 0; i < k; i++)
                 correlate<7>(here, s.squeezed[row + i - r()].row(d) - r(), sums + i * k * lanes, k, width());
-            float* bias = sums + layout.taps * lanes;
-            for (Index x = 0; x < width(); x += lanes) store(bias, load(bias) + load(here + x));
+            add_columns(here, sums + layout.taps * lanes);
         }
     }
 
-    // The gradient of y, including the contribution of squeeze(y), and the gradient of squeeze's weights.
-    void differentiate_squeeze(Index image, Index row, Rows grad_squeeze, const Scratch& s) const {
+    // Add a row to a register of partial sums.
+    void add_columns(const float* row, float* sums) const {
+        vec sum = load(sums);
+        Columns{0, width()}.each_register([&](Index x, const auto& here) { sum += here(load(row + x)); });
+        store(sums, sum);
+    }
+
+    // The gradient of y, including the contribution of squeeze(y), and the gradients of squeeze's weight and bias.
+    void differentiate_squeeze(Index image, Index row, Rows grad_squeeze, const Scratch& s, Ahead& ahead) const {
         const Index channels = layout.channels;
         const Strip strip{layer.enter.shape, image, row, 0, width()};
         strip.read(grad_y, s.grad_hidden);
-        gemm<Start::accumulate>(squeeze_transposed, s.grad_squeezed[row], s.grad_hidden, width());
+        gemm<Start::accumulate>(squeeze_transposed, s.grad_squeezed[row], s.grad_hidden, width(), &ahead);
         strip.read(y, s.y);
         transpose(s.y, channels, width(), s.y_by_pixel);
-        for (Index x = 0; x < width(); x++) s.y_by_pixel.row(x)[channels] = 1.f;
         gemm<Start::accumulate>({s.grad_squeezed[row], layout.squeezed, width()}, s.y_by_pixel, grad_squeeze,
-                                channels + 1);
+                                channels, &ahead);
+        for (Index d = 0; d < layout.squeezed; d++)
+            add_columns(s.grad_squeezed[row].row(d), s.grad_spatial + ((d + 1) * layout.of_channel() - 1) * lanes);
     }
 };
 
 }  // namespace
 
-// y [B, C, H, W] and z [B, D, H, W].
-DLGSANET_API bool dlgsanet_local_features(const float* x, const float* norm_weight, const float* norm_bias,
-                                          const float* proj_in, const float* squeeze_weight,
-                                          const float* squeeze_bias, const float* spatial_weight,
-                                          const float* spatial_bias, float* y, float* z, Index batch, Index channels,
-                                          Index squeezed, Index window_size, Index height, Index width, int threads) {
-    const Shape shape{batch, channels, height, width}, z_shape{batch, squeezed, height, width};
-    const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, channels, channels}};
-    const LocalFeatures layer{
-        enter, {squeeze_weight, squeezed, channels, squeeze_bias}, spatial_weight, spatial_bias, window_size};
-    const Tiling tiles(shape, (window_size + 1) * (channels + squeezed), window_size / 2, threads);
-    auto make = [&](Arena& arena) { return LocalFeatureRows(arena, layer, tiles.width()); };
+// The gradients of y and z from that of the layer's result, and of the weights between them. `parts` must be zero on
+// entry. For each strip it receives the gradients of proj_out [C, C], with rows padded to column_step, then those of the
+// filters' weight and bias as in dynamic_conv_backward.cpp. The part of the first strip receives the sums over all
+// strips. `filtered` is the result of the dynamic convolution.
+DLGSANET_API bool dlgsanet_projected_dynamic_conv_backward(
+    const float* grad, const float* y, const float* z, const float* filtered, const float* weight, const float* bias,
+    const float* weight_transposed, const float* proj_out_transposed, float* grad_y, float* grad_z, float* parts,
+    Index batch, Index channels, Index inputs, Index groups, Index window_size, Index height, Index width,
+    int threads) {
+    struct Scratch {
+        DynamicConvScratch convolution;
+        Rows grad, filtered, filtered_by_pixel;
+    };
+    const Shape shape{batch, channels, height, width}, z_shape{batch, inputs, height, width};
+    const FilterMaker maker{weight, bias, groups, window_size, inputs};
+    const Weights back(proj_out_transposed, channels, channels);
+    const Strips strips{batch, height};
+    const Index pitch = round_up(channels, column_step), filter_pitch = round_up(inputs + 1, column_step);
+    const Index floats = channels * pitch + groups * maker.taps() * filter_pitch;
+    auto make = [&](Arena& arena) {
+        return Scratch{DynamicConvScratch(arena, maker, channels, width), arena.rows(channels, width),
+                       arena.rows(channels, width), arena.rows(width, channels)};
+    };
 
-    return parallel(threads, tiles.count(), make, [&](Index task, const LocalFeatureRows& s) {
-        const Tile tile = tiles[task];
-        for (Index row = tile.top - layer.r(); row < tile.bottom + layer.r(); row++) {
-            s.make(row, tile);
-            const Index done = row - layer.r();
-            if (done < tile.top) continue;
-            shape.strip(done, tile, 0).write(s.projected[done], y);
-            z_shape.strip(done, tile, 0).write(s.z[done], z);
-        }
+    const bool done = parallel(threads, strips.count(), make, [&](Index task, const Scratch& s) {
+        const Rows grad_proj_out{parts + task * floats, pitch};
+        const DynamicConvBackward backward{
+            shape, z_shape, maker, y, z, weight_transposed, grad_y, grad_z, {grad_proj_out.row(channels), filter_pitch},
+            strips.image(task), strips.top(task), strips.bottom(task)};
+        auto gradient = [&](Index row, bool inside, Rows to, Ahead& ahead) {
+            const Strip strip = backward.strip(shape, row);
+            strip.read(grad, s.grad);
+            gemm<Start::zero>(back, s.grad, to, width, &ahead);
+            if (!inside) return;
+            strip.read(filtered, s.filtered);
+            transpose(s.filtered, channels, width, s.filtered_by_pixel);
+            gemm<Start::accumulate>({s.grad, channels, width}, s.filtered_by_pixel, grad_proj_out, channels, &ahead);
+        };
+        auto expect = [&](Index row, Ahead& ahead) {
+            backward.strip(shape, row).expect(grad, ahead);
+            backward.strip(shape, row).expect(filtered, ahead);
+        };
+        backward.run(s.convolution, gradient, expect);
     });
+    sum_up(parts, strips.count(), floats);
+    return done;
 }
 
 // Writes grad_x and `parts` from the gradients of the layer's result, y and z. `parts` must be zero on entry; it has a
@@ -167,7 +205,7 @@ DLGSANET_API bool dlgsanet_local_features_backward(
     const Backward backward{layer, layout, y, grad, grad_y, grad_z, spatial_flipped,
                             {squeeze_transposed, channels, squeezed}, grad_x};
     const Strips strips{batch, height};
-    auto make = [&](Arena& arena) { return Backward::Scratch(arena, layer, proj_in_transposed); };
+    auto make = [&](Arena& arena) { return Backward::Scratch(arena, layer, layout, proj_in_transposed); };
 
     const bool done = parallel(threads, strips.count(), make, [&](Index task, const Backward::Scratch& s) {
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};

@@ -21,7 +21,10 @@ struct NormedProjection {
         strip.read(x, normed);
         layer_norm(normed, shape.channels, columns, norm_weight, norm_bias);
         gemm<Start::zero>(weights, normed, out[y].at(from), columns, ahead);
-        out.clear_around(y, from, from + columns);
+        if (tile.columns() == shape.width)
+            out.clear_end(y);
+        else
+            out.clear_around(y, from, from + columns);
     }
 };
 

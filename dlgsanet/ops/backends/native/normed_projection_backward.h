@@ -28,15 +28,15 @@ public:
     void begin() const { std::memset(grad_norm_, 0, sizeof(float) * 2 * channels() * lanes); }
 
     // The gradient with respect to row y of x, from that of a full row of proj(norm(x)).
-    Rows row(Index image, Index y, Rows grad_hidden, const Sums& sums) const {
+    Rows row(Index image, Index y, Rows grad_hidden, const Sums& sums, Ahead& ahead) const {
         const Index hidden = layer_.weights.rows;
-        gemm<Start::zero>({weights_transposed_, channels(), hidden}, grad_hidden, grad_normed_, width());
+        gemm<Start::zero>({weights_transposed_, channels(), hidden}, grad_hidden, grad_normed_, width(), &ahead);
         Strip{layer_.shape, image, y, 0, width()}.read(layer_.x, normed_);
         normalise(normed_, channels(), width(), inverse_deviation_);
         differentiate_norm();
         transpose(normed_, channels(), width(), normed_by_pixel_);
         gemm<Start::accumulate>({grad_hidden, hidden, width()}, normed_by_pixel_, {sums.projection, sums.pitch},
-                                channels());
+                                channels(), &ahead);
         return grad_normed_;
     }
 

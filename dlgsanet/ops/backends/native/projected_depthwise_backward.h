@@ -1,5 +1,5 @@
 // Gradients of depthwise_3x3(proj(norm(x))), the first part of the feed-forward network and of channel attention.
-// Everything is computed again from x, row by row, so only x is kept from the forward pass.
+// Everything is computed again from x, row by row, unless proj(norm(x)) was kept.
 #pragma once
 
 #include "depthwise.h"
@@ -9,6 +9,9 @@ namespace dlgsanet {
 
 struct ProjectedDepthwise {
     const NormedProjection& enter;
+    const float* projected;  // [B, hidden, H, W], proj(norm(x)); null: it is computed again
+    const float* grad;       // of the layer's result, x + ...
+    float* grad_x;
     const float *depthwise, *depthwise_flipped;  // [hidden, 3, 3], the second with taps in reverse order
     const float* weights_transposed;             // [C, hidden]
 
@@ -42,34 +45,44 @@ public:
     // `gradient` writes to it.
     const RowRing grad_convolved;
 
-    // Compute the gradient with respect to x for the full rows [tile.top, tile.bottom) and pass it row by row to
-    // write(y, rows). gradient(y) must store the gradients of rows y to y + together - 1 of the result. Those of rows
-    // outside the image do not matter. `parts` receives the sums.
-    template <class Gradient, class Write>
-    void run(const Tile& tile, float* parts, const Gradient& gradient, const Write& write) const {
+    // Write the gradient with respect to x for the full rows [tile.top, tile.bottom). gradient(y, ahead) must store the
+    // gradients of rows y to y + together - 1 of the convolution's result. Those of rows outside the image do not matter.
+    // It may have `ahead` request more of its memory. `parts` receives the sums.
+    template <class Gradient>
+    void run(const Tile& tile, float* parts, const Gradient& gradient) const {
+        const Shape& shape = layer_.enter.shape;
         const NormedProjectionBackward::Sums sums{parts, parts + layer_.norm_at(), layer_.projection_pitch()};
         const Index height = layer_.enter.shape.height, last = std::min(tile.bottom, height - 1);
         std::memset(grad_depthwise_, 0, sizeof(float) * 9 * layer_.hidden() * lanes);
         enter_.begin();
-        layer_.enter.make_row(tile.top - 2, tile, 1, normed_, hidden);
-        layer_.enter.make_row(tile.top - 1, tile, 1, normed_, hidden);
+        project(tile.top - 2, tile, nullptr);
+        project(tile.top - 1, tile, nullptr);
         for (Index y = tile.top - 1; y <= tile.bottom; y += together) {
+            // Three or six times `channels`; a product with `hidden` rows is a third of the products.
+            Ahead ahead(lines_per_block((layer_.projected ? 2 : 1) * layer_.channels(), layer_.hidden()));
+            for (Index row = y + 1; row <= y + together; row++) {
+                if (layer_.projected) projected_shape().strip(row + together, tile, 0).expect(layer_.projected, ahead);
+                shape.strip(row + (layer_.projected ? 0 : together), tile, 0).expect(layer_.enter.x, ahead);
+                shape.strip(row + together - 1, tile, 0).expect(layer_.grad, ahead);
+                shape.strip(row - together, tile, 0).expect(layer_.grad_x, ahead);
+            }
             for (Index row = y + 1; row <= y + together; row++)
                 if (row <= last + 1)
-                    layer_.enter.make_row(row, tile, 1, normed_, hidden);
+                    project(row, tile, &ahead);
                 else
                     hidden.clear(row);
-            gradient(y);
+            gradient(y, ahead);
             for (Index row = y; row < y + together; row++)
                 if (row < 0 || row > last)
                     grad_convolved.clear(row);
                 else
-                    grad_convolved.clear_around(row, 0, width());
+                    grad_convolved.clear_end(row);
             add_depthwise(std::max(y, tile.top), std::min(y + together, tile.bottom));
             if (y < tile.top) continue;
             differentiate_depthwise(y - 1);
             for (Index n = 0; n < together && y - 1 + n < tile.bottom; n++)
-                write(y - 1 + n, enter_.row(tile.image, y - 1 + n, grad_hidden_[n], sums));
+                shape.strip(y - 1 + n, tile, 0)
+                    .write_sum(enter_.row(tile.image, y - 1 + n, grad_hidden_[n], sums, ahead), layer_.grad, layer_.grad_x);
         }
         for (Index n = 0; n < 9 * layer_.hidden(); n++)
             parts[layer_.depthwise_at() + n] = sum_lanes(grad_depthwise_ + n * lanes);
@@ -78,6 +91,22 @@ public:
 
 private:
     Index width() const { return layer_.enter.shape.width; }
+
+    Shape projected_shape() const {
+        Shape shape = layer_.enter.shape;
+        shape.channels = layer_.hidden();
+        return shape;
+    }
+
+    // Row y of proj(norm(x)).
+    void project(Index y, const Tile& tile, Ahead* ahead) const {
+        if (!layer_.projected)
+            layer_.enter.make_row(y, tile, 1, normed_, hidden, ahead);
+        else if (y < 0 || y >= layer_.enter.shape.height)
+            hidden.clear(y);
+        else
+            projected_shape().strip(y, tile, 0).read(layer_.projected, hidden[y]);
+    }
 
     // Add rows [first, stop), one or two, to the gradient of the depth-wise filters.
     void add_depthwise(Index first, Index stop) const {

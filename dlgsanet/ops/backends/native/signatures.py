@@ -5,7 +5,8 @@ both in the order of the C++ declaration. A length of None is not checked.
 
 Axes and sizes: batch, channels, height, width; half is half of the hidden channels of the feed-forward network,
 squeezed and inputs are the channels that filters are formed from, groups are groups of channels that share a filter,
-outputs are the channels of the result of a convolution. With add, a function adds to its result.
+outputs are the channels of the result of a convolution. With add, a function adds to its result. kept are the images of
+which a function writes what training keeps: all or none.
 """
 
 import inspect
@@ -37,6 +38,12 @@ def _share(channels: int, parts: int) -> int:
     if parts < 1 or channels % parts:
         raise ValueError(f"{channels} channels cannot be divided into {parts} groups or heads")
     return channels // parts
+
+
+def _kept(batch: int, kept: int) -> int:
+    if kept not in (0, batch):
+        raise ValueError(f"kept must be 0 or {batch}, got {kept}")
+    return kept
 
 
 def _normed(batch: int, channels: int, height: int, width: int) -> Shapes:
@@ -91,7 +98,7 @@ def _gated_feed_forward_backward(batch: int, channels: int, half: int, height: i
 
 
 def _dynamic_local_attention(
-    batch: int, channels: int, squeezed: int, groups: int, window_size: int, height: int, width: int
+    batch: int, channels: int, squeezed: int, groups: int, window_size: int, height: int, width: int, kept: int
 ) -> Shapes:
     _share(channels, groups)
     outputs = groups * _taps(window_size)
@@ -102,17 +109,10 @@ def _dynamic_local_attention(
         "filter_weight": (outputs, squeezed, 1, 1),
         "filter_bias": (outputs,),
         "proj_out": (channels, channels, 1, 1),
+        "y": (_kept(batch, kept), channels, height, width),
+        "z": (kept, squeezed, height, width),
+        "filtered": (kept, channels, height, width),
         "out": (batch, channels, height, width),
-    }
-
-
-def _local_features(batch: int, channels: int, squeezed: int, window_size: int, height: int, width: int) -> Shapes:
-    return {
-        **_normed(batch, channels, height, width),
-        **_features(channels, squeezed),
-        **_spatial(squeezed, window_size),
-        "y": (batch, channels, height, width),
-        "z": (batch, squeezed, height, width),
     }
 
 
@@ -120,7 +120,7 @@ def _local_features_backward(
     batch: int, channels: int, squeezed: int, window_size: int, height: int, width: int
 ) -> Shapes:
     image, taps = (batch, channels, height, width), _taps(window_size)
-    matrices = channels * round_up(channels) + squeezed * round_up(channels + 1)
+    floats = (channels + squeezed) * round_up(channels) + squeezed * (taps + 2) + 2 * channels
     return {
         "grad": image,
         "grad_y": image,
@@ -132,7 +132,7 @@ def _local_features_backward(
         "spatial_flipped": (squeezed, taps),
         "y": image,
         "grad_x": image,
-        "parts": (strips(batch, height), matrices + squeezed * (taps + 1) + 2 * channels),
+        "parts": (strips(batch, height), floats),
     }
 
 
@@ -170,6 +170,27 @@ def _fused_dynamic_depthwise_conv_backward(
     }
 
 
+def _projected_dynamic_conv_backward(
+    batch: int, channels: int, inputs: int, groups: int, window_size: int, height: int, width: int
+) -> Shapes:
+    image, features, taps = (batch, channels, height, width), (batch, inputs, height, width), _taps(window_size)
+    _share(channels, groups)
+    floats = channels * round_up(channels) + groups * taps * round_up(inputs + 1)
+    return {
+        "grad": image,
+        "y": image,
+        "z": features,
+        "filtered": image,
+        "weight": (groups * taps, inputs),
+        "bias": (groups * taps,),
+        "weight_transposed": (groups, inputs, taps),
+        "proj_out_transposed": (channels, channels),
+        "grad_y": image,
+        "grad_z": features,
+        "parts": (strips(batch, height), floats),
+    }
+
+
 def _channel_attention_sums(
     batch: int,
     channels: int,
@@ -179,6 +200,7 @@ def _channel_attention_sums(
     band_count: int,
     column_count: int,
     tile_width: int,
+    kept: int,
 ) -> Shapes:
     sums = channels * _share(channels, head_count) + 2 * channels
     return {
@@ -190,6 +212,7 @@ def _channel_attention_sums(
         "v": (batch, channels, height, width),
         "piece_sums": (batch, band_count, column_count, sums),
         "window_sums": (batch, None, None, sums),
+        "projected": (_kept(batch, kept), 3 * channels, height, width),
     }
 
 
@@ -221,37 +244,16 @@ def _convolution_backward(batch: int, channels: int, outputs: int, height: int, 
     return {
         "grad": (batch, outputs, height, width),
         "x": (batch, channels, height, width),
-        "parts": (strips(batch, height), 4, 3, outputs, round_up(channels + 1)),
+        "parts": (strips(batch, height), 12 * outputs * round_up(channels) + outputs),
     }
 
 
-def _products(
-    batch: int,
-    a_channels: int,
-    a_first: int,
-    b_channels: int,
-    b_first: int,
-    blocks: int,
-    rows: int,
-    columns: int,
-    height: int,
-    width: int,
-) -> Shapes:
-    if not (0 <= a_first <= a_channels - blocks * rows and 0 <= b_first <= b_channels - blocks * columns):
-        raise ValueError(f"{blocks} blocks from channels {a_first} and {b_first} on: {a_channels}, {b_channels} exist")
+def _channel_attention_mixing_backward(batch: int, channels: int, height: int, width: int) -> Shapes:
     return {
-        "a": (batch, a_channels, height, width),
-        "b": (batch, b_channels, height, width),
-        "parts": (strips(batch, height), blocks, rows, columns),
-    }
-
-
-def _projected_depthwise(batch: int, channels: int, hidden: int, height: int, width: int) -> Shapes:
-    return {
-        **_normed(batch, channels, height, width),
-        "proj": (hidden, channels, 1, 1),
-        "depthwise": (hidden, 1, 3, 3),
-        "out": (batch, hidden, height, width),
+        "grad": (batch, channels, height, width),
+        "projected": (batch, 3 * channels, height, width),
+        "depthwise": (3 * channels, 1, 3, 3),
+        "parts": (strips(batch, height), channels, round_up(channels)),
     }
 
 
@@ -259,7 +261,7 @@ def _channel_attention_backward(batch: int, channels: int, heads: int, height: i
     share = _share(channels, heads)
     return {
         **_depthwise_backward(batch, channels, 3 * channels, height, width),
-        "qkv": (batch, 3 * channels, height, width),
+        "projected": (batch, 3 * channels, height, width),
         "of_similarities": (batch, heads, 4, share, share),
         "mixing_transposed": (batch, channels, channels),
         **_depthwise_gradients(batch, channels, 3 * channels, height, width, 0),
@@ -285,16 +287,15 @@ SIGNATURES = {
         _gated_feed_forward,
         _gated_feed_forward_backward,
         _dynamic_local_attention,
-        _local_features,
         _local_features_backward,
         _fused_dynamic_depthwise_conv,
         _fused_dynamic_depthwise_conv_backward,
+        _projected_dynamic_conv_backward,
         _channel_attention_sums,
         _channel_attention_apply,
         _convolution,
         _convolution_backward,
-        _products,
-        _projected_depthwise,
+        _channel_attention_mixing_backward,
         _channel_attention_backward,
     )
 }
