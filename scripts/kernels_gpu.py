@@ -109,7 +109,7 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
     ):
         cuda.BACKEND.convolve(convolution, x)
         cuda.BACKEND.convolve_backward(convolution, x, x)
-        for kernel in (feed_forward.EXACT, feed_forward.TF32):
+        for kernel in (feed_forward.EXACT, feed_forward.ROUNDED):
             if not cuda.no_tensor_cores(kernel, dtype, x.device):
                 feed_forward.gated_feed_forward(layer, x, kernel)
     cuda.plan.cache_clear()

@@ -154,7 +154,9 @@ def count(lines: list[str]) -> Instructions:
     names = [name for name in names if name not in ("NOP", "BRA")]
     kinds = Counter(KIND.get(name.split(".")[0], "other") for name in names)
     shared = [name for name in names if KIND.get(name.split(".")[0]) == "shared"]
-    wavefronts = sum(4 if ".128" in name else 2 if ".64" in name else 1 for name in shared)
+    wavefronts = sum(
+        4 if re.search(r"\.128|M88\.4", name) else 2 if re.search(r"\.64|M88\.2", name) else 1 for name in shared
+    )
     return Instructions(len(names), kinds, wavefronts, sum(map(clocks_of_product, names)))
 
 

@@ -82,7 +82,7 @@ def instances(
     cuda.plan.cache_clear()
     layer = calls.feed_forward((1, *size), channels, 2 * channels, seed=0).map(lambda t: t.to(dtype)).record
     feed_forward.plan.cache_clear()
-    for kernel in (feed_forward.EXACT, feed_forward.TF32):
+    for kernel in (feed_forward.EXACT, feed_forward.ROUNDED):
         if not cuda.no_tensor_cores(kernel, dtype, x.device):
             feed_forward.gated_feed_forward(layer, x, kernel)
     feed_forward.plan.cache_clear()

@@ -50,12 +50,12 @@ def check(call: calls.Call, dtype: torch.dtype = torch.float32, layout: Callable
     exact, wide = record._make(t.double() for t in record), x.double()
     with torch.no_grad():
         expected = reference.BACKEND.infer(exact, wide)
-        for kernel in (feed_forward.EXACT, feed_forward.TF32):
+        for kernel in (feed_forward.EXACT, feed_forward.ROUNDED):
             if kernel == feed_forward.EXACT and dtype != torch.float32:
                 continue
             out = feed_forward.gated_feed_forward(record, layout(x), kernel)
             assert out.dtype == dtype
-            most = max(TOLERANCE[dtype], TF32_TOLERANCE if kernel == feed_forward.TF32 else 0)
+            most = max(TOLERANCE[dtype], TF32_TOLERANCE if kernel == feed_forward.ROUNDED else 0)
             assert relative_error((out,), (expected,)) <= most, kernel
 
 
@@ -70,9 +70,12 @@ def test_published_channels(emulate, channels):
     check(calls.feed_forward((1, 3, 5), channels, 20, seed=2))
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_16_bits(emulate, dtype):
-    check(calls.feed_forward((2, 9, 6), channels=13, half=5, seed=3), dtype)
+def test_16_bits(emulate, dtype, order):
+    emulate(order)
+    check(calls.feed_forward(RAGGED, channels=13, half=21, seed=3), dtype)
+    check(calls.feed_forward((2, 16, 6), channels=13, half=21, seed=3), dtype)
 
 
 @settings(deadline=None, max_examples=5)
@@ -124,10 +127,11 @@ def test_any_memory_layout(emulate, layout, width):
 
 @pytest.mark.parametrize("place", barriers(of_layers=True))
 def test_a_missing_barrier_is_caught(emulate, place):
+    dtype = torch.bfloat16 if "16bit" in place else torch.float32
     for order in ORDERS:
         emulate(order, without_barrier=place)
         try:
-            check(calls.feed_forward(RAGGED, channels=13, half=21, seed=1))
+            check(calls.feed_forward(RAGGED, channels=13, half=21, seed=1), dtype)
         except AssertionError:
             return
     pytest.fail("no result changed")
@@ -297,7 +301,7 @@ def test_products_are_as_exact_as_pytorch_is_set(emulate, card, monkeypatch):
     call = small()
     assert feed_forward.path(call.x) == feed_forward.EXACT
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        assert feed_forward.path(call.x) == feed_forward.TF32
+        assert feed_forward.path(call.x) == feed_forward.ROUNDED
         assert feed_forward.takes(call.record, call.x)
         assert not feed_forward.takes(*call.map(Tensor.half)[:2])
         out = feed_forward.gated_feed_forward(call.record, call.x)
@@ -305,7 +309,7 @@ def test_products_are_as_exact_as_pytorch_is_set(emulate, card, monkeypatch):
     error = relative_error((out,), (reference.BACKEND.infer(*call.map(Tensor.double)[:2]),))
     assert error <= TF32_TOLERANCE
     monkeypatch.setattr("dlgsanet.ops.tf32.allowed_in_matrix_products", lambda: True)
-    assert feed_forward.path(call.x) == feed_forward.TF32
+    assert feed_forward.path(call.x) == feed_forward.ROUNDED
     assert not autocast.is_on("cpu")
 
 
@@ -322,5 +326,5 @@ def test_frozen_weights_are_packed_once_and_again_when_they_change(emulate, monk
             assert len(packed) == times
             for parameter in layer.parameters():
                 parameter.mul_(1.5)
-        feed_forward.gated_feed_forward(layer.record(), x, feed_forward.TF32)
+        feed_forward.gated_feed_forward(layer.record(), x, feed_forward.ROUNDED)
     assert len(packed) == 3

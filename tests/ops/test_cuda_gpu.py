@@ -336,7 +336,7 @@ def test_local_attention_in_one_triton_kernel_follows_the_definition(channels, d
     assert (got.cpu().double() - want).abs().max() <= most * want.abs().max()
 
 
-FEED_FORWARD = [feed_forward.EXACT, feed_forward.TF32]
+FEED_FORWARD = [feed_forward.EXACT, feed_forward.ROUNDED]
 
 
 @pytest.mark.parametrize(("channels", "half"), [(48, 96), (90, 180), (4, 3), (96, 50), (61, 17)])
@@ -348,7 +348,7 @@ def test_the_feed_forward_layer_in_one_kernel_follows_the_reference(channels, ha
     record, x, _ = call.map(Tensor.cuda)
     for kernel in FEED_FORWARD[dtype != torch.float32 :]:
         got, again = (feed_forward.gated_feed_forward(record, x, kernel) for _ in range(2))
-        most = verdicts.TENSOR_CORE_TOLERANCE if kernel == feed_forward.TF32 else 2 * TOLERANCE[dtype]
+        most = verdicts.TENSOR_CORE_TOLERANCE if kernel == feed_forward.ROUNDED else 2 * TOLERANCE[dtype]
         assert relative_error((got.cpu(),), (want,)) <= max(most, TOLERANCE[dtype])
         assert torch.equal(got, again)
 
@@ -411,7 +411,7 @@ def test_compute_sanitizer_finds_nothing(tool):
         "from tests.ops import calls\n"
         "for size in (1, 9, 17), (2, 8, 16):\n"
         "    record, x, _ = calls.feed_forward(size, 13, 21, seed=1).map(torch.Tensor.cuda)\n"
-        "    for kernel in feed_forward.EXACT, feed_forward.TF32:\n"
+        "    for kernel in feed_forward.EXACT, feed_forward.ROUNDED:\n"
         "        feed_forward.gated_feed_forward(record, x, kernel)\n"
         "print('ran to its end')\n"
     )

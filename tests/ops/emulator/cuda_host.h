@@ -67,21 +67,21 @@ inline void barrier(const char* path, int line) {
   if (place != removed_barrier) wait_for(kBlock);
 }
 
-// Release the warps in which all threads wait, or else the block. Returns false if nothing can continue.
-inline bool release() {
-  bool any = false;
+enum Order { kAscending, kDescending, kShuffled };
+
+// Release a warp in which all threads wait, the first one or the last; if shuffled, all such warps. So a warp goes ahead
+// of the others as far as barriers let it. If there is none, release the block. Returns false if nothing can continue.
+inline bool release(int order) {
+  const size_t warps = (block_size + 31) / 32;
   size_t at_block = 0;
-  for (size_t low = 0; low < block_size; low += 32) {
-    const size_t high = std::min<size_t>(block_size, low + 32);
-    size_t at_warp = 0;
-    for (size_t i = low; i < high; i++) {
-      at_warp += !fibers[i].done && fibers[i].wait == kWarp;
-      at_block += !fibers[i].done && fibers[i].wait == kBlock;
-    }
-    if (at_warp == high - low) {
-      for (size_t i = low; i < high; i++) fibers[i].wait = kNothing;
-      any = true;
-    }
+  for (size_t i = 0; i < block_size; i++) at_block += !fibers[i].done && fibers[i].wait == kBlock;
+  bool any = false;
+  for (size_t n = 0; n < warps && !(any && order != kShuffled); n++) {
+    const size_t low = 32 * (order == kDescending ? warps - 1 - n : n), high = std::min<size_t>(block_size, low + 32);
+    const auto waits = [](const Fiber& f) { return !f.done && f.wait == kWarp; };
+    if (!std::all_of(fibers.begin() + low, fibers.begin() + high, waits)) continue;
+    for (size_t i = low; i < high; i++) fibers[i].wait = kNothing;
+    any = true;
   }
   if (!any && at_block == block_size) {
     for (size_t i = 0; i < block_size; i++) fibers[i].wait = kNothing;
@@ -89,8 +89,6 @@ inline bool release() {
   }
   return any;
 }
-
-enum Order { kAscending, kDescending, kShuffled };
 
 inline bool run_block(int order, unsigned& random) {
   for (unsigned i = 0; i < block_size; i++) {
@@ -118,7 +116,7 @@ inline bool run_block(int order, unsigned& random) {
       swapcontext(&scheduler, &current->context);
     }
     if (std::all_of(fibers.begin(), fibers.begin() + block_size, [](const Fiber& f) { return f.done; })) return true;
-    if (!release()) return false;
+    if (!release(order)) return false;
   }
 }
 
@@ -173,8 +171,10 @@ inline T __shfl_xor_sync(unsigned, T value, int mask) {
   return other;
 }
 
-// As described in mma.h: each lane publishes its factors, then computes its own four sums.
-inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+// As described in mma.h: each lane publishes its factors, then computes its own four sums. `value(bits, term)` is the
+// factor that a register with these bits holds for a term; a register has `kNeighbours` terms.
+template <int kNeighbours, typename Value>
+inline void multiply_add_of(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2], Value value) {
   using namespace emulator;
   static unsigned factors[2][64][32][6];
   const unsigned thread = current->thread, lane = thread % 32, g = lane / 4, t = lane % 4;
@@ -182,29 +182,67 @@ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned
   memcpy(warp[lane], a, sizeof a);
   memcpy(warp[lane] + 4, b, sizeof b);
   wait_for(kWarp);
-  auto value = [](unsigned bits) {  // its bits below TF32 are ignored
+  for (unsigned i = 0; i < 4; i++)
+    for (unsigned k = 0; k < 8 * kNeighbours; k++) {
+      const unsigned column = 2 * t + i % 2, of_lane = k / kNeighbours % 4, upper = k / kNeighbours / 4;
+      sum[i] += value(warp[g * 4 + of_lane][i / 2 + upper * 2], k) * value(warp[column * 4 + of_lane][4 + upper], k);
+    }
+}
+
+inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  multiply_add_of<1>(sum, a, b, [](unsigned bits, unsigned) {  // its bits below TF32 are ignored
     float f;
     bits &= 0xffffe000u;
     memcpy(&f, &bits, 4);
     return f;
-  };
-  for (unsigned i = 0; i < 4; i++)
-    for (unsigned k = 0; k < 8; k++) {
-      const unsigned column = 2 * t + i % 2;
-      const float of_a = value(warp[g * 4 + k % 4][i / 2 + k / 4 * 2]),
-                  of_b = value(warp[column * 4 + k % 4][4 + k / 4]);
-      sum[i] += of_a * of_b;
-    }
+  });
 }
+
+template <typename T>
+inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  multiply_add_of<2>(sum, a, b, [](unsigned bits, unsigned term) {
+    return widen(T{(unsigned short)(bits >> (term % 2 * 16))});
+  });
+}
+
+template <typename T>
+inline unsigned pack(float first, float second) {
+  T pair[2];
+  narrow(first, pair[0]);
+  narrow(second, pair[1]);
+  unsigned bits;
+  memcpy(&bits, pair, 4);
+  return bits;
+}
+
+template <size_t kCount>
+inline void load_matrices(unsigned (&to)[kCount], const unsigned* row) {
+  using namespace emulator;
+  static const unsigned* rows[2][64][32];
+  const unsigned thread = current->thread, lane = thread % 32;
+  auto& warp = rows[parity[thread] ^= 1][thread / 32];
+  warp[lane] = row;
+  wait_for(kWarp);
+  for (unsigned i = 0; i < kCount; i++) {
+    const unsigned* of_lane = warp[i * 8 + lane / 4];
+    if ((uintptr_t)of_lane % 16) __builtin_trap();
+    to[i] = of_lane[lane % 4];
+  }
+}
+
 inline unsigned to_tf32(float value) {
   unsigned bits;
   memcpy(&bits, &value, 4);
   return (bits + 0x1000u) & 0xffffe000u;
 }
 
+template <typename T>
+inline void keep(T&) {}
+
 inline float rsqrtf(float value) { return 1 / sqrtf(value); }
 inline float approximate_reciprocal(float value) { return 1 / value; }
 inline float approximate_exp2(float value) { return exp2f(value); }
+inline float approximate_tanh(float value) { return tanhf(value); }
 
 inline float __uint_as_float(unsigned bits) {
   float value;

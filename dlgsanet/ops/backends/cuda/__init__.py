@@ -217,7 +217,7 @@ PATHS: dict[str, first_use.Run] = {
     "fused backward": lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: False),
     BACKWARD_MMA: lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: True),
     feed_forward.EXACT: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.EXACT),),
-    feed_forward.TF32: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.TF32),),
+    feed_forward.ROUNDED: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.ROUNDED),),
 }
 
 BACKEND = Backend(
@@ -261,7 +261,9 @@ def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device) -> str 
     needed = path.endswith("tensor cores") or path.startswith("gated")
     if needed and (dtype == torch.float64 or cuda_modules.capability(device) < (8, 0)):
         return "not used: float64 has no tensor cores" if dtype == torch.float64 else "not used: needs sm_80 or later"
-    return "not used: TF32 is exact enough" if path == feed_forward.EXACT and dtype != torch.float32 else None
+    return (
+        "not used: rounded factors are exact enough" if path == feed_forward.EXACT and dtype != torch.float32 else None
+    )
 
 
 def _parts(channels: int) -> tuple[int, int]:

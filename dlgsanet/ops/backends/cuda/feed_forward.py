@@ -18,17 +18,18 @@ TILE_WIDTH, TILE_HEIGHT = 16, 8
 THREADS, WARP = 256, 32
 MOST_CHANNELS = 96  # whose factors and sums fit into the registers of a block
 TWO_BLOCKS = 48  # channels, with which two blocks fit into a multiprocessor
-ROWS, COLUMNS, TERMS = 16, 8, 8  # of a product on tensor cores
+ROWS, COLUMNS = 16, 8  # of a product on tensor cores
 HALVES, FILTER = 2, 12  # numbers of a filter: nine taps and padding
+PAIRS = 5  # of a filter's row in the kernel for 16 bits
 BANKS = 8  # numbers between the rows of arrays in shared memory
 
-EXACT, TF32 = "gated feed-forward", "gated feed-forward in TF32"
+EXACT, ROUNDED = "gated feed-forward", "gated feed-forward with rounded factors"  # to TF32, or to 16 bits like x
 
 
 def path(x: Tensor) -> str:
-    """The kernel that is exact enough: under autocast products may have fewer bits than TF32."""
+    """The kernel that is exact enough: under autocast products of float32 may have fewer bits than TF32."""
     exact = x.dtype == torch.float32 and not tf32.allowed_in_matrix_products() and not autocast.is_on(x.device.type)
-    return EXACT if exact else TF32
+    return EXACT if exact else ROUNDED
 
 
 def takes(layer: GatedFeedForward, x: Tensor) -> bool:
@@ -47,10 +48,10 @@ def timed(layer: GatedFeedForward, x: Tensor) -> tuple[object, ...]:
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor, of: str | None = None) -> Tensor:
-    """The layer's result for x [B, C, H, W]; of: the kernel, `EXACT` or `TF32`."""
+    """The layer's result for x [B, C, H, W]; of: the kernel, `EXACT` or `ROUNDED`."""
     exact = (of or path(x)) == EXACT
     weights = derived(lambda: pack(layer, exact), layer.proj_out, *layer[:4], key=exact)
-    if not x[0, 0].is_contiguous():
+    if not x[0, 0].is_contiguous() or x.stride(1) >= 2**32:
         x = x.contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     strides = x.stride()[:2]
@@ -60,7 +61,8 @@ def gated_feed_forward(layer: GatedFeedForward, x: Tensor, of: str | None = None
 
 
 def pack(layer: GatedFeedForward, exact: bool) -> Tensor:
-    """The weights as the kernel reads them, in chunks of hidden channels; exact: factors are not rounded to TF32."""
+    """The weights as a kernel reads them, in words of 32 bits and chunks of hidden channels; exact: not in TF32."""
+    dtype, terms = layer.proj_out.dtype, terms_of(layer.proj_out.dtype)
     norm_weight, norm_bias, proj_in, depthwise, proj_out = (t.detach().float() for t in layer)
     channels, hidden = proj_out.shape[:2]
     chunks = math.ceil(hidden / ROWS)
@@ -71,21 +73,45 @@ def pack(layer: GatedFeedForward, exact: bool) -> Tensor:
 
     proj_in = proj_in.flatten(1)
     bias = padded((proj_in @ norm_bias).view(HALVES, -1), HALVES, chunks * ROWS)
-    filters = padded(depthwise.reshape(HALVES, hidden, -1), HALVES, chunks * ROWS, FILTER)
+    depthwise = depthwise.view(HALVES, hidden, 9)
+    if dtype.itemsize == 2:
+        filters = padded(_in_pairs(depthwise, dtype), HALVES, chunks * ROWS, PAIRS * 4)
+    else:
+        filters = padded(depthwise, HALVES, chunks * ROWS, FILTER)
     first = padded(
-        (proj_in * norm_weight).view(HALVES, hidden, channels), HALVES, chunks * ROWS, _whole(channels, TERMS)
+        (proj_in * norm_weight).view(HALVES, hidden, channels), HALVES, chunks * ROWS, _whole(channels, terms)
     )
     # [chunks, step, half, row, column] and [chunks, step, rows of outputs, row, column]
-    first = first.view(HALVES, chunks, ROWS, -1, TERMS).permute(1, 3, 0, 2, 4)
+    first = first.view(HALVES, chunks, ROWS, -1, terms).permute(1, 3, 0, 2, 4)
     second = padded(proj_out.flatten(1), _whole(channels, ROWS), chunks * ROWS)
-    second = second.view(-1, ROWS, chunks, ROWS // TERMS, TERMS).permute(2, 3, 0, 1, 4)
+    second = second.view(-1, ROWS, chunks, ROWS // terms, terms).permute(2, 3, 0, 1, 4)
     factors = torch.cat([first.flatten(1, 2), second.flatten(1, 2)], 1)
-    # Lane 4 g + t has the rows g and g + 8 of the columns t and t + 4.
-    factors = factors.view(*factors.shape[:2], 2, ROWS // 2, 2, TERMS // 2).permute(0, 1, 3, 5, 4, 2).flatten(1)
-    if not exact:
+    # Lane 4 g + t has the rows g and g + 8, of the columns of word t of either half.
+    factors = factors.view(*factors.shape[:2], 2, ROWS // 2, 2, 4, terms // 8)
+    factors = factors.permute(0, 1, 3, 5, 4, 2, 6).flatten(1)
+    if dtype.itemsize == 2:
+        factors = _words(factors.to(dtype))
+    elif not exact:
         factors = _to_tf32(factors)
     of_chunks = (t.unflatten(1, (chunks, ROWS)).transpose(0, 1).flatten(1) for t in (bias, filters))
-    return torch.cat([factors, *of_chunks], 1)
+    return torch.cat([t.view(torch.int32) for t in (factors, *of_chunks)], 1)
+
+
+def _in_pairs(filters: Tensor, dtype: torch.dtype) -> Tensor:
+    """[HALVES, n, 9] -> [HALVES, n, PAIRS * 4] words: neighbours of each row of a filter, as the kernel describes."""
+    rows = torch.stack([filters[0], filters[1] / 2]).unflatten(2, (3, 3))
+    pairs = F.pad(rows, (1, 2)).unfold(3, 2, 1)  # [HALVES, n, row, pair, 2]
+    return _words(F.pad(pairs.transpose(2, 3), (0, 0, 0, 1)).to(dtype).contiguous()).flatten(2)
+
+
+def _words(pairs: Tensor) -> Tensor:
+    """[..., 2 * n] of 16 bits -> [..., n] of 32 bits, which are no numbers."""
+    return pairs.view(torch.float32)
+
+
+def terms_of(dtype: torch.dtype) -> int:
+    """Of a product on tensor cores: twice as many of 16 bits."""
+    return 32 // dtype.itemsize
 
 
 def _to_tf32(x: Tensor) -> Tensor:
@@ -106,12 +132,17 @@ def plan(
     """The launch for tensors of these sizes."""
     batch, channels, height, width = shape
     pixels = TILE_WIDTH * TILE_HEIGHT
-    halo = _whole((TILE_WIDTH + 2) * (TILE_HEIGHT + 2), THREADS // WARP * COLUMNS)
-    elements = ROWS * (HALVES * (halo + BANKS) + pixels + BANKS)
+    if dtype.itemsize == 2:
+        source, plane = "gated_feed_forward_16bit.cu", (TILE_HEIGHT + 3) * (TILE_WIDTH + COLUMNS) // 2
+        elements = HALVES * ROWS * plane + ROWS // 2 * (pixels + BANKS)
+    else:
+        source, halo = "gated_feed_forward.cu", _whole((TILE_WIDTH + 2) * (TILE_HEIGHT + 2), THREADS // WARP * COLUMNS)
+        elements = ROWS * (HALVES * (halo + BANKS) + pixels + BANKS)
     constants: dict[str, str | int] = {
         "SCALAR": SCALARS[dtype],
         "CHANNELS": channels,
         "CHUNKS": math.ceil(hidden / ROWS),
+        "TERMS": terms_of(dtype),
         "EXACT": int(exact),
         "TILE_WIDTH": TILE_WIDTH,
         "TILE_HEIGHT": TILE_HEIGHT,
@@ -120,7 +151,7 @@ def plan(
         "EPS": f"{LAYER_NORM_EPS}f",
         "SHARED_ELEMENTS": elements,
     }
-    module = cuda_modules.load(Instance("gated_feed_forward.cu", tuple(constants.items())), device)
+    module = cuda_modules.load(Instance(source, tuple(constants.items())), device)
     blocks = batch * math.ceil(height / TILE_HEIGHT) * math.ceil(width / TILE_WIDTH)
     return Launch(module, "gated_feed_forward", blocks, THREADS, 4 * elements, (*strides, height, width, paired))
 

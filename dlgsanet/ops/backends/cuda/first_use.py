@@ -64,7 +64,9 @@ def examine(use: Use, run: Run, again: bool = False) -> Verdict:
     """
     cuda_modules.require_no_capture()
     name = f"{use.path} in {str(use.dtype).removeprefix('torch.')}"
-    most = max(TOLERANCE[use.dtype], TENSOR_CORE_TOLERANCE if use.path.endswith(("tensor cores", "TF32")) else 0)
+    most = max(
+        TOLERANCE[use.dtype], TENSOR_CORE_TOLERANCE if use.path.endswith(("tensor cores", "rounded factors")) else 0
+    )
     sources = (*cuda_modules.sources(), *sorted(Path(__file__).parent.glob("*.py")))
     kernels = Kernels(name, use.device, most, sources, (*use[:-1], cuda_modules.compiler_version()))
     return verdicts.examine(kernels, lambda: _difference(use, run), again)

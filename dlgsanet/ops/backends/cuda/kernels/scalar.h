@@ -31,6 +31,16 @@ __device__ __forceinline__ unsigned short float_to_half(float value) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
+
+// Keeps the compiler from computing a value again and again to save its register, or from adding up an address anew for
+// each of several accesses to global memory.
+__device__ __forceinline__ void keep(int& value) { asm volatile("" : "+r"(value)); }
+
+template <typename T>
+__device__ __forceinline__ void keep(T*& pointer) {
+  asm volatile("" : "+l"(pointer));
+  __builtin_assume(__isGlobal(pointer));
+}
 #endif
 
 __device__ __forceinline__ float bfloat16_to_float(unsigned short bits) {
