@@ -5,9 +5,10 @@
   python scripts/make_weights.py --photos PHOTOS --valid VALIDATION --scales 2 --from FILE
 
 Each scale has one recipe, an option file in options/train. x2 starts as a linear filter, x3 and x4 start from the
-weights of x2; `--from` starts from other weights. The run trains at a constant rate to its last iteration. Then a
-branch of the run lets the rate decay (`dlgsanet train --decay-now`). With `--now` the branch starts from the newest
-checkpoint, and the run can continue later. The same command continues what was interrupted.
+weights of x2, with a last convolution that is computed; `--from` starts from other weights. The run trains at a
+constant rate to its last iteration. Then a branch of the run lets the rate decay (`dlgsanet train --decay-now`). With
+`--now` the branch starts from the newest checkpoint, and the run can continue later. The same command continues what
+was interrupted.
 
 The averaged weights of the branch are written to weights/DLGSANet_Tiny_x{scale}.safetensors, with their history as
 metadata. Losses and validation scores are written to docs/training/DLGSANet_Tiny_x{scale}.csv and .png. If the run
@@ -61,7 +62,9 @@ def main() -> None:
     for scale in arguments.scales:
         file = Path(f"options/train/{RECIPES[scale]}.yml")
         start = copy_of_start(scale, arguments.start or load_yaml(file)["path"]["pretrain_network_g"])
-        from_start = [f"path:pretrain_network_g={start}", "train:network_init=random"] if start else []
+        from_start = [f"path:pretrain_network_g={start}"] if start else []
+        if arguments.start:
+            from_start.append("train:network_init=random")  # all weights are those of the file
         changes = from_start + arguments.force_yml
         command = ["train", "-opt", str(file), *(["--force-yml", *changes] if changes else [])]
         if not arguments.now:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dlgsanet.distributed import from_first, mean_over_ranks
 from dlgsanet.errors import faults_of, within
 from dlgsanet.models.cuda_graph import CudaGraphs, Values
-from dlgsanet.models.linear_start import fit_filter, start_linear
+from dlgsanet.models.linear_start import fit_filter, fit_last_convolution, start_linear
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
 from dlgsanet.models.teacher import build_teacher
 from dlgsanet.models.weights import load_weights, warn_of_other_options
@@ -122,17 +122,19 @@ class DLGSANetModel(SRModel):
         bare._compiled_call_impl = compiled
         return copy
 
-    def start_linear(self, samples: Iterable[dict[str, Any]]) -> None:
-        """Give the network the weights of `dlgsanet.models.linear_start`. All ranks call this before they train.
+    def compute_weights(self, samples: Iterable[dict[str, Any]]) -> None:
+        """What `train.network_init` computes (`dlgsanet.models.linear_start`). All ranks call this before they train.
 
         Args:
             samples: of the training set; only those of the first rank count.
         """
         network = self.get_bare_model(self.net_g)
         if self.opt["rank"] == 0:
-            mean = torch.tensor(network.mean)
             pairs = ((sample["lq"], sample["gt"]) for sample in samples)
-            start_linear(network, fit_filter(pairs, self.opt["scale"], mean))
+            if self.train_options["network_init"] == "linear":
+                start_linear(network, fit_filter(pairs, self.opt["scale"], torch.tensor(network.mean)))
+            else:
+                fit_last_convolution(network, pairs)
         weights = {name: weight.cpu() for name, weight in network.state_dict().items()}
         network.load_state_dict(from_first(weights))
         if self.ema_decay > 0:

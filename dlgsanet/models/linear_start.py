@@ -1,11 +1,15 @@
-"""The linear start: a network that begins as the best linear filter, and not as noise.
+"""Weights that can be computed, by ridge regression, and need not be trained. Names and shapes do not change.
 
-From random weights a network needs many iterations to become as good as a linear filter, which can be computed: ridge
+The linear start: from random weights a network needs many iterations to become as good as a linear filter, the
 regression of the originals on 5x5 patches of the low-quality images. `start_linear` gives a DLGSANet the weights for
-which it equals that filter. Its architecture, and so its names and shapes, do not change.
+which it equals that filter.
+
+The last convolution: the weights of another scale have no last convolution for this one. `fit_last_convolution` is the
+regression of the originals on the features that it reads.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +19,8 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.errors import UserError
 
 SIDE = 5  # of the filter: two 3x3 convolutions reach as far
-RIDGE = 1e-5  # of the mean variance; the result hardly depends on it
+RIDGE = 1e-5  # of an input's power; the result hardly depends on it
+ENOUGH_SAMPLES = 100  # for the last convolution: patches of 64x64 are 400,000 equations for some 430 weights
 
 
 def fit_filter(samples: Iterable[tuple[Tensor, Tensor]], scale: int, mean: Tensor) -> Tensor:
@@ -29,18 +34,62 @@ def fit_filter(samples: Iterable[tuple[Tensor, Tensor]], scale: int, mean: Tenso
     Returns:
         float64 `[C * scale**2, C, 5, 5]`, to be followed by a pixel shuffle.
     """
-    channels, mean = len(mean), mean[:, None, None]
-    inputs = channels * SIDE**2
-    covariance = torch.zeros(inputs, inputs, dtype=torch.float64)
-    products = torch.zeros(channels * scale**2, inputs, dtype=torch.float64)
-    edge = SIDE // 2
-    for lq, gt in samples:
-        x = F.unfold((lq - mean)[None], SIDE)[0].double()
-        y = F.pixel_unshuffle(gt - mean, scale)[:, edge:-edge, edge:-edge].flatten(1).double()
-        covariance += x @ x.T
-        products += y @ x.T
-    covariance += RIDGE * covariance.diagonal().mean() * torch.eye(inputs, dtype=torch.float64)
-    return torch.linalg.solve(covariance, products.T).T.reshape(-1, channels, SIDE, SIDE)
+    mean, edge = mean[:, None, None], SIDE // 2
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for lq, gt in samples:
+            wanted = F.pixel_unshuffle(gt - mean, scale)[:, edge:-edge, edge:-edge]
+            yield F.unfold((lq - mean)[None], SIDE)[0], wanted.flatten(1)
+
+    return _regression(pairs()).reshape(-1, len(mean), SIDE, SIDE)
+
+
+def _regression(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """The matrix [outputs, inputs] in float64 that maps inputs [inputs, n] to outputs [outputs, n] best."""
+    covariance = products = torch.zeros((), dtype=torch.float64)
+    for inputs, outputs in pairs:
+        x = inputs.double()
+        covariance = covariance + x @ x.T
+        products = products + outputs.double() @ x.T
+    power = covariance.diagonal()
+    ridge = RIDGE * torch.diag(power.clamp_min(RIDGE * power.mean()))  # an input may be 0 everywhere
+    return torch.linalg.solve(covariance + ridge, products.T).T
+
+
+@torch.no_grad()
+def fit_last_convolution(network: DLGSANet, samples: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Set the last convolution to the one with the least squared error on the samples.
+
+    Args:
+        network: with `upsampler: pixelshuffledirect`.
+        samples: pairs of an LQ image `[C, H, W]` and its original `[C, scale * H, scale * W]`; the first
+            `ENOUGH_SAMPLES` count.
+    """
+    last = _last_convolution(network)
+    mean = torch.tensor(network.mean)[:, None, None]
+    read: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for lq, gt in islice(samples, ENOUGH_SAMPLES):
+            network(lq[None].to(last.weight.device))
+            columns = F.unfold(read.pop().float().cpu(), 3, padding=1)[0]
+            wanted = F.pixel_unshuffle((gt - mean) * network.img_range, network.upscale)
+            yield torch.cat([columns, torch.ones(1, columns.shape[1])]), wanted.flatten(1)
+
+    try:
+        fitted = _regression(pairs())
+    finally:
+        hook.remove()
+    last.weight.copy_(fitted[:, :-1].reshape(last.weight.shape))
+    assert last.bias is not None
+    last.bias.copy_(fitted[:, -1])
+
+
+def _last_convolution(network: DLGSANet) -> nn.Conv2d:
+    last = network.reconstruct.upsample[0]  # type: ignore[index]
+    assert isinstance(last, nn.Conv2d)
+    return last
 
 
 def start_linear(network: DLGSANet, filters: Tensor) -> None:
@@ -56,8 +105,7 @@ def start_linear(network: DLGSANet, filters: Tensor) -> None:
     Raises:
         UserError: the first convolution has too few channels for such a solution.
     """
-    first, last = network.shallow, network.reconstruct.upsample[0]  # type: ignore[index]
-    assert isinstance(last, nn.Conv2d)
+    first, last = network.shallow, _last_convolution(network)
     composition = _composition(first.weight.detach().double().cpu())
     wanted = filters.flatten(1).T
     solution = torch.linalg.lstsq(composition, wanted, driver="gelsd").solution

@@ -245,8 +245,8 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
         from dlgsanet.models.cuda_graph import faults_of_cuda_graph
 
         yield from faults_of_cuda_graph(TRAIN.completed(train))
-    if train.get("network_init") == "linear":
-        yield from _linear_start(options)
+    if train.get("network_init", "random") != "random":
+        yield from _computed_weights(options, train["network_init"])
     if train.get("teacher_opt") and not train.get("pixel_opt"):
         yield "train.teacher_opt: pixel_opt compares with the teacher; set it"
     if teacher := (train.get("teacher_opt") or {}).get("network"):
@@ -296,14 +296,18 @@ def _wandb(logger: Mapping[str, Any]) -> Iterator[str]:
         yield "logger.wandb.project: wandb gets what TensorBoard gets; set logger.use_tb_logger: true"
 
 
-def _linear_start(options: dict[str, Any]) -> Iterator[str]:
-    where, network = "train.network_init: linear", options["network_g"]
-    for key in ("pretrain_network_g", "resume_state"):
-        if options["path"].get(key):
-            yield f"{where} starts from random weights; remove it or path.{key}"
+def _computed_weights(options: dict[str, Any], which: str) -> Iterator[str]:
+    where, network, path = f"train.network_init: {which}", options["network_g"], options["path"]
     if network["type"] != "DLGSANet" or network.get("upsampler") != "pixelshuffledirect":
         yield f"{where} needs network_g: {{type: DLGSANet, upsampler: pixelshuffledirect}}"
-    elif 9 * network.get("dim", 60) < 25 * network.get("in_chans", 3):
+    if which == "last":
+        if not path.get("pretrain_network_g"):
+            yield f"{where} needs path.pretrain_network_g, for all but the last convolution"
+        return
+    for key in ("pretrain_network_g", "resume_state"):
+        if path.get(key):
+            yield f"{where} starts from random weights; remove it or path.{key}"
+    if 9 * network.get("dim", 60) < 25 * network.get("in_chans", 3):
         yield f"{where} needs a network_g.dim of at least {math.ceil(25 * network.get('in_chans', 3) / 9)}"
 
 

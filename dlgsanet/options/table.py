@@ -280,10 +280,11 @@ TRAIN = Section(
         ),
         Option(
             "network_init",
-            OneOf(("random", "linear")),
+            OneOf(("random", "linear", "last")),
             "random",
             "`random`: the initialization of the class. `linear`: the network starts as the 5x5 linear filter "
-            "with the least squared error on the training set.",
+            "with the least squared error on the training set. `last`: all but the last convolution come from "
+            "`path.pretrain_network_g`, of any scale; the last one is that with the least squared error.",
             only=OURS,
         ),
         *LOSSES,

@@ -136,8 +136,8 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     if options["rank"] == 0:
         log_to_file(checkpoints.root)
     position = Position()
-    if options["train"]["network_init"] == "linear" and not checkpoint:
-        model.start_linear(first_samples(options, train_set, epoch_length))
+    if options["train"]["network_init"] != "random" and not checkpoint:
+        model.compute_weights(first_samples(options, train_set, epoch_length))
     if checkpoint:
         position = restore(model, checkpoint, options["rank"], epoch_length)
     batch_size = _batch_of_a_rank(options) * options["world_size"]

@@ -109,6 +109,8 @@ def test_impossible_values(options, section, key, value, expected):
             {"network_g": {"dim": 6, "restormer_num_heads": 1}},
             "network_g.dim of at least 9",
         ),
+        ({"network_init": "last"}, {}, "path.pretrain_network_g, for all but the last convolution"),
+        ({"network_init": "last"}, {"network_g": {"upsampler": "pixelshuffle"}}, "pixelshuffledirect"),
         ({"network_init": "zero"}, {}, "train.network_init: unknown network_init 'zero'"),
         ({"teacher_opt": {"path": "none.pth"}}, {}, "train.teacher_opt.path: there is no file none.pth"),
         ({"teacher_opt": {"share": 0.5}}, {}, "train.teacher_opt.path: is missing"),

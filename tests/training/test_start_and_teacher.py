@@ -6,6 +6,7 @@ import cv2
 import pytest
 import torch
 
+from dlgsanet.archs.checkpoint import write_checkpoint
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.data.resize import imresize
 from dlgsanet.metrics import psnr
@@ -31,6 +32,18 @@ def test_linear_start_is_far_above_random_weights_in_the_first_validation(workpl
     workplace.train()
     linear, random = (workplace.checkpoint(1, name)["position"]["best"]["value"] for name in ("run", "random"))
     assert linear > random + 10
+
+
+def test_last_convolution_alone_is_computed(workplace):
+    workplace.options["train"] |= LINEAR | {"network_init": "last"}
+    body = DLGSANet(**{key: value for key, value in workplace.options["network_g"].items() if key != "type"})
+    write_checkpoint(workplace.folder / "body.safetensors", body.state_dict())
+    workplace.options["path"] |= {"pretrain_network_g": "body.safetensors", "strict_load_g": False}
+    found = start_weights(workplace)
+    assert identical(found["params"], found["params_ema"])
+    same = {name for name, tensor in body.state_dict().items() if torch.equal(tensor, found["params"][name])}
+    assert body.state_dict().keys() - same == {"upsample.0.weight", "upsample.0.bias"}
+    assert workplace.checkpoint(1)["position"]["best"]["value"] > 15
 
 
 def test_linear_start_is_for_the_first_start_only_and_is_alike_on_all_ranks(workplace, finished):
