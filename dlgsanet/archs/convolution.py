@@ -1,23 +1,25 @@
 """The 3x3 convolutions of the network."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlgsanet import ops
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution with zero padding: [B, in_channels, H, W] -> [B, out_channels, H, W]."""
+    """A 3x3 convolution with zero padding, and a pixel shuffle after it if factor is not 1.
+
+    [B, in_channels, H, W] -> [B, out_channels / factor**2, factor * H, factor * W]
+    """
 
     halo = 1  # rows above and below that a row of the result depends on
 
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True, factor: int = 1):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
+        self.factor = factor
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.is_cpu:
-            return ops.apply(self.record(), x)
-        return F.conv2d(x, self.weight, self.bias, padding=1)
+    def forward(self, x: Tensor, mean: Tensor | None = None, to: Tensor | None = None) -> Tensor:
+        """mean: subtracted from x before; to: added to the result; both as in the record."""
+        return ops.apply(self.record(mean, to), x)
 
-    def record(self) -> ops.Conv3x3:
-        return ops.Conv3x3(self.weight, self.bias)
+    def record(self, mean: Tensor | None = None, to: Tensor | None = None) -> ops.Conv3x3:
+        return ops.Conv3x3(self.weight, self.bias, mean, self.factor, to)

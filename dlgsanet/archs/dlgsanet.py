@@ -48,12 +48,12 @@ class RHDTG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return x + self.conv(self.blocks(x))
+            return self.conv(self.blocks(x), to=x)
         # Not by calling `blocks`: a block's input would stay in memory while its last layers run.
         y = x
         for layer in self.layers():
             y = layer(y)
-        return self.conv(y).add_(x)
+        return self.conv(y, to=x)
 
     def layers(self) -> list[nn.Module]:
         """The layers of its blocks, in order."""
@@ -168,14 +168,16 @@ class DLGSANet(nn.Module):
 
     def embed(self, image: Tensor) -> Tensor:
         """Shallow features: [B, in_chans, H, W] -> [B, dim, H, W]."""
-        image = image - self._mean_like(image)
-        return self.shallow(image if self.img_range == 1 else image * self.img_range)
+        mean = self._mean_like(image)
+        if self.img_range == 1:
+            return self.shallow(image, mean=mean)
+        return self.shallow((image - mean) * self.img_range)
 
     def restore(self, features: Tensor) -> Tensor:
         """Reconstruction: [B, dim, H, W] -> [B, in_chans, upscale * H, upscale * W]."""
-        image = self.reconstruct(features)
-        if self.img_range != 1:
-            image = image / self.img_range
+        if self.img_range == 1:
+            return self.reconstruct(features, to=self._mean_like(features))
+        image = self.reconstruct(features) / self.img_range
         return image + self._mean_like(image)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,8 +196,8 @@ class DLGSANet(nn.Module):
         # A traced graph plans no memory, and not every release of PyTorch can trace the context.
         traced = torch.compiler.is_compiling()
         with nullcontext() if traced else ops.layers_of_network(self._layers):
-            deep = self.conv(self.norm_after(self.groups(self.norm_before(shallow))))
-        return self.restore(shallow + deep if torch.is_grad_enabled() else deep.add_(shallow))
+            features = self.conv(self.norm_after(self.groups(self.norm_before(shallow))), to=shallow)
+        return self.restore(features)
 
     def by_rows(
         self, image: Tensor, tick: Callable[[], None] = lambda: None, embed_whole: bool = False
@@ -307,8 +309,8 @@ def _bounds_memory(layer: nn.Module, x: Tensor) -> bool:
 
 
 def _add(convolution: nn.Module, x: Tensor, to: Tensor, pixels: int | None) -> None:
-    """Add a convolution of x to another feature map, in place; in strips unless the backend bounds its memory."""
-    if isinstance(convolution, Conv3x3) and _bounds_memory(convolution, x):
+    """Add a convolution of x to another feature map, in place; in strips unless the backend does it in place."""
+    if isinstance(convolution, Conv3x3) and ops.adds_in_place(convolution.record(), x, to):
         ops.add_convolution(convolution.record(), x, to)
     else:
         add(convolution, x, 1, to, pixels)

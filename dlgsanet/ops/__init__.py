@@ -4,7 +4,7 @@ from dlgsanet.ops.backends.reference import layer_norm, select_similarities
 from dlgsanet.ops.backends.torch.frozen import freeze
 from dlgsanet.ops.backends.torch.strip_rows import layers_of_network
 from dlgsanet.ops.kept_memory import KeptMemory, empty
-from dlgsanet.ops.layers import add_convolution, apply, bounds_memory
+from dlgsanet.ops.layers import add_convolution, adds_in_place, apply, bounds_memory
 from dlgsanet.ops.operators import dynamic_depthwise_conv, fused_dynamic_depthwise_conv
 from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, LocalAttention
 
@@ -15,6 +15,7 @@ __all__ = [
     "KeptMemory",
     "LocalAttention",
     "add_convolution",
+    "adds_in_place",
     "apply",
     "bounds_memory",
     "dynamic_depthwise_conv",

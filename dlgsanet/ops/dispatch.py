@@ -97,11 +97,12 @@ def faster(backend: Backend, layer: Layer | Conv3x3, x: Tensor) -> Backend:
 
     They are compared and timed once on a card for each class of sizes (`dlgsanet.ops.backends.choice`).
     """
-    if backend.timed is None:
+    key = None if backend.timed is None else backend.timed(layer, x)
+    if key is None:
         return backend
     *_, (name, _) = explain(layer, x, after=backend.name)
     usual = load(name)
-    which = _choice(OPERATIONS[type(layer)], x.device, backend.name, name, *backend.timed(layer, x))
+    which = _choice(OPERATIONS[type(layer)], x.device, backend.name, name, *key)
     pixels = len(x) * x.shape[2:].numel()
     slower = choice.is_faster(which, pixels, partial(usual.infer, layer, x), partial(backend.infer, layer, x))
     return usual if slower else backend

@@ -1,5 +1,7 @@
 """Whole layers: `apply` computes a record with the backend that `dispatch` chooses."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def apply(layer: Layer | Conv3x3, x: Tensor, *, backend: str | None = None) -> T
         backend: the name of the backend to use; None: the fastest that supports the call, see `dlgsanet.ops.dispatch`.
 
     Returns:
-        [B, C, H, W]; of a convolution [B, O, H, W].
+        [B, C, H, W]; of a convolution see its record.
 
     Raises:
         ValueError: `backend` is unknown, or does not support the call.
@@ -38,11 +40,20 @@ def apply(layer: Layer | Conv3x3, x: Tensor, *, backend: str | None = None) -> T
 
 def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:
     """``to += apply(layer, x)`` without gradients; to [B, O, H, W] must not be x."""
-    backend = dispatch.select(layer, x)
-    if backend.add_convolution:
-        backend.add_convolution(layer, x, to)
+    if add := _addition(layer, x, to):
+        add(layer, x, to)
     else:
-        to += backend.infer(layer, x)
+        to += apply(layer, x)
+
+
+def adds_in_place(layer: Conv3x3, x: Tensor, to: Tensor) -> bool:
+    """Whether `add_convolution` needs little memory."""
+    return _addition(layer, x, to) is not None
+
+
+def _addition(layer: Conv3x3, x: Tensor, to: Tensor) -> Callable[[Conv3x3, Tensor, Tensor], None] | None:
+    layer = layer._replace(to=to)
+    return dispatch.faster(dispatch.select(layer, x), layer, x).add_convolution
 
 
 def bounds_memory(layer: Layer | Conv3x3, x: Tensor) -> bool:

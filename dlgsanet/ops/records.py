@@ -59,10 +59,16 @@ class GatedFeedForward(NamedTuple):
 
 
 class Conv3x3(NamedTuple):
-    """A 3x3 convolution with zero padding, without norm and residual connection: [B, C, H, W] -> [B, O, H, W]."""
+    """A 3x3 convolution with zero padding, and what comes right before and after it: no norm.
+
+    ``to + pixel_shuffle(conv3x3(x - mean), factor)``: [B, C, H, W] -> [B, O / factor**2, factor * H, factor * W]
+    """
 
     weight: Tensor  # [O, C, 3, 3]
     bias: Tensor | None  # [O]
+    mean: Tensor | None = None  # [1, C, 1, 1], subtracted before the padding
+    factor: int = 1  # 1: no pixel shuffle
+    to: Tensor | None = None  # of the result's shape or [1, O / factor**2, 1, 1]
 
 
 class DynamicConv(NamedTuple):

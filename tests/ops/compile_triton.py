@@ -68,6 +68,18 @@ OF_LOCAL = {
 }
 OF_PROJECTION = {"gate_project": (OF_GATE, steps.FEWEST_TERMS), "attend_locally": (OF_LOCAL, steps.GROUPS)}
 OF_PROJECTION["attend"] = OF_VALUES, steps.FEWEST_TERMS
+OF_CONVOLUTION = {
+    "ROWS": steps.CONVOLVED // 32,
+    "COLUMNS": 32,
+    "OUTPUTS": steps.CONVOLVED_TO,
+    "WAYS": triton.cdiv(DIM, steps.CONVOLVED_TO),
+    "TERMS": steps.FEWEST_TERMS,
+    "PARTS": triton.cdiv(DIM, steps.FEWEST_TERMS),
+    "WHOLE": False,
+    "HAS_BIAS": True,
+}
+# What comes before and after a convolution: of the first one of a network, of a group's, of the last one.
+AROUND = [(True, 0, 1), (False, 2, 1), (False, 1, 4)]
 INDICES = {"places": "*i32", "members": "*i32", "offsets": "*i32"}
 
 
@@ -85,6 +97,11 @@ def main(architecture: str, dtype: str) -> None:
             for side in SIDES if name == "attend" else ():
                 more |= {"SIDE": side, "ROWS": steps.rows_of_sums(side), "COLUMNS": tiles.TILE_COLUMNS}
                 report("channel_sums", types, constants | more, steps.warps_of_sums(side), architecture)
+    for precision in () if dtype == "fp64" else ("tf32x3", "tf32") if dtype == "fp32" else ("ieee",):
+        for mean, to, shuffle in AROUND:
+            more = {"PRECISION": precision, "FACTOR": factor, "HAS_MEAN": mean, "TO": to, "SHUFFLE": shuffle}
+            factors = dict.fromkeys(("weight", "mean", "to"), f"*{dtype}")
+            report("convolve", types | factors, constants | more | OF_CONVOLUTION, 4, architecture)
     for side in SIDES if dtype != "fp64" else ():
         more = {"SIDE": side, "TERMS": side, "PARTS": triton.cdiv(DIM, steps.OUTPUTS)}
         report("fold_attention", types | {"out": f"*{wide}"}, constants | more, steps.warps_of_sums(side), architecture)

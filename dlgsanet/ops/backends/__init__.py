@@ -58,7 +58,8 @@ class Backend:
             gradients.
         bounds_memory: layers without gradients need little memory but for the tensor [B, C, H, W] that they return.
         timed: what the time of a layer without gradients depends on, apart from the card, the code and the number of
-            pixels. The layer is then used where it is faster than that of the next backend; None: always.
+            pixels. The layer is then used where it is faster than that of the next backend; None, or a function that
+            returns None: always.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Backend:
     fused_dynamic_depthwise_conv: ConvolutionFunctions[FusedDynamicConv] | None = None
     feature_maps: int = 18
     bounds_memory: bool = False
-    timed: Callable[[Any, Tensor], tuple[object, ...]] | None = None
+    timed: Callable[[Any, Tensor], tuple[object, ...] | None] | None = None
 
     def functions(self, kind: type) -> Any:
         """The `LayerFunctions` or `ConvolutionFunctions` for a type of record, or None."""

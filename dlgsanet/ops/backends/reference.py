@@ -197,8 +197,19 @@ def _average_overlap(x: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
     return total / count.view([-1 if d == dim else 1 for d in range(x.dim())])
 
 
-def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
+def _convolve_3x3(layer: Conv3x3, x: Tensor) -> Tensor:
     return F.conv2d(x, layer.weight, layer.bias, padding=1)
+
+
+def convolution(layer: Conv3x3, x: Tensor, convolve: Callable[[Conv3x3, Tensor], Tensor] = _convolve_3x3) -> Tensor:
+    """convolve: computes the convolution with its bias alone, as a new tensor."""
+    out = convolve(layer, x if layer.mean is None else x - layer.mean)
+    if layer.factor != 1:
+        out = F.pixel_shuffle(out, layer.factor)
+    if layer.to is None:
+        return out
+    to = layer.to if layer.to.shape == out.shape else layer.to.to(out.dtype)  # numbers change no dtype
+    return out + to if torch.is_grad_enabled() else out.add_(to)
 
 
 BACKEND = Backend(

@@ -35,7 +35,8 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
 
 
 def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
-    return _Convolution.apply(x, *layer)
+    """The convolution with its bias alone."""
+    return _Convolution.apply(x, layer.weight, layer.bias)
 
 
 # Each takes x and the fields of a record as separate arguments, as autograd requires, and returns their gradients.

@@ -20,7 +20,7 @@ def sizes_of(x: Tensor) -> dict[str, int]:
     return dict(zip(("batch", "channels", "height", "width"), x.shape, strict=True))
 
 
-def weights_of(layer: Layer | Conv3x3) -> dict[str, Tensor]:
+def weights_of(layer: Layer) -> dict[str, Tensor]:
     """A layer's tensors by name, contiguous."""
     return {name: value.contiguous() for name, value in layer._asdict().items() if isinstance(value, Tensor)}
 
@@ -63,6 +63,7 @@ def keeping_dynamic_local_attention(
 
 
 def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
+    """The convolution with its bias alone."""
     x = x.contiguous()
     out = empty(len(x), len(layer.weight), *x.shape[2:])
     _convolve(layer, x, out, add=False)
@@ -78,8 +79,9 @@ def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:
 
 def _convolve(layer: Conv3x3, x: Tensor, out: Tensor, add: bool) -> None:
     outputs = len(layer.weight)
-    weights = {"bias": torch.zeros(outputs), **weights_of(layer)}
-    library.call("convolution", x=x, **weights, out=out, outputs=outputs, add=add, **sizes_of(x))
+    weight = layer.weight.contiguous()
+    bias = torch.zeros(outputs) if layer.bias is None else layer.bias.contiguous()
+    library.call("convolution", x=x, weight=weight, bias=bias, out=out, outputs=outputs, add=add, **sizes_of(x))
 
 
 BAND = 16  # rows in one partial sum of the products of q and k; it does not depend on the threads

@@ -31,7 +31,7 @@ from dlgsanet.ops.backends.verdicts import (
     largest_difference,
     warn,
 )
-from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Record, tensors_of
+from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, Record, tensors_of
 
 DEVICES = ("cuda", "xpu")
 KEPT = planar.Kept(6, 1)
@@ -44,7 +44,14 @@ def why_not(record: Record, x: Tensor, training: bool) -> str | None:
         return reason
     if x.dtype not in TOLERANCE:
         return f"it has no kernels for {x.dtype}"
-    return refused(x.dtype, x.device)
+    if reason := refused(x.dtype, x.device):
+        return reason
+    return NO_LAYER if isinstance(record, Conv3x3) and not _module().takes_convolution(record, x) else None
+
+
+def timed(layer: Record, x: Tensor) -> tuple[object, ...] | None:
+    """Only the convolution is timed as a whole; the other layers choose between ways of their steps."""
+    return _module().convolution_timed(layer, x) if isinstance(layer, Conv3x3) else None
 
 
 @functools.cache
@@ -113,9 +120,13 @@ def _results(function: Any, layer: Any, x: Tensor, change: Callable[[Tensor], Te
 
 
 def _steps() -> planar.Steps:
+    return _module().STEPS
+
+
+def _module() -> Any:
     from dlgsanet.ops.backends.triton import steps
 
-    return steps.STEPS
+    return steps
 
 
 def _layer(function: Callable[..., Tensor]) -> Any:
@@ -131,5 +142,8 @@ BACKEND = Backend(
     dynamic_local_attention=_layer(planar.dynamic_local_attention),
     channel_attention=_layer(planar.channel_attention),
     gated_feed_forward=_layer(planar.gated_feed_forward),
+    convolution=LayerFunctions(lambda layer, x: _module().convolution(layer, x), None),
+    add_convolution=lambda layer, x, to: _module().add_convolution(layer, x, to),
     feature_maps=7,
+    timed=timed,
 )

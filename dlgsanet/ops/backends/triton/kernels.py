@@ -227,6 +227,65 @@ def gate_project(
     tl.store(out + at, total.to(out.dtype.element_ty), inside)
 
 
+@triton.jit(do_not_specialize=["channels", "outputs", "height", "width", "tiles"])
+def convolve(
+    x, weight, bias, mean, to, out, image_stride, channel_stride, to_image_stride, to_channel_stride,
+    channels, outputs, height, width, tiles,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, OUTPUTS: tl.constexpr, WAYS: tl.constexpr, TERMS: tl.constexpr,
+    PARTS: tl.constexpr, WHOLE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MEAN: tl.constexpr, TO: tl.constexpr,
+    SHUFFLE: tl.constexpr, PRECISION: tl.constexpr, FACTOR: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """out [B, O, SHUFFLE * height, SHUFFLE * width] = to + pixel_shuffle(conv3x3(x - mean) + bias).
+
+    Before the shuffle there are `outputs` = O * SHUFFLE ** 2 channels, in WAYS parts of OUTPUTS: a program computes one
+    part of them for a tile. The channels of x are added up in PARTS parts of TERMS (WHOLE: these are exactly its
+    channels), tap by tap: the taps after the first find its pixels in the cache.
+
+    Args:
+        weight: [9, PARTS, WAYS * OUTPUTS, TERMS], filled up with zeros. Factors are rounded to its dtype, and
+            multiplied as FACTOR.
+        to: an image like out (TO is 2; there is no shuffle), which out may be; a number for each channel (1); or
+            nothing (0).
+    """
+    way, tile = tl.program_id(0) % WAYS, tl.program_id(0) // WAYS % tiles
+    image = (tl.program_id(0) // WAYS // tiles).to(tl.int64)
+    across = tl.cdiv(width, COLUMNS)
+    pixel = tl.arange(0, ROWS * COLUMNS)[None, :]
+    row, column = tile // across * ROWS + pixel // COLUMNS, tile % across * COLUMNS + pixel % COLUMNS
+    output, term = way * OUTPUTS + tl.arange(0, OUTPUTS)[:, None], tl.arange(0, TERMS)
+    total = tl.zeros((OUTPUTS, ROWS * COLUMNS), ACC)
+    if HAS_BIAS:
+        total += tl.load(bias + output, output < outputs, other=0).to(ACC)
+    x += image * image_stride
+    for part in tl.range(0, PARTS, num_stages=1):
+        channel = (part * TERMS + term)[:, None]
+        plane = x + channel.to(tl.int64) * channel_stride + (row * width + column)
+        weights = weight + (part * WAYS * OUTPUTS + output) * TERMS + term[None, :]
+        for i in tl.range(0, 3, num_stages=1):  # not unrolled, which would spill registers
+            for j in tl.static_range(3):
+                inside = ((row + (i - 1)).to(tl.uint32) < height) & ((column + (j - 1)).to(tl.uint32) < width)
+                if not WHOLE:
+                    inside = inside & (channel < channels)
+                values = tl.load(plane + (i - 1) * width + (j - 1), inside, other=0)
+                if HAS_MEAN:
+                    of_channel = tl.load(mean + channel, channel < channels, other=0)
+                    values = tl.where(inside, values.to(ACC) - of_channel.to(ACC), 0)
+                w = tl.load(weights + (3 * i + j) * PARTS * WAYS * OUTPUTS * TERMS)
+                values = values.to(weight.dtype.element_ty).to(FACTOR)
+                total = tl.dot(w.to(FACTOR), values, total, input_precision=PRECISION)
+    inside = (row < height) & (column < width) & (output < outputs)
+    channel = output // (SHUFFLE * SHUFFLE)
+    place = row * width + column
+    if TO:
+        of_channel = to + image * to_image_stride + channel.to(tl.int64) * to_channel_stride
+        total += tl.load(of_channel + place if TO == 2 else of_channel, inside, other=0).to(ACC)
+    plane = out + (image * outputs + channel * (SHUFFLE * SHUFFLE)) * height * width
+    if SHUFFLE > 1:
+        row, column = row * SHUFFLE + output // SHUFFLE % SHUFFLE, column * SHUFFLE + output % SHUFFLE
+        place = row.to(tl.int64) * (SHUFFLE * width) + column
+    tl.store(plane + place, total.to(out.dtype.element_ty), inside)
+
+
 @triton.jit(do_not_specialize=["channels", "height", "width", "tiles"])
 def gate_backward(
     x, bias, weight, grad, grad_halves, channels, height, width, tiles,

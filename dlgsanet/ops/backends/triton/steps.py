@@ -23,12 +23,12 @@ from dlgsanet.ops import autocast, tf32
 from dlgsanet.ops.backends import choice
 from dlgsanet.ops.backends.reference import accumulation_dtype
 from dlgsanet.ops.backends.torch import planar
-from dlgsanet.ops.backends.torch.frozen import derived
+from dlgsanet.ops.backends.torch.frozen import KEPT, derived
 from dlgsanet.ops.backends.torch.strip_rows import rows_of_strip
 from dlgsanet.ops.backends.triton import kernels
 from dlgsanet.ops.backends.triton.tiles import TILE_COLUMNS, Strip, tiles_of
 from dlgsanet.ops.constants import LAYER_NORM_EPS
-from dlgsanet.ops.records import ChannelAttention, LocalAttention
+from dlgsanet.ops.records import ChannelAttention, Conv3x3, LocalAttention
 
 TILE = 512  # pixels that a program filters at a time
 TILES_OF_PROGRAM = 16  # that a program of the backward pass sums over
@@ -41,6 +41,7 @@ WINDOWS, FEATURES = (3, 5, 7), 31  # of local attention in one kernel: with more
 GROUPS, COLUMNS = 4, 32  # groups, each in a warp, and columns of a tile that a program computes at once
 SUMMED, FILTERED = 32, 2048  # rows of a program of `channel_sums`, and values that it filters at a time
 ATTENDED, RESULTS = 128, 8192  # pixels of a program of `attend`, and the most values of its result
+CONVOLVED, CONVOLVED_TO = 64, 64  # pixels of a program of `convolve`, and the most channels that it computes
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -118,6 +119,33 @@ def attend_in_windows(layer: ChannelAttention, x: Tensor) -> Tensor:
     return _faster(which, x, functools.partial(_attend_by_windows, layer, x), by_tiles)
 
 
+def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
+    """With what comes before and after it in one kernel; without gradients."""
+    batch, _, height, width = x.shape
+    shape = batch, len(layer.weight) // layer.factor**2, layer.factor * height, layer.factor * width
+    return _convolve(layer, x, torch.empty(shape, dtype=_hidden_dtype(x), device=x.device))
+
+
+def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:
+    if to.is_contiguous():
+        _convolve(layer._replace(to=to), x, to)
+    else:
+        to += convolution(layer, x)
+
+
+def takes_convolution(layer: Conv3x3, x: Tensor) -> bool:
+    """Whether there is a kernel for it."""
+    shuffled = layer.factor > 1 and layer.to is not None and layer.to.shape[2:] != (1, 1)
+    return x.dtype != torch.float64 and not shuffled
+
+
+def convolution_timed(layer: Conv3x3, x: Tensor) -> tuple[object, ...]:
+    """What its time depends on, apart from the pixels. Weights that are not frozen are packed in every call."""
+    around = layer.mean is None, layer.factor, None if layer.to is None else layer.to.shape[2:] == x.shape[2:]
+    dtypes = x.dtype, _hidden_dtype(x), layer.weight.dtype
+    return *dtypes, *layer.weight.shape[:2], *around, _precision_of_convolution(x), hasattr(layer.weight, KEPT)
+
+
 STEPS = planar.Steps(local_attention, features, feed_forward, windows, attention, attend_in_windows)
 
 
@@ -149,6 +177,13 @@ def _formed(x: Tensor) -> str:
     """How products that form filters are computed, in float32 or TF32, which has as many bits as float16."""
     exact_enough = _hidden_dtype(x).itemsize == 2 or tf32.allowed_in_convolutions()
     return "tf32" if exact_enough and _has_tf32(x.device) else "ieee"
+
+
+def _precision_of_convolution(x: Tensor) -> str:
+    """Of products in float32: three in TF32, of halves of the factors, are as exact, and faster."""
+    if not _has_tf32(x.device):
+        return "ieee"
+    return "tf32" if tf32.allowed_in_convolutions() else "tf32x3"
 
 
 def _has_tf32(device: torch.device) -> bool:
@@ -234,6 +269,47 @@ def _padded_filters(
     """Weights and biases as the kernel takes them."""
     weight = torch.cat([layer.filter_weight.flatten(1), layer.filter_bias[:, None]], 1).unflatten(0, (-1, K * K))
     return F.pad(weight, (0, TERMS - FEATURES - 1, K, TAPS - K * K, 0, -len(weight) % GROUPS))
+
+
+def _convolve(layer: Conv3x3, x: Tensor, out: Tensor) -> Tensor:
+    """out: of the result's shape; it may be `layer.to`."""
+    (outputs, channels), to = layer.weight.shape[:2], layer.to
+    if not x[0, 0].is_contiguous():
+        x = x.contiguous()
+    if to is not None and not to[0, 0].is_contiguous():
+        to = to.contiguous()
+    most = min(CONVOLVED_TO, max(FEWEST_TERMS, triton.next_power_of_2(outputs)))
+    tiles, sizes = _tiles(x, CONVOLVED, 32)
+    sizes |= {
+        "OUTPUTS": most,
+        "WAYS": triton.cdiv(outputs, most),
+        "TERMS": FEWEST_TERMS,
+        "PARTS": triton.cdiv(channels, FEWEST_TERMS),
+        "WHOLE": channels % FEWEST_TERMS == 0,
+        "HAS_BIAS": layer.bias is not None,
+        "HAS_MEAN": layer.mean is not None,
+        "TO": 0 if to is None else 2 if to.shape == out.shape else 1,
+        "SHUFFLE": layer.factor,
+        "PRECISION": _precision_of_convolution(x),
+        "FACTOR": _factor(x, _hidden_dtype(x)),
+    }
+    dtype = _hidden_dtype(x)
+    weight = derived(lambda: _packed(layer.weight.to(dtype), most), layer.weight, key=dtype)
+    given = [weight if t is None else t.contiguous() for t in (layer.bias, layer.mean)]
+    strides = (0, 1) if to is None else to.expand(len(x), -1, -1, -1).stride()[:2]
+    with _on(x):
+        kernels.convolve[len(x) * tiles * sizes["WAYS"],](
+            x, weight, *given, weight if to is None else to, out, x.stride(0), x.stride(1), *strides, channels, outputs,
+            *x.shape[2:], tiles, **sizes
+        )  # fmt: skip
+    return out
+
+
+def _packed(weight: Tensor, most: int) -> Tensor:
+    """The weights of a convolution as its kernel takes them, for programs that compute `most` channels."""
+    outputs, channels = weight.shape[:2]
+    padded = F.pad(weight.flatten(2), (0, 0, 0, -channels % FEWEST_TERMS, 0, -outputs % most))
+    return padded.unflatten(1, (-1, FEWEST_TERMS)).permute(3, 1, 0, 2).contiguous()
 
 
 def _normalise_then_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
