@@ -37,6 +37,13 @@ def _forward(functions: Any, convolution: Convolution, x: Tensor) -> Tensor:
         return (functions or _choose[0](convolution, x, False)).forward(convolution, x).contiguous()
 
 
+def convolve_backward(functions: Any, convolution: Convolution, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of x and of the convolution's tensors, by `functions` as in `convolve`; always one for a bias."""
+    with autocast.off(x.device.type):
+        functions = functions or _choose[0](convolution, x, True)
+        return tuple(g.contiguous() for g in functions.backward(convolution, x, grad.contiguous()))
+
+
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, functions: Any, kind: Any, x: Tensor, *fields: Any) -> Tensor:
@@ -51,12 +58,6 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, *tensors = ctx.saved_tensors
         convolution = ctx.kind(*(s if t is None else t for t, s in zip(tensors, ctx.settings, strict=True)))
-        functions = ctx.functions or _choose[0](convolution, x, True)
-        with autocast.off(x.device.type):
-            grads = iter(functions.backward(convolution, x, grad.contiguous()))
         # There is a gradient for a bias of None too; it is the last one and is dropped.
-        of_x, *of_fields = (
-            next(grads).contiguous(),
-            *(None if t is None else next(grads).contiguous() for t in tensors),
-        )
-        return None, None, of_x, *of_fields
+        grads = iter(convolve_backward(ctx.functions, convolution, x, grad))
+        return None, None, *(None if t is None else next(grads) for t in (x, *tensors))
