@@ -231,7 +231,7 @@ def _backends(counted: Counted, kernels: bool, reference: bool, triton: bool) ->
 def _triton_kernels(counted: Counted) -> Iterator[None]:
     """Triton's kernels do nothing but count, and the meta device may use them, as on a card where each is faster."""
     from dlgsanet.ops.backends import choice, triton
-    from dlgsanet.ops.backends.triton import steps
+    from dlgsanet.ops.backends.triton import steps, training
 
     class Kernel:
         def __init__(self, name: str):
@@ -247,14 +247,14 @@ def _triton_kernels(counted: Counted) -> Iterator[None]:
         def __getattr__(self, name: str) -> Kernel:
             return Kernel(name)
 
-    real = triton.DEVICES, triton.refused, steps.kernels, steps._on, choice.is_faster
+    real = triton.DEVICES, triton.refused, steps.kernels, training.kernels, steps._on, choice.is_faster
     triton.DEVICES, triton.refused = ("meta",), lambda dtype, device: None
-    steps.kernels, steps._on = Kernels(), lambda x: contextlib.nullcontext()
+    steps.kernels, training.kernels, steps._on = Kernels(), Kernels(), lambda x: contextlib.nullcontext()
     choice.is_faster = lambda *call: False
     try:
         yield
     finally:
-        triton.DEVICES, triton.refused, steps.kernels, steps._on, choice.is_faster = real
+        triton.DEVICES, triton.refused, steps.kernels, training.kernels, steps._on, choice.is_faster = real
 
 
 @contextlib.contextmanager

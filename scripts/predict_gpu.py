@@ -18,10 +18,11 @@ The network runs on PyTorch's meta device. Every kernel that it would start is c
                         0.6 to 1.2 times this (docs/benchmarks/gpu.md)
   measured              median microseconds on the GPU of this machine, if its architecture is the row's
 
-Instructions outside of the main loop count once. Where two ways are timed on a card (dlgsanet/ops/backends/choice.py),
-the network takes the one with the smaller prediction; the kernels of the other have 0 calls. PyTorch's own operators
-are predicted from their bytes, and from their multiply-adds at 70% of the card's rate; products in TF32 and in 16 bits
-at half of the rate of matrix products. DLGSANET_BACKEND=composed predicts the plain definition.
+Instructions outside of the main loop count once, or as often as a loop around it makes rounds. Where two ways are timed
+on a card (dlgsanet/ops/backends/choice.py), the network takes the one with the smaller prediction; the kernels of the
+other have 0 calls. PyTorch's own operators are predicted from their bytes, and from their multiply-adds at 70% of the
+card's rate; products in TF32 and in 16 bits at half of the rate of matrix products. DLGSANET_BACKEND=composed predicts
+the plain definition.
 """
 
 import argparse
@@ -180,6 +181,7 @@ class Kernel(NamedTuple):
     trips: float  # of a warp through the main loop
     multiply_adds: int  # that all threads do one by one, for kernels whose trips follow from them; else 0
     bytes: int
+    rounds: int = 1  # of a warp through what is outside of the main loop
 
 
 class Prediction(NamedTuple):
@@ -193,7 +195,11 @@ class Prediction(NamedTuple):
 
 
 # Constants whose product is the number of trips through the main loop.
-TRIPS = {"depthwise_backward": ("TILES",), "gated_feed_forward": ("CHUNKS",)}
+TRIPS = {"gated_feed_forward": ("CHUNKS",)}
+TRIPS |= dict.fromkeys(("gate_project_backward", "products", "products_backward", "attend_backward"), ("ROUNDS",))
+# Kernels whose main loop is within a loop.
+NESTED = ("filter_project_backward", "project_backward", "squeeze_project_backward")
+TRIPS |= dict.fromkeys(NESTED, ("ROUNDS", "PARTS"))
 
 
 @functools.cache
@@ -201,9 +207,9 @@ def predict(kernel: Kernel, card: Card) -> Prediction:
     code = read_code(kernel.cubin, kernel.name)
     all_warps = kernel.blocks * -(-kernel.threads // WARP)
     trips = trips_of(kernel, code.loop, all_warps)
-    instructions = code.outside.all + trips * code.loop.all
-    wavefronts = code.outside.wavefronts + trips * code.loop.wavefronts
-    products = card.product * (code.outside.product_clocks + trips * code.loop.product_clocks)
+    instructions = kernel.rounds * code.outside.all + trips * code.loop.all
+    wavefronts = kernel.rounds * code.outside.wavefronts + trips * code.loop.wavefronts
+    products = card.product * (kernel.rounds * code.outside.product_clocks + trips * code.loop.product_clocks)
     clocks = all_warps / card.multiprocessors / (card.gigahertz * 1e9)
     limits = (
         max(instructions, products) * clocks / 4,
@@ -361,7 +367,7 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
         kernel = Kernel(
             name, compiled.asm["cubin"], grid[0], metadata.num_warps * WARP, metadata.shared,
             counted_trips(name, constants, tensors), multiply_adds_in_triton(name, constants, grid[0]),
-            sum(map(count_gpu.bytes_of, tensors)),
+            sum(map(count_gpu.bytes_of, tensors)), constants["ROUNDS"] if name in NESTED else 1,
         )  # fmt: skip
         start = functools.partial(run, function, *args, grid=grid, warmup=False, **constants) if on_card else _nothing
         recorder.launched(kernel, start)

@@ -1,7 +1,7 @@
-"""Compile every Triton kernel for an NVIDIA GPU that need not be here: python -m tests.ops.compile_triton 90 bf16.
+"""Compile Triton kernels for an NVIDIA GPU that need not be here: python -m tests.ops.compile_triton 90 bf16 kernels.
 
-Prints name, registers of a thread, and bytes of its stack, where spilled registers go. The constants are those of the
-largest network.
+The last argument is their module: kernels or gradient_kernels. Prints name, registers of a thread, and bytes of its
+stack, where spilled registers go. The constants are those of the largest network.
 """
 
 import re
@@ -16,15 +16,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dlgsanet.archs.sizes import SIZES
-from dlgsanet.ops.backends.triton import kernels, steps, tiles
+from dlgsanet.ops.backends.triton import gradient_kernels, kernels, steps, tiles, training
 
-NORMALISE = ("normalise", "normalise_backward")
+NORMALISE = ("normalise",)
 PROJECT = ("normalise_project", "gate_project", "attend_locally", "attend")
-FILTERS = ("depthwise", "depthwise_in_windows", "gate", "gate_backward", "depthwise_backward")
-ATTENTION = ("attention", "attention_backward")  # whose tensors have the dtype of sums
-IMAGES = ("x", "y", "out", "shortcut", "filtered", "grad", "grad_x", "grad_halves", "normalised")
+FILTERS = ("depthwise", "depthwise_in_windows", "gate")
+ATTENTION = ("attention",)  # whose tensors have the dtype of sums
+IMAGES = ("x", "y", "out", "shortcut", "filtered")
 WEIGHTS = ("bias", "weight", "projection", "spatial_bias", "spatial_weight", "filter_weight", "temperature")
-SUMS = (*WEIGHTS, "sums", "scales", "gram", "grad_gram", "folded")
+SUMS = (*WEIGHTS, "sums", "gram", "folded")
 DIM = max(options["dim"] for options in SIZES.values())
 CHANNELS = triton.next_power_of_2(DIM)
 SIDES = steps.side_of_head(DIM // 6), steps.WIDEST_HEAD
@@ -34,7 +34,6 @@ CONSTANTS = {
     "PIXELS": steps.NORMALISED // CHANNELS,
     "ROWS": steps.TILE // 64,
     "COLUMNS": 64,
-    "TILES": steps.TILES_OF_PROGRAM,
     "OUTPUTS": steps.OUTPUTS,
     "PARTS": triton.cdiv(3 * DIM, steps.OUTPUTS),
     "HAS_BIAS": True,
@@ -83,40 +82,92 @@ AROUND = [(True, 0, 1), (False, 2, 1), (False, 1, 4)]
 INDICES = {"places": "*i32", "members": "*i32", "offsets": "*i32"}
 
 
-def main(architecture: str, dtype: str) -> None:
+FACTORS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+IMAGES_OF_GRADIENTS = ("x", "out", "shortcut", "squeezed", "grad", "grad_x", "grad_halves", "grad_features")
+IMAGES_OF_GRADIENTS += "grad_values", "grad_squeezed", "projected"
+
+
+def gradients(architecture: str, dtype: str) -> None:
+    parts = triton.cdiv(2 * DIM, steps.FEWEST_TERMS)
+    constants = CONSTANTS | {"ROUNDS": 3, "TERMS": steps.FEWEST_TERMS, "PARTS": parts, "COLUMNS": training.COLUMNS}
+    constants |= {"ACC": triton.language.float32}
+
+    def compile(name: str, warps: int = training.WARPS, **more: Any) -> None:
+        kernel = getattr(gradient_kernels, name)
+        types = {a: f"*{dtype}" if a in IMAGES_OF_GRADIENTS else "*fp32" for a in kernel.arg_names}
+        types |= dict.fromkeys(kernel.do_not_specialize, "i32")
+        report(kernel, types, constants | more, warps, architecture)
+
+    sides = SIDES[0], training.WIDEST_HEAD
+    for side in sides:
+        of_head = {"SIDE": side, "TERMS": side, "PARTS": triton.cdiv(DIM, steps.OUTPUTS)}
+        compile("fold", steps.warps_of_sums(side), **of_head)
+        compile("fold_backward", steps.warps_of_sums(side), **of_head)
+    compile("add_up", 4, ROWS=16, COLUMNS=training.SUMMED)
+    for precision in ("tf32x3", "tf32") if dtype == "fp32" else ("ieee",):
+        factors = {"PRECISION": precision, "FACTOR": getattr(triton.language, FACTORS[dtype])}
+        columns = training.COLUMNS * (2 if precision == "tf32x3" else 1)  # which halves the rows
+        factors["ROWS"] = max(1, training._filtered_pixels(DIM) // columns)
+        exact = precision.replace("tf32x3", "ieee")
+        of_products = {"PRECISION": exact if dtype == "fp32" else "tf32", "FACTOR": triton.language.float32}
+        for features in (0, triton.next_power_of_2(FEATURES)):
+            sizes = {"FEATURES": features, "BORDER": not features, "PIXELS": steps.NORMALISED // CHANNELS}
+            sizes["PRECISION"] = exact
+            compile("project", **factors | sizes)
+        compile("gate_project", steps.FEWEST_TERMS, **factors | {"ROWS": steps.rows_of_values(CHANNELS)})
+        compile("gate_project_backward", **factors)
+        for side in sides:
+            of_head = {"SIDE": side, "ROWS": max(1, training.FILTERED // (2 * side) // columns)}
+            compile("products", **factors | of_head | {"PRECISION": exact})
+            compile("products_backward", **of_products | of_head)
+        compile("attend", steps.FEWEST_TERMS, **factors | {"ROWS": steps.rows_of_values(CHANNELS)})
+        compile("attend_backward", **factors)
+        for name in ("filter_project_backward", "project_backward", "squeeze_project_backward"):
+            compile(name, FEATURES=triton.next_power_of_2(FEATURES), **factors)
+
+
+def main(architecture: str, dtype: str, module: str) -> None:
+    if module == "gradient_kernels":
+        return gradients(architecture, dtype)
     wide = "fp64" if dtype == "fp64" else "fp32"
     constants = CONSTANTS | {"ACC": getattr(triton.language, wide.replace("fp", "float"))}
     types = dict.fromkeys(IMAGES, f"*{dtype}") | dict.fromkeys(SUMS, f"*{wide}")
     for name in PROJECT if dtype != "fp64" else ():
         for precision in ("ieee", "tf32") if dtype == "fp32" else ("ieee",):
-            factor = getattr(triton.language, {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[dtype])
+            factor = getattr(triton.language, FACTORS[dtype])
             formed = precision if dtype == "fp32" else "tf32"
             more = {"PRECISION": precision, "FACTOR": factor, "FORMED": formed}
             own, warps = OF_PROJECTION.get(name, ({}, steps.WARPS))
-            report(name, types, constants | more | own, warps, architecture)
+            report(getattr(kernels, name), types, constants | more | own, warps, architecture)
             for side in SIDES if name == "attend" else ():
                 more |= {"SIDE": side, "ROWS": steps.rows_of_sums(side), "COLUMNS": tiles.TILE_COLUMNS}
-                report("channel_sums", types, constants | more, steps.warps_of_sums(side), architecture)
+                report(kernels.channel_sums, types, constants | more, steps.warps_of_sums(side), architecture)
     for precision in () if dtype == "fp64" else ("tf32x3", "tf32") if dtype == "fp32" else ("ieee",):
         for mean, to, shuffle in AROUND:
             more = {"PRECISION": precision, "FACTOR": factor, "HAS_MEAN": mean, "TO": to, "SHUFFLE": shuffle}
             factors = dict.fromkeys(("weight", "mean", "to"), f"*{dtype}")
-            report("convolve", types | factors, constants | more | OF_CONVOLUTION, 4, architecture)
+            report(kernels.convolve, types | factors, constants | more | OF_CONVOLUTION, 4, architecture)
     for side in SIDES if dtype != "fp64" else ():
         more = {"SIDE": side, "TERMS": side, "PARTS": triton.cdiv(DIM, steps.OUTPUTS)}
-        report("fold_attention", types | {"out": f"*{wide}"}, constants | more, steps.warps_of_sums(side), architecture)
+        report(
+            kernels.fold_attention,
+            types | {"out": f"*{wide}"},
+            constants | more,
+            steps.warps_of_sums(side),
+            architecture,
+        )
     for name in NORMALISE + FILTERS:
-        report(name, types, constants, steps.WARPS if name in NORMALISE else 4, architecture)
+        report(getattr(kernels, name), types, constants, steps.WARPS if name in NORMALISE else 4, architecture)
     for side in (8, 64):
         types = dict.fromkeys([*IMAGES, *SUMS], f"*{wide}")
         for name in ATTENTION:
-            report(name, types, constants | {"SIDE": side}, steps.warps_of_head(side), architecture)
+            report(getattr(kernels, name), types, constants | {"SIDE": side}, steps.warps_of_head(side), architecture)
 
 
-def report(name: str, types: dict[str, str], constants: dict[str, Any], warps: int, architecture: str) -> None:
-    kernel = getattr(kernels, name)
+def report(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, architecture: str) -> None:
+    name = kernel.__name__
     types = types | INDICES
-    if name in ("channel_sums", "attend"):  # elsewhere `tiles` is a number
+    if kernel in (kernels.channel_sums, kernels.attend):  # elsewhere `tiles` is a number
         types |= {"tiles": "*i32"}
     signature = {a: "constexpr" if a in constants else types.get(a, "i32") for a in kernel.arg_names}
     used = {argument: constants[argument] for argument, kind in signature.items() if kind == "constexpr"}

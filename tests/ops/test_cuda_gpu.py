@@ -281,6 +281,8 @@ def test_triton_kernels_agree(dtype):
 @pytest.mark.parametrize("size", [(1, 90, 131), (3, 17, 5)], ids=str)
 def test_triton_layers_follow_the_reference(name, training, size):
     call = calls.one_of_each(size)[f"{name}, training" if training else name].map(Tensor.double)
+    if training and name == "channel_attention":  # with other activations it has no gradients
+        call = call._replace(record=call.record._replace(activation="relu"))
     with torch.set_grad_enabled(training):
         want = calls.results(reference.BACKEND, call)
         got = calls.results(triton.BACKEND, call.map(lambda t: t.float().cuda()))

@@ -102,6 +102,9 @@ def test_more_of_what_limits_a_kernel_takes_longer(predict_gpu, monkeypatch):
     assert prediction.seconds == 2 * max(prediction.limits)
     assert prediction.warps == 32  # 64 registers
     assert predict_gpu.predict(small._replace(trips=1), card).seconds < prediction.seconds
+    assert predict_gpu.predict(small._replace(rounds=2), card).limits[0] == pytest.approx(
+        expected * (2 * one.all + 100 * loop.all) / (one.all + 100 * loop.all)
+    )
     assert predict_gpu.predict(small._replace(bytes=3 * 10**9), card).seconds == pytest.approx(2e-3)
 
 
@@ -115,7 +118,7 @@ def test_the_table_of_a_network():
     printed = done.stdout
     header, _, *rows = [re.split(r" *\| *", line)[1:-1] for line in printed.splitlines() if line.startswith("|")]
     kernels = {name: dict(zip(header[1:], figures, strict=True)) for name, *figures in rows if "PyTorch" not in name}
-    assert {"fused_forward_mma", "fused_grad_x", "normalise", "depthwise_backward"} <= kernels.keys()
+    assert {"fused_forward_mma", "fused_grad_x", "project", "gate_project_backward"} <= kernels.keys()
     for row in kernels.values():
         assert row.pop("measured us") == ""
         figures = {column: float(figure) for column, figure in row.items()}
@@ -127,5 +130,5 @@ def test_the_table_of_a_network():
     assert kernels["fused_grad_x"]["calls"] == "9"
     assert float(kernels["fused_grad_x"]["fma"]) > 80
     starts, milliseconds = re.search(r"(\d+) starts, predicted ([\d.]+) ms", printed).groups()
-    assert int(starts) > 1000
+    assert int(starts) > 300
     assert 0 < float(milliseconds) < 20

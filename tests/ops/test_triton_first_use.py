@@ -18,7 +18,7 @@ if torch.cuda.is_available():
     pytest.skip("the kernels run on the GPU: tests/ops/test_cuda_gpu.py", allow_module_level=True)
 pytest.importorskip("triton")  # interpreted: tests/conftest.py
 
-from dlgsanet.ops.backends.triton import steps
+from dlgsanet.ops.backends.triton import steps, training
 
 CARD = "A card nobody has tried (sm_86)"
 
@@ -126,18 +126,23 @@ FAULTS = {
 
 @pytest.mark.parametrize(
     ("kernel", "fault"),
-    [("normalise", "gives no numbers"), ("depthwise_backward", "disagrees"), ("attention", "does not start")],
-)
+    [
+        ("normalise", "gives no numbers"), ("depthwise", "disagrees"), ("attention", "does not start"),
+        ("gate_project_backward", "gives no numbers"), ("project", "does not start"),
+    ],
+)  # fmt: skip
 def test_faulty_kernels_are_refused_with_a_warning_and_the_next_backend_serves(kernel, fault, monkeypatch, caplog):
     change, reason = FAULTS[fault]
+    trains = hasattr(training.kernels, kernel)
+    kernels, dtype = (training.kernels, torch.bfloat16) if trains else (steps.kernels, torch.float64)
     with monkeypatch.context() as patch:
-        patch.setattr(steps.kernels, kernel, Faulty(getattr(steps.kernels, kernel), change))
-        assert chosen() is strips.BACKEND
+        patch.setattr(kernels, kernel, Faulty(getattr(kernels, kernel), change))
+        assert chosen(dtype) is strips.BACKEND
     (warning,) = warnings_of(caplog)
-    assert all(named in warning for named in ("float64", CARD, reason, "doctor"))
+    assert all(named in warning for named in (str(dtype).removeprefix("torch."), CARD, reason, "doctor"))
     caplog.clear()
     restart()  # in the next process they are not tried, and the warning is the same
-    assert chosen() is strips.BACKEND
+    assert chosen(dtype) is strips.BACKEND
     assert warnings_of(caplog) == [warning]
 
 

@@ -34,12 +34,14 @@ class Kept(NamedTuple):
 
     hidden: int  # in the dtype of hidden tensors, which autocast lowers
     sums: int  # in the dtype in which sums are formed
+    images: int = 0  # in the dtype of x
 
     def bytes_of(self, x: Tensor) -> int:
         """Per value of x."""
         lower = autocast.is_on(x.device.type) and x.dtype != torch.float64
         hidden = torch.get_autocast_dtype(x.device.type) if lower else x.dtype
-        return self.hidden * hidden.itemsize + self.sums * accumulation_dtype(x.dtype).itemsize
+        sums = self.sums * accumulation_dtype(x.dtype).itemsize
+        return self.hidden * hidden.itemsize + sums + self.images * x.itemsize
 
 
 KEPT = Kept(9, 2)

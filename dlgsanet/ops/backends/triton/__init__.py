@@ -1,9 +1,9 @@
-"""The layers on GPUs by Triton kernels between PyTorch's matrix products, for NVIDIA, AMD and Intel GPUs.
+"""The layers on GPUs by Triton kernels, for NVIDIA, AMD and Intel GPUs.
 
 Triton comes with PyTorch for Linux; it also needs a C compiler and Python's headers. It has been tried on NVIDIA
-GPUs alone. The layers are those of `dlgsanet.ops.backends.torch.planar` with other steps between the matrix products:
-normalisation, depth-wise filters, the gate and attention are one kernel each, and so are their gradients. At first use
-on a card small layers are compared with plain PyTorch. If they do not agree, the torch backend serves.
+GPUs alone. Without gradients, the layers are those of `dlgsanet.ops.backends.torch.planar` with other steps, such
+as a depth-wise filter, each one kernel. In training, each layer has kernels of its own (`training`). At first use on a
+card small layers are compared with plain PyTorch. If they do not agree, the torch backend serves.
 """
 
 import functools
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import autocast
-from dlgsanet.ops.backends import NO_LAYER, Backend, LayerFunctions, choice, verdicts
+from dlgsanet.ops.backends import NO_LAYER, Backend, LayerFunctions, choice, reference, verdicts
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.torch import planar, unsuited
 from dlgsanet.ops.backends.verdicts import (
@@ -31,10 +31,10 @@ from dlgsanet.ops.backends.verdicts import (
     largest_difference,
     warn,
 )
-from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, Record, tensors_of
+from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, Layer, LocalAttention, Record, tensors_of
 
 DEVICES = ("cuda", "xpu")
-KEPT = planar.Kept(6, 1)
+KEPT = planar.Kept(hidden=4, sums=0, images=1)
 
 
 def why_not(record: Record, x: Tensor, training: bool) -> str | None:
@@ -44,14 +44,18 @@ def why_not(record: Record, x: Tensor, training: bool) -> str | None:
         return reason
     if x.dtype not in TOLERANCE:
         return f"it has no kernels for {x.dtype}"
+    if training and x.dtype == torch.float64 and not isinstance(record, Conv3x3):
+        return "it has no gradients in float64"
     if reason := refused(x.dtype, x.device):
         return reason
-    return NO_LAYER if isinstance(record, Conv3x3) and not _module().takes_convolution(record, x) else None
+    if isinstance(record, Conv3x3):
+        return None if _steps().takes_convolution(record, x) else NO_LAYER
+    return _training().refuses(record, x) if training else None
 
 
 def timed(layer: Record, x: Tensor) -> tuple[object, ...] | None:
     """Only the convolution is timed as a whole; the other layers choose between ways of their steps."""
-    return _module().convolution_timed(layer, x) if isinstance(layer, Conv3x3) else None
+    return _steps().convolution_timed(layer, x) if isinstance(layer, Conv3x3) else None
 
 
 @functools.cache
@@ -97,53 +101,63 @@ def _difference(dtype: torch.dtype, device: torch.device) -> float:
         feed_forward = GatedFeedForward(*norm, random(4, 4, 1, 1), random(4, 1, 3, 3), random(4, 2, 1, 1))
         weights = random(12, 4, 1, 1), random(12, 1, 3, 3), random(2, 1, 1), random(4, 4, 1, 1)
         attention = ChannelAttention(*norm, *weights, activation="relu", topk_ratio=1, window=None)
-        layers = [feed_forward, attention, attention._replace(window=12)]
-        functions = [planar.gated_feed_forward, planar.channel_attention, planar.channel_attention]
-        for function, layer in zip(functions, layers, strict=True):
-            actual = _results(function, layer, x, lambda t: t.to(device), _steps())
-            expected = _results(function, layer, x, Tensor.double, planar.STEPS)
+        squeeze = random(3, 4, 1, 1), random(3), random(3, 1, 5, 5), random(3)
+        filters = random(50, 3, 1, 1), random(50), random(4, 4, 1, 1)
+        local = LocalAttention(*norm, random(4, 4, 1, 1), *squeeze, *filters, window_size=5)
+        for layer in (feed_forward, attention, attention._replace(window=12), local):
+            in_windows = isinstance(layer, ChannelAttention) and layer.window
+            trains = dtype != torch.float64 and not in_windows and not _training().refuses(layer, x.to(device))
+            actual = _results(BACKEND, layer, x, lambda t: t.to(device), trains)
+            expected = _results(reference.BACKEND, layer, x, Tensor.double, trains)
             worst = max(worst, largest_difference(actual, expected))
     return worst
 
 
-def _results(function: Any, layer: Any, x: Tensor, change: Callable[[Tensor], Tensor], steps: Any) -> list[Tensor]:
-    """The result of a layer with changed tensors; if it can be trained, once more with the gradients of all of them."""
-    leaves = [change(t).detach().requires_grad_() for t in (x, *tensors_of(layer))]
-    settings = [f for f in layer if not isinstance(f, Tensor)]
+def _results(
+    backend: Backend, layer: Layer, x: Tensor, change: Callable[[Tensor], Tensor], trains: bool
+) -> list[Tensor]:
+    """The result of a layer with changed tensors; if it is trained, once more with the gradients of all of them."""
+    leaves: list[Any] = [change(t).detach().requires_grad_() for t in (x, *tensors_of(layer))]
+    settings: list[Any] = [f for f in layer if not isinstance(f, Tensor)]
     changed = type(layer)(*leaves[1:], *settings)
     with torch.no_grad():
-        inferred = function(changed, leaves[0], steps)
-    if isinstance(layer, ChannelAttention) and layer.window is not None:
+        inferred = backend.infer(changed, leaves[0])
+    if not trains:
         return [inferred]
-    out = function(changed, leaves[0], steps)
+    out = backend.train(changed, leaves[0])
     return [inferred, out.detach(), *torch.autograd.grad(out, leaves, leaves[0].detach())]
 
 
-def _steps() -> planar.Steps:
-    return _module().STEPS
+def _layer(name: str) -> Any:
+    def infer(layer: Any, x: Tensor) -> Tensor:
+        return getattr(planar, name)(layer, x, _steps().STEPS)
+
+    def train(layer: Any, x: Tensor) -> Tensor:
+        return getattr(_training(), name)(layer, x)
+
+    return LayerFunctions(infer, planar.recomputing(train, KEPT))
 
 
-def _module() -> Any:
+def _steps() -> Any:
     from dlgsanet.ops.backends.triton import steps
 
     return steps
 
 
-def _layer(function: Callable[..., Tensor]) -> Any:
-    def compute(layer: Any, x: Tensor) -> Tensor:
-        return function(layer, x, _steps())
+def _training() -> Any:
+    from dlgsanet.ops.backends.triton import training
 
-    return LayerFunctions(compute, planar.recomputing(compute, KEPT))
+    return training
 
 
 BACKEND = Backend(
     name="triton",
     unsuited=why_not,
-    dynamic_local_attention=_layer(planar.dynamic_local_attention),
-    channel_attention=_layer(planar.channel_attention),
-    gated_feed_forward=_layer(planar.gated_feed_forward),
-    convolution=LayerFunctions(lambda layer, x: _module().convolution(layer, x), None),
-    add_convolution=lambda layer, x, to: _module().add_convolution(layer, x, to),
+    dynamic_local_attention=_layer("dynamic_local_attention"),
+    channel_attention=_layer("channel_attention"),
+    gated_feed_forward=_layer("gated_feed_forward"),
+    convolution=LayerFunctions(lambda layer, x: _steps().convolution(layer, x), None),
+    add_convolution=lambda layer, x, to: _steps().add_convolution(layer, x, to),
     feature_maps=7,
     timed=timed,
 )

@@ -29,20 +29,17 @@ def _normalised(
 
 @triton.jit(do_not_specialize=["channels", "pixels"])
 def normalise(
-    x, out, scales, batch_stride, channel_stride, channels, pixels,
+    x, out, batch_stride, channel_stride, channels, pixels,
     EPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """out [B, channels, pixels]: the normalised pixels; scales [B, pixels]: 1 / their standard deviations."""
+    """out [B, channels, pixels]: the normalised pixels."""
     tiles = tl.cdiv(pixels, PIXELS)
     image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     channel, pixel = tl.arange(0, CHANNELS)[:, None], tile * PIXELS + tl.arange(0, PIXELS)[None, :]
     inside = (channel < channels) & (pixel < pixels)
-    values, scale = _normalised(
-        x, image, pixel, pixel < pixels, batch_stride, channel_stride, channels, EPS, CHANNELS, ACC
-    )
+    values, _ = _normalised(x, image, pixel, pixel < pixels, batch_stride, channel_stride, channels, EPS, CHANNELS, ACC)
     first = image.to(tl.int64) * channels * pixels
     tl.store(out + first + channel.to(tl.int64) * pixels + pixel, values.to(out.dtype.element_ty), inside)
-    tl.store(scales + image.to(tl.int64) * pixels + pixel, scale, pixel < pixels)
 
 
 @triton.jit(do_not_specialize=["channels", "outputs", "pixels", "height", "width", "wide"])
@@ -78,24 +75,6 @@ def normalise_project(
             total = tl.where(present, total, 0)
         inside = (output < outputs) & (pixel < pixels)
         tl.store(out + output.to(tl.int64) * pixels + pixel, total.to(out.dtype.element_ty), inside)
-
-
-@triton.jit(do_not_specialize=["channels", "pixels"])
-def normalise_backward(
-    grad, normalised, scales, grad_x, channels, pixels,
-    CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    tiles = tl.cdiv(pixels, PIXELS)
-    image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    channel = tl.arange(0, CHANNELS)[:, None]
-    pixel = tile * PIXELS + tl.arange(0, PIXELS)[None, :]
-    inside = (channel < channels) & (pixel < pixels)
-    at = image.to(tl.int64) * channels * pixels + channel.to(tl.int64) * pixels + pixel
-    g = tl.load(grad + at, inside, other=0).to(ACC)
-    y = tl.load(normalised + at, inside, other=0).to(ACC)
-    scale = tl.load(scales + image.to(tl.int64) * pixels + pixel, pixel < pixels, other=0)
-    mean, along = tl.sum(g, 0)[None, :] / channels, tl.sum(g * y, 0)[None, :] / channels
-    tl.store(grad_x + at, (scale * (g - mean - y * along)).to(grad_x.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -163,7 +142,7 @@ def depthwise_in_windows(
 
 @triton.jit
 def _halves(x, bias, weight, image, channel, row, column, channels, height, width, ACC: tl.constexpr):
-    """The filtered plane of the first half of 2 * channels, that of the second half, and where both begin."""
+    """The filtered plane of the first half of 2 * channels, and that of the second half."""
     other = channel + channels
     first = (image.to(tl.int64) * 2 * channels + channel) * height * width
     second = (image.to(tl.int64) * 2 * channels + other) * height * width
@@ -171,7 +150,7 @@ def _halves(x, bias, weight, image, channel, row, column, channels, height, widt
     a = _filtered(x + first, b, weight + 9 * channel, row, column, height, width, ACC)
     b = tl.load(bias + other).to(ACC)
     b = _filtered(x + second, b, weight + 9 * other, row, column, height, width, ACC)
-    return a, b, first, second
+    return a, b
 
 
 @triton.jit
@@ -188,7 +167,7 @@ def gate(
     plane, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     row, column = _pixels_of(tile, width, ROWS, COLUMNS)
     image, channel = plane // channels, plane % channels
-    a, b, _, _ = _halves(x, bias, weight, image, channel, row, column, channels, height, width, ACC)
+    a, b = _halves(x, bias, weight, image, channel, row, column, channels, height, width, ACC)
     gated = a * _normal_distribution(a) * b
     at = out + plane.to(tl.int64) * height * width + row * width + column
     tl.store(at, gated.to(out.dtype.element_ty), (row < height) & (column < width))
@@ -212,7 +191,7 @@ def gate_project(
     for part in tl.range(0, PARTS, num_stages=1):  # more stages would need more shared memory than there is
         term = part * TERMS + tl.arange(0, TERMS)
         channel = tl.minimum(term, half - 1)[:, None, None]
-        a, b, _, _ = _halves(x, bias, weight, image, channel, row[None], column[None], half, height, width, ACC)
+        a, b = _halves(x, bias, weight, image, channel, row[None], column[None], half, height, width, ACC)
         gated = tl.where(term[:, None, None] < half, a * _normal_distribution(a) * b, 0).to(x.dtype.element_ty)
         gated = tl.reshape(gated, (TERMS, ROWS * COLUMNS))
         there = (output < channels) & (term < half)[None, :]
@@ -286,86 +265,9 @@ def convolve(
     tl.store(plane + place, total.to(out.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=["channels", "height", "width", "tiles"])
-def gate_backward(
-    x, bias, weight, grad, grad_halves, channels, height, width, tiles,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """The gradients of a and b, which are computed again, from that of gelu(a) * b."""
-    plane, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    row, column = _pixels_of(tile, width, ROWS, COLUMNS)
-    image, channel = plane // channels, plane % channels
-    a, b, first, second = _halves(x, bias, weight, image, channel, row, column, channels, height, width, ACC)
-    inside, pixel = (row < height) & (column < width), row * width + column
-    g = tl.load(grad + plane.to(tl.int64) * height * width + pixel, inside, other=0).to(ACC)
-    share = _normal_distribution(a)
-    slope = share + a * tl.exp(-0.5 * a * a) * 0.3989422804014327
-    tl.store(grad_halves + first + pixel, (g * b * slope).to(grad_halves.dtype.element_ty), inside)
-    tl.store(grad_halves + second + pixel, (g * a * share).to(grad_halves.dtype.element_ty), inside)
-
-
-@triton.jit(do_not_specialize=["channels", "height", "width", "programs"])
-def depthwise_backward(
-    grad, x, bias, weight, grad_x, sums, channels, height, width, programs,
-    TILES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """The gradient of x, and ten sums over the TILES tiles of a program: the gradients of nine weights and a bias."""
-    plane, part = tl.program_id(0) // programs, tl.program_id(0) % programs
-    channel, first = plane % channels, plane.to(tl.int64) * height * width
-    grad, x, grad_x, weight = grad + first, x + first, grad_x + first, weight + 9 * channel
-    offset = tl.load(bias + channel).to(ACC)
-    zero = tl.zeros((ROWS, COLUMNS), ACC)
-    s0, s1, s2, s3, s4, s5, s6, s7, s8, s9 = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
-    for i in range(TILES):
-        row, column = _pixels_of(part * TILES + i, width, ROWS, COLUMNS)  # below the image if there is no such tile
-        inside, pixel = (row < height) & (column < width), row * width + column
-        values = tl.where(inside, tl.load(x + pixel, inside, other=0).to(ACC) + offset, 0)
-        # A pixel has weight (i, j) in the result that lies i - 1 rows above it and j - 1 columns to the left.
-        g0 = _shifted(grad, row, column, 1, 1, height, width, 0, ACC)
-        g1 = _shifted(grad, row, column, 1, 0, height, width, 0, ACC)
-        g2 = _shifted(grad, row, column, 1, -1, height, width, 0, ACC)
-        g3 = _shifted(grad, row, column, 0, 1, height, width, 0, ACC)
-        g4 = _shifted(grad, row, column, 0, 0, height, width, 0, ACC)
-        g5 = _shifted(grad, row, column, 0, -1, height, width, 0, ACC)
-        g6 = _shifted(grad, row, column, -1, 1, height, width, 0, ACC)
-        g7 = _shifted(grad, row, column, -1, 0, height, width, 0, ACC)
-        g8 = _shifted(grad, row, column, -1, -1, height, width, 0, ACC)
-        total = g0 * tl.load(weight).to(ACC)
-        total += g1 * tl.load(weight + 1).to(ACC)
-        total += g2 * tl.load(weight + 2).to(ACC)
-        total += g3 * tl.load(weight + 3).to(ACC)
-        total += g4 * tl.load(weight + 4).to(ACC)
-        total += g5 * tl.load(weight + 5).to(ACC)
-        total += g6 * tl.load(weight + 6).to(ACC)
-        total += g7 * tl.load(weight + 7).to(ACC)
-        total += g8 * tl.load(weight + 8).to(ACC)
-        tl.store(grad_x + pixel, total.to(grad_x.dtype.element_ty), inside)
-        s0 += g0 * values
-        s1 += g1 * values
-        s2 += g2 * values
-        s3 += g3 * values
-        s4 += g4 * values
-        s5 += g5 * values
-        s6 += g6 * values
-        s7 += g7 * values
-        s8 += g8 * values
-        s9 += tl.where(inside, total, 0)
-    sums += 10 * tl.program_id(0)
-    tl.store(sums, tl.sum(s0))
-    tl.store(sums + 1, tl.sum(s1))
-    tl.store(sums + 2, tl.sum(s2))
-    tl.store(sums + 3, tl.sum(s3))
-    tl.store(sums + 4, tl.sum(s4))
-    tl.store(sums + 5, tl.sum(s5))
-    tl.store(sums + 6, tl.sum(s6))
-    tl.store(sums + 7, tl.sum(s7))
-    tl.store(sums + 8, tl.sum(s8))
-    tl.store(sums + 9, tl.sum(s9))
-
-
 @triton.jit
 def _similarities(gram, channels, HEADS: tl.constexpr, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr):
-    """Of one head of one image: normalised products of queries and keys, and 1 / the norms of both.
+    """Of one head of one image: normalised products of queries and keys, the queries, and which products there are.
 
     gram: [2 * C, 2 * C], the products of the channels of q and k with each other; channels: of a head.
     """
@@ -378,7 +280,7 @@ def _similarities(gram, channels, HEADS: tl.constexpr, EPS: tl.constexpr, SIDE: 
     k = 1 / tl.sqrt(tl.load(gram + key * row + key, inside, other=1).to(ACC) + EPS)
     both = inside[:, None] & inside[None, :]
     products = tl.load(gram + query[:, None] * row + key[None, :], both, other=0).to(ACC)
-    return (products + EPS) * q[:, None] * k[None, :], q, k, query, key, inside, both
+    return (products + EPS) * q[:, None] * k[None, :], query, both
 
 
 @triton.jit
@@ -390,37 +292,13 @@ def attention(
     count = HEADS * channels
     image, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     gram += image.to(tl.int64) * 4 * count * count
-    similarities, _, _, query, _, _, both = _similarities(gram, channels, HEADS, EPS, SIDE, ACC)
+    similarities, query, both = _similarities(gram, channels, HEADS, EPS, SIDE, ACC)
     weights = similarities * tl.load(temperature + head).to(ACC)
     weights = tl.where(weights < 0, 0, weights)  # keeps NaN
     at = out + image.to(tl.int64) * count * count + query[:, None] * count + tl.arange(0, SIDE)[None, :]
     for other in range(HEADS):
         block = tl.where(other == head, weights, 0)
         tl.store(at + other * channels, block.to(out.dtype.element_ty), both)
-
-
-@triton.jit
-def attention_backward(
-    gram, temperature, grad, grad_gram, sums, channels,
-    HEADS: tl.constexpr, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """The gradient of the gram matrix plus its transpose, where it is not zero; sums [n, heads]: of the temperature."""
-    count = HEADS * channels
-    image, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
-    gram += image.to(tl.int64) * 4 * count * count
-    grad_gram += image.to(tl.int64) * 4 * count * count
-    similarities, q, k, query, key, inside, both = _similarities(gram, channels, HEADS, EPS, SIDE, ACC)
-    t = tl.load(temperature + head).to(ACC)
-    at = grad + image.to(tl.int64) * count * count + query[:, None] * count + (key - count)[None, :]
-    g = tl.where(similarities * t > 0, tl.load(at, both, other=0).to(ACC), 0)
-    tl.store(sums + tl.program_id(0), tl.sum(g * similarities))
-    g = g * t
-    row = 2 * count
-    of_product = g * q[:, None] * k[None, :]
-    tl.store(grad_gram + query[:, None] * row + key[None, :], of_product, both)
-    tl.store(grad_gram + key[None, :] * row + query[:, None], of_product, both)
-    tl.store(grad_gram + query * row + query, -tl.sum(g * similarities, 1) * q * q, inside)
-    tl.store(grad_gram + key * row + key, -tl.sum(g * similarities, 0) * k * k, inside)
 
 
 @triton.jit

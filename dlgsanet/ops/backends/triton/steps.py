@@ -1,7 +1,7 @@
-"""The steps of `planar` by Triton kernels, with gradients that keep little: x, and what is projected from it.
+"""The steps of `planar` by Triton kernels, without gradients.
 
 A hidden tensor is projected without its bias; the kernel that reads it adds the bias. So no operator is needed for the
-bias, nor for its gradient.
+bias.
 
 Axes: B batch, C channels, H height, W width, O channels of a hidden tensor.
 """
@@ -17,7 +17,6 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dlgsanet.ops import autocast, tf32
 from dlgsanet.ops.backends import choice
@@ -31,7 +30,6 @@ from dlgsanet.ops.constants import LAYER_NORM_EPS
 from dlgsanet.ops.records import ChannelAttention, Conv3x3, LocalAttention
 
 TILE = 512  # pixels that a program filters at a time
-TILES_OF_PROGRAM = 16  # that a program of the backward pass sums over
 WIDEST_HEAD = 64  # channels of a head; a program of the kernels for attention has all of them
 NORMALISED, WARPS = 4096, 8  # values that a program normalises, and its warps
 OUTPUTS = 32  # channels that a program projects to at a time; more, or fewer warps, would spill registers
@@ -46,12 +44,19 @@ CONVOLVED, CONVOLVED_TO = 64, 64  # pixels of a program of `convolve`, and the m
 
 def normalise(x: Tensor) -> Tensor:
     """Each pixel of x [B, C, H, W] less its mean over C, over its standard deviation; in autocast's dtype."""
-    return _Normalise.apply(x, _hidden_dtype(x))
+    channels, height, width = x.shape[1:]
+    if not x[0, 0].is_contiguous():
+        x = x.contiguous()
+    out = torch.empty(x.shape, dtype=_hidden_dtype(x), device=x.device)
+    grid, sizes = _columns(x)
+    with _on(x):
+        kernels.normalise[grid](x, out, x.stride(0), x.stride(1), channels, height * width, EPS=LAYER_NORM_EPS, **sizes)
+    return out
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``weight @ normalise(x) + bias``: in one kernel without gradients, if that is faster on this card."""
-    if torch.is_grad_enabled() or x.dtype == torch.float64:
+    """``weight @ normalise(x) + bias``: in one kernel, if that is faster on this card."""
+    if x.dtype == torch.float64:
         return _normalise_then_project(x, weight, bias)
     key = x.dtype, _hidden_dtype(x), *weight.shape[:2], bias is None, _precision(x)
     which = _choice("normalisation and projection in one kernel", x.device, *key)
@@ -60,9 +65,9 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def local_attention(layer: LocalAttention, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What follows the first projection is one kernel without gradients, if that is faster on this card."""
+    """What follows the first projection is one kernel, if that is faster on this card."""
     window, channels, features = layer.window_size, x.shape[1], len(layer.squeeze_bias)
-    if torch.is_grad_enabled() or x.dtype == torch.float64 or window not in WINDOWS or features > FEATURES:
+    if x.dtype == torch.float64 or window not in WINDOWS or features > FEATURES:
         return _project_then_attend(layer, x, weight, bias)
     key = x.dtype, _hidden_dtype(x), channels, len(layer.filter_bias), features, window, _precision(x), _formed(x)
     which = _choice("local attention in one kernel", x.device, *key)
@@ -71,13 +76,16 @@ def local_attention(layer: LocalAttention, x: Tensor, weight: Tensor, bias: Tens
 
 
 def features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
-    return _Depthwise.apply(project(x, weight, None), bias, depthwise)
+    hidden = project(x, weight, None)
+    out = torch.empty_like(hidden)
+    _filter(kernels.depthwise, hidden, bias, depthwise, out)
+    return out
 
 
 def feed_forward(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, proj_out: Tensor) -> Tensor:
-    """What follows the first projection is one kernel without gradients, if that is faster on this card."""
+    """What follows the first projection is one kernel, if that is faster on this card."""
     hidden = project(x, weight, None)
-    if torch.is_grad_enabled() or x.dtype == torch.float64:
+    if x.dtype == torch.float64:
         return _gate_then_project(x, hidden, bias, depthwise, proj_out)
     key = x.dtype, hidden.dtype, *proj_out.shape[:2], _precision(x)
     which = _choice("gate and projection in one kernel", x.device, *key)
@@ -86,7 +94,6 @@ def feed_forward(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, pro
 
 
 def windows(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor, top: int, plan: planar.Plan) -> Tensor:
-    """Without gradients: training has no windows."""
     x, bias, depthwise = project(x, weight, None), bias.contiguous(), depthwise.contiguous()
     channels, height, width = x.shape[1:]
     pixels = len(plan.pixels) // plan.windows
@@ -104,14 +111,19 @@ def attention(layer: ChannelAttention, qk: Tensor) -> Tensor:
     if layer.activation != "relu" or qk.shape[1] // 2 // len(layer.temperature) > WIDEST_HEAD:
         return planar.STEPS.attention(layer, qk)
     with autocast.off(qk.device.type):
-        return _Attention.apply(qk, layer.temperature)
+        gram = torch.bmm(qk, qk.transpose(1, 2))
+    out = gram.new_empty(len(gram), gram.shape[1] // 2, gram.shape[2] // 2)
+    grid, sizes = _heads(gram, layer.temperature)
+    with _on(gram):
+        kernels.attention[grid](gram, layer.temperature, out, **sizes)
+    return out
 
 
 def attend_in_windows(layer: ChannelAttention, x: Tensor) -> Tensor:
-    """Without gradients by sums over tiles, if that is faster on this card: no windows are written."""
+    """By sums over tiles, if that is faster on this card: no windows are written."""
     channels, heads = x.shape[1], len(layer.temperature)
     suited = layer.activation == "relu" and channels // heads <= WIDEST_HEAD and x.dtype != torch.float64
-    if torch.is_grad_enabled() or not suited:
+    if not suited:
         return _attend_by_windows(layer, x)
     key = x.dtype, _hidden_dtype(x), channels, heads, layer.window, _precision(x)
     which = _choice("attention in windows by tiles", x.device, *key)
@@ -338,80 +350,15 @@ def _gate_project(x: Tensor, hidden: Tensor, bias: Tensor, depthwise: Tensor, pr
 
 
 def _gate_then_project(x: Tensor, hidden: Tensor, bias: Tensor, depthwise: Tensor, proj_out: Tensor) -> Tensor:
-    return planar.add_projection(x, _Gate.apply(hidden, bias, depthwise), proj_out)
+    gated = hidden.new_empty(len(hidden), hidden.shape[1] // 2, *hidden.shape[2:])
+    _filter(kernels.gate, hidden, bias, depthwise, gated)
+    return planar.add_projection(x, gated, proj_out)
 
 
 def _project(x: Tensor, weight: Tensor) -> Tensor:
     """``weight @ x``: x [B, C, H, W], weight [O, C, 1, 1] -> [B, O, H, W]."""
     product = torch.bmm(weight.flatten(1).expand(len(x), -1, -1), x.flatten(2))
     return product.unflatten(2, x.shape[2:])
-
-
-class _Normalise(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
-        batch, channels, height, width = x.shape
-        if not x[0, 0].is_contiguous():
-            x = x.contiguous()
-        out = torch.empty(x.shape, dtype=dtype, device=x.device)
-        scales = torch.empty(batch, height * width, dtype=accumulation_dtype(x.dtype), device=x.device)
-        grid, sizes = _columns(x)
-        with _on(x):
-            kernels.normalise[grid](
-                x, out, scales, x.stride(0), x.stride(1), channels, height * width, EPS=LAYER_NORM_EPS, **sizes
-            )
-        ctx.save_for_backward(out, scales)
-        ctx.dtype = x.dtype
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        out, scales = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_x = torch.empty(out.shape, dtype=ctx.dtype, device=out.device)
-        grid, sizes = _columns(out)
-        with _on(grad):
-            kernels.normalise_backward[grid](grad, out, scales, grad_x, out.shape[1], scales.shape[1], **sizes)
-        return grad_x, None
-
-
-class _Depthwise(torch.autograd.Function):
-    """(x [B, C, H, W], bias [C], weight [C, 1, 3, 3]) -> depthwise_3x3(x + bias)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
-        x, bias, weight = x.contiguous(), bias.contiguous(), weight.contiguous()
-        ctx.save_for_backward(x, bias, weight)
-        out = torch.empty_like(x)
-        _filter(kernels.depthwise, x, bias, weight, out)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return _depthwise_backward(grad.contiguous(), *ctx.saved_tensors)
-
-
-class _Gate(torch.autograd.Function):
-    """(x [B, 2 * C, H, W], bias [2 * C], weight [2 * C, 1, 3, 3]) -> gelu(a) * b, of the halves of the filtered x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
-        x, bias, weight = x.contiguous(), bias.contiguous(), weight.contiguous()
-        ctx.save_for_backward(x, bias, weight)
-        out = x.new_empty(len(x), x.shape[1] // 2, *x.shape[2:])
-        _filter(kernels.gate, x, bias, weight, out)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        x, bias, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_halves = torch.empty_like(x)
-        _filter(kernels.gate_backward, x, bias, weight, grad, grad_halves)
-        return _depthwise_backward(grad_halves, x, bias, weight)
 
 
 def _attend_by_windows(layer: ChannelAttention, x: Tensor) -> Tensor:
@@ -474,52 +421,14 @@ def _attend_by_tiles(layer: ChannelAttention, x: Tensor) -> Tensor:
     return out
 
 
-class _Attention(torch.autograd.Function):
-    """(qk [n, 2 * C, p], temperature [heads, 1, 1]) -> matrices [n, C, C] of attention with ReLU."""
-
-    @staticmethod
-    def forward(ctx: Any, qk: Tensor, temperature: Tensor) -> Tensor:
-        gram = torch.bmm(qk, qk.transpose(1, 2))
-        ctx.save_for_backward(qk, gram, temperature)
-        out = gram.new_empty(len(gram), gram.shape[1] // 2, gram.shape[2] // 2)
-        grid, sizes = _heads(gram, temperature)
-        with _on(gram):
-            kernels.attention[grid](gram, temperature, out, **sizes)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        qk, gram, temperature = ctx.saved_tensors
-        grad_gram, sums = torch.zeros_like(gram), gram.new_empty(len(gram), len(temperature))
-        grid, sizes = _heads(gram, temperature)
-        with _on(gram):
-            kernels.attention_backward[grid](gram, temperature, grad.contiguous(), grad_gram, sums, **sizes)
-        return torch.bmm(grad_gram, qk), sums.sum(0).to(temperature.dtype).view_as(temperature)
-
-
-def _filter(kernel: Any, x: Tensor, bias: Tensor, weight: Tensor, *images: Tensor) -> None:
-    """Run a kernel on all tiles of all planes of the first of the images."""
-    batch, channels, height, width = images[0].shape
-    tiles, sizes = _tiles(images[0])
+def _filter(kernel: Any, x: Tensor, bias: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Run a kernel on all tiles of all planes of out."""
+    batch, channels, height, width = out.shape
+    tiles, sizes = _tiles(out)
     with _on(x):
-        kernel[batch * channels * tiles,](x, bias, weight, *images, channels, height, width, tiles, **sizes)
-
-
-def _depthwise_backward(grad: Tensor, x: Tensor, bias: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, bias and weight."""
-    batch, channels, height, width = x.shape
-    tiles, sizes = _tiles(x)
-    of_program = min(tiles, TILES_OF_PROGRAM)
-    programs = triton.cdiv(tiles, of_program)
-    grad_x = torch.empty_like(x)
-    sums = torch.empty(batch, channels, programs, 10, dtype=accumulation_dtype(x.dtype), device=x.device)
-    with _on(x):
-        kernels.depthwise_backward[batch * channels * programs,](
-            grad, x, bias, weight, grad_x, sums, channels, height, width, programs, TILES=of_program, **sizes
+        kernel[batch * channels * tiles,](
+            x, bias.contiguous(), weight.contiguous(), out, channels, height, width, tiles, **sizes
         )
-    total = sums.sum((0, 2))
-    return grad_x, total[:, 9].to(bias.dtype), total[:, :9].to(weight.dtype).view_as(weight)
 
 
 def _columns(x: Tensor, fewest: int = 1) -> tuple[tuple[int], dict[str, Any]]:
