@@ -38,6 +38,7 @@ def card(monkeypatch, tmp_path, caplog):
 def restart() -> None:
     """As in a new process."""
     triton.refused.cache_clear()
+    triton.refused_sizes.cache_clear()
     dispatch._report_once.cache_clear()
 
 
@@ -176,3 +177,26 @@ def test_without_triton(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "Triton" in triton.refused(torch.float64, torch.device("cpu"))
     assert not list(verdicts.cache_folder().glob("*.json"))
+
+
+SIZED = {
+    "gated_feed_forward": lambda n: calls.feed_forward((1, 4, 5), 12 * n, 10 * n, 0, True),
+    "dynamic_local_attention": lambda n: calls.local_attention((1, 4, 5), 2 * n, 6, 6, 7, 0, True),
+    "channel_attention": lambda n: calls.channel_attention((1, 4, 5), 3 * n, 8, "relu", None, 0, True),
+}
+
+
+@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_layers_are_tried_at_their_own_sizes_before_they_are_trained(name, dtype, monkeypatch, caplog):
+    def chosen(n: int):
+        call = SIZED[name](n).map(lambda t: t.to(dtype))
+        return dispatch.select(call.record, call.x, training=True)
+
+    monkeypatch.setattr(triton, "_difference", lambda dtype, device: 0.0)
+    assert chosen(1) is triton.BACKEND
+    monkeypatch.setattr(triton, "_difference_in_training", never)
+    restart()
+    assert chosen(1) is triton.BACKEND  # by the kept verdict
+    assert chosen(2) is not triton.BACKEND
+    assert f"training {name}" in caplog.text

@@ -43,6 +43,7 @@ class Kernels(NamedTuple):
         tolerance: the most difference from the reference, relative to the largest value.
         sources: files that the result depends on.
         key: everything else that it depends on, apart from the card, its driver and PyTorch.
+        by_doctor: `dlgsanet doctor --report` tries them again. Otherwise every process tries kernels that were refused.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Kernels(NamedTuple):
     tolerance: float
     sources: tuple[Path, ...]
     key: tuple[object, ...]
+    by_doctor: bool = True
 
 
 class Verdict(NamedTuple):
@@ -92,9 +94,10 @@ def examine(kernels: Kernels, difference: Callable[[], float], again: bool = Fal
         reason = f"differs from the reference by {found:.1e} of the largest value, more than {kernels.tolerance:.0e}"
     if reason:
         card, _ = describe_card(kernels.device)
-        reason = f"{kernels.name}: not used on {card}: {reason}; `dlgsanet doctor --report FILE` tries again"
+        advice = "; `dlgsanet doctor --report FILE` tries again" if kernels.by_doctor else ""
+        reason = f"{kernels.name}: not used on {card}: {reason}{advice}"
     verdict = Verdict(reason, found, round(time.perf_counter() - started, 3))
-    if keeps:
+    if keeps and (kernels.by_doctor or not reason):
         keep(json.dumps(verdict._asdict()).encode(), path)
     return verdict
 

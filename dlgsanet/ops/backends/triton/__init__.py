@@ -3,7 +3,8 @@
 Triton comes with PyTorch for Linux; it also needs a C compiler and Python's headers. It has been tried on NVIDIA
 GPUs alone. Without gradients, the layers are those of `dlgsanet.ops.backends.torch.planar` with other steps, such
 as a depth-wise filter, each one kernel. In training, each layer has kernels of its own (`training`). At first use on a
-card small layers are compared with plain PyTorch. If they do not agree, the torch backend serves.
+card small layers are compared with plain PyTorch, and before a layer is trained, one of its sizes. If they do not
+agree, the torch backend serves.
 """
 
 import functools
@@ -31,7 +32,17 @@ from dlgsanet.ops.backends.verdicts import (
     largest_difference,
     warn,
 )
-from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, Layer, LocalAttention, Record, tensors_of
+from dlgsanet.ops.records import (
+    OPERATIONS,
+    ChannelAttention,
+    Conv3x3,
+    GatedFeedForward,
+    Layer,
+    LocalAttention,
+    Record,
+    tensors_of,
+)
+from dlgsanet.ops.tf32 import allowed_in_matrix_products
 
 DEVICES = ("cuda", "xpu")
 KEPT = planar.Kept(hidden=4, sums=0, images=1)
@@ -50,7 +61,7 @@ def why_not(record: Record, x: Tensor, training: bool) -> str | None:
         return reason
     if isinstance(record, Conv3x3):
         return None if _steps().takes_convolution(record, x) else NO_LAYER
-    return _training().refuses(record, x) if training else None
+    return _refused_in_training(record, x) if training else None
 
 
 def timed(layer: Record, x: Tensor) -> tuple[object, ...] | None:
@@ -72,14 +83,37 @@ def examine(dtype: torch.dtype, device: torch.device, again: bool = False) -> Ve
     Raises:
         RuntimeError: a CUDA graph is captured.
     """
+    return verdicts.examine(_kernels("", dtype, device), lambda: _difference(dtype, device), again)
+
+
+def _kernels(what: str, dtype: torch.dtype, device: torch.device, *key: object) -> Kernels:
+    """What is tried together. Matrix products between the kernels may be in TF32."""
     if device.type == "cuda":
         cuda_modules.require_no_capture()
-    name = f"Triton kernels in {str(dtype).removeprefix('torch.')}"
-    # Matrix products between the kernels may be in TF32.
+    name = f"Triton kernels{what} in {str(dtype).removeprefix('torch.')}"
     most = TENSOR_CORE_TOLERANCE if dtype == torch.float32 else TOLERANCE[dtype]
     sources = (*sorted(Path(__file__).parent.glob("*.py")), Path(planar.__file__))
-    kernels = Kernels(name, device, most, sources, ("triton", version("triton"), dtype, *_host_compiler()))
-    return verdicts.examine(kernels, lambda: _difference(dtype, device), again)
+    return Kernels(name, device, most, sources, ("triton", version("triton"), dtype, *_host_compiler(), *key))
+
+
+def _refused_in_training(layer: Record, x: Tensor) -> str | None:
+    if reason := _training().refuses(layer, x):
+        return reason
+    fields = tuple(field.shape if isinstance(field, Tensor) else field for field in layer)
+    kind: Any = type(layer)
+    return refused_sizes(kind, fields, x.dtype, x.device, allowed_in_matrix_products())
+
+
+@functools.cache
+def refused_sizes(
+    kind: Any, fields: tuple[Any, ...], dtype: torch.dtype, device: torch.device, tf32: bool
+) -> str | None:
+    """Why layers of these sizes are not trained by the kernels, which are compiled for the sizes, or None.
+
+    fields: of the record, with shapes in place of tensors.
+    """
+    kernels = _kernels(f" for training {OPERATIONS[kind]}", dtype, device, fields, tf32)._replace(by_doctor=False)
+    return warn(verdicts.examine(kernels, lambda: _difference_in_training(kind, fields, dtype, device))).reason
 
 
 def _host_compiler() -> tuple[str | None, bool]:
@@ -113,19 +147,44 @@ def _difference(dtype: torch.dtype, device: torch.device) -> float:
     return worst
 
 
+def _difference_in_training(kind: Any, fields: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> float:
+    """The same of a layer of given sizes, with its gradients."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(shape: torch.Size) -> Tensor:
+        # Positive: no similarity is near 0, where the gradient of ReLU jumps.
+        values = torch.randn(shape, generator=generator, dtype=torch.float64).abs()
+        return (values / max(1, shape[1:].numel())).to(dtype)
+
+    layer: Any = kind(*(random(field) if isinstance(field, torch.Size) else field for field in fields))
+    x = random(torch.Size((1, len(layer.norm_weight), 18, 21)))
+    with torch.inference_mode(False), torch.enable_grad(), autocast.off(device.type), choice.untimed():
+        actual = _trained(BACKEND, layer, x, lambda t: t.to(device))
+        return largest_difference(actual, _trained(reference.BACKEND, layer, x, Tensor.double))
+
+
 def _results(
     backend: Backend, layer: Layer, x: Tensor, change: Callable[[Tensor], Tensor], trains: bool
 ) -> list[Tensor]:
     """The result of a layer with changed tensors; if it is trained, once more with the gradients of all of them."""
-    leaves: list[Any] = [change(t).detach().requires_grad_() for t in (x, *tensors_of(layer))]
-    settings: list[Any] = [f for f in layer if not isinstance(f, Tensor)]
-    changed = type(layer)(*leaves[1:], *settings)
     with torch.no_grad():
-        inferred = backend.infer(changed, leaves[0])
-    if not trains:
-        return [inferred]
-    out = backend.train(changed, leaves[0])
-    return [inferred, out.detach(), *torch.autograd.grad(out, leaves, leaves[0].detach())]
+        inferred = backend.infer(_changed(layer, change), change(x))
+    return [inferred, *_trained(backend, layer, x, change)] if trains else [inferred]
+
+
+def _changed(layer: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return layer._make(change(f) if isinstance(f, Tensor) else f for f in layer)
+
+
+def _trained(backend: Backend, layer: Layer, x: Tensor, change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """The result of a layer with changed tensors, and the gradients of x and all of them."""
+
+    def leaf(t: Tensor) -> Tensor:
+        return change(t).detach().requires_grad_()
+
+    x, layer = leaf(x), _changed(layer, leaf)
+    out = backend.train(layer, x)
+    return [out.detach(), *torch.autograd.grad(out, (x, *tensors_of(layer)), x.detach())]
 
 
 def _layer(name: str) -> Any:
