@@ -203,7 +203,7 @@ def test_convolution_in_one_kernel_follows_the_definition(
     assert close(got, want, 10 * TOLERANCE[got.dtype])
     if to == "image":
         with torch.no_grad():
-            for result in (added, added.contiguous()):  # in place
+            for result in (added, added.clone()):  # in place; the second is contiguous
                 steps.add_convolution(layer._replace(to=None), x, result)
                 assert close(result, want, 10 * TOLERANCE[dtype])
 

@@ -212,7 +212,7 @@ def test_the_recipes_of_the_shipped_weights_differ_in_their_scale_and_their_star
         weights = None if scale == 2 else "weights/DLGSANet_Tiny_x2.safetensors"
         assert start == (
             {"pretrain_network_g": weights, "strict_load_g": scale == 2, "resume_state": None},
-            "linear" if scale == 2 else "random",
+            "linear" if scale == 2 else "last",
         )
         without(options, "val.metrics.psnr.crop_border", "val.metrics.ssim.crop_border", "datasets.train.gt_size")
         for dataset in options["datasets"].values():
