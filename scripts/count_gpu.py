@@ -24,6 +24,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -247,14 +248,14 @@ def _triton_kernels(counted: Counted) -> Iterator[None]:
         def __getattr__(self, name: str) -> Kernel:
             return Kernel(name)
 
-    real = triton.DEVICES, triton.refused, steps.kernels, training.kernels, steps._on, choice.is_faster
-    triton.DEVICES, triton.refused = ("meta",), lambda dtype, device: None
-    steps.kernels, training.kernels, steps._on = Kernels(), Kernels(), lambda x: contextlib.nullcontext()
-    choice.is_faster = lambda *call: False
-    try:
+    agree = {"DEVICES": ("meta",), "refused": lambda *_: None, "refused_sizes": lambda *_: None}
+    with (
+        mock.patch.multiple(triton, **agree),
+        mock.patch.multiple(steps, kernels=Kernels(), _on=lambda x: contextlib.nullcontext()),
+        mock.patch.object(training, "kernels", Kernels()),
+        mock.patch.object(choice, "is_faster", return_value=False),
+    ):
         yield
-    finally:
-        triton.DEVICES, triton.refused, steps.kernels, training.kernels, steps._on, choice.is_faster = real
 
 
 @contextlib.contextmanager

@@ -387,6 +387,7 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
             mock.patch.object(cuda_modules, "capability", return_value=divmod(int(architecture[3:]), 10)),
             mock.patch.object(first_use, "refused", return_value=None),
             mock.patch.object(triton_backend, "refused", return_value=None),
+            mock.patch.object(triton_backend, "refused_sizes", return_value=None),
             mock.patch.object(triton_backend, "DEVICES", ("meta",)),
             mock.patch.object(steps, "_on", return_value=contextlib.nullcontext()),
             mock.patch.object(steps, "_has_tf32", return_value=True),
