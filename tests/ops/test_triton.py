@@ -263,6 +263,7 @@ SHARES = {3: 4, 5: 2, 7: 1}  # channels of a group by windows: in the interprete
 )
 def test_local_attention_in_one_kernel_follows_the_definition(size, groups, squeezed, window, dtype, lower, seed):
     call = calls.local_attention(size, groups, SHARES[window], squeezed, window, seed).map(lambda t: t.to(dtype))
+    lower = lower and dtype != torch.float16  # PyTorch joins no float16 and bfloat16 under autocast
     layer, x = call.record, torch.cat([call.x] * 3, 2)[:, :, size[1] : 2 * size[1]]  # a strip of a taller image
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lower):
         got = steps._attend_locally(layer, x, *planar._fold_squeezed(layer))
