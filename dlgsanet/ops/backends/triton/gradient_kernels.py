@@ -111,10 +111,17 @@ def _add_to_sums(sums, product, there, round):
 
 
 @triton.jit
-def _normalised_backward(of_y, y, deviation, channels):
-    """The gradient of pixels from that of the normalised pixels y; 1 / their standard deviations."""
+def _store_gradient(
+    grad_x, of_y, y, deviation, shortcut, image, pixel, present, channels, pixels, CHANNELS: tl.constexpr
+):
+    """grad_x: the gradient of x, from that of its normalised pixels y and 1 / their standard deviations, + shortcut."""
     share = 1.0 / channels
-    return deviation * (of_y - tl.sum(of_y, 0)[None, :] * share - y * (tl.sum(of_y * y, 0)[None, :] * share))
+    of_x = deviation * (of_y - tl.sum(of_y, 0)[None, :] * share - y * (tl.sum(of_y * y, 0)[None, :] * share))
+    channel = tl.arange(0, CHANNELS)[:, None]
+    inside = present & (channel < channels)
+    at = (image.to(tl.int64) * channels + channel) * pixels + pixel
+    of_x += tl.load(shortcut + at, inside, other=0).to(of_x.dtype)
+    tl.store(grad_x + at, of_x.to(grad_x.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -337,11 +344,8 @@ def filter_project_backward(
         tl.debug_barrier()
         of_scale += tl.sum(of_values * y, 1)
         of_shift += tl.sum(of_values, 1)
-        of_x = _normalised_backward(of_values * scales, y, deviation, channels)
-        inside = present & (channel < channels)[:, None]
-        at = (image.to(tl.int64) * channels + channel[:, None]) * pixels + pixel
-        of_x += tl.load(shortcut + at, inside, other=0).to(ACC)
-        tl.store(grad_x + at, of_x.to(grad_x.dtype.element_ty), inside)
+        of_y = of_values * scales
+        _store_gradient(grad_x, of_y, y, deviation, shortcut, image, pixel, present, channels, pixels, CHANNELS)
     tl.store(scale_sums + channel, of_scale, channel < channels)
     tl.store(shift_sums + channel, of_shift, channel < channels)
 
@@ -664,11 +668,8 @@ def squeeze_project_backward(
         tl.debug_barrier()
         of_scale += tl.sum(of_values * y, 1)
         of_shift += tl.sum(of_values, 1)
-        of_x = _normalised_backward(of_values * scales, y, deviation, channels)
-        inside = present & (channel < channels)[:, None]
-        at = (image * channels + channel[:, None]) * pixels + pixel
-        of_x += tl.load(shortcut + at, inside, other=0).to(ACC)
-        tl.store(grad_x + at, of_x.to(grad_x.dtype.element_ty), inside)
+        of_y = of_values * scales
+        _store_gradient(grad_x, of_y, y, deviation, shortcut, image, pixel, present, channels, pixels, CHANNELS)
     tl.store(scale_sums + sums_row + channel, of_scale, channel < channels)
     tl.store(shift_sums + sums_row + channel, of_shift, channel < channels)
     tl.store(bias_sums + sums_row + feature, of_bias, feature < features)
