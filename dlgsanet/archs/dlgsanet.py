@@ -182,9 +182,12 @@ class DLGSANet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._can_reuse_memory(x):
+            features = self._features(x, embed_whole=True)
+            if len(self.reconstruct) == 1:  # one convolution, which needs no memory but for the result
+                return self.restore(features)
             batch, channels, height, width = x.shape
             out = x.new_empty(batch, channels, height * self.upscale, width * self.upscale)
-            for top, part in self.by_rows(x, embed_whole=True):
+            for top, part in self._restore_by_rows(features):
                 out[:, :, top : top + part.shape[2]] = part
             return out
         if self._can_replay(x):
@@ -199,9 +202,7 @@ class DLGSANet(nn.Module):
             features = self.conv(self.norm_after(self.groups(self.norm_before(shallow))), to=shallow)
         return self.restore(features)
 
-    def by_rows(
-        self, image: Tensor, tick: Callable[[], None] = lambda: None, embed_whole: bool = False
-    ) -> Iterator[tuple[int, Tensor]]:
+    def by_rows(self, image: Tensor, tick: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Tensor]]:
         """`forward` without gradients, in as few feature maps as possible: two, and what one layer needs.
 
         The output of a local layer at a row depends on a few rows around it, so the layer runs strip by strip, in
@@ -210,25 +211,24 @@ class DLGSANet(nn.Module):
         Args:
             image: [B, in_chans, H, W] in [0, 1].
             tick: called `steps()` times, after about equal amounts of work.
-            embed_whole: compute the shallow features of the whole image at once, as `forward` does. In strips they
-                need less memory and may differ in the last bit.
 
         Yields:
-            (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped.
+            (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped. The values may differ from
+            those of `forward` in the last bit.
         """
         if self._can_replay(image):
             yield 0, replay(DLGSANet._rows_joined, self, image)
             for _ in range(self.steps()):
                 tick()
         else:
-            yield from self._by_rows(image, tick, embed_whole)
+            yield from self._restore_by_rows(self._features(image, tick))
+            tick()
 
     def _rows_joined(self, image: Tensor) -> Tensor:
-        return torch.cat([part for _, part in self._by_rows(image)], 2)
+        return torch.cat([part for _, part in self._restore_by_rows(self._features(image))], 2)
 
-    def _by_rows(
-        self, image: Tensor, tick: Callable[[], None] = lambda: None, embed_whole: bool = False
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _features(self, image: Tensor, tick: Callable[[], None] = lambda: None, embed_whole: bool = False) -> Tensor:
+        """What `restore` takes. In strips the shallow features need less memory and may differ in the last bit."""
         pixels = CONVOLUTION_PIXELS if image.is_cpu else None
 
         def shallow(function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -236,10 +236,11 @@ class DLGSANet(nn.Module):
 
         with ops.KeptMemory() as memory:
             x = shallow(lambda part: self.norm_before(self.embed(part)))
+            bounded = self._bounds_memory(x)
             for group in cast("list[RHDTG]", self.groups):
                 y = x
                 for layer in group.layers():
-                    if layer.halo is None or _bounds_memory(layer, y):
+                    if layer.halo is None or bounded[type(layer)]:
                         y = layer(y)
                     else:
                         y = gather(layer, y, cast("int", layer.halo), self._features_of(image) if y is x else y)
@@ -253,10 +254,13 @@ class DLGSANet(nn.Module):
             _add(nn.Sequential(self.norm_after, self.conv) if normed else self.conv, x, y, pixels)
             del x
             memory.clear()
+        return y
+
+    def _restore_by_rows(self, features: Tensor) -> Iterator[tuple[int, Tensor]]:
         halo = sum(isinstance(module, Conv3x3) for module in self.reconstruct.modules())
-        for rows, part in strips(self.restore, y, halo, self.upscale, pixels):
+        pixels = CONVOLUTION_PIXELS if features.is_cpu else None
+        for rows, part in strips(self.restore, features, halo, self.upscale, pixels):
             yield rows.start * self.upscale, part
-        tick()
 
     def steps(self) -> int:
         """How often `by_rows` calls `tick`."""
@@ -281,8 +285,13 @@ class DLGSANet(nn.Module):
             return False
         if any(type(group) is not RHDTG for group in self.groups):
             return False
+        return all(self._bounds_memory(x).values())
+
+    def _bounds_memory(self, x: Tensor) -> dict[type[nn.Module], bool]:
+        """Whether the backend of the layers of a class needs little memory but for the result."""
         layers = {type(layer): layer for group in cast("list[RHDTG]", self.groups) for layer in group.layers()}
-        return all(_bounds_memory(layer, x) for layer in layers.values())
+        records = {kind: getattr(layer, "record", None) for kind, layer in layers.items()}
+        return {kind: record is not None and ops.bounds_memory(record(), x) for kind, record in records.items()}
 
     def _can_replay(self, x: Tensor) -> bool:
         return can_replay(self, x) and not _is_watched(self)
@@ -300,12 +309,6 @@ def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
 
 
 _kept_constant = cached_tensors(maxsize=16)(_constant)
-
-
-def _bounds_memory(layer: nn.Module, x: Tensor) -> bool:
-    """Whether the backend of a layer needs little memory but for the result."""
-    record = getattr(layer, "record", None)
-    return record is not None and ops.bounds_memory(record(), x)
 
 
 def _add(convolution: nn.Module, x: Tensor, to: Tensor, pixels: int | None) -> None:

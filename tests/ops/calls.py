@@ -104,11 +104,20 @@ def channel_attention(
     return Call(record, x, training)
 
 
-def convolution(size: Size, channels: int, outputs: int, with_bias: bool, seed: int, training: bool = False) -> Call:
+def convolution(
+    size: Size, channels: int, outputs: int, with_bias: bool, seed: int, factor: int = 1, around: bool = False,
+    training: bool = False,
+) -> Call:  # fmt: skip
+    """outputs: channels of the result; around: a mean is subtracted before, and one is added after."""
     random, (batch, height, width) = random_tensors(seed), size
     x = random(batch, channels, height, width)
+    convolved = outputs * factor**2
     record = Conv3x3(
-        weight=random(outputs, channels, 3, 3) / (9 * channels) ** 0.5, bias=random(outputs) if with_bias else None
+        weight=random(convolved, channels, 3, 3) / (9 * channels) ** 0.5,
+        bias=random(convolved) if with_bias else None,
+        mean=random(1, channels, 1, 1) if around else None,
+        factor=factor,
+        to=random(1, outputs, 1, 1) if around else None,
     )
     return Call(record, x, training)
 
@@ -127,7 +136,13 @@ def calls(function: Callable[..., Call], **arguments) -> st.SearchStrategy[Calla
 SEEDS = st.integers(0, 10**6)
 WINDOWS = st.sampled_from([1, 3, 5, 7, 9, 11])
 FEED_FORWARD = {"channels": st.integers(1, 50), "half": st.integers(1, 50)}
-CONV_3X3 = {"channels": st.integers(1, 50), "outputs": st.integers(1, 50), "with_bias": st.booleans()}
+CONV_3X3 = {
+    "channels": st.integers(1, 50),
+    "outputs": st.integers(1, 30),
+    "factor": st.integers(1, 4),
+    "with_bias": st.booleans(),
+    "around": st.booleans(),
+}
 CONVOLUTION = {
     "groups": st.integers(1, 5),
     "share": st.integers(1, 15),
@@ -188,7 +203,7 @@ def one_of_each(size: Size = (2, 21, 37)) -> dict[str, Call]:
     network = feed_forward(size, channels=13, half=9, seed=2)
     fused = fused_convolution(size, 3, share=7, inputs=5, window_size=5, with_bias=True, seed=3)
     trained = channel_attention(size, heads=3, share=5, activation="topk", window=None, seed=1, training=True)
-    plain = convolution(size, channels=7, outputs=11, with_bias=True, seed=5)
+    plain = convolution(size, channels=7, outputs=3, factor=2, with_bias=True, seed=5)
     return {
         "convolution": plain,
         "convolution, training": plain._replace(training=True),

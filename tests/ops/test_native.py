@@ -59,9 +59,13 @@ def _assert_follows_reference(call: calls.Call) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_a_convolution_adds_to_a_feature_map_in_place(with_bias, dtype):
-    record, x, _ = calls.convolution((2, 9, 40), 5, 7, with_bias, seed=0).map(lambda t: t.to(dtype))
-    features = torch.randn(2, 7, 9, 40, dtype=dtype)
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_convolution_adds_to_a_feature_map_in_place(with_bias, dtype, factor):
+    record, x, _ = calls.convolution((2, 9, 40), 5, 7, with_bias, 0, factor, around=factor > 1).map(
+        lambda t: t.to(dtype)
+    )
+    record = record._replace(to=None)
+    features = torch.randn(2, 7, factor * 9, factor * 40, dtype=dtype)
     for to in (features.clone(), features.mT.contiguous().mT):  # contiguous, and not
         ops.add_convolution(record, x, to)
         assert to.equal(features + ops.apply(record, x))

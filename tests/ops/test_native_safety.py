@@ -144,10 +144,11 @@ FREE = ("window_sums", "weights")  # how many windows there are follows from the
         ("channel_attention_sums", {"head_count": 2}),
         ("channel_attention_sums", {"kept": 2}),
         ("dynamic_local_attention", {"batch": 2}),
+        ("convolution", {"factor": 3}),
     ],
 )
 def test_sizes_that_do_not_fit_each_other_are_errors(function, sizes):
-    with pytest.raises(ValueError, match=r"must be odd|cannot be divided|kept must be"):
+    with pytest.raises(ValueError, match=r"must be odd|cannot be divided|kept must be|does not fit"):
         library.call(function, **arguments(function) | sizes)
 
 

@@ -34,10 +34,7 @@ BACKEND = Backend(
     dynamic_local_attention=LayerFunctions(layers.dynamic_local_attention, differentiable.dynamic_local_attention),
     channel_attention=LayerFunctions(layers.channel_attention, differentiable.channel_attention),
     gated_feed_forward=LayerFunctions(layers.gated_feed_forward, differentiable.gated_feed_forward),
-    convolution=LayerFunctions(
-        partial(reference.convolution, convolve=layers.convolution),
-        partial(reference.convolution, convolve=differentiable.convolution),
-    ),
+    convolution=LayerFunctions(layers.convolution, partial(reference.convolution, convolve=differentiable.convolution)),
     add_convolution=layers.add_convolution,
     fused_dynamic_depthwise_conv=dynamic_conv.FUSED_CONVOLUTION,
     feature_maps=5,  # measured 4.1

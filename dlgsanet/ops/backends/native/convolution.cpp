@@ -53,13 +53,26 @@ struct Scratch {
     }
 };
 
+// Write row y of a tile, `from` [factor^2 * C, columns], after a pixel shuffle: as `factor` rows of out [B, C, factor *
+// H, factor * W], which has this shape.
+void write_shuffled(const Shape& shape, const Tile& tile, Index y, Rows from, Index factor, bool add, float* out) {
+    for (Index o = 0; o < shape.channels * factor * factor; o++) {
+        const Index channel = o / (factor * factor), down = o / factor % factor, across = o % factor;
+        float* to = out + (tile.image * shape.channels + channel) * shape.pixels() +
+                    (y * factor + down) * shape.width + tile.left * factor + across;
+        const float* values = from.row(o);
+        for (Index x = 0; x < tile.columns(); x++) to[x * factor] = values[x] + (add ? to[x * factor] : 0.f);
+    }
+}
+
 }  // namespace
 
-// out = the convolution of x; with `add`, out += the convolution of x.
+// out = pixel_shuffle(the convolution of x, factor); with `add`, out += it.
 DLGSANET_API bool dlgsanet_convolution(const float* x, const float* weight, const float* bias, float* out, Index batch,
-                                       Index channels, Index outputs, Index height, Index width, Index add,
-                                       int threads) {
-    const Shape shape{batch, channels, height, width}, out_shape{batch, outputs, height, width};
+                                       Index channels, Index outputs, Index factor, Index height, Index width,
+                                       Index add, int threads) {
+    const Shape shape{batch, channels, height, width};
+    const Shape out_shape{batch, outputs / (factor * factor), height * factor, width * factor};
     const Tiling tiles(shape, 8 * channels + 3 * outputs, 1, threads);
     auto make = [&](Arena& arena) { return Scratch(arena, weight, channels, outputs, tiles.width()); };
 
@@ -71,13 +84,15 @@ DLGSANET_API bool dlgsanet_convolution(const float* x, const float* weight, cons
             for (Index n = 0; n < 2; n++) {
                 s.rows.read(shape, x, tile, y + n + 1);
                 shape.strip(y + n + 3, tile, 1).expect(x, ahead);
-                out_shape.strip(y + n, tile, 0).expect(out, ahead);
+                if (factor == 1) out_shape.strip(y + n, tile, 0).expect(out, ahead);
             }
             s.rows.transform(y, tile.columns());
             s.convolve(bias, outputs, tile.columns(), &ahead);
             for (Index n = 0; n < 2 && y + n < tile.bottom; n++) {
                 const Strip strip = out_shape.strip(y + n, tile, 0);
-                if (add)
+                if (factor > 1)
+                    write_shuffled(out_shape, tile, y + n, s.out[n], factor, add, out);
+                else if (add)
                     strip.write_sum(s.out[n], out, out);
                 else
                     strip.write(s.out[n], out);

@@ -63,25 +63,33 @@ def keeping_dynamic_local_attention(
 
 
 def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
-    """The convolution with its bias alone."""
-    x = x.contiguous()
-    out = empty(len(x), len(layer.weight), *x.shape[2:])
-    _convolve(layer, x, out, add=False)
-    return out
+    if layer.mean is not None:
+        x = x - layer.mean
+    *_, height, width = x.shape
+    factor, to = layer.factor, layer.to
+    out = empty(len(x), len(layer.weight) // factor**2, factor * height, factor * width)
+    if to is not None and to.shape == (1, out.shape[1], 1, 1):
+        _convolve(layer, x, out, _bias(layer) + to.flatten().repeat_interleave(factor**2))
+        return out
+    _convolve(layer, x, out, _bias(layer))
+    return out if to is None else out.add_(to)
 
 
 def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:
-    if to.is_contiguous():
-        _convolve(layer, x.contiguous(), to, add=True)
+    if to.is_contiguous() and layer.mean is None:
+        _convolve(layer, x, to, _bias(layer), add=True)
     else:
         to += convolution(layer, x)
 
 
-def _convolve(layer: Conv3x3, x: Tensor, out: Tensor, add: bool) -> None:
-    outputs = len(layer.weight)
-    weight = layer.weight.contiguous()
-    bias = torch.zeros(outputs) if layer.bias is None else layer.bias.contiguous()
-    library.call("convolution", x=x, weight=weight, bias=bias, out=out, outputs=outputs, add=add, **sizes_of(x))
+def _bias(layer: Conv3x3) -> Tensor:
+    return torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+
+
+def _convolve(layer: Conv3x3, x: Tensor, out: Tensor, bias: Tensor, add: bool = False) -> None:
+    x, weight, bias = (t.contiguous() for t in (x, layer.weight, bias))
+    sizes = sizes_of(x) | {"outputs": len(weight), "factor": layer.factor}
+    library.call("convolution", x=x, weight=weight, bias=bias, out=out, add=add, **sizes)
 
 
 BAND = 16  # rows in one partial sum of the products of q and k; it does not depend on the threads

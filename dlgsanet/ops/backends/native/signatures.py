@@ -5,8 +5,8 @@ both in the order of the C++ declaration. A length of None is not checked.
 
 Axes and sizes: batch, channels, height, width; half is half of the hidden channels of the feed-forward network,
 squeezed and inputs are the channels that filters are formed from, groups are groups of channels that share a filter,
-outputs are the channels of the result of a convolution. With add, a function adds to its result. kept are the images of
-which a function writes what training keeps: all or none.
+outputs are the channels of the result of a convolution, factor is that of the pixel shuffle after it. With add, a
+function adds to its result. kept are the images of which a function writes what training keeps: all or none.
 """
 
 import inspect
@@ -231,12 +231,14 @@ def _channel_attention_apply(
     }
 
 
-def _convolution(batch: int, channels: int, outputs: int, height: int, width: int, add: int) -> Shapes:
+def _convolution(batch: int, channels: int, outputs: int, factor: int, height: int, width: int, add: int) -> Shapes:
+    if factor < 1 or outputs % factor**2:
+        raise ValueError(f"a pixel shuffle of factor {factor} does not fit {outputs} channels")
     return {
         "x": (batch, channels, height, width),
         "weight": (outputs, channels, 3, 3),
         "bias": (outputs,),
-        "out": (batch, outputs, height, width),
+        "out": (batch, outputs // factor**2, factor * height, factor * width),
     }
 
 
