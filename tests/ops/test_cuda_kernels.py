@@ -431,7 +431,7 @@ def sparse_image(channels: int, height: int, width: int, corner: int) -> Tensor:
 )
 def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation, capability):
     """The last tile of planes of 2.2e9 pixels (fused, without and with tensor cores) and of 2.2e9 filters is right."""
-    emulate(capability=capability)
+    emulate(capability=capability, enough_blocks=2**16)  # few tiles in each block that sums over tiles
     monkeypatch.setattr(cuda_modules, "load", lambda instance, device: LastBlocks(instance, "ascending"))
     monkeypatch.setattr(torch, "empty_like", lambda t: sparse(*t.shape, dtype=t.dtype))
     corner, tile = 80, 8  # pixels at the lower right that hold values, and that lie in the last tile
