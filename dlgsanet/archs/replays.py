@@ -30,6 +30,7 @@ Network = TypeVar("Network", bound=nn.Module)
 logger = logging.getLogger("dlgsanet")
 
 _captures = threading.Lock()  # PyTorch allows one capture at a time in a process
+_replays = threading.Lock()
 
 
 def can_replay(network: nn.Module, x: Tensor) -> bool:
@@ -70,6 +71,15 @@ def _stream_of_captures(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+@functools.cache
+def _last_replay(device: torch.device) -> torch.cuda.Event:
+    """The end of the last replay on a device. The next one, perhaps on another stream, waits for it.
+
+    Graphs of one network share their memory, and all graphs share what cuBLAS keeps for the stream of captures.
+    """
+    return torch.cuda.Event()
+
+
 class _Graph:
     """A call with one shape. Its input, its result and all memory between them stay where they are."""
 
@@ -82,13 +92,19 @@ class _Graph:
             self._result = function(self._x)
 
     def __call__(self, x: Tensor) -> Tensor:
-        self._x.copy_(x)
-        self._graph.replay()
-        return self._result.clone()
+        stream, last = torch.cuda.current_stream(x.device), _last_replay(x.device)
+        with _replays:
+            last.wait(stream)
+            try:
+                self._x.copy_(x)
+                self._graph.replay()
+                return self._result.clone()
+            finally:
+                last.record(stream)
 
 
 class _Graphs:
-    """Those of one network. They share their memory, so the lock lets one call at a time use it."""
+    """Those of one network, for one call at a time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -104,10 +120,8 @@ class _Graphs:
         if weights != self._weights:
             self._graphs.clear()
             self._weights = weights
-        # A graph belongs to the stream of its calls: on another one its memory could change while it runs.
-        stream, deterministic = torch.cuda.current_stream(x.device), torch.are_deterministic_algorithms_enabled()
         precision = x.dtype, tf32.allowed_in_convolutions(), tf32.allowed_in_matrix_products()
-        key = (function, x.shape, x.device, stream, precision, deterministic)
+        key = (function, x.shape, x.device, precision, torch.are_deterministic_algorithms_enabled())
         if graph := self._graphs.get(key):
             self._graphs.move_to_end(key)
             return graph(x)

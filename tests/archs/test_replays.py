@@ -16,7 +16,7 @@ from dlgsanet.ops import dispatch, freeze, tf32
 from dlgsanet.ops.backends import LayerFunctions
 from dlgsanet.ops.backends.torch import BACKEND, planar
 from dlgsanet.pictures.upscale_pixels import upscale_pixels
-from tests.models.graph_emulator import graphs_on_the_cpu
+from tests.models.graph_emulator import Event, Tape, graphs_on_the_cpu
 from tests.small_network import photo, small_network
 
 __all__ = ["photo"]
@@ -160,6 +160,29 @@ def test_a_capture_runs_on_a_stream_of_the_device_and_alone(graphs, monkeypatch)
                 network(image)
     assert [stream.device for stream in streams] == [torch.device("cpu")] * 2
     assert streams[0] is streams[1]  # each stream has a workspace of cuBLAS, for good
+
+
+def test_replays_on_several_streams_run_in_turn(graphs, monkeypatch):
+    """Graphs share memory, so a replay waits for the one before it, also of another network."""
+    networks, given, streams = (frozen(), frozen()), images(3, 12, 12), [torch.cuda.Stream() for _ in range(3)]
+    with torch.inference_mode():
+        for network in networks:
+            for image in given:
+                network(image)
+        monkeypatch.setattr(Event, "calls", [])
+        replay = Tape.replay
+        monkeypatch.setattr(Tape, "replay", lambda tape: Event.calls.append(("replay", tape)) or replay(tape))
+        for stream in streams:
+            monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None, stream=stream: stream)
+            for network in networks:
+                network(given[0])
+    expected = [
+        call
+        for stream in streams
+        for tape in graphs
+        for call in (("wait", stream), ("replay", tape), ("record", stream))
+    ]
+    assert Event.calls == expected
 
 
 def test_a_network_that_is_no_longer_used_frees_its_graphs(graphs):

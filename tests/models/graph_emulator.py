@@ -12,7 +12,7 @@ Kernels that are called by address, as those of the native backend, are not seen
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import pytest
@@ -143,6 +143,18 @@ class _Stream:
         assert isinstance(other, _Stream)
 
 
+class Event:
+    """As `torch.cuda.Event`; `calls` are those of all events, with their streams."""
+
+    calls: ClassVar[list[tuple[str, Any]]] = []
+
+    def wait(self, stream: _Stream) -> None:
+        self.calls.append(("wait", stream))
+
+    def record(self, stream: _Stream) -> None:
+        self.calls.append(("record", stream))
+
+
 _DEFAULT_STREAM = _Stream()
 
 
@@ -160,6 +172,7 @@ def graphs_on_the_cpu() -> Iterator[list[Tape]]:
         patch.setattr(torch.cuda, "CUDAGraph", make)
         patch.setattr(torch.cuda, "graph", _captured)
         patch.setattr(torch.cuda, "Stream", _Stream)
+        patch.setattr(torch.cuda, "Event", Event)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: _DEFAULT_STREAM)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         patch.setattr(torch.cuda, "graph_pool_handle", _Pool)

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
@@ -198,3 +199,29 @@ def test_a_frozen_network_replays_what_it_computes_otherwise(dtype, by_rows, cap
             torch.testing.assert_close(result(frozen, image), result(network, image), rtol=0, atol=TOLERANCE[dtype])
     assert [graph is not None for graph in _graphs[frozen]._graphs.values()] == [True, True]
     assert caplog.messages == []
+
+
+def test_replays_in_threads_with_streams_of_their_own():
+    """They share memory, so they must run in turn."""
+    torch.manual_seed(0)
+    networks = [DLGSANet(dim=48, groups=2, blocks=1, upscale=2, upsampler="pixelshuffledirect") for _ in range(2)]
+    frozen = [network.eval().cuda() for network in networks]
+    pictures = [torch.rand(1, 3, 64, 80, device="cuda") for _ in range(3)]
+    with torch.inference_mode():
+        expected = [[network(picture) for picture in pictures] for network in frozen]
+        for network in frozen:
+            freeze(network)
+            for picture in pictures:
+                network(picture)
+    torch.cuda.synchronize()
+
+    def difference(number: int) -> float:
+        network, worst = frozen[number % 2], 0.0
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+            for n in range(30):
+                result = network(pictures[n % 3])
+                worst = max(worst, (result - expected[number % 2][n % 3]).abs().max().item())
+        return worst
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(difference, range(4))) < TOLERANCE[torch.float32]
