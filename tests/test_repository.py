@@ -70,3 +70,12 @@ def test_a_long_step_of_make_shows_that_it_goes_on():
     done = subprocess.run([*call, "step"], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.startswith("waiting\n  waiting: 1 s\n")
     assert "Error 3" in done.stderr
+
+
+def test_lines_of_compiled_code_are_as_long_as_pythons():
+    """Ruff checks Python's alone."""
+    limit = int(re.findall(r"^line-length = (\d+)", (REPOSITORY / "pyproject.toml").read_text(), re.M)[0])
+    sources = [file for kind in ("cpp", "h", "cu") for file in (REPOSITORY / "dlgsanet").rglob(f"*.{kind}")]
+    lines = [(file.name, line) for file in sources for line in file.read_text().splitlines()]
+    assert lines
+    assert [place for place in lines if len(place[1]) > limit] == []

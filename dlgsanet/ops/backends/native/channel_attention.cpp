@@ -212,7 +212,8 @@ void fold(const Heads& heads, const Piece& band, const Piece& column, Index acro
                 for (Index k = 0; k < c; k++) s.weights.row(row)[k] += window[k] * share;
             }
     }
-    for (Index h = 0; h < heads.count; h++)  // writes whole registers: the next head overwrites the columns past the end
+    // Whole registers are written: the next head overwrites the columns past the end.
+    for (Index h = 0; h < heads.count; h++)
         gemm<Start::zero>(Weights(Rows{const_cast<float*>(proj_out) + h * c, all}, all, c), s.weights.below(h * c),
                           folded.at(h * c), c);
 }

@@ -41,8 +41,9 @@ void differentiate_mixing(const Mixing& mixing, Index channels, Index heads, Row
 
 }  // namespace
 
-// `parts` must be zero on entry. For each strip it receives the gradient [C, C] of the matrix that maps v to the layer's
-// result, with rows padded to column_step. The part of the first strip of an image receives the sums over its strips.
+// `parts` must be zero on entry. For each strip it receives the gradient [C, C] of the matrix that maps v to the
+// layer's result, with rows padded to column_step. The part of the first strip of an image receives the sums over its
+// strips.
 DLGSANET_API bool dlgsanet_channel_attention_mixing_backward(const float* grad, const float* projected,
                                                              const float* depthwise, float* parts, Index batch,
                                                              Index channels, Index height, Index width, int threads) {
@@ -91,8 +92,8 @@ DLGSANET_API bool dlgsanet_channel_attention_mixing_backward(const float* grad, 
     return done;
 }
 
-// Writes grad_x and `parts`, which must be zero on entry: for each strip the sums of ProjectedDepthwise. The part of the
-// first strip receives the sums over all strips.
+// Writes grad_x and `parts`, which must be zero on entry: for each strip the sums of ProjectedDepthwise. The part of
+// the first strip receives the sums over all strips.
 DLGSANET_API bool dlgsanet_channel_attention_backward(
     const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* proj,
     const float* depthwise, const float* proj_transposed, const float* depthwise_flipped, const float* projected,

@@ -14,7 +14,7 @@ constexpr int products = FilteredRows::products, taps = FilteredRows::taps;
 
 struct Scratch {
     FilteredRows rows;
-    Rows grad[products];                 // [O, columns], the gradients of the products; the first and last are rows of grad
+    Rows grad[products];                 // [O, columns], of the products; the first and last are rows of grad
     Rows sources_by_pixel;               // [columns + 2, C]
     float* grad_bias;                    // one register for each output
 
@@ -51,9 +51,9 @@ struct Scratch {
 
 }  // namespace
 
-// `parts` must be zero on entry. For each strip it receives, with rows padded to column_step, the gradients [4, 3, O, C]
-// of e, (e + f + g) / 2, (e - f + g) / 2 and -g at each column of the filters, and the gradient of the bias [O]. The part
-// of the first strip receives the sums over all strips.
+// `parts` must be zero on entry. For each strip it receives, with rows padded to column_step, the gradients [4, 3, O,
+// C] of e, (e + f + g) / 2, (e - f + g) / 2 and -g at each column of the filters, and the gradient of the bias [O]. The
+// part of the first strip receives the sums over all strips.
 DLGSANET_API bool dlgsanet_convolution_backward(const float* grad, const float* x, float* parts, Index batch,
                                                 Index channels, Index outputs, Index height, Index width, int threads) {
     const Shape shape{batch, channels, height, width}, out_shape{batch, outputs, height, width};

@@ -1,5 +1,6 @@
-// The dynamic depth-wise convolution of rows of pixels. Its filters are formed from the feature z, in registers or for a
-// few pixels at a time (DLGSANet, section 3.2): filters = weight @ z + bias, out[c] = sum over taps of filter[tap] * source[c] at the tap.
+// The dynamic depth-wise convolution of rows of pixels. Its filters are formed from the feature z, in registers or for
+// a few pixels at a time (DLGSANet, section 3.2): filters = weight @ z + bias, out[c] = sum over taps of filter[tap] *
+// source[c] at the tap.
 #pragma once
 
 #include "gemm.h"
@@ -31,8 +32,8 @@ struct Filters {
     }
 };
 
-// With 32 registers: `Channels` channels of a group from channel `first`, and `Vectors` registers of columns from column
-// x. It processes `Taps` taps of a row at a time, so that filters and sums stay in registers.
+// With 32 registers: `Channels` channels of a group from channel `first`, and `Vectors` registers of columns from
+// column x. It processes `Taps` taps of a row at a time, so that filters and sums stay in registers.
 template <int Channels, int Taps, int Vectors>
 inline void filter_block(const FilterMaker& make, Index group, Index first, Index x, Rows z, const RowRing& source,
                          Index y, Rows out) {

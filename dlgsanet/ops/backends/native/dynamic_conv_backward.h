@@ -16,7 +16,8 @@ struct DynamicConvScratch {
     static constexpr int together = differentiated_together;
 
     RowRing x, grad, grad_x, filters;
-    // z_by_pixel [columns, D + 1]; the last value of a pixel is 1, for the bias. grad_filters [K * K, columns] of a group.
+    // z_by_pixel [columns, D + 1]; the last value of a pixel is 1, for the bias. grad_filters [K * K, columns] of a
+    // group.
     Rows z[together], grad_z[together], z_by_pixel[together], grad_filters[together];
 
     DynamicConvScratch(Arena& arena, const FilterMaker& make, Index channels, Index width)
@@ -33,8 +34,8 @@ struct DynamicConvScratch {
     }
 };
 
-// One row of taps of one or two rows, see `correlate`: `above` and `below` are the gradients of these rows of a register
-// of pixels, `first` and `second` those of their filters.
+// One row of taps of one or two rows, see `correlate`: `above` and `below` are the gradients of these rows of a
+// register of pixels, `first` and `second` those of their filters.
 template <int Channels, bool First, bool Second>
 inline void correlate_row(const vec (&above)[Channels], const vec (&below)[Channels], const float* x, Index pitch,
                           float* first, float* second, Index filter_pitch, bool add, Index window_size) {
@@ -54,7 +55,8 @@ inline void correlate_row(const vec (&above)[Channels], const vec (&below)[Chann
 // grad_filters[n][tap] = (or +=, if `add`) the sum of grad * x at the tap over `count` channels from `first`, for the
 // `Down` rows from y on. Each value of x is loaded once for all rows, as in dynamic_conv.h.
 template <int Channels, int Down>
-void correlate(const DynamicConvScratch& s, Index first, Index count, bool add, Index window_size, Index y, Index columns) {
+void correlate(const DynamicConvScratch& s, Index first, Index count, bool add, Index window_size, Index y,
+               Index columns) {
     const Index r = window_size / 2, pitch = s.grad_filters[0].pitch, step = window_size * pitch;
     const Rows grads[2] = {s.grad[y], s.grad[y + Down - 1]};
     for (; count >= Channels; first += Channels, count -= Channels, add = true)

@@ -5,8 +5,8 @@
 
 namespace dlgsanet {
 
-// The normal distribution function Phi(-t) = 1/2 * p(t)^8 for t >= 0, with p(0) = 1. The polynomial p was fitted for this
-// project by reweighted least squares on [0, 6], to the GELU and its derivative; its error is 1e-8 there.
+// The normal distribution function Phi(-t) = 1/2 * p(t)^8 for t >= 0, with p(0) = 1. The polynomial p was fitted for
+// this project by reweighted least squares on [0, 6], to the GELU and its derivative; its error is 1e-8 there.
 constexpr float tail[] = {1.f,           -0.0997354761f,  -0.034815941f,   -0.000736407819f, 0.00164433289f,
                           3.51229392e-05f, -6.49422873e-05f, 8.01999704e-06f, -3.12804161e-07f};
 // The derivative of 4 p.

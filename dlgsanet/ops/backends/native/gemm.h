@@ -50,8 +50,8 @@ inline void gemm_block(const Weights& a, Index m, Rows x, Rows out) {
         for (int n = 0; n < Across; n++) store(out.row(m + i) + n * lanes, sum[i][n]);
 }
 
-// Rows from m on, in as few blocks of at most `Down` rows as possible, whose sizes differ by at most one row: the sums of
-// a small block wait for each other.
+// Rows from m on, in as few blocks of at most `Down` rows as possible, whose sizes differ by at most one row: the sums
+// of a small block wait for each other.
 template <int Down, int Across, Start start, int Taps>
 inline void gemm_down(const Weights& a, Index m, Rows x, Rows out, Ahead* ahead) {
     const Index rest = a.rows - m, blocks = (rest + Down - 1) / Down, smaller = blocks * Down - rest;

@@ -38,9 +38,9 @@ inline Index cache_floats() {
 #endif
 }
 
-// The tiles of images. They are as wide as the second-level cache allows with `floats_per_column` floats per column, and
-// as tall as possible while each thread still gets several tiles. With `margin` more columns on both sides a tile has
-// whole registers. The tiling must not change the value of any pixel.
+// The tiles of images. They are as wide as the second-level cache allows with `floats_per_column` floats per column,
+// and as tall as possible while each thread still gets several tiles. With `margin` more columns on both sides a tile
+// has whole registers. The tiling must not change the value of any pixel.
 class Tiling {
 public:
     Tiling(const Shape& shape, Index floats_per_column, Index margin, int threads) : shape_(shape) {

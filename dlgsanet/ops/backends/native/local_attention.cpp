@@ -37,7 +37,8 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
         const Index r = layer.r();
         auto make_row = [&](Index row, Ahead* ahead) {
             s.features.make(row, tile, ahead);
-            if (kept && row >= tile.top && row < tile.bottom) shape.strip(row, tile, 0).write(s.features.projected[row], y);
+            if (kept && row >= tile.top && row < tile.bottom)
+                shape.strip(row, tile, 0).write(s.features.projected[row], y);
         };
         for (Index row = tile.top - r; row < tile.top + r; row++) make_row(row, nullptr);
         for (Index top = tile.top; top < tile.bottom; top += filtered_together) {

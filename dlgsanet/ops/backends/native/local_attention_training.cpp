@@ -25,7 +25,8 @@ void correlate(const float* grad, const float* source, float* sums, Index taps, 
 }
 
 // The sums of a task: gradients of proj_in [C, C] and of squeeze's weight [D, C], with rows padded to column_step; for
-// each of D channels those of the spatial weight [K, K] and bias and of squeeze's bias; of norm_weight and norm_bias [C].
+// each of D channels those of the spatial weight [K, K] and bias and of squeeze's bias; of norm_weight and norm_bias
+// [C].
 struct Layout {
     Index channels, squeezed, taps;
 
@@ -76,7 +77,8 @@ struct Backward {
             const Shape& shape = layer.enter.shape;
             shape.strip(row + r() + 1, tile, 0).expect(y, ahead);
             if (row + 1 >= tile.top + r()) {
-                for (const float* image : {grad_y, layer.enter.x, grad}) shape.strip(row + 1 - r(), tile, 0).expect(image, ahead);
+                for (const float* image : {grad_y, layer.enter.x, grad})
+                    shape.strip(row + 1 - r(), tile, 0).expect(image, ahead);
                 shape.strip(row - r(), tile, 0).expect(grad_x, ahead);
             }
             if (inside) squeeze(tile.image, row + r(), s, &ahead);
@@ -142,8 +144,8 @@ struct Backward {
 }  // namespace
 
 // The gradients of y and z from that of the layer's result, and of the weights between them. `parts` must be zero on
-// entry. For each strip it receives the gradients of proj_out [C, C], with rows padded to column_step, then those of the
-// filters' weight and bias as in dynamic_conv_backward.cpp. The part of the first strip receives the sums over all
+// entry. For each strip it receives the gradients of proj_out [C, C], with rows padded to column_step, then those of
+// the filters' weight and bias as in dynamic_conv_backward.cpp. The part of the first strip receives the sums over all
 // strips. `filtered` is the result of the dynamic convolution.
 DLGSANET_API bool dlgsanet_projected_dynamic_conv_backward(
     const float* grad, const float* y, const float* z, const float* filtered, const float* weight, const float* bias,

@@ -46,8 +46,8 @@ public:
     const RowRing grad_convolved;
 
     // Write the gradient with respect to x for the full rows [tile.top, tile.bottom). gradient(y, ahead) must store the
-    // gradients of rows y to y + together - 1 of the convolution's result. Those of rows outside the image do not matter.
-    // It may have `ahead` request more of its memory. `parts` receives the sums.
+    // gradients of rows y to y + together - 1 of the convolution's result. Those of rows outside the image do not
+    // matter. It may have `ahead` request more of its memory. `parts` receives the sums.
     template <class Gradient>
     void run(const Tile& tile, float* parts, const Gradient& gradient) const {
         const Shape& shape = layer_.enter.shape;
@@ -82,7 +82,8 @@ public:
             differentiate_depthwise(y - 1);
             for (Index n = 0; n < together && y - 1 + n < tile.bottom; n++)
                 shape.strip(y - 1 + n, tile, 0)
-                    .write_sum(enter_.row(tile.image, y - 1 + n, grad_hidden_[n], sums, ahead), layer_.grad, layer_.grad_x);
+                    .write_sum(enter_.row(tile.image, y - 1 + n, grad_hidden_[n], sums, ahead), layer_.grad,
+                               layer_.grad_x);
         }
         for (Index n = 0; n < 9 * layer_.hidden(); n++)
             parts[layer_.depthwise_at() + n] = sum_lanes(grad_depthwise_ + n * lanes);

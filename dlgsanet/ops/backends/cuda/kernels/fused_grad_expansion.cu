@@ -2,9 +2,9 @@
 //
 //   grad_weight[g, t, k] = sum_p grad_f[t](p) z[k, p],   grad_bias[g, t] = sum_p grad_f[t](p)
 //
-// with the gradient of the filters (see grad_filter.h). A block processes some tiles for a group. Its warp i forms row i
-// of the filters' gradient for all pixels of a tile, and keeps the sums of this row in registers. Lanes are added up once
-// at the end. `sum_grad_expansion` adds up the blocks, so that the order of additions is fixed.
+// with the gradient of the filters (see grad_filter.h). A block processes some tiles for a group. Its warp i forms row
+// i of the filters' gradient for all pixels of a tile, and keeps the sums of this row in registers. Lanes are added up
+// once at the end. `sum_grad_expansion` adds up the blocks, so that the order of additions is fixed.
 #include "tile.h"
 
 //   FEATURES  D, channels of z
@@ -114,8 +114,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   }
 }
 
-// Sum the gradients of weight (the first `weights` of `count` numbers) and bias (the rest) over chunks of tiles. A block
-// sums kWarp numbers; each of its warps adds up some of the chunks.
+// Sum the gradients of weight (the first `weights` of `count` numbers) and bias (the rest) over chunks of tiles. A
+// block sums kWarp numbers; each of its warps adds up some of the chunks.
 extern "C" __global__ void sum_grad_expansion(const Accumulator* __restrict__ chunks,
                                               Accumulator* __restrict__ grad_weight,
                                               Accumulator* __restrict__ grad_bias, int chunk_count, int weights,

@@ -1,10 +1,10 @@
-// Gradient of the fused dynamic depth-wise convolution with respect to z. It is formed from the gradient of the filters,
-// of which one row at a time exists, in registers:
+// Gradient of the fused dynamic depth-wise convolution with respect to z. It is formed from the gradient of the
+// filters, of which one row at a time exists, in registers:
 //
 //   grad_z[k, p] = sum_gt weight[g, t, k] grad_f[t](p)
 //
-// A block processes a tile for a slice of the groups. `sum_grad_z` adds up the slices, so that the order of additions is
-// fixed. With a single slice, the block writes grad_z itself.
+// A block processes a tile for a slice of the groups. `sum_grad_z` adds up the slices, so that the order of additions
+// is fixed. With a single slice, the block writes grad_z itself.
 #include "expansion.h"
 #include "grad_filter.h"
 

@@ -8,8 +8,8 @@
 // computed in chunks: 16 of a and the same 16 of b are projected to shared memory, filtered and gated, and added to the
 // sums of the second projection, which are in registers.
 //
-// Products are computed on tensor cores, in TF32. With EXACT every factor is the sum of its first 11 bits, the head, and
-// a rest of as many. Three products then add up to what float32 gives: all but rest times rest.
+// Products are computed on tensor cores, in TF32. With EXACT every factor is the sum of its first 11 bits, the head,
+// and a rest of as many. Three products then add up to what float32 gives: all but rest times rest.
 #include "halo_tile.h"
 
 // Also from the command line: EXACT, whether products are as exact as in float32.

@@ -11,15 +11,15 @@
 #include "halo_tile.h"
 
 // The weights of a chunk, in words: matrices of both projections as factors a of products, [kMatrices][kWarp][4]; the
-// bias of the first projection as float, [kHalves][kRows]; pairs of taps, [kHalves][kRows][kPairs][4], of which the last
-// index is the row of the filter and padding. The pairs are (0, w0), (w0, w1), (w1, w2), (w2, 0) and (0, 0). The taps of
-// b are half of the filter's, for gelu.
+// bias of the first projection as float, [kHalves][kRows]; pairs of taps, [kHalves][kRows][kPairs][4], of which the
+// last index is the row of the filter and padding. The pairs are (0, w0), (w0, w1), (w1, w2), (w2, 0) and (0, 0). The
+// taps of b are half of the filter's, for gelu.
 constexpr int kMatrices = kSteps * kHalves + kOutputs, kPairs = 5;
 constexpr int kBias = kMatrices * kWarp * 4, kFilters = kBias + kHalves * kRows;
 constexpr int kChunk = kFilters + kHalves * kRows * kPairs * 4;
 
-// Planes of hidden channels in shared memory, in words of two pixels. Rows have columns for the products of above; those
-// outside the halo tile are zero. A row is added for the pixels of the last warp that are not in the halo tile.
+// Planes of hidden channels in shared memory, in words of two pixels. Rows have columns for the products of above;
+// those outside the halo tile are zero. A row is added for the pixels of the last warp that are not in the halo tile.
 constexpr int kHaloRow = (TILE_WIDTH + kColumns) / 2, kHaloRows = TILE_HEIGHT + 3;
 constexpr int kPlane = kHaloRows * kHaloRow;
 constexpr int kSpare = kHaloRow - kHaloWidth / 2;  // words of a row outside the halo tile

@@ -1,5 +1,5 @@
-// The gradient of the filters (see grad_filter.h) for kernels that multiply it on tensor cores: a lane forms a row of it
-// for eight pixels.
+// The gradient of the filters (see grad_filter.h) for kernels that multiply it on tensor cores: a lane forms a row of
+// it for eight pixels.
 #pragma once
 #include "mma.h"
 #include "tile.h"

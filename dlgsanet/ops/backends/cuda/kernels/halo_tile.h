@@ -1,5 +1,6 @@
 // A tile of pixels of one image, as the kernels of the gated feed-forward layer compute it: normalised with a border of
-// one pixel, the halo tile, and added to x. The lanes of a warp have pixels and channels as in products on tensor cores.
+// one pixel, the halo tile, and added to x. The lanes of a warp have pixels and channels as in products on tensor
+// cores.
 #pragma once
 #include "mma.h"
 #include "scalar.h"

@@ -82,8 +82,8 @@ struct GroupTile {
         plane(of_group * CHANNELS + first_channel) {}
 };
 
-// The pixels at an address, as they are in memory: those of columns x ... x + kQuad - 1 of a row. Zero outside the image
-// or if the row is not `wanted`.
+// The pixels at an address, as they are in memory: those of columns x ... x + kQuad - 1 of a row. Zero outside the
+// image or if the row is not `wanted`.
 template <bool kVectorized, typename T>
 __device__ __forceinline__ Quad<T> read_at(const T* __restrict__ at, const Image& image, int x, bool wanted) {
   Quad<T> quad = {};
@@ -222,8 +222,8 @@ struct Window {
   __device__ __forceinline__ Accumulator at(int tap, int j) const { return v[kMargin - kRadius + tap + j]; }
 };
 
-// Neighbouring rows of a tile are swapped so that the loads of eight threads (two rows of four quads, kStride apart) use
-// different banks of shared memory.
+// Neighbouring rows of a tile are swapped so that the loads of eight threads (two rows of four quads, kStride apart)
+// use different banks of shared memory.
 __device__ __forceinline__ int spread_row(int row) { return (row & ~3) | (row & 1) << 1 | (row >> 1 & 1); }
 
 // The pixels of the tile that a thread computes.
