@@ -34,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ from dlgsanet.archs.sizes import size_options  # noqa: E402
 from dlgsanet.archs.sparse_gsa import SparseGSA  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
 from dlgsanet.ops import dispatch, operators  # noqa: E402
+from dlgsanet.ops.backends import composed  # noqa: E402
 from dlgsanet.ops.records import FusedDynamicConv  # noqa: E402
 
 ALLOCATORS = ("stock", "tuned")
@@ -421,9 +422,11 @@ def backend_of(row: str) -> Iterator[None]:
     if row in OTHERS or row in EXPORTED:
         yield
         return
-    name = "composed" if row == "naive" else row  # whose layers call the operator
-    unfold = mock.patch.object(operators, "fused_dynamic_depthwise_conv", unfolded) if row == "naive" else nullcontext()
-    with mock.patch.dict(os.environ, DLGSANET_BACKEND=name), unfold:
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, DLGSANET_BACKEND="composed" if row == "naive" else row))
+        if row == "naive":  # by itself, and in the layers of networks
+            stack.enter_context(mock.patch.object(operators, "fused_dynamic_depthwise_conv", unfolded))
+            stack.enter_context(mock.patch.object(composed, "_convolve", lambda record, x: unfolded(x, *record)))
         yield
 
 
