@@ -55,17 +55,6 @@ def standard_metrics(scale: int) -> dict[str, Metric]:
     return {"psnr": partial(psnr, crop_border=scale), "ssim": partial(ssim, crop_border=scale)}
 
 
-def score_pairs(
-    network: Network, pairs: Sequence[Pair], scale: int, metrics: Mapping[str, Metric], device: torch.device | str
-) -> list[dict[str, float]]:
-    """The scores of a network (in evaluation mode) on every pair, in their order.
-
-    Raises:
-        UserError: see `super_resolve`.
-    """
-    return [score(p, p.output, metrics) for p in super_resolve(network, pairs, scale, device)]
-
-
 def score(picture: Picture, image: np.ndarray, metrics: Mapping[str, Metric]) -> dict[str, float]:
     """Every metric of an image, compared with the picture's original.
 

@@ -38,12 +38,6 @@ def tiles_of(network: DLGSANet, height: int, width: int, side: int | None) -> tu
     return spans(height, window, side), spans(width, window, side)
 
 
-def computed_pixels(network: DLGSANet, height: int, width: int, side: int | None) -> int:
-    """Input pixels that all tiles together read, halos included."""
-    down, across = tiles_of(network, height, width, side)
-    return sum(s.last - s.first for s in down) * sum(s.last - s.first for s in across)
-
-
 def spans(size: int, window: int, tile: int) -> list[Span]:
     """Tiles along an axis of `size` pixels.
 
