@@ -79,7 +79,7 @@ def _of_spandrel(path: str, state: dict[str, Tensor], device: torch.device) -> t
         # From our own reader's tensors: spandrel's would unpickle.
         model = spandrel.ModelLoader(device=device).load_from_state_dict(spandrel.canonicalize_state_dict(state))
     except Exception as error:  # spandrel raises what its architectures raise
-        raise UserError(f"{path}: spandrel does not recognize it ({' '.join(str(error).split())}); {hint}") from None
+        raise UserError(f"{path}: spandrel does not recognize it ({brief(error, None)}); {hint}") from None
     if not isinstance(model, spandrel.ImageModelDescriptor):
         raise UserError(f"{path}: a {model.architecture.name} does not enlarge single images; choose another teacher")
     _make_ready(model.model, device)

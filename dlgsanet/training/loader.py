@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from dlgsanet.errors import UserError, reason_of
+from dlgsanet.errors import UserError, brief, reason_of
 from dlgsanet.extensions import Imported
 from dlgsanet.training.samples import Key, SampleStream, SeededSamples
 
@@ -146,7 +146,7 @@ def _what_happened(error: Exception, iterator: Any) -> str:
             return SHARED_MEMORY
         if worker.exitcode == -signal.SIGKILL:
             return "a process that loads data was killed, perhaps because memory ran out"
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = brief(error, 200) or type(error).__name__
     return f"a process that loads data has failed ({reason})"
 
 

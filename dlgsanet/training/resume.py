@@ -17,7 +17,7 @@ from basicsr.models.base_model import BaseModel
 from torch import nn
 
 from dlgsanet.distributed import gather
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, brief
 from dlgsanet.training.checkpoints import Checkpoint, Checkpoints, iteration_of
 
 AVERAGES = "_ema"
@@ -106,8 +106,7 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
         _load_networks(model, checkpoint.weights)
         model.resume_training(state)
     except (RuntimeError, ValueError, AssertionError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{unfit}: {reason}; {start_over}") from error
+        raise UserError(f"{unfit}: {brief(error, 200)}; {start_over}") from error
     if checkpoint.state.get("scaler"):
         model.scaler.load_state_dict(checkpoint.state["scaler"])
     for name, count in zip(BAD_STEPS, checkpoint.state.get("bad_steps", []), strict=False):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from basicsr.models.base_model import BaseModel
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, brief
 from dlgsanet.memory import is_out_of_memory
 
 MODELS = ("DLGSANetModel", "SRModel", "SwinIRModel")  # models of one's own may call their networks in other ways
@@ -31,7 +31,7 @@ def try_network(model: BaseModel, options: Mapping[str, Any], sample: Mapping[st
     except Exception as error:  # networks raise all kinds for sizes and channels that they do not take
         if is_out_of_memory(error) or isinstance(error, UserError):
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = brief(error, 200) or type(error).__name__
         raise UserError(f"{what} cannot take the {size} samples of datasets.train: {reason}") from error
     finally:
         network.train(training)
