@@ -15,7 +15,6 @@ Metadata are strings. Key ``network_g`` holds the network's options as JSON; oth
 ``date``...) are free, are shown by `dlgsanet convert` and kept by everything that copies weights.
 """
 
-import inspect
 import json
 import pickle
 import re
@@ -30,7 +29,7 @@ import torch
 from torch import Tensor
 
 from dlgsanet.archs.detect import SHALLOW, contradictions, published_options
-from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.dlgsanet import DLGSANet, default_options
 from dlgsanet.errors import UserError, missing_package, unknown
 from dlgsanet.files import printable, write_whole, written_aside
 
@@ -233,9 +232,8 @@ def contradicted_options(checkpoint: Checkpoint, options: Mapping[str, Any]) -> 
     Raises:
         UserError: the metadata cannot be read.
     """
-    defaults = {name: p.default for name, p in inspect.signature(DLGSANet).parameters.items()}
     without_effect = ("type", "input_resolution")
-    given = {name: value for name, value in (defaults | dict(options)).items() if name not in without_effect}
+    given = {k: value for k, value in (default_options() | dict(options)).items() if k not in without_effect}
     try:
         stated = _stated_options(checkpoint)
     except (ValueError, RecursionError) as error:

@@ -1,5 +1,6 @@
 """DLGSANet (Li et al., ICCV 2023, arXiv 2301.02031), in the order of its Figure 2."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any, cast
@@ -300,6 +301,11 @@ class DLGSANet(nn.Module):
         if type(image) is not Tensor or torch.compiler.is_compiling():  # a traced graph makes its own constants
             return _constant(self.mean, image.dtype, image.device)
         return _kept_constant(self.mean, image.dtype, image.device)
+
+
+def default_options() -> dict[str, Any]:
+    """Every `network_g` option of a `DLGSANet` (no ``type``) with its default."""
+    return {name: parameter.default for name, parameter in inspect.signature(DLGSANet).parameters.items()}
 
 
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

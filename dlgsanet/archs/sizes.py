@@ -1,10 +1,9 @@
 """The published sizes of DLGSANet (Li et al., ICCV 2023, section 4.1): Tiny, Light and Large at x2, x3 and x4."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.dlgsanet import DLGSANet, default_options
 from dlgsanet.errors import unknown
 
 SIZES: dict[str, dict[str, int]] = {
@@ -54,7 +53,7 @@ def size_options(size: str, scale: int) -> dict[str, Any]:
 
 def size_of(options: Mapping[str, Any]) -> str | None:
     """The published size that these `network_g` options of a DLGSANet describe, or None."""
-    defaults = {p.name: p.default for p in inspect.signature(DLGSANet).parameters.values()}
+    defaults = default_options()
     without_effect = {"type": None, "input_resolution": None}
     given = defaults | dict(options) | without_effect
     for size in SIZES if options.get("upscale") in SCALES else ():

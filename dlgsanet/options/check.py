@@ -137,11 +137,10 @@ def _network(options: dict[str, Any]) -> Iterator[str]:
 def _built(where: str, network: dict[str, Any]) -> Iterator[str]:
     """What the class of a network refuses."""
     if network["type"] == "DLGSANet":
-        from dlgsanet.archs.dlgsanet import DLGSANet
+        from dlgsanet.archs.dlgsanet import default_options
         from dlgsanet.archs.options import check_network_options
 
-        defaults = {name: p.default for name, p in inspect.signature(DLGSANet).parameters.items()}
-        yield from (f"{where}.{fault}" for fault in check_network_options(defaults | network))
+        yield from (f"{where}.{fault}" for fault in check_network_options(default_options() | network))
         return
     import torch
 
