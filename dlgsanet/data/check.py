@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dlgsanet.data.images import UnreadableImageError, is_image_name, list_images, opened, read_image
+from dlgsanet.data.images import UnreadableImageError, as_rgb, is_image_name, list_images, opened, read_image
 from dlgsanet.data.known_sets import PUBLISHED_BICUBIC
-from dlgsanet.data.layout import lr_path, scales_of
+from dlgsanet.data.layout import hr_folder, lr_folder, lr_path, scales_of
 from dlgsanet.data.parallel import for_each
 from dlgsanet.data.resize import downscale, imresize
 from dlgsanet.metrics.psnr_ssim import psnr
@@ -41,7 +41,7 @@ class Picture:
 
 def originals_of(root: Path) -> list[Path]:
     """The originals of a data root, or the images of a folder that is not laid out as one."""
-    return list_images(root / "HR" if (root / "HR").is_dir() else root, "ROOT")
+    return list_images(hr_folder(root) if hr_folder(root).is_dir() else root, "ROOT")
 
 
 def check_root(root: Path, workers: int | None = None) -> tuple[list[Picture], list[str]]:
@@ -58,7 +58,7 @@ def check_root(root: Path, workers: int | None = None) -> tuple[list[Picture], l
     faults = [fault for picture in pictures for fault in picture.faults]
     for scale in scales:
         expected = {lr_path(root, picture.path.stem, scale).name for picture in pictures}
-        present = sorted(path for path in (root / "LR_bicubic" / f"X{scale}").iterdir() if is_image_name(path.name))
+        present = sorted(path for path in lr_folder(root, scale).iterdir() if is_image_name(path.name))
         faults += [f"{path}: has no original" for path in present if path.name not in expected]
     return pictures, faults + list(_twice(pictures))
 
@@ -131,7 +131,7 @@ def _examine(path: Path, picture: Picture) -> np.ndarray | None:
 
 
 def _check_pair(picture: Picture, image: np.ndarray, lr: np.ndarray, scale: int, path: Path) -> None:
-    image, lr, gray = _as_colour(image), _as_colour(lr), image.ndim == 2
+    image, lr, gray = as_rgb(image), as_rgb(lr), image.ndim == 2
     expected = downscale(image, scale)
     if lr.shape != expected.shape:
         sizes = f"{lr.shape[1]}x{lr.shape[0]} pixels are not 1/{scale} of {image.shape[1]}x{image.shape[0]}"
@@ -147,10 +147,6 @@ def _check_pair(picture: Picture, image: np.ndarray, lr: np.ndarray, scale: int,
     if min(reference.shape[:2]) > 2 * scale:
         colour = psnr(upscaled, reference, scale)
         picture.scores[scale] = colour, psnr(upscaled, reference, scale, y_channel=False) if gray else colour
-
-
-def _as_colour(image: np.ndarray) -> np.ndarray:
-    return image if image.ndim == 3 else np.stack([image] * 3, axis=-1)
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:

@@ -12,8 +12,10 @@ from dlgsanet.pictures.reading import UnreadableImageError, opened, read_picture
 
 __all__ = [
     "UnreadableImageError",
+    "as_rgb",
     "is_image_name",
     "list_images",
+    "luma",
     "opened",
     "png_bytes",
     "read_image",
@@ -64,7 +66,11 @@ def read_image(path: Path, content: bytes | None = None) -> np.ndarray:
 
 def read_rgb(path: Path, content: bytes | None = None) -> np.ndarray:
     """As `read_image`, but always uint8 [H, W, 3]: a gray image has three equal channels, as BasicSR reads it."""
-    image = read_image(path, content)
+    return as_rgb(read_image(path, content))
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """[H, W] or [H, W, 3] -> [H, W, 3]: a gray image gets three equal channels."""
     return image if image.ndim == 3 else np.stack([image] * 3, axis=-1)
 
 

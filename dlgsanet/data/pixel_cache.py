@@ -3,7 +3,7 @@
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -107,14 +107,9 @@ def _fill(cache: PixelCache, sources: Sequence[Source]) -> None:
     def decode(index: int) -> None:
         cache[index][:] = read_rgb(Path(sources[index].name), sources[index].read()).transpose(2, 0, 1)
 
-    _all_or_error(decode, range(len(sources)), "decoding images")
-
-
-def _all_or_error(work: Callable[..., Any], jobs: Sequence[Any], title: str) -> list[Any]:
-    results, failures = for_each(work, jobs, title)
+    _, failures = for_each(decode, range(len(sources)), "decoding images")
     if failures:
-        raise UserError(f"images cannot be used ({len(failures)}): " + in_one_line(failures))
-    return results
+        raise UserError(f"images cannot be used ({len(failures)}): {in_one_line(failures)}")
 
 
 def _fingerprint(sources: Sequence[Source], shapes: list[tuple[int, int]]) -> str:

@@ -12,7 +12,7 @@ from math import lcm
 from pathlib import Path
 
 from dlgsanet.data.images import UnreadableImageError, list_images, png_bytes, read_image
-from dlgsanet.data.layout import lr_path
+from dlgsanet.data.layout import hr_folder, lr_path
 from dlgsanet.data.parallel import for_each
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
@@ -51,7 +51,7 @@ def cut(root: Path, scales: Sequence[int], recipe: Recipe, workers: int | None =
     for value, name in ((recipe.size, "--size"), (recipe.step, "--step")):
         if value < 1 or value % lcm(*scales):
             raise UserError(f"{name}: must be a multiple of every scale, of {lcm(*scales)}, not {value}")
-    originals = list_images(root / "HR", "ROOT")
+    originals = list_images(hr_folder(root), "ROOT")
     for folder in sub_folders(root, scales).values():
         _sign(folder / ".recipe", recipe)
     pieces, skipped = for_each(
