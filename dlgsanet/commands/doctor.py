@@ -177,12 +177,12 @@ def _calls(device: str) -> "Iterator[tuple[Record, bool]]":
     from dlgsanet.archs.feed_forward import GDFN
     from dlgsanet.archs.mhdlsa import MHDLSA
     from dlgsanet.archs.sparse_gsa import SparseGSA
-    from dlgsanet.ops.records import FusedDynamicConv
+    from dlgsanet.ops.records import dynamic_conv_of
 
     attention = SparseGSA(12, tlc_kernel=8).to(device)
     local, network = MHDLSA(12).to(device).record(), GDFN(12).to(device).record()
     z = torch.zeros(1, len(local.squeeze_weight), 8, 8, device=device)
-    convolution = FusedDynamicConv(z, local.filter_weight.flatten(1), local.filter_bias, local.window_size)
+    convolution = dynamic_conv_of(local, z)
     for training in (False, True):
         yield local, training
         yield attention.train(training).record(), training

@@ -1,4 +1,4 @@
-"""The operators of the dynamic convolution under autocast."""
+"""Autocast: whether it is enabled, the dtype that it chooses, and the dynamic convolution under it."""
 
 import contextlib
 from collections.abc import Callable
@@ -23,6 +23,12 @@ def is_on(device: str) -> bool:
 def off(device: str) -> contextlib.AbstractContextManager[None]:
     """A context without autocast for a type of device."""
     return torch.autocast(device, enabled=False) if is_on(device) else contextlib.nullcontext()
+
+
+def dtype_of(x: Tensor) -> torch.dtype:
+    """The dtype in which a layer computes from x: autocast's where it is enabled, except for float64."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if is_on(device) and x.dtype != torch.float64 else x.dtype
 
 
 def in_autocast_dtype(operator: Callable[..., Tensor], x: Tensor, feature: Tensor, *rest: object) -> Tensor:

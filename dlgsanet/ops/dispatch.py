@@ -45,15 +45,15 @@ def candidates() -> list[str]:
         UserError: ``DLGSANET_BACKEND`` is neither the name of a backend nor ``-NAME``.
     """
     names = list(BACKENDS)
-    choice = os.environ.get("DLGSANET_BACKEND")
-    if not choice:
+    wanted = os.environ.get("DLGSANET_BACKEND")
+    if not wanted:
         return names
     without = [f"-{name}" for name in names[:-1]]
-    if choice not in (*names, *without):
-        raise UserError(f"DLGSANET_BACKEND: {unknown('backend', choice, (*names, *without))}")
-    if choice in without:
-        return [name for name in names if name != choice[1:]]
-    return names[names.index(choice) :]
+    if wanted not in (*names, *without):
+        raise UserError(f"DLGSANET_BACKEND: {unknown('backend', wanted, (*names, *without))}")
+    if wanted in without:
+        return [name for name in names if name != wanted[1:]]
+    return names[names.index(wanted) :]
 
 
 def explain(

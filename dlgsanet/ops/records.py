@@ -7,7 +7,8 @@ The layers of blocks are pre-norm and residual: they compute ``x + layer(norm(x)
 C.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -104,3 +105,13 @@ OPERATIONS: dict[type, str] = {
 def tensors_of(record: Record) -> list[Tensor]:
     """The tensors of a record, in the order of its fields."""
     return [value for value in record if isinstance(value, Tensor)]
+
+
+def map_tensors(record: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The record with each of its tensors replaced by ``function(tensor)``."""
+    return record._make(function(value) if isinstance(value, Tensor) else value for value in record)
+
+
+def dynamic_conv_of(layer: LocalAttention, z: Tensor) -> FusedDynamicConv:
+    """The dynamic convolution of a layer, with filters that are formed from z [B, D, H, W]."""
+    return FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)

@@ -23,6 +23,7 @@ from dlgsanet.ops.records import (
     FusedDynamicConv,
     GatedFeedForward,
     LocalAttention,
+    dynamic_conv_of,
 )
 from dlgsanet.ops.windows import covering_windows
 
@@ -127,8 +128,7 @@ def dynamic_local_attention(
     y = F.conv2d(layer_norm(x, layer.norm_weight, layer.norm_bias), layer.proj_in)
     z = F.conv2d(y, layer.squeeze_weight, layer.squeeze_bias)
     z = F.conv2d(z, layer.spatial_weight, layer.spatial_bias, padding=layer.window_size // 2, groups=z.shape[1])
-    filtered = convolve(FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size), y)
-    return x + F.conv2d(filtered, layer.proj_out)
+    return x + F.conv2d(convolve(dynamic_conv_of(layer, z), y), layer.proj_out)
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from dlgsanet.ops.backends.cuda import feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.first_use import Use
 from dlgsanet.ops.backends.cuda.modules import SCALARS, Instance, Launch, Module
+from dlgsanet.ops.backends.reference import accumulation_dtype
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, GatedFeedForward, Record, tensors_of
 
 WINDOW_SIZES = (3, 5, 7, 9)
@@ -235,7 +236,7 @@ BACKEND = Backend(
 def _prepare(convolution: FusedDynamicConv) -> FusedDynamicConv:
     """Contiguous tensors, with weight and bias in the dtype in which sums are formed."""
     z, weight, bias, window_size = convolution
-    accumulator = torch.float64 if z.dtype == torch.float64 else torch.float32
+    accumulator = accumulation_dtype(z.dtype)
     if weight.dtype != accumulator:
         weight = weight.to(accumulator)
     if bias is not None:

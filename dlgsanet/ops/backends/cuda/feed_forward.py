@@ -34,17 +34,14 @@ def path(x: Tensor) -> str:
 
 def takes(layer: GatedFeedForward, x: Tensor) -> bool:
     """Whether the kernel is made for these dtypes and sizes."""
-    device = x.device.type
     dtypes = {x.dtype, *(t.dtype for t in layer)}
-    result = x.dtype == torch.float32 or not autocast.is_on(device) or x.dtype == torch.get_autocast_dtype(device)
+    result = x.dtype in (torch.float32, autocast.dtype_of(x))
     return len(dtypes) == 1 and result and x.shape[1] <= MOST_CHANNELS and x.dtype != torch.float64
 
 
 def timed(layer: GatedFeedForward, x: Tensor) -> tuple[object, ...]:
     """What the time depends on, apart from the pixels. Weights that are not frozen are packed in every call."""
-    device = x.device.type
-    lower = torch.get_autocast_dtype(device) if autocast.is_on(device) else x.dtype
-    return path(x), x.dtype, lower, *layer.proj_out.shape[:2], hasattr(layer.proj_out, KEPT)
+    return path(x), x.dtype, autocast.dtype_of(x), *layer.proj_out.shape[:2], hasattr(layer.proj_out, KEPT)
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor, of: str | None = None) -> Tensor:

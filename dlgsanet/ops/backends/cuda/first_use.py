@@ -19,7 +19,7 @@ from dlgsanet.ops.backends.verdicts import (
     largest_difference,
     warn,
 )
-from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, GatedFeedForward, Record
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, GatedFeedForward, Record, map_tensors
 
 # (batch, height, width): rows that can be moved in whole quads and ragged tiles, and rows that cannot.
 SIZES = [(1, 27, 20), (2, 9, 35)]
@@ -78,8 +78,8 @@ def _difference(use: Use, run: Run) -> float:
     with autocast.off(use.device.type):
         for batch, height, width in SIZES:
             record, x, grad = _random_call(use, batch, height, width)
-            actual = run(_map(record, lambda t: t.to(use.device)), x.to(use.device), grad.to(use.device))
-            exact = _map(record, Tensor.double)
+            actual = run(map_tensors(record, lambda t: t.to(use.device)), x.to(use.device), grad.to(use.device))
+            exact = map_tensors(record, Tensor.double)
             expected = _reference(exact, x.double(), grad.double(), backward="backward" in use.path)
             worst = max(worst, largest_difference(actual, expected))
     return worst
@@ -108,10 +108,6 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record,
     weight = random(groups * taps, features, dtype=wide) / features**0.5
     bias = random(groups * taps, dtype=wide)
     return FusedDynamicConv(random(batch, features, height, width), weight, bias, window), x, grad
-
-
-def _map(record: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    return record._make(function(f) if isinstance(f, Tensor) else f for f in record)
 
 
 def _reference(record: Any, x: Tensor, grad: Tensor, backward: bool) -> tuple[Tensor, ...]:

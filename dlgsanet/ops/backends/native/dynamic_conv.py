@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dlgsanet.ops.backends import ConvolutionFunctions
 from dlgsanet.ops.backends.native import library
+from dlgsanet.ops.backends.native.layers import sizes_of
 from dlgsanet.ops.backends.native.signatures import round_up, strips
 from dlgsanet.ops.records import FusedDynamicConv
 
@@ -48,14 +49,6 @@ def _tensors(convolution: FusedDynamicConv) -> dict[str, Tensor]:
 
 
 def _sizes(convolution: FusedDynamicConv, x: Tensor) -> dict[str, int]:
-    batch, channels, height, width = x.shape
     window_size = convolution.window_size
-    return {
-        "batch": batch,
-        "channels": channels,
-        "inputs": convolution.z.shape[1],
-        "groups": len(convolution.weight) // window_size**2,
-        "window_size": window_size,
-        "height": height,
-        "width": width,
-    }
+    groups = len(convolution.weight) // window_size**2
+    return sizes_of(x) | {"inputs": convolution.z.shape[1], "groups": groups, "window_size": window_size}

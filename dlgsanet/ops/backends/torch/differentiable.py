@@ -15,7 +15,7 @@ from dlgsanet.ops.backends.reference import accumulation_dtype
 from dlgsanet.ops.backends.torch.dynamic_conv import FUSED_CONVOLUTION
 from dlgsanet.ops.backends.torch.mixing import in_heads, mixing_matrices
 from dlgsanet.ops.constants import LAYER_NORM_EPS
-from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, Layer, LocalAttention
+from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Layer, LocalAttention, dynamic_conv_of
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
@@ -23,8 +23,7 @@ def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
     y = _project(_normalise(layer, x), layer.proj_in)
     z = _depthwise(_project(y, layer.squeeze_weight, layer.squeeze_bias), layer.spatial_weight, layer.spatial_bias)
     y, z = y.movedim(-1, 1), z.movedim(-1, 1)
-    convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
-    y = convolve(FUSED_CONVOLUTION, convolution, y)
+    y = convolve(FUSED_CONVOLUTION, dynamic_conv_of(layer, z), y)
     return x + _project(y.movedim(1, -1), layer.proj_out).movedim(-1, 1)
 
 

@@ -28,7 +28,7 @@ def dynamic_depthwise_conv(convolution: DynamicConv, x: Tensor) -> Tensor:
     dtype = accumulation_dtype(x.dtype)
     groups, window_size = filters.shape[1:3]
     padded = _pad(x, groups, window_size, dtype)
-    out = _new_zeros(x, groups, dtype)
+    out = x.new_zeros(x.shape, dtype=dtype).unflatten(1, (groups, -1))
     for images, rows in _strips(x, groups, window_size):
         strip = filters[images, ..., rows, :].to(dtype)
         _filter(out[images, ..., rows, :], _with_border(padded, images, rows, window_size), strip)
@@ -132,10 +132,6 @@ def _unpad(padded: Tensor, window_size: int) -> Tensor:
     r = window_size // 2
     height, width = padded.shape[-2] - 2 * r, padded.shape[-1] - 2 * r
     return padded[..., r : r + height, r : r + width].flatten(1, 2)
-
-
-def _new_zeros(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    return x.new_zeros(x.shape, dtype=dtype).unflatten(1, (groups, -1))
 
 
 def _column(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -16,7 +16,7 @@ from dlgsanet.ops.backends.torch import dynamic_conv
 from dlgsanet.ops.backends.torch.cells import Cells
 from dlgsanet.ops.backends.torch.mixing import in_heads, mixing_matrices
 from dlgsanet.ops.constants import LAYER_NORM_EPS
-from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, Layer, LocalAttention
+from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Layer, LocalAttention, dynamic_conv_of
 
 # The hidden tensor of a strip: 4 MB in float32.
 ELEMENTS_IN_STRIP = 1 << 20
@@ -75,8 +75,7 @@ def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
             z[:, rows] = torch.addmm(bias, squeeze, y).view(features, -1, width)
         padding = layer.window_size // 2
         z = F.conv2d(z, layer.spatial_weight, layer.spatial_bias, padding=padding, groups=features).unsqueeze(0)
-        convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
-        for _, rows, y in dynamic_conv.filtered_strips(convolution, planar.unsqueeze(0)):
+        for _, rows, y in dynamic_conv.filtered_strips(dynamic_conv_of(layer, z), planar.unsqueeze(0)):
             _add_projection(image, out, rows, y.view(channels, -1).t().to(x.dtype), layer.proj_out.flatten(1))
 
     return _image_by_image(compute, x)

@@ -10,7 +10,7 @@ NORMALIZE_EPS = 1e-12  # as in torch.nn.functional.normalize
 
 
 def in_heads(matrices: Tensor, heads: int) -> Tensor:
-    """[n, C, C] -> [n, heads, c, c]: the blocks on the diagonal, one per head."""
+    """[n, C, C] -> [n, heads, c, c]: the blocks on the diagonal, the queries and keys of one head each."""
     blocks = matrices.unflatten(2, (heads, -1)).unflatten(1, (heads, -1))
     return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
 

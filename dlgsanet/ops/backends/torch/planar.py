@@ -20,10 +20,11 @@ from dlgsanet.ops import autocast
 from dlgsanet.ops.backends.gradients import convolve
 from dlgsanet.ops.backends.reference import accumulation_dtype, select_similarities
 from dlgsanet.ops.backends.torch.frozen import derived
+from dlgsanet.ops.backends.torch.mixing import in_heads
 from dlgsanet.ops.backends.torch.strip_rows import fits, rows_of_strip
 from dlgsanet.ops.cached_tensors import cached_tensors
 from dlgsanet.ops.constants import LAYER_NORM_EPS
-from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, Layer, LocalAttention
+from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Layer, LocalAttention, dynamic_conv_of
 from dlgsanet.ops.windows import window_starts
 
 NORM_EPS = 1e-24  # added to sums of squares; torch.nn.functional.normalize keeps norms above 1e-12
@@ -38,10 +39,8 @@ class Kept(NamedTuple):
 
     def bytes_of(self, x: Tensor) -> int:
         """Per value of x."""
-        lower = autocast.is_on(x.device.type) and x.dtype != torch.float64
-        hidden = torch.get_autocast_dtype(x.device.type) if lower else x.dtype
         sums = self.sums * accumulation_dtype(x.dtype).itemsize
-        return self.hidden * hidden.itemsize + sums + self.images * x.itemsize
+        return self.hidden * autocast.dtype_of(x).itemsize + sums + self.images * x.itemsize
 
 
 KEPT = Kept(9, 2)
@@ -81,7 +80,7 @@ def local_attention(
     y, z = project(x, weight, bias).split([x.shape[1], squeezed], 1)
     padding = layer.window_size // 2
     z = F.conv2d(z, layer.spatial_weight, layer.spatial_bias, padding=padding, groups=squeezed)
-    convolution = FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
+    convolution = dynamic_conv_of(layer, z)
     filtered = convolve(None, convolution, y)
     del y, z, convolution
     return add_projection(x, filtered, layer.proj_out)
@@ -131,9 +130,8 @@ def _matrices(layer: ChannelAttention, gram: Tensor) -> Tensor:
     channels, heads = gram.shape[1] // 2, len(layer.temperature)
     scale = gram.diagonal(dim1=1, dim2=2).rsqrt()  # 1 / norms of q, then of k
     similarities = gram[:, :channels, channels:] * scale[:, :channels, None] * scale[:, None, channels:]
-    # Only the blocks on the diagonal count: queries and keys of one head.
-    blocks = similarities.unflatten(2, (heads, -1)).unflatten(1, (heads, -1)).diagonal(dim1=1, dim2=3).movedim(-1, 1)
-    weights = select_similarities(blocks * layer.temperature, layer.activation, layer.topk_ratio)
+    similarities = in_heads(similarities, heads) * layer.temperature
+    weights = select_similarities(similarities, layer.activation, layer.topk_ratio)
     if heads == 1:
         return weights.squeeze(1)
     return torch.diag_embed(weights.movedim(1, -1), dim1=1, dim2=3).flatten(3).flatten(1, 2)

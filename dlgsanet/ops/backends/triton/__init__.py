@@ -40,6 +40,7 @@ from dlgsanet.ops.records import (
     Layer,
     LocalAttention,
     Record,
+    map_tensors,
     tensors_of,
 )
 from dlgsanet.ops.tf32 import allowed_in_matrix_products
@@ -168,12 +169,8 @@ def _results(
 ) -> list[Tensor]:
     """The result of a layer with changed tensors; if it is trained, once more with the gradients of all of them."""
     with torch.no_grad():
-        inferred = backend.infer(_changed(layer, change), change(x))
+        inferred = backend.infer(map_tensors(layer, change), change(x))
     return [inferred, *_trained(backend, layer, x, change)] if trains else [inferred]
-
-
-def _changed(layer: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return layer._make(change(f) if isinstance(f, Tensor) else f for f in layer)
 
 
 def _trained(backend: Backend, layer: Layer, x: Tensor, change: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -182,7 +179,7 @@ def _trained(backend: Backend, layer: Layer, x: Tensor, change: Callable[[Tensor
     def leaf(t: Tensor) -> Tensor:
         return change(t).detach().requires_grad_()
 
-    x, layer = leaf(x), _changed(layer, leaf)
+    x, layer = leaf(x), map_tensors(layer, leaf)
     out = backend.train(layer, x)
     return [out.detach(), *torch.autograd.grad(out, (x, *tensors_of(layer)), x.detach())]
 

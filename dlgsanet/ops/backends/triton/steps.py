@@ -45,9 +45,8 @@ CONVOLVED, CONVOLVED_TO = 64, 64  # pixels of a program of `convolve`, and the m
 def normalise(x: Tensor) -> Tensor:
     """Each pixel of x [B, C, H, W] less its mean over C, over its standard deviation; in autocast's dtype."""
     channels, height, width = x.shape[1:]
-    if not x[0, 0].is_contiguous():
-        x = x.contiguous()
-    out = torch.empty(x.shape, dtype=_hidden_dtype(x), device=x.device)
+    x = _with_contiguous_planes(x)
+    out = torch.empty(x.shape, dtype=autocast.dtype_of(x), device=x.device)
     grid, sizes = _columns(x)
     with _on(x):
         kernels.normalise[grid](x, out, x.stride(0), x.stride(1), channels, height * width, EPS=LAYER_NORM_EPS, **sizes)
@@ -58,7 +57,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``weight @ normalise(x) + bias``: in one kernel, if that is faster on this card."""
     if x.dtype == torch.float64:
         return _normalise_then_project(x, weight, bias)
-    key = x.dtype, _hidden_dtype(x), *weight.shape[:2], bias is None, _precision(x)
+    key = x.dtype, autocast.dtype_of(x), *weight.shape[:2], bias is None, _precision(x)
     which = _choice("normalisation and projection in one kernel", x.device, *key)
     one_kernel = functools.partial(_normalise_project, x, weight, bias)
     return _faster(which, x, functools.partial(_normalise_then_project, x, weight, bias), one_kernel)
@@ -69,7 +68,7 @@ def local_attention(layer: LocalAttention, x: Tensor, weight: Tensor, bias: Tens
     window, channels, features = layer.window_size, x.shape[1], len(layer.squeeze_bias)
     if x.dtype == torch.float64 or window not in WINDOWS or features > FEATURES:
         return _project_then_attend(layer, x, weight, bias)
-    key = x.dtype, _hidden_dtype(x), channels, len(layer.filter_bias), features, window, _precision(x), _formed(x)
+    key = x.dtype, autocast.dtype_of(x), channels, len(layer.filter_bias), features, window, _precision(x), _formed(x)
     which = _choice("local attention in one kernel", x.device, *key)
     one_kernel = functools.partial(_attend_locally, layer, x, weight, bias)
     return _faster(which, x, functools.partial(_project_then_attend, layer, x, weight, bias), one_kernel)
@@ -125,7 +124,7 @@ def attend_in_windows(layer: ChannelAttention, x: Tensor) -> Tensor:
     suited = layer.activation == "relu" and channels // heads <= WIDEST_HEAD and x.dtype != torch.float64
     if not suited:
         return _attend_by_windows(layer, x)
-    key = x.dtype, _hidden_dtype(x), channels, heads, layer.window, _precision(x)
+    key = x.dtype, autocast.dtype_of(x), channels, heads, layer.window, _precision(x)
     which = _choice("attention in windows by tiles", x.device, *key)
     by_tiles = functools.partial(_attend_by_tiles, layer, x)
     return _faster(which, x, functools.partial(_attend_by_windows, layer, x), by_tiles)
@@ -135,7 +134,7 @@ def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
     """With what comes before and after it in one kernel; without gradients."""
     batch, _, height, width = x.shape
     shape = batch, len(layer.weight) // layer.factor**2, layer.factor * height, layer.factor * width
-    return _convolve(layer, x, torch.empty(shape, dtype=_hidden_dtype(x), device=x.device))
+    return _convolve(layer, x, torch.empty(shape, dtype=autocast.dtype_of(x), device=x.device))
 
 
 def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:
@@ -154,18 +153,16 @@ def takes_convolution(layer: Conv3x3, x: Tensor) -> bool:
 def convolution_timed(layer: Conv3x3, x: Tensor) -> tuple[object, ...]:
     """What its time depends on, apart from the pixels. Weights that are not frozen are packed in every call."""
     around = layer.mean is None, layer.factor, None if layer.to is None else layer.to.shape[2:] == x.shape[2:]
-    dtypes = x.dtype, _hidden_dtype(x), layer.weight.dtype
+    dtypes = x.dtype, autocast.dtype_of(x), layer.weight.dtype
     return *dtypes, *layer.weight.shape[:2], *around, _precision_of_convolution(x), hasattr(layer.weight, KEPT)
 
 
 STEPS = planar.Steps(local_attention, features, feed_forward, windows, attention, attend_in_windows)
 
 
-def _hidden_dtype(x: Tensor) -> torch.dtype:
-    """Of what is computed from x: autocast lowers it."""
-    device = x.device.type
-    lower = autocast.is_on(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if lower else x.dtype
+def _with_contiguous_planes(x: Tensor) -> Tensor:
+    """x [B, C, H, W], or a contiguous copy: kernels take the strides of images and channels only."""
+    return x if x[0, 0].is_contiguous() else x.contiguous()
 
 
 @functools.cache
@@ -187,7 +184,7 @@ def _precision(x: Tensor) -> str:
 
 def _formed(x: Tensor) -> str:
     """How products that form filters are computed, in float32 or TF32, which has as many bits as float16."""
-    exact_enough = _hidden_dtype(x).itemsize == 2 or tf32.allowed_in_convolutions()
+    exact_enough = autocast.dtype_of(x).itemsize == 2 or tf32.allowed_in_convolutions()
     return "tf32" if exact_enough and _has_tf32(x.device) else "ieee"
 
 
@@ -203,15 +200,14 @@ def _has_tf32(device: torch.device) -> bool:
 
 
 def _normalise_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out = torch.empty(len(x), len(weight), *x.shape[2:], dtype=_hidden_dtype(x), device=x.device)
+    out = torch.empty(len(x), len(weight), *x.shape[2:], dtype=autocast.dtype_of(x), device=x.device)
     return _normalise_project_into(out, 0, x, weight, bias)
 
 
 def _normalise_project_into(out: Tensor, border: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The image begins after a border of `out`, which has room for it. Outside of the image there are zeros."""
     channels, height, width = x.shape[1:]
-    if not x[0, 0].is_contiguous():
-        x = x.contiguous()
+    x = _with_contiguous_planes(x)
     weight = weight.contiguous()
     _, sizes = _columns(x, FEWEST_TERMS)
     pixels = out.shape[2:].numel()
@@ -237,10 +233,9 @@ def _attend_locally(layer: LocalAttention, x: Tensor, weight: Tensor, bias: Tens
     window, features = layer.window_size, len(layer.squeeze_bias)
     groups = len(layer.filter_bias) // window**2
     at_once = min(GROUPS, triton.next_power_of_2(groups))
-    if not x[0, 0].is_contiguous():
-        x = x.contiguous()
+    x = _with_contiguous_planes(x)
     down, across = triton.cdiv(height, 2), triton.cdiv(width, COLUMNS)
-    hidden: dict[str, Any] = {"dtype": _hidden_dtype(x), "device": x.device}
+    hidden: dict[str, Any] = {"dtype": autocast.dtype_of(x), "device": x.device}
     y = torch.empty(batch, len(weight), 2 * down + window - 1, COLUMNS * across + window - 1, **hidden)
     _normalise_project_into(y, window // 2, x, weight, bias)
     filtered = torch.empty(batch * down * across, channels, 2 * COLUMNS, **hidden)
@@ -249,10 +244,10 @@ def _attend_locally(layer: LocalAttention, x: Tensor, weight: Tensor, bias: Tens
         "K": window,
         "FEATURES": features,
         "SHARE": channels // groups,
-        "TERMS": max(FEWEST_TERMS, triton.next_power_of_2(features + 1)),
+        "TERMS": block_size(features + 1),
         "GROUPS": at_once,
         "PASSES": triton.cdiv(groups, at_once),
-        "TAPS": max(FEWEST_TERMS, triton.next_power_of_2(window**2 + window)),
+        "TAPS": block_size(window**2 + window),
         "PIXELS": COLUMNS,
         "PART": FEWEST_TERMS,
         "PARTS": triton.cdiv(channels, FEWEST_TERMS),
@@ -286,11 +281,9 @@ def _padded_filters(
 def _convolve(layer: Conv3x3, x: Tensor, out: Tensor) -> Tensor:
     """out: of the result's shape; it may be `layer.to`."""
     (outputs, channels), to = layer.weight.shape[:2], layer.to
-    if not x[0, 0].is_contiguous():
-        x = x.contiguous()
-    if to is not None and not to[0, 0].is_contiguous():
-        to = to.contiguous()
-    most = min(CONVOLVED_TO, max(FEWEST_TERMS, triton.next_power_of_2(outputs)))
+    x = _with_contiguous_planes(x)
+    to = None if to is None else _with_contiguous_planes(to)
+    most = min(CONVOLVED_TO, block_size(outputs))
     tiles, sizes = _tiles(x, CONVOLVED, 32)
     sizes |= {
         "OUTPUTS": most,
@@ -303,9 +296,9 @@ def _convolve(layer: Conv3x3, x: Tensor, out: Tensor) -> Tensor:
         "TO": 0 if to is None else 2 if to.shape == out.shape else 1,
         "SHUFFLE": layer.factor,
         "PRECISION": _precision_of_convolution(x),
-        "FACTOR": _factor(x, _hidden_dtype(x)),
+        "FACTOR": _factor(x, autocast.dtype_of(x)),
     }
-    dtype = _hidden_dtype(x)
+    dtype = autocast.dtype_of(x)
     weight = derived(lambda: _packed(layer.weight.to(dtype), most), layer.weight, key=dtype)
     given = [weight if t is None else t.contiguous() for t in (layer.bias, layer.mean)]
     strides = (0, 1) if to is None else to.expand(len(x), -1, -1, -1).stride()[:2]
@@ -333,10 +326,9 @@ def _normalise_then_project(x: Tensor, weight: Tensor, bias: Tensor | None) -> T
 def _gate_project(x: Tensor, hidden: Tensor, bias: Tensor, depthwise: Tensor, proj_out: Tensor) -> Tensor:
     """``x + proj_out @ gate``, of the halves of the filtered ``hidden + bias``."""
     batch, channels, height, width = x.shape
-    if not x[0, 0].is_contiguous():
-        x = x.contiguous()
+    x = _with_contiguous_planes(x)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    wide = max(FEWEST_TERMS, triton.next_power_of_2(channels))
+    wide = block_size(channels)
     tiles, sizes = _tiles(x, max(FEWEST_TERMS, min(GATED, PROJECTED // wide)), 32)
     sizes |= {"CHANNELS": wide, "TERMS": FEWEST_TERMS, "num_warps": FEWEST_TERMS}  # a warp for each term
     parts = triton.cdiv(proj_out.shape[1], FEWEST_TERMS)
@@ -368,12 +360,11 @@ def _attend_by_windows(layer: ChannelAttention, x: Tensor) -> Tensor:
 def _attend_by_tiles(layer: ChannelAttention, x: Tensor) -> Tensor:
     """In strips of rows where memory is short. Then q and k are projected first, and later the values."""
     assert layer.window is not None
-    if not x[0, 0].is_contiguous():
-        x = x.contiguous()
+    x = _with_contiguous_planes(x)
     batch, channels, height, width = x.shape
     heads, dtype = len(layer.temperature), accumulation_dtype(x.dtype)
     of_head, rows = channels // heads, rows_of_strip(x, 4 * channels)
-    side, wide = side_of_head(of_head), max(FEWEST_TERMS, triton.next_power_of_2(channels))
+    side, wide = side_of_head(of_head), block_size(channels)
     highest = rows_of_values(wide)
     summed, attended = (tiles_of(height, width, layer.window, rows, most, x.device) for most in (SUMMED, highest))
     total = len(summed.tiles)
@@ -381,7 +372,7 @@ def _attend_by_tiles(layer: ChannelAttention, x: Tensor) -> Tensor:
     folded = torch.empty(batch, summed.windows, channels, channels, dtype=dtype, device=x.device)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     tensors = planar.tensors_of_features(layer)
-    sizes = {"PRECISION": _precision(x), "FACTOR": _factor(x, _hidden_dtype(x)), "COLUMNS": TILE_COLUMNS}
+    sizes = {"PRECISION": _precision(x), "FACTOR": _factor(x, autocast.dtype_of(x)), "COLUMNS": TILE_COLUMNS}
     sizes["ACC"] = acc = _triton_dtype(dtype)
 
     def project_rows(strip: Strip, of: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -457,6 +448,11 @@ def _heads(gram: Tensor, temperature: Tensor) -> tuple[tuple[int], dict[str, Any
     side = triton.next_power_of_2(channels)
     sizes = {"channels": channels, "HEADS": heads, "EPS": planar.NORM_EPS, "SIDE": side}
     return (len(gram) * heads,), sizes | {"ACC": _triton_dtype(gram.dtype), "num_warps": warps_of_head(side)}
+
+
+def block_size(channels: int) -> int:
+    """The power of two that has room for the channels, in products."""
+    return max(FEWEST_TERMS, triton.next_power_of_2(channels))
 
 
 def side_of_head(channels: int) -> int:

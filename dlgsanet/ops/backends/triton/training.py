@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dlgsanet.ops import autocast
 from dlgsanet.ops.backends.cuda import modules
 from dlgsanet.ops.backends.gradients import convolve, convolve_backward
 from dlgsanet.ops.backends.reference import accumulation_dtype
@@ -23,7 +24,14 @@ from dlgsanet.ops.backends.torch import planar
 from dlgsanet.ops.backends.triton import gradient_kernels as kernels
 from dlgsanet.ops.backends.triton import steps
 from dlgsanet.ops.constants import LAYER_NORM_EPS
-from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, LocalAttention, Record
+from dlgsanet.ops.records import (
+    ChannelAttention,
+    GatedFeedForward,
+    LocalAttention,
+    Record,
+    dynamic_conv_of,
+    map_tensors,
+)
 
 PROGRAMS = 264  # that share out the pixels of a batch, at most, unless it has more images: two for each of 132 SMs
 COLUMNS = 16  # of a tile
@@ -54,12 +62,12 @@ class _FeedForward(torch.autograd.Function):
         hidden, _ = _project(x, norm_weight, norm_bias, proj_in)
         ctx.save_for_backward(hidden, x, norm_weight, norm_bias, proj_in, depthwise, proj_out)
         out, (channels, height, width), half = torch.empty_like(x), x.shape[1:], proj_out.shape[1]
-        tiles, sizes = steps._tiles(x, COLUMNS * steps.rows_of_values(_wide(channels)), COLUMNS)
+        tiles, sizes = steps._tiles(x, COLUMNS * steps.rows_of_values(steps.block_size(channels)), COLUMNS)
         with steps._on(x):
             kernels.gate_project[len(x) * tiles,](
-                hidden, depthwise, proj_out, x, out, half, channels, height, width, tiles, CHANNELS=_wide(channels),
-                TERMS=steps.FEWEST_TERMS, PARTS=triton.cdiv(half, steps.FEWEST_TERMS), num_warps=steps.FEWEST_TERMS,
-                **_factors(x, hidden), **sizes
+                hidden, depthwise, proj_out, x, out, half, channels, height, width, tiles,
+                CHANNELS=steps.block_size(channels), TERMS=steps.FEWEST_TERMS, num_warps=steps.FEWEST_TERMS,
+                PARTS=triton.cdiv(half, steps.FEWEST_TERMS), **_factors(x, hidden), **sizes
             )  # fmt: skip
         return out
 
@@ -79,7 +87,7 @@ class _FeedForward(torch.autograd.Function):
             kernels.gate_project_backward[sums.fewer * parts,](
                 grad, hidden, depthwise, proj_out, grad_halves, sums.of(depthwise), sums.of(proj_out),
                 sums.stride, half, channels, height, width, sums.per_image_of_parts, PARTS=parts,
-                CHANNELS=_wide(channels), TERMS=steps.FEWEST_TERMS, num_warps=WARPS, **sizes
+                CHANNELS=steps.block_size(channels), TERMS=steps.FEWEST_TERMS, num_warps=WARPS, **sizes
             )  # fmt: skip
         grad_x = _filter_project_backward(grad_halves, depthwise, x, norm_weight, norm_bias, proj_in, grad, sums)
         return grad_x, *sums.add_up()
@@ -97,7 +105,7 @@ class _ChannelAttention(torch.autograd.Function):
         products = hidden.new_empty(batch * per_image, heads["HEADS"], side, side, dtype=accumulation_dtype(x.dtype))
         folded, out = products.new_empty(batch, channels, channels), torch.empty_like(x)
         sizes = _shared_out(x, hidden, FILTERED // side, per_image) | {"PRECISION": steps._precision(x)}
-        tiles, of_attend = steps._tiles(x, COLUMNS * steps.rows_of_values(_wide(channels)), COLUMNS)
+        tiles, of_attend = steps._tiles(x, COLUMNS * steps.rows_of_values(steps.block_size(channels)), COLUMNS)
         with steps._on(x):
             kernels.products[batch * per_image * heads["HEADS"],](
                 hidden[:, : 2 * channels], depthwise[: 2 * channels], products, channels // heads["HEADS"], height,
@@ -108,8 +116,8 @@ class _ChannelAttention(torch.autograd.Function):
             )
             kernels.attend[batch * tiles,](
                 hidden[:, 2 * channels :], depthwise[2 * channels :], folded, x, out, channels, height, width, tiles,
-                CHANNELS=_wide(channels), TERMS=steps.FEWEST_TERMS, PARTS=triton.cdiv(channels, steps.FEWEST_TERMS),
-                num_warps=steps.FEWEST_TERMS, **_factors(x, hidden), **of_attend
+                CHANNELS=steps.block_size(channels), TERMS=steps.FEWEST_TERMS, num_warps=steps.FEWEST_TERMS,
+                PARTS=triton.cdiv(channels, steps.FEWEST_TERMS), **_factors(x, hidden), **of_attend
             )  # fmt: skip
         ctx.save_for_backward(
             hidden, products, folded, x, norm_weight, norm_bias, qkv_weight, depthwise, temperature, proj_out
@@ -138,7 +146,7 @@ class _ChannelAttention(torch.autograd.Function):
             kernels.attend_backward[sums.programs * parts,](
                 grad, hidden[:, 2 * channels :], depthwise[2 * channels :], folded, grad_features[:, 2 * channels :],
                 of_depthwise[:, 18 * channels :], folded_sums, sums.stride, channels, height, width, per_image,
-                PARTS=parts, CHANNELS=_wide(channels), TERMS=steps.FEWEST_TERMS, num_warps=WARPS,
+                PARTS=parts, CHANNELS=steps.block_size(channels), TERMS=steps.FEWEST_TERMS, num_warps=WARPS,
                 **_shared_out(x, hidden, _filtered_pixels(channels), per_image)
             )  # fmt: skip
             kernels.fold_backward[batch * heads["HEADS"],](
@@ -159,11 +167,11 @@ class _LocalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
         x = x.contiguous()
-        layer = LocalAttention._make(f.contiguous() if isinstance(f, Tensor) else f for f in fields)
+        layer = map_tensors(LocalAttention(*fields), Tensor.contiguous)
         y, squeezed = _project(x, *layer[:5])
         padding = layer.window_size // 2
         z = F.conv2d(squeezed, layer.spatial_weight, layer.spatial_bias, padding=padding, groups=len(squeezed[0]))
-        filtered = convolve(None, _convolution(layer, z), y)
+        filtered = convolve(None, dynamic_conv_of(layer, z), y)
         ctx.save_for_backward(y, squeezed, z, filtered, x, *layer[:-1])
         ctx.window_size = layer.window_size
         return planar.add_projection(x, filtered, layer.proj_out)
@@ -176,15 +184,15 @@ class _LocalAttention(torch.autograd.Function):
         grad, (channels, height, width), features = grad.contiguous(), x.shape[1:], squeezed.shape[1]
         sums = _Sums(x, _programs_of_image(x), [*layer[:5], layer.proj_out])
         grad_filtered, grad_x = torch.empty_like(filtered), torch.empty_like(x)
-        sizes = _shared_out(x, y, PROJECTED // _wide(channels), sums.per_image)
-        sizes |= {"CHANNELS": _wide(channels), "TERMS": steps.FEWEST_TERMS, "num_warps": WARPS}
+        sizes = _shared_out(x, y, PROJECTED // steps.block_size(channels), sums.per_image)
+        sizes |= {"CHANNELS": steps.block_size(channels), "TERMS": steps.FEWEST_TERMS, "num_warps": WARPS}
         sizes["PARTS"] = triton.cdiv(channels, steps.FEWEST_TERMS)
         with steps._on(x):
             kernels.project_backward[sums.programs,](
                 grad, filtered, layer.proj_out, grad_filtered, sums.of(layer.proj_out), sums.stride, channels, height,
                 width, sums.per_image, **sizes
             )  # fmt: skip
-        of_y, of_z, *of_filters = convolve_backward(None, _convolution(layer, z), y, grad_filtered)
+        of_y, of_z, *of_filters = convolve_backward(None, dynamic_conv_of(layer, z), y, grad_filtered)
         padding = [layer.window_size // 2] * 2
         of_squeezed, *of_spatial = torch.ops.aten.convolution_backward(
             of_z, squeezed, layer.spatial_weight.to(z.dtype), [features], [1, 1], padding, [1, 1], False, [0, 0],
@@ -194,15 +202,11 @@ class _LocalAttention(torch.autograd.Function):
             kernels.squeeze_project_backward[sums.programs,](
                 of_y, of_squeezed.contiguous(), y, layer.squeeze_weight, x, *layer[:3], grad, grad_x,
                 *map(sums.of, layer[:5]), sums.stride, channels, features, height, width, sums.per_image,
-                EPS=LAYER_NORM_EPS, FEATURES=_wide(features), **sizes
+                EPS=LAYER_NORM_EPS, FEATURES=steps.block_size(features), **sizes
             )  # fmt: skip
         *of_first, of_last = sums.add_up()
         others = zip([*of_spatial, *of_filters], layer[5:9], strict=True)
         return grad_x, *of_first, *(g.view_as(t).to(t.dtype) for g, t in others), of_last, None
-
-
-def _convolution(layer: LocalAttention, z: Tensor) -> FusedDynamicConv:
-    return FusedDynamicConv(z, layer.filter_weight.flatten(1), layer.filter_bias, layer.window_size)
 
 
 def _heads(x: Tensor, temperature: Tensor) -> dict[str, Any]:
@@ -215,11 +219,6 @@ def _heads(x: Tensor, temperature: Tensor) -> dict[str, Any]:
     return sizes | {"ACC": acc, "num_warps": steps.warps_of_sums(side)}
 
 
-def _wide(channels: int) -> int:
-    """The power of two that has room for the channels, in products."""
-    return max(steps.FEWEST_TERMS, triton.next_power_of_2(channels))
-
-
 def _project(
     x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor,
     squeeze: Tensor | None = None, squeeze_bias: Tensor | None = None,
@@ -230,7 +229,7 @@ def _project(
     is `_bordered`, and the second result is empty.
     """
     features, (height, width) = 0 if squeeze is None else len(squeeze), x.shape[2:]
-    dtype = steps._hidden_dtype(x)
+    dtype = autocast.dtype_of(x)
     squeezed = torch.empty(len(x), features, height, width, dtype=dtype, device=x.device)
     size = len(x), len(weight), height, width
     out = squeezed.new_empty(size) if features else _bordered(x, len(weight), dtype)
@@ -239,7 +238,7 @@ def _project(
         kernels.project[grid](
             x, scale, shift, weight, out, squeeze, squeeze_bias, squeezed, x.shape[1], len(weight), features, height,
             width, EPS=LAYER_NORM_EPS, OUTPUTS=steps.OUTPUTS, PARTS=triton.cdiv(len(weight), steps.OUTPUTS),
-            FEATURES=_wide(features) if features else 0, BORDER=not features, PRECISION=steps._precision(x),
+            FEATURES=steps.block_size(features) if features else 0, BORDER=not features, PRECISION=steps._precision(x),
             FACTOR=steps._factor(x, dtype), **sizes
         )  # fmt: skip
     return out, squeezed
@@ -259,12 +258,12 @@ def _filter_project_backward(
     """The gradient of x, plus that of its shortcut, from that of depthwise_3x3(_project(x, scale, shift, weight))."""
     grad_x = torch.empty_like(x)
     channels, height, width = x.shape[1:]
-    sizes = _shared_out(x, grad, PROJECTED // _wide(channels), sums.per_image)
+    sizes = _shared_out(x, grad, PROJECTED // steps.block_size(channels), sums.per_image)
     with steps._on(x):
         kernels.filter_project_backward[sums.programs,](
             grad, depthwise, x, scale, shift, weight, shortcut, grad_x, sums.of(scale), sums.of(shift),
             sums.of(weight), sums.stride, channels, len(weight), height, width, sums.per_image,
-            EPS=LAYER_NORM_EPS, CHANNELS=_wide(channels), PARTS=triton.cdiv(len(weight), steps.FEWEST_TERMS),
+            EPS=LAYER_NORM_EPS, CHANNELS=steps.block_size(channels), PARTS=triton.cdiv(len(weight), steps.FEWEST_TERMS),
             TERMS=steps.FEWEST_TERMS, num_warps=WARPS, **sizes
         )  # fmt: skip
     return grad_x
@@ -278,7 +277,7 @@ def _programs_of_image(x: Tensor, most: int = PROGRAMS) -> int:
 
 def _filtered_pixels(channels: int) -> int:
     """Pixels of a tile of which a program filters a part of the channels, and projects them from or to all channels."""
-    return min(FILTERED // steps.FEWEST_TERMS, PROJECTED // _wide(channels))
+    return min(FILTERED // steps.FEWEST_TERMS, PROJECTED // steps.block_size(channels))
 
 
 def _shared_out(x: Tensor, hidden: Tensor, pixels: int, per_image: int) -> dict[str, Any]:
