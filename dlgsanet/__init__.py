@@ -4,7 +4,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-# The Python face, loaded when it is asked for: `import dlgsanet` alone loads no torch.
+# The public API, imported on first use: `import dlgsanet` alone does not import torch.
 _PUBLIC = {"load_model": "dlgsanet.inference.loading", "upscale": "dlgsanet.pictures.upscale"}
 
 __all__ = ["__version__", "load_model", "upscale"]  # the last two: see __getattr__

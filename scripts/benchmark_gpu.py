@@ -9,11 +9,10 @@ python scripts/benchmark_gpu.py graphs             a training step of Tiny, also
 python scripts/benchmark_gpu.py graphs-inference   a picture by Tiny in the same ways
 
 Every part prints a Markdown table row by row, and how long it took. After 7 minutes the rows that are left are not
-measured, so that a part takes less than 8. Times are medians
-by CUDA events, in milliseconds, with the caches emptied before each run: of layers the GPU's own time, of networks with
-what waiting for the CPU adds. Memory is the most that was in use, in MB. Figures are shown next to those of the
-published kernel in the same run, and next to the project's goals. A row that cannot be measured says so, and the others
-go on; the exit code is then 1.
+measured, so that a part takes less than 8. Times are medians by CUDA events, in milliseconds, with the caches emptied
+before each run: of layers the GPU's own time, of networks with what waiting for the CPU adds. Memory is the most that
+was in use, in MB. Figures are shown next to those of the published kernel in the same run, and next to the project's
+goals. A row that cannot be measured says so, and the others go on; the exit code is then 1.
 """
 
 import argparse

@@ -4,12 +4,11 @@ python scripts/count_gpu.py inference              Tiny x4 of a 320x180 image
 python scripts/count_gpu.py inference --size Large --scale 2 --image 3840x2160 --free 15
 python scripts/count_gpu.py training --size Large --batch 16 --image 48x48 --free 8
 
-The network runs on PyTorch's meta device, which works out the shape, dtype and layout of every result and
-computes nothing.
-All figures are counted. An operator is a call of an ATen operator that starts work on the device; views are not
-counted. Each moves the bytes of its inputs and results once, as if caches held nothing. A layout copy writes an image
-in another order of axes. Memory is the most that tensors hold at once, weights included; the workspace of libraries and
-the fragmentation of the allocator come on top.
+The network runs on PyTorch's meta device, which works out the shape, dtype and layout of every result and computes
+nothing. All figures are counted. An operator is a call of an ATen operator that starts work on the device; views are
+not counted. Each moves the bytes of its inputs and results once, as if caches held nothing. A layout copy writes an
+image in another order of axes. Memory is the most that tensors hold at once, weights included; the workspace of
+libraries and the fragmentation of the allocator come on top.
 
 With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels, and so is the gated feed-forward
 layer without gradients. Without, PyTorch computes them. With `--triton` the layers have Triton's kernels, each one

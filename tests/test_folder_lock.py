@@ -126,7 +126,6 @@ def test_queued_again_job_waits_for_its_former_start(folder, holder, monkeypatch
     threading.Timer(2, holder.kill).start()
     with owned(folder):
         pass
-    monkeypatch.setenv("SLURM_JOB_ID", "18")
 
 
 @pytest.mark.parametrize(

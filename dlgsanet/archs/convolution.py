@@ -18,7 +18,7 @@ class Conv3x3(nn.Conv2d):
         self.factor = factor
 
     def forward(self, x: Tensor, mean: Tensor | None = None, to: Tensor | None = None) -> Tensor:
-        """mean: subtracted from x before; to: added to the result; both as in the record."""
+        """mean: subtracted from x first; to: added to the result; shapes as in `ops.Conv3x3`."""
         return ops.apply(self.record(mean, to), x)
 
     def record(self, mean: Tensor | None = None, to: Tensor | None = None) -> ops.Conv3x3:

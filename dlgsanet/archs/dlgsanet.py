@@ -29,6 +29,8 @@ class HDTB(nn.Sequential):
     """Hybrid dynamic-Transformer block: a local layer, then a global one, each followed by its feed-forward network.
 
     `local` and `global_` are pairs (attention, feed-forward network). Ablations leave one of them out.
+
+    Shape: [B, C, H, W] -> [B, C, H, W].
     """
 
     def __init__(self, local: tuple[nn.Module, nn.Module] | None, global_: tuple[nn.Module, nn.Module] | None):
@@ -40,7 +42,10 @@ class HDTB(nn.Sequential):
 
 
 class RHDTG(nn.Module):
-    """Residual hybrid dynamic-Transformer group: blocks and a 3x3 convolution within a residual connection."""
+    """Residual hybrid dynamic-Transformer group: blocks and a 3x3 convolution within a residual connection.
+
+    Shape: [B, dim, H, W] -> [B, dim, H, W].
+    """
 
     def __init__(self, dim: int, blocks: list[HDTB]):
         super().__init__()
@@ -274,7 +279,7 @@ class DLGSANet(nn.Module):
         return ops.empty(*shape) if on_cpu else self.shallow.weight.new_empty(shape)
 
     def _can_reuse_memory(self, x: Tensor) -> bool:
-        """Whether `by_rows` computes the same as the modules called in turn, to the last bit, and nobody looks on."""
+        """Whether `by_rows` gives the same bits as the modules called in turn, and nothing observes their calls."""
         if torch.compiler.is_compiling() or not (x.is_cpu and x.dtype == torch.float32 and x.dim() == 4 and x.numel()):
             return False
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
@@ -326,7 +331,7 @@ def _add(convolution: nn.Module, x: Tensor, to: Tensor, pixels: int | None) -> N
 
 
 def _is_watched(network: nn.Module) -> bool:
-    """Whether somebody expects that modules within are called: by hooks or by torch.compile of a part."""
+    """Whether calls of submodules are observed by hooks, or a submodule is compiled."""
     parts = (module for module in network.modules() if module is not network)
     return nn.modules.module._has_any_global_hook() or any(
         part._forward_hooks or part._forward_pre_hooks or part._compiled_call_impl for part in parts

@@ -62,7 +62,10 @@ class MHDLSA(nn.Module):
 
 
 class StaticLocalLayer(nn.Module):
-    """MHDLSA with one learned depth-wise filter per channel instead of dynamic filters (`idynamic: false`)."""
+    """MHDLSA with one learned depth-wise filter per channel instead of dynamic filters (`idynamic: false`).
+
+    Arguments and shape as in `MHDLSA`.
+    """
 
     def __init__(self, dim: int, window_size: int = 7):
         super().__init__()

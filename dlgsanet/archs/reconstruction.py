@@ -41,6 +41,6 @@ def reconstruction(upsampler: str, dim: int, channels: int, upscale: int) -> Rec
 
 
 def _stages(dim: int, channels: int, factors: list[int]) -> nn.Sequential:
-    """One for each factor; named as where the pixel shuffles between them are modules, in published checkpoints."""
+    """One stage per factor, named as in published checkpoints, where each pixel shuffle is a module of its own."""
     stages = (Conv3x3(dim, factor**2 * channels, factor=factor) for factor in factors)
     return nn.Sequential(OrderedDict((str(2 * i), stage) for i, stage in enumerate(stages)))

@@ -1,6 +1,6 @@
 """Calls of a network on a GPU that repeat an input shape: captured as CUDA graphs, then replayed.
 
-A replay takes next to no host time. That pays for small images: an NVIDIA H100 computes Tiny x4 of 320x180 in 9 ms, and
+A replay takes almost no host time. That pays for small images: an NVIDIA H100 computes Tiny x4 of 320x180 in 9 ms, and
 the host needs 15 ms to launch the kernels (docs/benchmarks/gpu.md).
 """
 
@@ -104,7 +104,7 @@ class _Graph:
 
 
 class _Graphs:
-    """Those of one network, for one call at a time."""
+    """The graphs of one network; one call at a time uses them."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -135,7 +135,7 @@ class _Graphs:
     def _captured(
         self, function: Callable[[Network, Tensor], Tensor], network: Network, x: Tensor, expected: Tensor
     ) -> _Graph | None:
-        if not any(self._graphs.values()):  # the allocator forbids to share memory whose graphs are all gone
+        if not any(self._graphs.values()):  # PyTorch does not share a pool again once all its graphs are freed
             self._pool = torch.cuda.graph_pool_handle()
         try:
             graph = _Graph(partial(function, network), x, self._pool)

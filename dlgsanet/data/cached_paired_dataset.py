@@ -51,9 +51,8 @@ class CachedPairedImageDataset(Dataset[Any]):
         cache_dir: keep the decoded images (3 bytes a pixel) in a file in this folder, mapped into memory and shared by
             all workers, ranks and runs that read the same images. Default: in each rank's own memory.
 
-    A sample is a dict: `lq` float32 `[3, h, w]` and `gt` float32 `[3, h * scale, w * scale]`, RGB in [0, 1]
-    (`[1, ...]` with `color: y`); `lq_path`
-    and `gt_path`, the files or LMDB keys.
+    A sample is a dict: `lq` float32 `[3, h, w]` and `gt` float32 `[3, h * scale, w * scale]`, RGB in [0, 1] (`[1, ...]`
+    with `color: y`); `lq_path` and `gt_path`, the files or LMDB keys.
 
     Raises:
         UserError: at the start, for a missing folder or option, for images that are missing, damaged, smaller than the

@@ -35,17 +35,8 @@ class DivergedError(Exception):
 class DLGSANetModel(SRModel):
     """SRModel that loads any published checkpoint, with mixed precision, clipping, and skipped non-finite steps.
 
-    In addition to SRModel's options, `train` takes:
-        fft_opt: a second loss, on spectra (`type: FFTLoss`).
-        precision: `fp32` (default), `tf32`, `bf16`, or `fp16` with loss scaling. Weights and optimizer stay in float32.
-        compile: true, or a mode of torch.compile, to compile the network's training step.
-        cuda_graph: true captures an iteration as CUDA graphs and replays it.
-        channels_last: true stores features channels-last.
-        accumulate: number of batches of `batch_size_per_gpu` in an iteration, one after the other. Default 1.
-        grad_clip: the largest norm that the gradient may have. Default: no limit.
-        max_bad_steps: stop after this many steps in a row with a loss or gradient that is not finite. Default 20.
-            Each of them is skipped: it changes neither weights nor averages.
-        optim_g, scheduler: any of `dlgsanet.models.optimization`; `warmup_iter` works with all of them.
+    docs/options.md lists the options of `train` that only this model reads. Weights and optimizer are in float32 in
+    every `precision`. A skipped step changes neither weights nor averages.
     """
 
     teacher: Callable[[Tensor], Tensor] | None = None

@@ -1,6 +1,6 @@
 """Whether PyTorch may use TF32 for products in float32, by its newer settings or the older ones.
 
-A program must not read both.
+PyTorch raises an error in a program that uses both, so each function reads one of them.
 """
 
 import torch

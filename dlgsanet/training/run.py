@@ -187,6 +187,11 @@ def _batch_of_a_rank(options: dict[str, Any]) -> int:
 
 
 def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
+    """The training set and the validation sets of a run.
+
+    Raises:
+        UserError: images are missing, damaged or of the wrong size; the message names the data set.
+    """
     train_set, validation_sets = None, []
     for key, opt in options["datasets"].items():
         opt["manual_seed"] = options["manual_seed"]
@@ -224,6 +229,7 @@ def _data_set(opt: dict[str, Any], metrics: dict[str, Any]) -> Any:
 
 
 def batches_of(options: dict[str, Any], train_set: Any, epoch_length: int, position: Position) -> Any:
+    """This rank's endless batches from a position on; see `endless_loader`."""
     opt = options["datasets"]["train"]
     stream = SampleStream(
         epoch_length,

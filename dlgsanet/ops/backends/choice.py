@@ -114,7 +114,7 @@ def _in_capture(device: torch.device) -> bool:
 
 
 def milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    """Median time of the GPU for `run`; on NVIDIA's without the time that the CPU needs to start it."""
+    """Median GPU time of `run` in milliseconds; on NVIDIA GPUs without the time in which the CPU starts it."""
     module = getattr(torch, device.type)
     times = []
     with module.device(device):

@@ -138,7 +138,15 @@ def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
 
 
 def select_similarities(similarities: Tensor, activation: str, topk_ratio: float = 0.5) -> Tensor:
-    """Weights [..., c, c] from similarities [..., c, c]; rows are query channels (DLGSANet, section 3.3)."""
+    """Weights [..., c, c] from similarities [..., c, c]; rows are query channels (DLGSANet, section 3.3).
+
+    Args:
+        activation: relu, gelu, sigmoid, softmax or topk.
+        topk_ratio: for topk: the share of the similarities in each row that is kept, in (0, 1].
+
+    Raises:
+        ValueError: the activation is unknown.
+    """
     if activation == "relu":
         return F.relu(similarities)
     if activation == "gelu":
