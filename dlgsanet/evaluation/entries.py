@@ -1,5 +1,7 @@
 """The methods that are compared: bicubic, DLGSANets by weight file, and networks of BasicSR by option file."""
 
+import inspect
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from dlgsanet.archs.checkpoint import build_network, network_options, read_check
 from dlgsanet.archs.sizes import size_of
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.journal import digest
-from dlgsanet.evaluation.networks import load_network_options, model_of, network_of, registered_network
+from dlgsanet.evaluation.networks import load_network_options, model_of, network_class, network_of, registered_network
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.files import printable
@@ -66,6 +68,8 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
                 raise UserError(f"{path}: path.pretrain_network_g: there is no file {weights}")
         network, scale = options["network_g"], options["scale"]
         content = [Path(weights)] if weights else [options.get("manual_seed", 0)]
+        content += [options["model_type"], *(options["path"].get(key) for key in ("param_key_g", "strict_load_g"))]
+        content += _code_of(network)
         name = name or options["name"]
     else:
         network = {"type": "DLGSANet", **network_options(read_checkpoint(path))}
@@ -77,6 +81,14 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
     return Entry(
         name + ("+" if ensemble else ""), scale, path, digest(network, ensemble, *content), size, ensemble, options
     )
+
+
+def _code_of(network: dict[str, Any]) -> list[Path]:
+    """The file of a network's class, unless it is ours: the same weights give other pictures when it is changed."""
+    with suppress(TypeError, OSError):  # a class that no file defines
+        if network["type"] != "DLGSANet" and (file := inspect.getsourcefile(network_class(network, "network_g"))):
+            return [Path(file)]
+    return []
 
 
 def _check_class(network: dict[str, Any], path: Path) -> None:

@@ -22,6 +22,22 @@ from dlgsanet.inference.self_ensemble import self_ensemble
 from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import small_weights, write_set
 
+KEYS = ("params", "params_ema")
+NEAREST = """
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+@ARCH_REGISTRY.register()
+class Nearest(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=2)
+        self.unused = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return {brightness} * self.up(x)
+"""
+
 
 @pytest.fixture
 def place(tmp_path, photographs, monkeypatch):
@@ -102,6 +118,38 @@ def test_other_weights_under_the_same_name_are_scored_again(place):
     small_weights(place / "A.pth", seed=1)
     assert benchmark("A.pth") == 0
     assert image_scores() == first
+
+
+def test_other_weights_of_the_same_file_are_scored_again(place, option_file):
+    options = yaml.safe_load(option_file.read_text())
+    states = {key: read_checkpoint(small_weights(place / "one.pth", seed=i)).state for i, key in enumerate(KEYS)}
+    torch.save(states, options["path"]["pretrain_network_g"])
+
+    def scores(key):
+        options["path"]["param_key_g"] = key
+        option_file.write_text(yaml.safe_dump(options))
+        assert benchmark("small=test.yml") == 0
+        return image_scores()
+
+    first, second = (scores(key) for key in KEYS)
+    assert first["mean", "small"] != second["mean", "small"]
+    assert scores(KEYS[0]) == first
+
+
+def test_a_network_whose_code_was_changed_is_scored_again(place, option_file):
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    options = yaml.safe_load(option_file.read_text())
+    options |= {"network_g": {"type": "Nearest"}, "path": {"pretrain_network_g": None}, "import": "nearest.py"}
+    option_file.write_text(yaml.safe_dump(options))
+
+    def scores(brightness):
+        ARCH_REGISTRY._obj_map.pop("Nearest", None)  # a new process has not imported the file yet
+        (place / "nearest.py").write_text(NEAREST.format(brightness=brightness))
+        assert benchmark("small=test.yml", "--random-weights") == 0
+        return image_scores()
+
+    assert scores(0.9)["mean", "small"] != scores(0.8)["mean", "small"]
 
 
 def test_failures_are_reported_and_everything_else_is_computed(place, capsys):
