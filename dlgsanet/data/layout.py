@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from dlgsanet.data.images import UnreadableImageError, opened, png_bytes, read_image
 from dlgsanet.data.parallel import for_each
 from dlgsanet.data.resize import downscale
@@ -72,7 +74,7 @@ def lay_out(originals: Mapping[str, Source], root: Path, scales: Sequence[int], 
     """Write the HR and LR images of `originals` (name without extension -> image) that `root` does not have yet.
 
     Raises:
-        UserError: `root` cannot be written, or has an image of the same name but another size.
+        UserError: `root` cannot be written, or has another image of the same name.
     """
     work = partial(_lay_out_one, root=root, scales=scales)
     results, skipped = for_each(work, list(originals.items()), root.name, workers)
@@ -100,7 +102,10 @@ def _lay_out_one(original: tuple[str, Source], root: Path, scales: Sequence[int]
         raise UnreadableImageError(f"{source.name}: {width}x{height} pixels are too few to shrink by {max(scales)}")
     if hr_size and hr_size != (height, width):
         raise UserError(f"{hr_path(root, stem)} is not of the size of {source.name}; remove it if it is out of date")
-    missing = [scale for scale in scales if not _lr_is_there(root, stem, scale, (height, width))]
+    if hr_size and not np.array_equal(read_image(hr_path(root, stem)), image):
+        raise UserError(f"{hr_path(root, stem)} is another picture than {source.name}; remove it if it is out of date")
+    # Without an HR image, those that are there are of another one.
+    missing = [scale for scale in scales if not _lr_is_there(root, stem, scale, (height, width)) or not hr_size]
     if not hr_size:
         write_whole(hr_path(root, stem), content if _is_plain_png(source, content) else png_bytes(image))
     for scale in missing:

@@ -3,6 +3,7 @@
 import gzip
 import os
 import resource
+import shutil
 import signal
 import struct
 import subprocess
@@ -222,6 +223,21 @@ def test_an_image_of_another_size_in_the_way_is_named(originals, tmp_path):
     write_whole(tmp_path / "Photos/HR/coffee.png", (originals / "chelsea.png").read_bytes())
     with pytest.raises(UserError, match="remove it if it is out of date"):
         prepare("folder", originals, "--name", "Photos", "--root", tmp_path)
+
+
+def test_originals_of_one_name_from_elsewhere_are_not_mixed(originals, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    for path in originals.iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(others / path.name)
+    root = tmp_path / "Photos"
+    prepare("folder", originals, "--name", "Photos", "--root", tmp_path, "--scales", 2)
+    with pytest.raises(UserError, match=r"HR/.* is another picture than .*others/.*; remove it if it is out of date"):
+        prepare("folder", others, "--name", "Photos", "--root", tmp_path, "--scales", 2, 3)
+    assert not (root / "LR_bicubic/X3").exists()
+    shutil.rmtree(root / "HR")  # as the message says
+    prepare("folder", others, "--name", "Photos", "--root", tmp_path)
+    assert_whole(root, others)
 
 
 def test_read_only_target(originals, tmp_path):
