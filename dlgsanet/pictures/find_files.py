@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,13 +82,20 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
 
 
 def _add_for_folder(
-    found: Found, sources: Iterable[tuple[Path, Path]], output: Path, extension: str | None, suffix: str
+    found: Found, sources: Collection[tuple[Path, Path]], output: Path, extension: str | None, suffix: str
 ) -> None:
     jobs: dict[Path, Job] = {}
+    found.results = [source for source, _ in sources if suffix and _is_result(source, output, suffix)]
+    results = set(found.results)
+    pictures = {os.path.realpath(source) for source, _ in sources if source not in results}
     for source, below in sources:
         job = Job(source, output / below.with_name(result_name(below, extension, suffix)))
-        if suffix and source.stem.endswith(suffix) and _is_below(source, output):
-            found.results.append(source)
+        if source in results:
+            continue
+        if os.path.realpath(job.target) in pictures and not _same_file(source, job.target):
+            found.faults.append(
+                f"{job.name}: its result would replace {job.target}, given too; give --suffix or another folder"
+            )
         elif job.target in jobs:
             other = jobs[job.target].name
             found.faults.append(f"{job.name}: its result would be {job.target}, as that of {other}; use another folder")
@@ -107,6 +114,10 @@ def _add(found: Found, job: Job, hint: str) -> None:
 # The functions of os.path return False where those of pathlib raise: names that are too long, folders without access.
 def _same_file(one: Path, other: Path) -> bool:
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+
+
+def _is_result(source: Path, output: Path, suffix: str) -> bool:
+    return source.stem.endswith(suffix) and _is_below(source, output)
 
 
 def _is_below(file: Path, folder: Path) -> bool:

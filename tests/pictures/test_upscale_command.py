@@ -74,6 +74,17 @@ def test_existing_results_are_kept_or_overwritten(folder, weights):
     assert Image.open(folder / "out/a.png").size == (168, 120)
 
 
+def test_no_result_replaces_a_picture_that_is_given(folder, weights, photo, capsys):
+    Image.fromarray(photo).save(folder / "in/a.jpg")
+    before = {name: (folder / name).read_bytes() for name in ("in/a.jpg", "in/a.png")}
+    arguments = (folder / "in/a.jpg", folder / "in/a.png", "-o", folder / "in", "--ext", "png", "--overwrite")
+    assert run(weights, *arguments) == 2
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert "a.png, given too; give --suffix or another folder" in capsys.readouterr().err
+    assert run(weights, *arguments[:-1], "--suffix", "_x2") == 2  # both would be a_x2.png
+    assert Image.open(folder / "in/a_x2.png").size == (168, 120)
+
+
 def test_a_dry_run_reports_and_writes_nothing(folder, weights, capsys):
     (folder / "in/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     before = files(folder)
