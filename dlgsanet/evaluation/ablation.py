@@ -21,9 +21,10 @@ from dlgsanet.evaluation.rows import BICUBIC, Row, means
 from dlgsanet.evaluation.scoring import bicubic, score, standard_metrics, super_resolve
 from dlgsanet.evaluation.tables import Table, figure, terminal_width
 from dlgsanet.evaluation.testing import pairs_to_test
+from dlgsanet.extensions import import_all, names_in
 from dlgsanet.files import write_whole
 from dlgsanet.options.parse import load_yaml
-from dlgsanet.options.read import read_options
+from dlgsanet.options.read import check_options, read_options
 
 # What each variant changes in `network_g`. Variants with one kind of layer have twice the blocks, so as many layers.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -79,7 +80,8 @@ def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations
     options["train"]["total_iter"] = iterations
     options["logger"]["save_checkpoint_freq"] = min(iterations, options["logger"]["save_checkpoint_freq"])
     options.setdefault("val", {})["val_freq"] = iterations
-    return options | {"name": f"{options['name']}_{variant}_seed{seed}", "manual_seed": seed}
+    # The iterations are in the name: a run of other length has had other rates, and is no start for this one.
+    return options | {"name": f"{options['name']}_{variant}_{iterations}_seed{seed}", "manual_seed": seed}
 
 
 def ablate(
@@ -97,6 +99,9 @@ def ablate(
         UserError: the base file cannot be trained, or a run failed.
     """
     base = load_yaml(file)
+    if imports := names_in(base.get("import")):
+        base["import"] = import_all(imports, near=Path(file).parent, asked_by=f"{file}: import")
+    check_options(base, True, file)
     made = {}
     for variant in variants:
         for seed in seeds:

@@ -83,6 +83,35 @@ def test_trains_and_prints_the_table_and_what_the_weights_favour(base, capfd):
     assert note in (base.parent / "results/ablation/ablation.md").read_text()
 
 
+def test_runs_of_other_lengths_are_other_runs(base):
+    options = yaml.safe_load(base.read_text())
+    assert len({variant_options(options, "relu", 3, iterations)["name"] for iterations in (10, 20)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value"),
+    [
+        ("train", "total_iter", None),
+        ("train", "total_iter", 0),
+        ("train", "scheduler", None),
+        ("logger", "save_checkpoint_freq", None),
+        (None, "logger", None),
+        (None, "val", 3),
+        (None, "network_g", 3),
+        (None, "name", None),
+    ],
+)
+def test_a_faulty_file_is_named(base, section, option, value, capsys):
+    options = yaml.safe_load(base.read_text())
+    of = options[section] if section else options
+    of.pop(option)
+    of |= {option: value} if value is not None else {}
+    base.write_text(yaml.safe_dump(options))
+    assert main(["ablate", "-opt", str(base), "--iterations", "2"]) == 2
+    assert f"{base}: {f'{section}.' if section else ''}{option}: " in capsys.readouterr().err
+    assert not (base.parent / "results").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
