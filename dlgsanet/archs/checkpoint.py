@@ -265,6 +265,10 @@ def build_network(checkpoint: Checkpoint) -> DLGSANet:
     return network.eval().requires_grad_(False)
 
 
+def _in_utf8(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
 def write_checkpoint(
     path: Path | str,
     state: Mapping[str, Tensor],
@@ -285,7 +289,8 @@ def write_checkpoint(
         UserError: another extension, or the file cannot be written; nothing is left half-written.
     """
     path = Path(path)
-    entries = dict(metadata or {})
+    # Names of files may have bytes that are not UTF-8, which .safetensors cannot hold.
+    entries = {_in_utf8(key): _in_utf8(value) for key, value in (metadata or {}).items()}
     if options is not None:
         entries["network_g"] = json.dumps({k: v for k, v in options.items() if k != "type"})
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}

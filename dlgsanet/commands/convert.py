@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlgsanet.commands.arguments import ArgumentParser
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, within
 
 if TYPE_CHECKING:
     from dlgsanet.archs.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ def _key_and_value(text: str) -> tuple[str, str]:
 
 def _averaged(checkpoint: "Checkpoint", options: dict[str, Any], text: str) -> "Checkpoint":
     """The weights, with a share of another file's. `text` is FILE=SHARE."""
-    from dlgsanet.archs.checkpoint import network_options, read_checkpoint
+    from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint
 
     file, _, number = text.rpartition("=")
     share = -1.0
@@ -77,6 +77,7 @@ def _averaged(checkpoint: "Checkpoint", options: dict[str, Any], text: str) -> "
     other = read_checkpoint(Path(file))
     if network_options(other) != options:
         raise UserError(f"--average: {file}: its weights are of another network than those of FROM")
+    build_network(other)  # it has all of them, and no others
     state = {name: value.lerp(other.state[name].to(value.dtype), share) for name, value in checkpoint.state.items()}
     return replace(checkpoint, state=state, metadata=checkpoint.metadata | {"average": f"{share:g} of {file}"})
 
@@ -84,12 +85,11 @@ def _averaged(checkpoint: "Checkpoint", options: dict[str, Any], text: str) -> "
 def _network_options_of(path: Path) -> str:
     import json
 
-    import yaml
+    from dlgsanet.options.parse import load_yaml
 
+    with within("-opt"):
+        options = load_yaml(path).get("network_g")
     try:
-        options = yaml.safe_load(path.read_text())["network_g"]
-        return json.dumps(dict(options))
-    except OSError as error:
-        raise UserError(f"-opt: {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, TypeError, KeyError):
+        return json.dumps(dict(options))  # type: ignore[arg-type]  # refused below
+    except (ValueError, TypeError):
         raise UserError(f"-opt: {path}: not an option file with a network_g section") from None

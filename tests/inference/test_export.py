@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -166,6 +167,19 @@ def test_weights_are_averaged(weights, tmp_path):
     assert mixed.metadata["average"].startswith("0.25 of ")
 
 
+@pytest.mark.parametrize("extension", [".pth", ".safetensors"])
+def test_metadata_with_names_that_are_not_utf8(weights, tmp_path, extension):
+    other = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
+    shutil.copy(weights, other)
+    source, target = tmp_path / f"a{extension}", tmp_path / "b.safetensors"
+    more = ["--average", f"{other}=0.5", "--metadata", os.fsdecode(b"by=caf\xe9")]
+    assert main(["convert", str(weights), str(source), *more]) == 0
+    assert main(["convert", str(source), str(target)]) == 0
+    metadata = read_checkpoint(target).metadata
+    assert metadata["average"].endswith("e9.safetensors")
+    assert metadata["by"].startswith("caf\\")
+
+
 def test_an_option_file_adds_what_weights_do_not_show(tmp_path):
     options = SMALL | {"buildblock_type": "edge", "tlc_kernel": 16}
     write_checkpoint(tmp_path / "a.pth", small_network(**options).state_dict())
@@ -188,13 +202,18 @@ def test_an_option_file_adds_what_weights_do_not_show(tmp_path):
         (["{weights}", "b.pth", "--average", "{weights}=1.5"], "--average: "),
         (["{weights}", "b.pth", "--average", "none.pth=0.5"], "none.pth"),
         (["{weights}", "b.pth", "--average", "other.pth=0.5"], "other.pth: its weights are of another network"),
+        (["{weights}", "b.pth", "--average", "part.pth=0.5"], "part.pth: does not fit the network: Missing key"),
         (["{weights}", "b.pth", "-opt", "none.yml"], "-opt: none.yml"),
+        (["{weights}", "b.pth", "-opt", "deep.yml"], "-opt: deep.yml"),
         (["{weights}", "b.pth", "-opt", "list.yml"], "list.yml"),
     ],
 )
 def test_conversions_that_fail(weights, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.yml").write_text("- 1")
+    (tmp_path / "deep.yml").write_text("[" * 3000)
+    part = dict([*small_network().state_dict().items()][:-1])
+    write_checkpoint(tmp_path / "part.pth", part, SMALL, {"scale": "2"})
     write_checkpoint(tmp_path / "other.pth", small_network(**SMALL | {"blocks": 2}).state_dict())
     arguments = [a.format(weights=weights) for a in arguments]
     assert main(["convert", *arguments]) == 2
