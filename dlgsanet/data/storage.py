@@ -38,7 +38,11 @@ def write_meta_info(folder: Path, target: Path, workers: int | None = None) -> i
 
 
 def _fits_meta_info(name: str) -> bool:
-    return printable(name) == name and " " not in name and len(name.splitlines()) == 1
+    return printable(name) == name and " " not in name and _is_a_line(name)
+
+
+def _is_a_line(name: str) -> bool:
+    return len(name.splitlines()) == 1
 
 
 def write_lmdb(folder: Path, target: Path, suffix: str = "", workers: int | None = None) -> int:
@@ -52,8 +56,8 @@ def write_lmdb(folder: Path, target: Path, suffix: str = "", workers: int | None
         UserError: no images, some cannot be used (names them), or `target` cannot be written.
     """
     paths = list_images(folder, "ROOT")
-    if dotted := [printable(p.name) for p in paths if "." in p.stem or not p.name.isascii()]:
-        raise UserError(f"LMDB keys are ASCII names without dots; rename {in_one_line(dotted)}")
+    if unfit := [printable(p.name) for p in paths if "." in p.stem or not p.name.isascii() or not _is_a_line(p.name)]:
+        raise UserError(f"LMDB keys are ASCII names of one line without dots; rename {in_one_line(unfit)}")
     with folder_written_aside(target) as aside:
         lines = _fill(aside, paths, suffix, target.name, workers)
         write_whole(aside / "meta_info.txt", "".join(lines).encode())

@@ -172,8 +172,15 @@ def test_lmdb_of_a_damaged_image_is_not_made(root):
 
 def test_lmdb_keys_must_be_readable(root):
     os.rename(root / "HR/coffee.png", root / "HR/coffee.v2.png")
-    with pytest.raises(UserError, match=r"LMDB keys are ASCII names without dots; rename coffee.v2.png"):
+    with pytest.raises(UserError, match=r"LMDB keys are ASCII names of one line without dots; rename coffee.v2.png"):
         data("lmdb", root)
+
+
+def test_lmdb_names_what_its_list_of_keys_cannot_hold(root):
+    os.rename(root / "HR/coffee.png", root / "HR/two\nlines.png")
+    with pytest.raises(UserError, match=r"rename two\\nlines.png"):
+        data("lmdb", root)
+    assert not (root / "HR.lmdb").exists()
 
 
 def test_lmdb_without_room(root):
