@@ -37,6 +37,8 @@ def main() -> None:
     args = parser.parse_args()
     if wrong := [quality for quality in args.qualities if not 1 <= quality <= 100]:
         parser.error(f"--qualities: {wrong[0]} is not from 1 to 100")
+    if args.pictures < 1:
+        parser.error(f"--pictures: {args.pictures} is not a whole number from 1 up")
 
     from dlgsanet.cli import _fail
     from dlgsanet.errors import UserError
@@ -50,13 +52,17 @@ def main() -> None:
 def evaluate(args: argparse.Namespace) -> None:
     from dlgsanet.data.pairs import check_sizes, find_pairs_in
     from dlgsanet.device import find_device
+    from dlgsanet.errors import UserError
     from dlgsanet.evaluation.scoring import bicubic, score, super_resolve
     from dlgsanet.files import write_whole
     from dlgsanet.inference.loading import load_model
 
     device = find_device(args.device)
     named = [argument.rpartition("=")[::2] for argument in args.networks]
-    networks = {name or Path(file).stem: load_model(file, args.scale, device) for name, file in named}
+    names = ["bicubic", *(name or Path(file).stem for name, file in named)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"two methods are called {twice[0]!r}; name them apart: NAME=WEIGHTS")
+    networks = {name: load_model(file, args.scale, device) for name, (_, file) in zip(names[1:], named, strict=True)}
     pairs = find_pairs_in(args.data, args.scale)
     check_sizes(pairs, args.scale)
     measures = metrics(args.scale, str(device))

@@ -55,7 +55,10 @@ def test_scores_of_compressed_pictures(tmp_path, monkeypatch, capsys):
     [
         (("none.pth", "--scale", 2), "none.pth"),
         (("Tiny", "--scale", 2, "--qualities", 0), "--qualities"),
+        (("Tiny", "--scale", 2, "--pictures", 0), "--pictures"),
         (("Tiny", "--scale", 7), "x7"),
+        (("Tiny", "other/Tiny", "--scale", 2), "two methods are called 'Tiny'"),
+        (("bicubic=Tiny", "--scale", 2), "two methods are called 'bicubic'"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, monkeypatch, capsys, arguments, named):
