@@ -101,9 +101,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ[EXPORTED_FILE] = str(Path(folder, "tiny_x4.onnx"))
         if arguments.compare:
-            lines = comparison(arguments.compare.resolve(), sizes, rounds, arguments.quick)
+            lines = comparison(arguments.compare.resolve(), rounds, arguments.quick)
         elif arguments.shares:
-            lines = shares(sizes, rounds, arguments.quick)
+            lines = shares(rounds, arguments.quick)
         elif arguments.memory_curve:
             lines = memory_curve(arguments.quick)
         else:
@@ -123,7 +123,7 @@ def tables(sizes: Sizes, rounds: int, quick: bool) -> Iterator[str]:
     if exported_rows():
         in_child("stock", quick, "export")
     measured = in_child("stock", quick, "times", rounds=rounds)
-    yield from heading(sizes, rounds)
+    yield from heading(rounds)
     for title, times in measured["times"].items():
         yield from ["", f"## {title}", "", "| | ms | ratio | of sgemm's rate |", "|---|---:|---:|---:|"]
         base = next(iter(times.values()))
@@ -139,7 +139,7 @@ def tables(sizes: Sizes, rounds: int, quick: bool) -> Iterator[str]:
         yield f"| {row} | {peak:.0f} |"
 
 
-def comparison(older: Path, sizes: Sizes, rounds: int, quick: bool) -> Iterator[str]:
+def comparison(older: Path, rounds: int, quick: bool) -> Iterator[str]:
     """The native backend of this checkout and of an older one, each in processes of its own that run in turn."""
     if not (older / "dlgsanet").is_dir():
         sys.exit(f"benchmark_cpu.py: --compare: {older} is not a checkout of this repository")
@@ -148,7 +148,7 @@ def comparison(older: Path, sizes: Sizes, rounds: int, quick: bool) -> Iterator[
         for _ in range(2)
     ]
     sides = list(zip(*turns, strict=True))
-    yield from heading(sizes, rounds)
+    yield from heading(rounds)
     yield from ["", f"| native | {older.name} [ms] | this checkout [ms] | ratio | of sgemm's rate |"]
     yield "|---|---:|---:|---:|---:|"
     for title, counted in sides[1][0]["macs"].items():
@@ -158,8 +158,8 @@ def comparison(older: Path, sizes: Sizes, rounds: int, quick: bool) -> Iterator[
         yield f"| {title} | {before * 1000:.1f} | {after * 1000:.1f} | {before / after:.2f} | {share} |"
 
 
-def shares(sizes: Sizes, rounds: int, quick: bool) -> Iterator[str]:
-    yield from heading(sizes, rounds)
+def shares(rounds: int, quick: bool) -> Iterator[str]:
+    yield from heading(rounds)
     yield from ["", "Shares of the rate of sgemm, which runs before each of them, and milliseconds.", ""]
     yield from ["| native | one thread | ms | all threads | ms |", "|---|---:|---:|---:|---:|"]
     for title, (one, every) in in_child("stock", quick, "shares", rounds=rounds).items():
@@ -193,7 +193,7 @@ def page_faults(quick: bool) -> Iterator[str]:
                 yield f"| {work} | {name} | {call[0]} | {call[1]:.2f}, {call[2]:.2f} | {call[3]:.0f} |"
 
 
-def heading(sizes: Sizes, rounds: int) -> Iterator[str]:
+def heading(rounds: int) -> Iterator[str]:
     yield "# CPU benchmark"
     yield ""
     capability = torch.backends.cpu.get_cpu_capability()

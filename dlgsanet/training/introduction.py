@@ -19,7 +19,6 @@ logger = logging.getLogger("dlgsanet")
 
 def introduce(
     options: dict[str, Any],
-    train_set: Any,
     validation_sets: list[ValidationSet],
     batch_size: int,
     epoch_length: int,
@@ -32,7 +31,7 @@ def introduce(
 
     Args:
         options: of the run.
-        train_set, validation_sets: as built; their files were found and checked.
+        validation_sets: as built; their files were found and checked.
         batch_size: samples of an iteration, of all ranks.
         epoch_length: samples of an epoch.
         position: where the run starts.

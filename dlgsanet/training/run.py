@@ -142,7 +142,7 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
         position = restore(model, checkpoint, options["rank"], epoch_length)
     batch_size = _batch_of_a_rank(options) * options["world_size"]
     now = conditions(options, train_set, batch_size)
-    introduce(options, train_set, validation_sets, batch_size, epoch_length, position, before, now)
+    introduce(options, validation_sets, batch_size, epoch_length, position, before, now)
     write_record(options, position.iteration)
     return Loop(
         options,
