@@ -64,6 +64,9 @@ def fit_last_convolution(network: DLGSANet, samples: Iterable[tuple[Tensor, Tens
         network: with `upsampler: pixelshuffledirect`.
         samples: pairs of an LQ image `[C, H, W]` and its original `[C, scale * H, scale * W]`; the first
             `ENOUGH_SAMPLES` count.
+
+    Raises:
+        UserError: what it reads is not finite.
     """
     last = _last_convolution(network)
     mean = torch.tensor(network.mean)[:, None, None]
@@ -81,6 +84,8 @@ def fit_last_convolution(network: DLGSANet, samples: Iterable[tuple[Tensor, Tens
         fitted = _regression(pairs())
     finally:
         hook.remove()
+    if not fitted.isfinite().all():
+        raise UserError("path.pretrain_network_g: its features are not finite or too large; give other weights")
     last.weight.copy_(fitted[:, :-1].reshape(last.weight.shape))
     assert last.bias is not None
     last.bias.copy_(fitted[:, -1])

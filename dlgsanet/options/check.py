@@ -303,6 +303,13 @@ def _computed_weights(options: dict[str, Any], which: str) -> Iterator[str]:
         if not path.get("pretrain_network_g"):
             yield f"{where} needs path.pretrain_network_g, for all but the last convolution"
         return
+    from dlgsanet.models.linear_start import SIDE
+
+    least = SIDE * options["scale"]
+    for name, data_set in options["datasets"].items():
+        size = data_set.get("gt_size")
+        if phase_of(name) == "train" and isinstance(size, int) and size < least:
+            yield f"{where} needs datasets.{name}.gt_size from {least} up, for its filter of {SIDE}x{SIDE} LQ pixels"
     for key in ("pretrain_network_g", "resume_state"):
         if path.get(key):
             yield f"{where} starts from random weights; remove it or path.{key}"

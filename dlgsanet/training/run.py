@@ -128,6 +128,8 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
         epoch_length = len(train_set) * options["datasets"]["train"]["dataset_enlarge_ratio"]
         with keeps_random_state():
             try_network(model, options, next(first_samples(options, train_set, epoch_length)))
+        if options["train"]["network_init"] != "random" and not checkpoint:
+            model.compute_weights(first_samples(options, train_set, epoch_length))
     if checkpoint is None:
         _make_folders(options)
     elif options["rank"] == 0:
@@ -136,8 +138,6 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     if options["rank"] == 0:
         log_to_file(checkpoints.root)
     position = Position()
-    if options["train"]["network_init"] != "random" and not checkpoint:
-        model.compute_weights(first_samples(options, train_set, epoch_length))
     if checkpoint:
         position = restore(model, checkpoint, options["rank"], epoch_length)
     batch_size = _batch_of_a_rank(options) * options["world_size"]

@@ -99,6 +99,20 @@ def test_what_a_test_refuses(workplace, refused, changes, named):
     assert named in line
 
 
+def test_crops_that_are_smaller_than_the_filter_of_the_linear_start(workplace, refused):
+    workplace.options["train"]["network_init"] = "linear"
+    workplace.options["datasets"]["train"]["gt_size"] = 8
+    assert "datasets.train.gt_size from 10 up" in refused()
+
+
+def test_weights_whose_features_are_not_finite(workplace, refused):
+    state = torch.load("weights.pth", weights_only=True)["params"]
+    torch.save({"params": {name: 1e9 * tensor for name, tensor in state.items()}}, "weights.pth")
+    workplace.options["train"]["network_init"] = "last"
+    workplace.options["path"] |= {"pretrain_network_g": "weights.pth", "strict_load_g": False}
+    assert refused().startswith("file.yml: path.pretrain_network_g: its features are not finite")
+
+
 def test_a_teacher_of_colors_for_a_gray_network(workplace, refused):
     workplace.options["network_g"]["in_chans"] = 1
     for data_set in workplace.options["datasets"].values():
