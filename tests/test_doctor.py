@@ -32,6 +32,20 @@ def test_doctor_answers_a_wrong_backend_in_one_line(capsys, monkeypatch):
     assert "'metal'" in message
 
 
+def test_doctor_tries_nothing_for_a_report_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    assert main(["doctor", "--report", str(tmp_path / "notes.txt/report.txt")]) == 2
+    said = capsys.readouterr()
+    assert "notes.txt/report.txt: Not a directory" in said.err
+    assert not said.out
+
+
+def test_doctor_reports_settings_that_are_not_utf8(monkeypatch, tmp_path):
+    monkeypatch.setenv("DLGSANET_NOTE", "caf\udce9")
+    assert main(["doctor", "--report", str(tmp_path / "report.txt")]) == 0
+    assert "DLGSANET_NOTE=caf\\udce9" in (tmp_path / "report.txt").read_text()
+
+
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     """A GPU, as far as `doctor` looks: its kernels agree, but that of fused forward passes in float16."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dlgsanet import __version__
 from dlgsanet.commands.arguments import ArgumentParser
-from dlgsanet.files import write_whole
+from dlgsanet.files import check_can_write, write_whole
 from dlgsanet.packages import versions
 from dlgsanet.startup import quick_imports
 
@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
         "--report", metavar="FILE", type=Path, help="try every kernel again, and write all of it to a file for an issue"
     )
     args = parser.parse_args(argv)
+    if args.report:
+        check_can_write(args.report)
     sections = [
         ("packages", _packages()),
         ("processors", _processors()),
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
             print(line, flush=True)
             written.append(line)
     if args.report:
-        write_whole(args.report, ("\n".join(written) + "\n").encode())
+        write_whole(args.report, ("\n".join(written) + "\n").encode(errors="backslashreplace"))
         print(f"wrote {args.report}; read it, then attach it to an issue")
     return 0
 
