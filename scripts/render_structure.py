@@ -10,6 +10,7 @@ than the pixels.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dlgsanet.commands.arguments import whole_number
 from dlgsanet.data.images import png_bytes
+from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 
 Array = np.ndarray
@@ -303,9 +306,9 @@ def lit(face: Array, u: Array, v: Array, facing: float, rng: np.random.Generator
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the PNG files go")
-    parser.add_argument("--count", type=int, default=100, help="pictures; default: 100")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 480), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--count", type=whole_number(), default=100, help="pictures; default: 100")
+    parser.add_argument("--seed", type=whole_number(0), default=0)
+    parser.add_argument("--size", type=whole_number(), nargs=2, default=(480, 480), metavar=("HEIGHT", "WIDTH"))
     arguments = parser.parse_args()
     for number in range(arguments.count):
         picture = render(arguments.seed, number, *arguments.size)
@@ -313,4 +316,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"render_structure: error: {error}")

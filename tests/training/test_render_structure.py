@@ -51,3 +51,18 @@ def test_it_is_a_second_data_root_with_a_share(workplace, monkeypatch):
     workplace.options["train"]["total_iter"] = 2
     assert "6 samples" in workplace.train()
     assert workplace.weights(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["--size", "0", "8"], "--size"), (["--seed", "-1"], "--seed"), (["--count", "-1"], "--count"), ([], "notes.txt")],
+)
+def test_wrong_arguments_are_one_line(tmp_path, arguments, named):
+    (tmp_path / "notes.txt").write_text("")
+    small = ["--count", "1", "--size", "8", "8", *arguments]
+    script = str(REPOSITORY / "scripts" / "render_structure.py")
+    command = [sys.executable, script, str(tmp_path / "notes.txt"), *small]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode
+    assert named in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
