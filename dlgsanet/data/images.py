@@ -27,19 +27,25 @@ EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp
 
 
 def list_images(folder: Path, option: str) -> list[Path]:
-    """The images directly in `folder`, sorted by name. Hidden files and other kinds of files are skipped.
+    """The images directly in `folder`, sorted by name. Hidden files, pipes and other kinds of files are skipped.
 
     Raises:
         UserError: there is no such folder, or no image in it; the message names `option`.
     """
     if not folder.is_dir():
         raise UserError(f"{option}: there is no folder {folder}")
-    images = sorted(p for p in folder.iterdir() if is_image_name(p.name))
+    with os.scandir(folder) as entries:  # they know most kinds of files without a question to the system
+        images = sorted(folder / e.name for e in entries if is_image_name(e.name) and not _is_endless(e))
     if not images:
         deeper = [p for p in folder.rglob("*") if is_image_name(p.name)]
         hint = f"; there are images in {deeper[0].parent}, name that folder" if deeper else ""
         raise UserError(f"{option}: no images in {folder}{hint}")
     return images
+
+
+def _is_endless(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a pipe or a device, which may be read forever."""
+    return not (entry.is_file() or entry.is_dir()) and os.path.exists(entry.path)
 
 
 def is_image_name(name: str) -> bool:

@@ -151,6 +151,16 @@ def test_the_benchmarks(capsys):
     assert "face.png and" in printed.err
 
 
+def test_pipes_are_left_out(root, capsys):
+    """Reading one would never end."""
+    check(root)
+    expected = capsys.readouterr().out
+    os.mkfifo(root / "HR/pipe.png")
+    (root / "HR/linked.png").symlink_to("pipe.png")
+    check(root)
+    assert capsys.readouterr().out == expected
+
+
 def test_several_roots(photo_root, root, tmp_path, capsys):
     """Every root is reported, with its faults, and those that are not there; `--against` holds for all of them."""
     (root / "LR_bicubic/X2/coffeex2.png").unlink()
