@@ -17,6 +17,7 @@ from dlgsanet.ops.records import (
     GatedFeedForward,
     LocalAttention,
     Record,
+    map_tensors,
     tensors_of,
 )
 
@@ -30,8 +31,7 @@ class Call(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Call":
         """The call with every tensor changed."""
-        record = self.record._make(function(f) if isinstance(f, Tensor) else f for f in self.record)
-        return Call(record, function(self.x), self.training)
+        return Call(map_tensors(self.record, function), function(self.x), self.training)
 
 
 def random_tensors(seed: int):
