@@ -34,8 +34,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -56,8 +56,8 @@ from dlgsanet.archs.sizes import size_options  # noqa: E402
 from dlgsanet.archs.sparse_gsa import SparseGSA  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
 from dlgsanet.ops import dispatch, operators  # noqa: E402
-from dlgsanet.ops.backends import composed  # noqa: E402
-from dlgsanet.ops.records import FusedDynamicConv  # noqa: E402
+from dlgsanet.ops.backends import LayerFunctions, reference  # noqa: E402
+from dlgsanet.ops.records import FusedDynamicConv, LocalAttention  # noqa: E402
 
 ALLOCATORS = ("stock", "tuned")
 OTHERS = ("SwinIR-light", "EDSR-baseline")
@@ -270,10 +270,10 @@ def groups(sizes: Sizes) -> Iterator[tuple[str, dict[str, Callable[[], object]],
     at = f"{sizes.width}x{sizes.height}"
     of_patches = f"{sizes.batch} of {sizes.patch}x{sizes.patch}"
 
-    forward = convolution(*image)
-    yield f"Dynamic convolution of Tiny, forward, {at}", {row: serve(row, forward) for row in every}, {}
-    both = convolution(*patches, backward=True)
-    yield f"Dynamic convolution of Tiny, forward and backward, {of_patches}", {r: serve(r, both) for r in every}, {}
+    forward = {row: serve(row, convolution(row, *image)) for row in every}
+    yield f"Dynamic convolution of Tiny, forward, {at}", forward, {}
+    both = {row: serve(row, convolution(row, *patches, backward=True)) for row in every}
+    yield f"Dynamic convolution of Tiny, forward and backward, {of_patches}", both, {}
 
     for size, rows in (("Tiny", [*every, *OTHERS, *exported_rows()]), ("Light", fast), ("Large", fast)):
         networks = {row: network(row, size) for row in rows}
@@ -421,13 +421,17 @@ def backend_of(row: str) -> Iterator[None]:
     """Have the layers served by the backend of a row; rows that are no backend run as they are."""
     if row in OTHERS or row in EXPORTED:
         yield
-        return
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(os.environ, DLGSANET_BACKEND="composed" if row == "naive" else row))
-        if row == "naive":  # by itself, and in the layers of networks
-            stack.enter_context(mock.patch.object(operators, "fused_dynamic_depthwise_conv", unfolded))
-            stack.enter_context(mock.patch.object(composed, "_convolve", lambda record, x: unfolded(x, *record)))
-        yield
+    elif row == "naive":
+        layer = LayerFunctions(naive_local_attention, naive_local_attention)
+        with dispatch.using(replace(reference.BACKEND, dynamic_local_attention=layer)):
+            yield
+    else:  # by the environment, which older checkouts know too
+        with mock.patch.dict(os.environ, DLGSANET_BACKEND=row):
+            yield
+
+
+def naive_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
+    return reference.dynamic_local_attention(layer, x, lambda call, y: unfolded(y, *call))
 
 
 def serve(row: str, work: Callable[[], object]) -> Callable[[], object]:
@@ -460,14 +464,15 @@ def unfolded(x: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, window_s
     return (shifted * filters).sum(3).view(x.shape)
 
 
-def convolution(batch: int, height: int, width: int, backward: bool = False) -> Callable[[], object]:
+def convolution(row: str, batch: int, height: int, width: int, backward: bool = False) -> Callable[[], object]:
     """The dynamic convolution of Tiny: 48 channels, 8 filters a pixel of 7x7, formed from 12 features."""
     x, z = torch.rand(batch, 48, height, width), torch.rand(batch, 12, height, width)
     weight, bias = torch.rand(8 * 49, 12), torch.rand(8 * 49)
     tensors = [t.requires_grad_(backward) for t in (x, z, weight, bias)]
+    convolve = unfolded if row == "naive" else operators.fused_dynamic_depthwise_conv
 
     def run() -> object:
-        out = operators.fused_dynamic_depthwise_conv(*tensors, 7)
+        out = convolve(*tensors, 7)
         return torch.autograd.grad(out, tensors, torch.ones_like(out)) if backward else out
 
     return run

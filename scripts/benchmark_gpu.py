@@ -44,7 +44,7 @@ from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.autocast import in_autocast_dtype
-from dlgsanet.ops.backends import LayerFunctions, composed, cuda, reference
+from dlgsanet.ops.backends import LayerFunctions, cuda, reference
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, LocalAttention
 
@@ -452,17 +452,15 @@ def networks() -> Iterator[tuple[str, int, nn.Module, list[str]]]:
 @contextlib.contextmanager
 def served(way: str) -> Iterator[None]:
     """Have networks compute their layers by the plain definition, with the published convolution or not, or by ours."""
-    names, load, traced = dispatch.BACKENDS, dispatch.load, composed.BACKEND
     if way == PUBLISHED:
         layer = LayerFunctions(local_attention_as_published, local_attention_as_published)
-        plain = dataclasses.replace(reference.BACKEND, name="published", dynamic_local_attention=layer)
-        dispatch.BACKENDS, dispatch.load = {"published": "reference"}, lambda name: plain
+        with dispatch.using(dataclasses.replace(reference.BACKEND, name="published", dynamic_local_attention=layer)):
+            yield
     elif way.startswith(PLAIN):
-        dispatch.BACKENDS, composed.BACKEND = {"reference": names["reference"]}, reference.BACKEND
-    try:
+        with dispatch.using("reference"):
+            yield
+    else:
         yield
-    finally:
-        dispatch.BACKENDS, dispatch.load, composed.BACKEND = names, load, traced
 
 
 def local_attention_as_published(layer: LocalAttention, x: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 By default it is the fastest backend that supports the call. The environment variable ``DLGSANET_BACKEND`` skips all
 backends before the one it names, or, with a minus before the name, this one alone. The argument ``backend=`` of a
-public function allows only the named backend.
+public function allows only the named backend. Tests and measurements put other backends in their places (`using`).
 """
 
 import functools
 import importlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from dlgsanet.device import GPUS
 from dlgsanet.errors import UserError, unknown
-from dlgsanet.ops.backends import NO_LAYER, Backend, choice, gradients
+from dlgsanet.ops.backends import NO_LAYER, Backend, choice, composed, gradients
 from dlgsanet.ops.records import OPERATIONS, Conv3x3, Convolution, Layer, Record
 
 # Modules with an object `BACKEND`, fastest first. The last one supports every call.
@@ -37,6 +38,27 @@ CODE = (".py", ".cu", ".h")
 
 logger = logging.getLogger("dlgsanet")
 
+_used: dict[str, Backend] | None = None  # of all threads: autograd has threads of its own
+
+
+@contextmanager
+def using(*backends: str | Backend) -> Iterator[None]:
+    """Within the block these backends are the candidates, in this order, whatever ``DLGSANET_BACKEND`` says.
+
+    It applies to all threads. Of nested blocks the inner one applies. Graphs are traced with the layers of composed if
+    it is among the backends, otherwise with those of the last one.
+
+    Args:
+        backends: names, or objects with different names. A copy of a backend (`dataclasses.replace`) may record its
+            calls or compute otherwise, and takes the place of the backend of its name.
+    """
+    global _used
+    before, _used = _used, {b.name: b for b in (load(b) if isinstance(b, str) else b for b in backends)}
+    try:
+        yield
+    finally:
+        _used = before
+
 
 def candidates() -> list[str]:
     """Names of the backends to try, in order.
@@ -44,6 +66,8 @@ def candidates() -> list[str]:
     Raises:
         UserError: ``DLGSANET_BACKEND`` is neither the name of a backend nor ``-NAME``.
     """
+    if _used is not None:
+        return list(_used)
     names = list(BACKENDS)
     wanted = os.environ.get("DLGSANET_BACKEND")
     if not wanted:
@@ -121,10 +145,21 @@ def because(refused: Iterable[tuple[str, str | None]]) -> str:
     return f" ({reasons})" if reasons else ""
 
 
-@functools.cache
 def load(name: str) -> Backend:
-    """The backend with this name in `BACKENDS`."""
+    """The backend with this name, in `BACKENDS` or put in its place (`using`)."""
+    return _used[name] if _used and name in _used else _imported(name)
+
+
+@functools.cache
+def _imported(name: str) -> Backend:
     return importlib.import_module(BACKENDS[name]).BACKEND
+
+
+def traced() -> Backend:
+    """The backend whose layers are in graphs that are traced."""
+    if _used is None:
+        return composed.BACKEND
+    return _used["composed"] if "composed" in _used else list(_used.values())[-1]
 
 
 def _fastest(convolution: Convolution, x: Tensor, training: bool) -> Any:

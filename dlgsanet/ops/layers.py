@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import composed
 from dlgsanet.ops.records import Conv3x3, Layer, tensors_of
 
 
@@ -30,7 +29,7 @@ def apply(layer: Layer | Conv3x3, x: Tensor, *, backend: str | None = None) -> T
         UserError: ``DLGSANET_BACKEND`` is neither the name of a backend nor ``-NAME``.
     """
     if torch.compiler.is_compiling():
-        return composed.BACKEND.train(layer, x)
+        return dispatch.traced().train(layer, x)
     training = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors_of(layer)))
     chosen = dispatch.select(layer, x, training, backend)
     if training:
