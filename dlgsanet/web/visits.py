@@ -83,6 +83,7 @@ class Visit:
     stopped: threading.Event = field(default_factory=threading.Event)
     closed: bool = False
     archive: Path | None = None
+    _added: int = 0
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -97,15 +98,19 @@ class Visit:
             UserError: too many pictures, or too large a file; the upload is deleted.
         """
         try:
-            if len(self.entries) >= limits.pictures:
-                raise UserError(f"{name}: this page takes {limits.pictures} pictures at a time; remove some first")
             if upload.stat().st_size > limits.megabytes * 2**20:
                 raise UserError(f"{name}: at most {limits.megabytes} MiB are accepted")
-            number = max((entry.number for entry in self.entries), default=0) + 1
-            source = self.folder / str(number) / "source"
-            source.parent.mkdir(parents=True)
-            shutil.move(upload, source)
-            self.entries.append(Entry(number, plain_name(name), source))
+            with self._lock:
+                if len(self.entries) >= limits.pictures:
+                    raise UserError(f"{name}: this page takes {limits.pictures} pictures at a time; remove some first")
+                if self.closed:
+                    return
+                # Never that of a picture before: a browser shows what it has kept of an address.
+                self._added += 1
+                source = self.folder / str(self._added) / "source"
+                source.parent.mkdir(parents=True)
+                shutil.move(upload, source)
+                self.entries.append(Entry(self._added, plain_name(name), source))
         except FileNotFoundError:
             raise UserError(f"{name}: the upload was interrupted; add the picture again") from None
         finally:
@@ -130,8 +135,8 @@ class Visit:
 
     def pack(self) -> None:
         """Write all results into one ZIP, if there are several."""
-        results = [entry.result for entry in self.entries if entry.result]
         with self._lock:
+            results = [entry.result for entry in self.entries if entry.result]
             if self.closed or len(results) < 2:
                 return
             target = self.folder / secrets.token_hex(4) / "upscaled.zip"

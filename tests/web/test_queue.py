@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,46 @@ def test_names_that_are_equal_in_the_archive(visit, tmp_path, weights, photo):
     finish(DeviceQueue(Limits()), visit, weights)
     visit.pack()
     assert zipfile.ZipFile(visit.archive).namelist() == ["a_x2.png", "a_x2 (2).png"]
+
+
+def test_a_picture_after_a_clear_has_addresses_of_its_own(visit, tmp_path, weights, photo):
+    """A browser shows what it has kept of an address that it has seen."""
+    add(visit, tmp_path, Image.fromarray(photo[:30, :30]))
+    (first,) = finish(DeviceQueue(Limits()), visit, weights)
+    visit.clear()
+    add(visit, tmp_path, Image.fromarray(photo[30:, :30]))
+    (second,) = finish(DeviceQueue(Limits()), visit, weights)
+    assert not {first.result, *first.shown} & {second.result, *second.shown}
+    assert first.number != second.number
+
+
+def while_another_has_the_lock(visit, action, meanwhile):
+    """Start `action` in a thread; do `meanwhile` before it gets the lock."""
+    with visit._lock:
+        thread = ThreadPoolExecutor(1).submit(action)
+        time.sleep(0.2)
+        meanwhile()
+    return thread.result(60)
+
+
+def test_what_waits_for_the_lock_looks_after_it(visit, tmp_path, weights, photo):
+    for _ in range(2):
+        add(visit, tmp_path, Image.fromarray(photo[:30, :30]))
+    finish(DeviceQueue(Limits()), visit, weights)
+    while_another_has_the_lock(visit, visit.pack, visit.clear)
+    assert visit.archive is None
+
+    def add_one():
+        add(visit, tmp_path, Image.fromarray(photo[:30, :30]))
+
+    def add_another():
+        (tmp_path / "other").write_bytes(b"of another batch of uploads")
+        visit.add(tmp_path / "other", "b.png", Limits())
+
+    while_another_has_the_lock(visit, add_one, add_another)
+    assert len({entry.source for entry in visit.entries}) == 2
+    while_another_has_the_lock(visit, add_one, visit.close)
+    assert not visit.folder.exists()
 
 
 def environment(tmp_path):
