@@ -80,6 +80,7 @@ class Loop:
                 if self.position.iteration >= self.total:
                     break
                 self._iterate()
+            self._check_steps()
             if self.validation_sets and self.position.validated < self.total:
                 self._validate(signals)
             if self.saved != self.position.iteration:
@@ -100,6 +101,18 @@ class Loop:
             self.batches.close()  # and with it its workers
             self.line.clear()
             self.board.close()
+
+    def _check_steps(self) -> None:
+        """At the end of a run that is too short for `max_bad_steps`."""
+        if not (bad := self._bad_steps_in_row()):
+            return
+        what = "the loss or its gradient was not finite"
+        if bad >= self.position.iteration:
+            raise UserError(
+                f"no step was taken: {what} in all {bad:,} iterations; set a lower train.optim_g.lr, train.grad_clip "
+                "or train.precision: fp32, and check the images and path.pretrain_network_g"
+            )
+        logger.warning("%-11sthe last %s steps were: %s", "Skipped", f"{bad:,}", what)
 
     def _iterate(self) -> None:
         start = time.monotonic()

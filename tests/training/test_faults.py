@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
 import yaml
 
 from tests.conftest import REPOSITORY
@@ -121,6 +122,17 @@ def test_loss_that_stays_infinite_stops_the_run(workplace):
     assert "training_states/6.state" in last_line(said)
     workplace.options["train"]["total_iter"] = 6
     assert resumed(workplace.train("--auto_resume")) == (6, True)
+
+
+def test_short_run_without_any_step_is_an_error(workplace):
+    """It ends before `max_bad_steps`, and has no weights to show."""
+    torch.save({"upsample.0.weight": torch.full((12, 12, 3, 3), 3e38)}, workplace.folder / "broken.pth")
+    workplace.options["path"] |= {"pretrain_network_g": "broken.pth", "strict_load_g": False}
+    workplace.options["train"]["total_iter"] = 3
+    line = last_line(workplace.train(code=2))
+    assert "no step was taken" in line
+    assert "train.optim_g.lr" in line
+    assert not list(workplace.folder.glob("experiments/run/models/*"))
 
 
 def test_basicsr_model_stops_at_the_first_loss_that_is_not_finite(workplace):
