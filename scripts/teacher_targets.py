@@ -10,6 +10,8 @@ are there already are not computed again.
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -19,15 +21,16 @@ from torch import Tensor
 import dlgsanet.plugin  # noqa: F401  # registers the networks
 from dlgsanet.archs.sizes import SCALES
 from dlgsanet.commands.arguments import add_import
-from dlgsanet.data.images import png_bytes
+from dlgsanet.data.images import UnreadableImageError, png_bytes
 from dlgsanet.data.pairs import Pair, find_pairs_in
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.device import find_device
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, brief, reason_of
 from dlgsanet.evaluation.networks import network_class
 from dlgsanet.extensions import import_all
 from dlgsanet.files import write_whole
 from dlgsanet.inference.self_ensemble import Network, self_ensemble
+from dlgsanet.memory import is_out_of_memory
 from dlgsanet.models.teacher import build_teacher
 from dlgsanet.options.parse import parse_yaml
 
@@ -68,7 +71,7 @@ def write_targets(
         How many were written; those that were there already are left as they are.
 
     Raises:
-        UserError: images that cannot be read (names them).
+        UserError: images that cannot be read, or that the teacher refuses (names them).
     """
     one_at_a_time = Lock()  # in memory of the device; files are read and written meanwhile
 
@@ -77,19 +80,38 @@ def write_targets(
         if path.exists():
             return False
         lr, hr = (torch.from_numpy(image.transpose(2, 0, 1).copy())[None] for image in pair.read(scale))
-        with one_at_a_time:
+        with one_at_a_time, refusals_name(pair):
             target = blend(teacher(lr.to(device) / 255), hr, share)
         write_whole(path, png_bytes(target.numpy(), compress_level=1))
         return True
 
     written, failures = for_each(write, pairs, folder.name)
     if failures:
-        raise UserError(f"images cannot be read ({len(failures)}): {in_one_line(failures)}")
+        raise UserError(f"images without a target ({len(failures)}): {in_one_line(failures)}")
     return sum(written)
 
 
+@contextmanager
+def refusals_name(pair: Pair) -> Iterator[None]:
+    """Networks raise all kinds of errors for sizes that they do not take."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(f"{pair.lq.name}: memory ran out ({brief(error, 200)}); leave out large images") from error
+        raise UnreadableImageError(f"{pair.lq.name}: the teacher cannot take it: {reason_of(error, 200)}") from error
+
+
 def blend(output: Tensor, hr: Tensor, share: float) -> Tensor:
-    """uint8 [H, W, 3] of a network's output [1, 3, H, W] in [0, 1] and an HR image, uint8 [1, 3, H, W]."""
+    """uint8 [H, W, 3] of a network's output [1, 3, H, W] in [0, 1] and an HR image, uint8 [1, 3, H, W].
+
+    Raises:
+        ValueError: the output is of another size, or not finite.
+    """
+    if output.shape != hr.shape:
+        raise ValueError(f"it makes {list(output.shape)} where {list(hr.shape)} is expected")
+    if not output.isfinite().all():
+        raise ValueError("its output is not finite")
     target = torch.lerp(hr.to(output.device) / 255, output.clamp(0, 1), share)
     return (target[0] * 255).round().byte().permute(1, 2, 0).cpu()
 

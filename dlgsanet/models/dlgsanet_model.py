@@ -85,9 +85,11 @@ class DLGSANetModel(SRModel):
                     self.losses[name] = build_loss(train[name]).to(self.device)
         if train["teacher_opt"]:
             self.teacher_share = train["teacher_opt"]["share"]
-            channels = 1 if self.opt["datasets"]["train"].get("color") == "y" else 3
+            data, scale = self.opt["datasets"]["train"], self.opt["scale"]
+            channels = 1 if data.get("color") == "y" else 3
+            size = data.get("gt_size", 16 * scale) // scale
             with within("train.teacher_opt"):
-                self.teacher = build_teacher(train["teacher_opt"], self.opt["scale"], self.device, channels)
+                self.teacher = build_teacher(train["teacher_opt"], scale, self.device, channels, size)
         self.accumulate = train["accumulate"]
         self.grad_clip = train["grad_clip"] or math.inf
         self.max_bad_steps = train["max_bad_steps"]

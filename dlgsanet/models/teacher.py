@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.archs.detect import is_dlgsanet
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.errors import UserError, brief, faults_of
+from dlgsanet.errors import UserError, brief, faults_of, reason_of
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.models.weights import load_weights
 
@@ -18,7 +18,7 @@ logger = logging.getLogger("dlgsanet")
 
 
 def build_teacher(
-    options: Mapping[str, Any], scale: int, device: torch.device, channels: int = 3
+    options: Mapping[str, Any], scale: int, device: torch.device, channels: int = 3, size: int = 16
 ) -> Callable[[Tensor], Tensor]:
     """The teacher of a `train.teacher_opt` section, in evaluation mode and without gradients.
 
@@ -28,6 +28,7 @@ def build_teacher(
         scale: the factor of enlargement that it must have.
         device: where it computes.
         channels: of the images.
+        size: sides of an image that it is tried with.
 
     Returns:
         A function from LQ images `[B, C, H, W]` in [0, 1] to `[B, C, scale * H, scale * W]`.
@@ -57,13 +58,13 @@ def build_teacher(
         return teach(lq).float()
 
     try:
-        probe = target(torch.zeros(1, channels, 16, 16, device=device))
+        probe = target(torch.zeros(1, channels, size, size, device=device))
     except Exception as error:  # whatever a network raises for channels that it does not take
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{path}: {name} cannot take images of {channels} channel(s): {brief(error, 200)}") from error
-    if probe.shape[1:] != (channels, 16 * scale, 16 * scale):
-        made = f"it enlarges by {probe.shape[3] / 16:g}, to {probe.shape[1]} channel(s)"
+        raise UserError(f"{path}: {name} cannot take images of {channels} channel(s), {size}x{size}: {reason_of(error, 200)}") from error
+    if probe.shape[1:] != (channels, size * scale, size * scale):
+        made = f"it enlarges by {probe.shape[3] / size:g}, to {probe.shape[1]} channel(s)"
         raise UserError(f"{path}: {made}, but scale is {scale} and images have {channels}")
     logger.info("Teacher: %s, %s", name, path)
     return target

@@ -121,3 +121,29 @@ def test_teachers_that_do_not_fit(workplace):
     last = workplace.train(code=2).splitlines()[-1]
     assert "teacher.pth" in last
     assert "train.teacher_opt.network" in last
+
+
+OWN_TEACHER = """
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+@ARCH_REGISTRY.register()
+class TakesOneSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(nn.Conv2d(1, 1, 1).weight)
+
+    def forward(self, x):
+        assert x.shape[-1] == 16
+        return nn.functional.interpolate(x, scale_factor=2)
+"""
+
+
+def test_a_teacher_that_refuses_the_size_of_the_crops_is_named_before_training(workplace):
+    (workplace.folder / "own.py").write_text(OWN_TEACHER)
+    torch.save({"params": {"weight": torch.ones(1, 1, 1, 1)}}, workplace.folder / "teacher.pth")
+    workplace.options |= {"import": ["own.py"]}
+    workplace.options["train"]["teacher_opt"] = {"path": "teacher.pth", "network": {"type": "TakesOneSize"}}
+    last = workplace.train(code=2).splitlines()[-1]
+    assert all(name in last for name in ("train.teacher_opt: teacher.pth", "TakesOneSize", "12x12"))
+    assert not workplace.experiment().exists()

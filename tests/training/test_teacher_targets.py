@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dlgsanet.cli import main
@@ -67,4 +68,43 @@ def test_wrong_arguments_are_one_line(root, arguments, named):
     assert done.returncode
     assert named in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+    assert not (root / "Teacher").exists()
+
+
+OWN = """
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+@ARCH_REGISTRY.register()
+class Choosy(nn.Module):
+    def __init__(self, wrong="size"):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.wrong = wrong
+
+    def forward(self, x):
+        y = nn.functional.interpolate(x, scale_factor=2)
+        if x.shape[-1] == 16:
+            return y
+        if self.wrong == "size":
+            raise KeyError("of width")
+        return y / 0 if self.wrong == "nan" else y[..., :1]
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [("size", "KeyError 'of width'"), ("nan", "not finite"), ("shape", "[1, 3, 48, 1]")]
+)
+def test_images_that_the_teacher_refuses_are_named(root, wrong, said):
+    (root / "own.py").write_text(OWN)
+    torch.save({"weight": torch.ones(1)}, root / "teacher.pth")
+    choosy = ["--network", f"{{type: Choosy, wrong: {wrong}}}", "--import", str(root / "own.py")]
+    done = run(root, "--weights", str(root / "teacher.pth"), *choosy)
+    assert done.returncode
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert "ax2.png" in line
+    assert "bx2.png" in line
+    assert said in line
     assert not (root / "Teacher").exists()
