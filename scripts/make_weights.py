@@ -37,6 +37,7 @@ TRAINING_DATA = (
     "143 of Unsplash (Unsplash licence) and of Ubuntu's wallpapers (CC BY-SA 3.0), shrunk by MATLAB's bicubic rule"
 )
 COLUMNS = ("stage", "iteration", "hours", "l_pix", "psnr", "below_bicubic")
+COPY_OF = "copy_of"  # the file, in the metadata of the copy
 PAUSE = 900  # seconds; a longer gap between two log lines was a pause
 
 
@@ -76,18 +77,36 @@ def main() -> None:
 def copy_of_start(scale: int, weights: Path | str | None) -> Path | None:
     """The weights that a run starts from, or started from: a copy, since a release may overwrite the file itself.
 
-    Next to it is a copy of the rows that lead to these weights, if they are of the same scale.
+    Next to it is a copy of the rows that lead to these weights, if they are of the same scale. Copies are made when the
+    run begins. A run that has begun keeps them, since the file may have been overwritten by a release of it.
+
+    Args:
+        scale: of the recipe.
+        weights: the file to start from.
+
+    Raises:
+        UserError: the run has begun with weights of another file.
     """
-    copy = Path("experiments", f"{RECIPES[scale]}_start.safetensors")
-    if not copy.exists():
-        if not weights:
-            return None
-        found = read_checkpoint(weights)
-        rows = csv_file(scale)
-        copy.parent.mkdir(exist_ok=True)
-        if found.metadata.get("scale") == str(scale) and rows.exists():
-            shutil.copy(rows, copy.with_suffix(".csv"))
-        write_checkpoint(copy, found.state, metadata=found.metadata)
+    run = Path("experiments", RECIPES[scale])
+    copy = run.with_name(f"{run.name}_start.safetensors")
+    if any(run.glob("training_states/*.state")):
+        if not copy.exists():
+            before = "no weights"
+        else:
+            before = read_checkpoint(copy).metadata.get(COPY_OF, str(weights))
+        if weights and Path(before).resolve() != Path(weights).resolve():
+            raise UserError(f"{run} began from {before}, not from {weights}; to begin again, move {run} away")
+        return copy if copy.exists() else None
+    for old in (copy, copy.with_suffix(".csv")):
+        old.unlink(missing_ok=True)
+    if not weights:
+        return None
+    found = read_checkpoint(weights)
+    rows = csv_file(scale)
+    copy.parent.mkdir(exist_ok=True)
+    if found.metadata.get("scale") == str(scale) and rows.exists():
+        shutil.copy(rows, copy.with_suffix(".csv"))
+    write_checkpoint(copy, found.state, metadata=found.metadata | {COPY_OF: str(weights)})
     return copy
 
 

@@ -2,10 +2,12 @@
 
 import csv
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,8 +15,10 @@ from PIL import Image
 
 from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.cli import main
+from dlgsanet.errors import UserError
 from tests.conftest import REPOSITORY
-from tests.training.conftest import OPTIONS
+from tests.evaluation.conftest import small_weights
+from tests.training.conftest import OPTIONS, identical
 
 SCRIPT = REPOSITORY / "scripts/make_weights.py"
 NAME = "train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx{}_constant_img_size_64_lr1e_3"
@@ -77,6 +81,33 @@ def test_weights_are_made_from_nothing_by_one_command(workplace, monkeypatch):
     )
 
 
+def test_a_run_starts_from_the_weights_that_are_named(tmp_path, monkeypatch):
+    """Whatever is left of an earlier run. One that has begun continues from its own start alone."""
+    script = runpy.run_path(str(SCRIPT))
+    copy_of_start = script["copy_of_start"]
+    monkeypatch.chdir(tmp_path)
+    starts = [small_weights(Path(f"{seed}.safetensors"), seed=seed) for seed in (1, 2)]
+
+    def state(path):
+        return identical(read_checkpoint(path).state, read_checkpoint(starts[1]).state)
+
+    assert not state(copy_of_start(2, starts[0]))
+    assert state(copy_of_start(2, starts[1]))
+    run = Path("experiments", NAME.format(2))
+    (run / "training_states").mkdir(parents=True)
+    (run / "training_states/2.state").touch()
+    starts[1].write_bytes(starts[0].read_bytes())  # as a release overwrites it
+    before = copy_of_start(2, tmp_path / starts[1])
+    starts[1].write_bytes(before.read_bytes())
+    assert state(before)
+    with pytest.raises(UserError, match=r"began from 2\.safetensors, not from 1\.safetensors"):
+        copy_of_start(2, starts[0])
+    before.unlink()
+    assert copy_of_start(2, None) is None
+    with pytest.raises(UserError, match="began from no weights"):
+        copy_of_start(2, starts[0])
+
+
 @pytest.mark.long
 def test_now_releases_what_an_unfinished_run_has_and_later_releases_know_the_same_start(workplace):
     """x3 starts from a file, as all its releases say, though the file changes in between."""
@@ -96,7 +127,7 @@ def test_now_releases_what_an_unfinished_run_has_and_later_releases_know_the_sam
     make(workplace, *again, "--now")
     second, rows, _ = released(workplace, 2)
     assert second.metadata["training"].startswith(first.metadata["training"] + "; then 4 iterations")
-    assert read_checkpoint(workplace.folder / copy).metadata == first.metadata
+    assert read_checkpoint(workplace.folder / copy).metadata == first.metadata | {"copy_of": start}
     run, branch = NAME.format(2), f"{NAME.format(2)}_decay_2"
     assert [stage for stage, _ in groupby(row["stage"] for row in rows)] == [run, branch] * 2
     workplace.start("--auto-resume", "--force-yml", *changes, stop=(4, signal.SIGTERM)).end(75)
