@@ -90,10 +90,7 @@ def copy_of_start(scale: int, weights: Path | str | None) -> Path | None:
     run = Path("experiments", RECIPES[scale])
     copy = run.with_name(f"{run.name}_start.safetensors")
     if any(run.glob("training_states/*.state")):
-        if not copy.exists():
-            before = "no weights"
-        else:
-            before = read_checkpoint(copy).metadata.get(COPY_OF, str(weights))
+        before = read_checkpoint(copy).metadata.get(COPY_OF, weights) if copy.exists() else "no weights"
         if weights and Path(before).resolve() != Path(weights).resolve():
             raise UserError(f"{run} began from {before}, not from {weights}; to begin again, move {run} away")
         return copy if copy.exists() else None

@@ -62,7 +62,8 @@ def build_teacher(
     except Exception as error:  # whatever a network raises for channels that it does not take
         if is_out_of_memory(error):
             raise
-        raise UserError(f"{path}: {name} cannot take images of {channels} channel(s), {size}x{size}: {reason_of(error, 200)}") from error
+        images = f"images of {channels} channel(s), {size}x{size}"
+        raise UserError(f"{path}: {name} cannot take {images}: {reason_of(error, 200)}") from error
     if probe.shape[1:] != (channels, size * scale, size * scale):
         made = f"it enlarges by {probe.shape[3] / size:g}, to {probe.shape[1]} channel(s)"
         raise UserError(f"{path}: {made}, but scale is {scale} and images have {channels}")
