@@ -1,10 +1,14 @@
 """Networks, losses and data sets of one's own: Python files that register classes in BasicSR's registries."""
 
+import ast
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Callable, Iterable
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 from dlgsanet.errors import UserError
@@ -54,6 +58,44 @@ def names_in(value: object) -> list[str]:
     """The names in an option file's key `import`: one, or a list of them. The check reports what is not text."""
     several = value if isinstance(value, (list, tuple)) else [value]
     return [name for name in several if isinstance(name, str)]
+
+
+def sources_of(module: str) -> list[Path]:
+    """The file of a module that was imported, and those of the modules that it imports in turn, as far as they are
+    imported, and not of an installed package other than its own."""
+    found: dict[str, Path] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if name in found or not file or not file.endswith(".py"):
+            continue
+        if _is_installed(file) and name.partition(".")[0] != module.partition(".")[0]:
+            continue
+        found[name] = Path(file)
+        waiting += _imported_by(found[name], getattr(sys.modules[name], "__package__", None) or "")
+    return sorted(set(found.values()))
+
+
+def _is_installed(file: str) -> bool:
+    paths = sysconfig.get_paths()
+    return {"site-packages", "dist-packages"} & {*Path(file).parts} != set() or file.startswith(
+        (paths["stdlib"] + os.sep, paths["platstdlib"] + os.sep)
+    )
+
+
+def _imported_by(file: Path, package: str) -> Iterator[str]:
+    """Names of modules, with those of their packages and of what may be a module or not."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: 1 - node.level or None] if node.level else []
+            start = ".".join([*parents, *([node.module] if node.module else [])])
+            names = [start, *(f"{start}.{alias.name}" for alias in node.names)]
+        for name in names:
+            yield from accumulate(name.split("."), "{}.{}".format)
 
 
 def _find(path: Path, near: Path | None, asked_by: str) -> Path:

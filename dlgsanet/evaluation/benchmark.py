@@ -7,6 +7,7 @@ run computes only what is missing. Parts that fail are reported at the end, and 
 """
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -293,7 +294,7 @@ def add_costs(outcome: Outcome, settings: Settings) -> None:
 def _costs(outcome: Outcome, journal: Journal, settings: Settings, counter: Counter) -> None:
     device = torch.device(settings.devices[0])
     for entry in counter.each(outcome.entries[1:]):
-        key = digest("cost", entry.options["network_g"], entry.ensemble, describe(device), settings.runs)
+        key = digest("cost", entry.digest, describe(device), os.environ.get("DLGSANET_BACKEND"), settings.runs)
         cost = journal.get(key)
         if cost is None:
             try:

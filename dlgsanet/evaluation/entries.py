@@ -1,7 +1,5 @@
 """The methods that are compared: bicubic, DLGSANets by weight file, and networks of BasicSR by option file."""
 
-import inspect
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,11 @@ from torch import nn
 from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint
 from dlgsanet.archs.sizes import size_of
 from dlgsanet.errors import UserError
-from dlgsanet.evaluation.journal import digest
+from dlgsanet.evaluation.journal import digest, digest_of_package
 from dlgsanet.evaluation.networks import load_network_options, model_of, network_class, network_of, registered_network
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.scoring import Network
+from dlgsanet.extensions import sources_of
 from dlgsanet.files import printable
 from dlgsanet.inference.self_ensemble import self_ensemble
 from dlgsanet.ops import freeze
@@ -45,7 +44,7 @@ class Entry:
 
 
 def bicubic_entry(scale: int) -> Entry:
-    return Entry(BICUBIC, scale, digest="bicubic")
+    return Entry(BICUBIC, scale, digest=digest_of_package())
 
 
 def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool = False) -> Entry:
@@ -78,17 +77,13 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
     if Path(name).name != name or name in ("..", BICUBIC):
         raise UserError(f"{argument}: {name!r} cannot name a network: its pictures go to a folder of that name")
     size = size_of(network) if network["type"] == "DLGSANet" else None
-    return Entry(
-        name + ("+" if ensemble else ""), scale, path, digest(network, ensemble, *content), size, ensemble, options
-    )
+    known = digest(network, ensemble, digest_of_package(), *content)
+    return Entry(name + ("+" if ensemble else ""), scale, path, known, size, ensemble, options)
 
 
 def _code_of(network: dict[str, Any]) -> list[Path]:
-    """The file of a network's class, unless it is ours: the same weights give other pictures when it is changed."""
-    with suppress(TypeError, OSError):  # a class that no file defines
-        if network["type"] != "DLGSANet" and (file := inspect.getsourcefile(network_class(network, "network_g"))):
-            return [Path(file)]
-    return []
+    """The files of a network's class, unless it is ours: the same weights give other pictures when they are changed."""
+    return [] if network["type"] == "DLGSANet" else sources_of(network_class(network, "network_g").__module__)
 
 
 def _check_class(network: dict[str, Any], path: Path) -> None:

@@ -1,14 +1,18 @@
 """Files with one line for each finished part of the work, so that an interrupted run continues where it stopped."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import dlgsanet
 from dlgsanet.errors import UserError
 from dlgsanet.pictures.shares import Shard
+
+CODE = (".py", ".cpp", ".cu", ".h")
 
 
 class Journal:
@@ -61,6 +65,13 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+
+@functools.cache
+def digest_of_package() -> str:
+    """Of all code of this package: another version may give other pictures, scores and times."""
+    root = Path(dlgsanet.__file__).parent
+    return digest(*sorted(path for path in root.rglob("*") if path.suffix in CODE))
 
 
 def digest(*parts: Any) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.cli import main
+from dlgsanet.evaluation.journal import digest_of_package
 from dlgsanet.evaluation.perceptual import perceptual_metric
 from dlgsanet.inference.self_ensemble import self_ensemble
 from tests.conftest import REPOSITORY
@@ -150,6 +151,55 @@ def test_a_network_whose_code_was_changed_is_scored_again(place, option_file):
         return image_scores()
 
     assert scores(0.9)["mean", "small"] != scores(0.8)["mean", "small"]
+
+
+def test_a_network_whose_imports_were_changed_is_scored_and_measured_again(place, option_file):
+    """Also those of imports, in a package, and what only the costs depend on."""
+    options = yaml.safe_load(option_file.read_text())
+    options |= {"network_g": {"type": "Nearest"}, "path": {"pretrain_network_g": None}}
+    option_file.write_text(yaml.safe_dump(options))
+    (place / "own/parts").mkdir(parents=True)
+    (place / "own/__init__.py").write_text("")
+    (place / "own/parts/__init__.py").write_text("from . import values")
+    nearest = NEAREST.format(brightness="BRIGHTNESS").replace("Linear(1, 1)", "Linear(1, WIDTH)")
+    (place / "own/nearest.py").write_text("from .parts import BRIGHTNESS, WIDTH\n" + nearest)
+
+    def results(brightness, width):
+        (place / "own/parts/values.py").write_text(f"from own.more import WIDTH\nBRIGHTNESS = {brightness}\n")
+        (place / "own/more.py").write_text(f"WIDTH = {width}\n")
+        (place / "own/parts/__init__.py").write_text("from .values import BRIGHTNESS, WIDTH\n")
+        command = ["benchmark", "small=test.yml", "--random-weights", "--import", "own.nearest", "--runs", "0"]
+        arguments = [sys.executable, "-m", "dlgsanet", *command, "--data", "datasets/Photos", "-o", "out"]
+        subprocess.run(arguments, check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+        known = json.loads((place / "out/x2.json").read_text())
+        network = next(m for m in known["methods"] if m["name"] == "small")
+        return image_scores()["mean", "small"], network["parameters"]
+
+    first, second, third = results(0.9, 1), results(0.8, 1), results(0.8, 5)
+    assert first[0] != second[0] == third[0]
+    assert first[1] == second[1] != third[1]
+
+
+def test_another_version_of_the_package_scores_again(place, monkeypatch):
+    def written():
+        assert benchmark("A.pth") == 0
+        return {path: os.stat(path).st_mtime_ns for path in (place / "out").rglob("*.png")}
+
+    first = written()
+    assert written() == first
+    package = place / "dlgsanet"
+    package.mkdir()
+    for name in ("__init__.py", "kernel.cu"):
+        (package / name).write_text("// changed")
+    monkeypatch.setattr("dlgsanet.__file__", str(package / "__init__.py"))
+    digest_of_package.cache_clear()
+    second = written()
+    assert all(second[path] != when for path, when in first.items())
+    (package / "kernel.cu").write_text("// changed again")
+    digest_of_package.cache_clear()
+    assert all(when != second[path] for path, when in written().items())
+    monkeypatch.undo()
+    digest_of_package.cache_clear()
 
 
 def test_failures_are_reported_and_everything_else_is_computed(place, capsys):
