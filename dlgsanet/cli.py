@@ -51,11 +51,11 @@ def usage() -> str:
         [
             "usage: dlgsanet COMMAND [ARGUMENT ...]",
             "",
-            "DLGSANet: lightweight dynamic local and global self-attention for image super-resolution",
+            "DLGSANet: image super-resolution by dynamic local and global self-attention",
             "",
             *lines,
             "",
-            "dlgsanet COMMAND --help shows the arguments of a command, dlgsanet --version the version.",
+            "dlgsanet COMMAND --help shows the arguments of a command; --version the version.",
         ]
     )
 

@@ -30,8 +30,14 @@ def progress_of(name: str) -> Iterator[Callable[[float], None]]:
         return
     steps = 1000  # whole numbers: sums of shares would exceed the total by a rounding error, and tqdm would warn
     form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
-    with tqdm(total=steps, desc=name, bar_format=form, leave=False) as bar:
+    with tqdm(total=steps, desc=_shortened(name), bar_format=form, leave=False) as bar:
         yield lambda share: bar.update(min(steps, int(share * steps)) - bar.n) and None
+
+
+def _shortened(name: str, most: int = 30) -> str:
+    """A name that leaves room for the bar and the time left; tqdm would cut these off."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
 def _lines(name: str) -> Callable[[float], None]:

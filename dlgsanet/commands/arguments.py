@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
 from typing import Any, NoReturn
@@ -11,7 +12,20 @@ from dlgsanet.pictures.shares import Shard, read_shard
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Breaks text without line ends at words, and keeps text that has some, such as examples."""
+    """Breaks text without line ends at words, and keeps text that has some, such as examples.
+
+    The usage has what must be given, in an order that works: a positional argument after an option that takes several
+    values would be one more value.
+    """
+
+    def _format_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None) -> str:
+        if usage is None:
+            words = [self._format_args(action, action.dest) for action in actions if not action.option_strings]
+            options = [action for action in actions if action.option_strings and action.dest != "help"]
+            words += [f"{o.option_strings[0]} {self._format_args(o, o.dest.upper())}" for o in options if o.required]
+            words += ["[option ...]"] if any(not option.required for option in options) else []
+            usage = textwrap.fill(" ".join([self._prog, *words]), 70, subsequent_indent=" " * 9).replace("%", "%%")
+        return super()._format_usage(usage, actions, groups, prefix)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
@@ -84,7 +98,9 @@ def add_option_file(parser: argparse.ArgumentParser) -> None:
     )
     add_import(parser)
     parser.add_argument(
-        "--debug", action="store_true", help="log each iteration, validate and save every 8th; as debug_NAME"
+        "--debug",
+        action="store_true",
+        help="as debug_NAME; training logs each iteration, validates and saves every 8th",
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how ranks start")
     parser.add_argument("--local-rank", type=int, default=0, help="ignored; older launchers pass it")

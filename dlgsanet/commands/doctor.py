@@ -107,13 +107,17 @@ def _layers() -> Iterator[str]:
     from dlgsanet.ops.records import OPERATIONS
 
     gpus = list(dict.fromkeys(gpu.type for gpu in accelerators()))
+    found: dict[tuple[str, str], list[str]] = {}  # the kind of call, and what computes it -> layers
     for device in ("cpu", *gpus):
         x = torch.zeros(1, 12, 8, 8, device=device)
         for record, training in _calls(device):
             *refused, (taken, _) = dispatch.explain(record, x, training)
             refused = [(name, reason) for name, reason in refused if device != "cpu" or name not in dispatch.FOR_GPUS]
-            operation = f"{OPERATIONS[type(record)]}, {'training' if training else 'inference'}"
-            yield f"{operation} on {device}, float32: {taken}{dispatch.because(refused)}"
+            kind = f"{'training' if training else 'inference'} on {device}, float32"
+            found.setdefault((kind, f"{taken}{dispatch.because(refused)}"), []).append(OPERATIONS[type(record)])
+    kinds = [kind for kind, _ in found]
+    for (kind, answer), layers in found.items():
+        yield f"{', '.join(layers) if kinds.count(kind) > 1 else 'every layer'}, {kind}: {answer}"
 
 
 def _skipped(backend: str) -> list[str]:

@@ -104,9 +104,14 @@ def main(argv: list[str]) -> int:
         # By the place below OUT: jobs may spell OUT differently, or reach it by another path.
         found.jobs = [job for job in found.jobs if arguments.shard.has(job.target.relative_to(arguments.output))]
         _say(f"part {arguments.shard.part} of {arguments.shard.parts}: {len(found.jobs)} pictures")
-    waiting = [job for job in found.jobs if arguments.overwrite or not os.path.isfile(job.target)]
-    if skipped := len(found.jobs) - len(waiting):
-        _say(f"{skipped} there already, skipped (--overwrite replaces them)")
+    waiting: list[Job] = []
+    skipped: list[Job] = []
+    for job in found.jobs:
+        (skipped if not arguments.overwrite and os.path.isfile(job.target) else waiting).append(job)
+    if len(skipped) == 1:
+        _say(f"{skipped[0].target} is there already, skipped (--overwrite replaces it)")
+    elif skipped:
+        _say(f"{len(skipped)} results are there already, skipped (--overwrite replaces them)")
     waiting = list(_writable(waiting, failures))
     try:
         if waiting:
@@ -132,7 +137,7 @@ def main(argv: list[str]) -> int:
                 failures += upscale_on_devices([str(device) for device in devices], options, waiting)
             else:
                 network = load_model(weights, a.scale, devices[0], a.precision)
-                failures += FileUpscaler(network=network, jpeg_weights=for_jpeg(weights), **how).run(waiting)
+                failures += FileUpscaler(network=network, jpeg_weights=for_jpeg(weights, a.weights), **how).run(waiting)
     except KeyboardInterrupt:
         _say("dlgsanet: interrupted; results written so far are whole")
         return 130

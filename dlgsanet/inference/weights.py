@@ -27,11 +27,17 @@ def families() -> dict[str, dict[int, Path]]:
     return found
 
 
-def for_jpeg(weights: Path) -> str | None:
-    """The name of shipped weights for compressed photographs that go with these; None: there are none."""
+def for_jpeg(weights: Path, given: str | Path) -> str | None:
+    """What to give in place of `given`, which means the file `weights`, for compressed photographs.
+
+    Returns:
+        ``Tiny_jpeg`` for ``Tiny``, ``DLGSANet_Tiny_x2_jpeg`` for that name or file; None: no such weights are shipped.
+    """
     here = shipped_weights()
     name = f"{weights.stem}_jpeg"
-    return name if name in here and here.get(weights.stem) == weights else None
+    if name not in here or here.get(weights.stem) != weights:
+        return None
+    return name if Path(given).suffix else f"{given}_jpeg"
 
 
 def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, outscale: float = 2) -> Path:

@@ -62,7 +62,8 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
         here = list(_sources(given, output, found.other_files))
         sources += here
         if not here:
-            found.faults.append(_nothing_found(given))
+            named_as_result = len(inputs) > 1 and given == inputs[-1] and Path(given).suffix.lower() in WRITTEN
+            found.faults.append(_nothing_found(given) + "; -o names the result" * named_as_result)
     if _is_one_file(inputs, output):
         if len(sources) > 1:
             raise UserError(f"-o: {output} is one file, but there are {len(sources)} pictures; give a folder")

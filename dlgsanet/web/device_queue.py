@@ -107,7 +107,7 @@ class DeviceQueue:
         entry.begin()
         picture = read_picture(Path(entry.name), entry.source.read_bytes(), int(self.limits.megapixels * 1e6))
         weights = find_weights(choices.weights, choices.scale)
-        better = for_jpeg(weights) if is_of_low_quality(picture) else None
+        better = for_jpeg(weights, choices.weights) if is_of_low_quality(picture) else None
         entry.hint = f"a JPEG of quality {picture.jpeg_quality}; {better} is made for compressed photographs" * bool(
             better
         )

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import sys
 import tarfile
 import threading
 import time
@@ -117,6 +118,18 @@ def test_lines_while_one_piece_takes_long(kind, monkeypatch, capsys):
         while capsys.readouterr().err.count("work") < 1:  # and again
             time.sleep(0.01)
     assert progress.EVERY < 10
+
+
+def test_the_bar_has_room_beside_long_names(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    with progress.progress_of("IMG_" + "2026" * 20 + ".png"):
+        pass
+    bar = terminal.getvalue().split("\r")[1]
+    assert bar.startswith("IMG_2026")
+    assert bar.rstrip().endswith("left")
 
 
 def test_lines_come_at_least_every_10_seconds():

@@ -46,7 +46,9 @@ def test_they_are_suggested_and_never_chosen(shipped, weights, photo, tmp_path, 
     line = last_line(tmp_path, capsys)
     assert "2 pictures" in line
     assert "40 to 70" in line
-    assert "--weights DLGSANet_Tiny_x2_jpeg" in line
+    assert "(--weights Tiny_jpeg)" in line
+    for given in ("DLGSANet_Tiny_x2", shipped / "DLGSANet_Tiny_x2.safetensors"):
+        assert "(--weights DLGSANet_Tiny_x2_jpeg)" in last_line(tmp_path, capsys, "--weights", given)
     assert "jpeg" in last_line(tmp_path, capsys, "--dry-run")
     for other in ("Tiny_jpeg", "DLGSANet_Tiny_x2_jpeg", weights):  # in use already, or not the shipped ones
         assert "(--weights" not in last_line(tmp_path, capsys, "--weights", other)

@@ -61,15 +61,16 @@ def test_results_inside_the_input_folder_are_no_input(folder, weights, capsys):
     for _ in range(2):
         assert run(weights, folder / "in", "-o", folder / "in/out") == 0
     assert files(folder / "in/out") == ["a.png", "sub/b.jpg", "sub/deep/c.webp"]
-    assert "3 there already, skipped" in capsys.readouterr().err
+    assert "3 results are there already, skipped" in capsys.readouterr().err
 
 
-def test_existing_results_are_kept_or_overwritten(folder, weights):
+def test_existing_results_are_kept_or_overwritten(folder, weights, capsys):
     arguments = (weights, folder / "in/a.png", "-o", folder / "out")
     (folder / "out").mkdir()
     (folder / "out/a.png").write_text("mine")
     assert run(*arguments) == 0
     assert (folder / "out/a.png").read_text() == "mine"
+    assert "out/a.png is there already" in capsys.readouterr().err
     assert run(*arguments, "--overwrite") == 0
     assert Image.open(folder / "out/a.png").size == (168, 120)
 
@@ -105,6 +106,11 @@ def test_one_bad_picture_does_not_stop_the_others(folder, weights, capsys):
     assert "nowhere.png: there is no such file" in errors[0]
     assert "a2.png: not an image" in errors[1]
     assert "clip.mp4: a video" in errors[2]
+
+
+def test_a_result_named_without_o_is_explained(folder, weights, capsys):
+    assert run(weights, folder / "in/a.png", folder / "a_x2.png", "-o", folder / "out") == 2
+    assert "a_x2.png: there is no such file or folder; -o names the result" in capsys.readouterr().err
 
 
 def test_pipes(folder, weights, monkeypatch):
@@ -242,7 +248,7 @@ def test_a_second_run_in_place_finds_its_results(folder, weights, extension, cap
     assert files(folder) == first
     error = capsys.readouterr().err
     assert "3 with _x2" in error
-    assert "3 there already" in error
+    assert "3 results are there already" in error
 
 
 def test_other_files_in_a_folder_are_counted_by_type(folder, weights, capsys):
