@@ -1,4 +1,4 @@
-"""The dynamic convolution and the gated feed-forward layer on NVIDIA GPUs, by the CUDA kernels in `kernels/`.
+"""The dynamic convolution and two layers without gradients on NVIDIA GPUs, by the CUDA kernels in `kernels/`.
 
 The fused kernels form filters from z in registers and never write them to memory. The sources describe the design.
 """
@@ -13,12 +13,19 @@ from torch import Tensor
 
 from dlgsanet.ops import tf32
 from dlgsanet.ops.backends import NO_LAYER, Backend, ConvolutionFunctions, LayerFunctions, choice
-from dlgsanet.ops.backends.cuda import feed_forward, first_use
+from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.first_use import Use
 from dlgsanet.ops.backends.cuda.modules import SCALARS, Instance, Launch, Module
 from dlgsanet.ops.backends.reference import accumulation_dtype
-from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, GatedFeedForward, Record, tensors_of
+from dlgsanet.ops.records import (
+    ChannelAttention,
+    DynamicConv,
+    FusedDynamicConv,
+    GatedFeedForward,
+    Record,
+    tensors_of,
+)
 
 WINDOW_SIZES = (3, 5, 7, 9)
 
@@ -50,13 +57,15 @@ ENOUGH_BLOCKS = 384  # to fill a GPU; more would only need more scratch memory
 SUMS_IN_REGISTERS = 84  # of a filter row, as 32-bit numbers
 TWO_BLOCKS_FROM = 128 << 10  # with this many bytes of shared memory, two blocks of fused_grad_x share them
 
+LAYERS: dict[type, Any] = {GatedFeedForward: feed_forward, ChannelAttention: channel_attention}
+OF_LAYERS = (feed_forward.EXACT, feed_forward.ROUNDED, channel_attention.PATH)
 FORWARD_MMA, BACKWARD_MMA = "fused forward on tensor cores", "fused backward on tensor cores"
 
 
 def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
-    if isinstance(record, GatedFeedForward):
+    if layer := LAYERS.get(type(record)):
         # Where it is not used, the next backend's kernels for the layer are, and no reason is reported.
-        return None if feed_forward.takes(record, x) and not _unsuited(record, x, training) else NO_LAYER
+        return None if layer.takes(record, x) and not _unsuited(record, x, training) else NO_LAYER
     return _unsuited(record, x, training)
 
 
@@ -70,8 +79,8 @@ def _unsuited(record: Record, x: Tensor, training: bool) -> str | None:
         return "a tensor is empty"
     if x.dtype not in SCALARS:
         return f"it has no kernels for {x.dtype}"
-    assert isinstance(record, DynamicConv | FusedDynamicConv | GatedFeedForward)
-    if not isinstance(record, GatedFeedForward):
+    assert isinstance(record, DynamicConv | FusedDynamicConv | GatedFeedForward | ChannelAttention)
+    if isinstance(record, DynamicConv | FusedDynamicConv):
         window_size = record.filters.shape[2] if isinstance(record, DynamicConv) else record.window_size
         if window_size not in WINDOW_SIZES:
             return f"its windows are {', '.join(map(str, WINDOW_SIZES))} wide, not {window_size}"
@@ -99,12 +108,12 @@ def unusable(device: torch.device) -> str | None:
 
 
 def refused_kernels(
-    convolution: DynamicConv | FusedDynamicConv | GatedFeedForward, x: Tensor, training: bool
+    convolution: DynamicConv | FusedDynamicConv | GatedFeedForward | ChannelAttention, x: Tensor, training: bool
 ) -> str | None:
     """Why the kernels for a call are not used, or failed at their first use on this GPU, or None."""
-    if isinstance(convolution, GatedFeedForward):
-        path = feed_forward.path(x)
-        use = Use(path, x.dtype, (x.shape[1], convolution.proj_out.shape[1]), x.device)
+    if layer := LAYERS.get(type(convolution)):
+        path = layer.path(x)
+        use = Use(path, x.dtype, layer.sizes(convolution), x.device)
         return no_tensor_cores(path, x.dtype, x.device) or first_use.refused(use, PATHS[path])
     if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(FORWARD_MMA, convolution, x):
         return None
@@ -219,17 +228,19 @@ PATHS: dict[str, first_use.Run] = {
     BACKWARD_MMA: lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: True),
     feed_forward.EXACT: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.EXACT),),
     feed_forward.ROUNDED: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.ROUNDED),),
+    channel_attention.PATH: lambda layer, x, grad: (channel_attention.channel_attention(layer, x),),
 }
 
 BACKEND = Backend(
     name="cuda",
     unsuited=unsuited,
+    channel_attention=LayerFunctions(channel_attention.channel_attention, None),
     gated_feed_forward=LayerFunctions(feed_forward.gated_feed_forward, None),
     dynamic_depthwise_conv=ConvolutionFunctions(dynamic_depthwise_conv, dynamic_depthwise_conv_backward),
     fused_dynamic_depthwise_conv=ConvolutionFunctions(
         fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward
     ),
-    timed=feed_forward.timed,
+    timed=lambda layer, x: LAYERS[type(layer)].timed(layer, x),
 )
 
 
@@ -259,9 +270,11 @@ def _on_tensor_cores(path: str, convolution: FusedDynamicConv, x: Tensor) -> boo
 
 def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why a kernel of `PATHS` is never used for a dtype on a GPU, or None."""
-    needed = path.endswith("tensor cores") or path.startswith("gated")
+    needed = path.endswith("tensor cores") or path in OF_LAYERS
     if needed and (dtype == torch.float64 or cuda_modules.capability(device) < (8, 0)):
         return "not used: float64 has no tensor cores" if dtype == torch.float64 else "not used: needs sm_80 or later"
+    if path == channel_attention.PATH and dtype == torch.float32:
+        return "not used: it is for 16 bits"
     return (
         "not used: rounded factors are exact enough" if path == feed_forward.EXACT and dtype != torch.float32 else None
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dlgsanet.ops import autocast
 from dlgsanet.ops.backends import reference, verdicts
+from dlgsanet.ops.backends.cuda import channel_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.verdicts import (
     TENSOR_CORE_TOLERANCE,
@@ -19,10 +20,11 @@ from dlgsanet.ops.backends.verdicts import (
     largest_difference,
     warn,
 )
-from dlgsanet.ops.records import DynamicConv, FusedDynamicConv, GatedFeedForward, Record, map_tensors
+from dlgsanet.ops.records import ChannelAttention, DynamicConv, FusedDynamicConv, GatedFeedForward, Record, map_tensors
 
 # (batch, height, width): rows that can be moved in whole quads and ragged tiles, and rows that cannot.
 SIZES = [(1, 27, 20), (2, 9, 35)]
+HEADS, WINDOW = 6, 12  # of channel attention: as in the published networks, and so small that windows overlap
 
 
 class Use(NamedTuple):
@@ -30,7 +32,7 @@ class Use(NamedTuple):
 
     path: str  # a key of `cuda.PATHS`
     dtype: torch.dtype
-    # (window, channels that share a filter, features of z or 0) of a convolution, (channels, hidden ones) of a layer
+    # (window, channels that share a filter, features of z or 0) of a convolution, or `sizes` of a layer
     sizes: tuple[int, ...]
     device: torch.device
 
@@ -40,6 +42,8 @@ def use_of(path: str, dtype: torch.dtype, layer: tuple[int, int, int, int], devi
     channels, groups, features, window = layer
     if path.startswith("gated"):
         return Use(path, dtype, (channels, 2 * channels), device)
+    if path == channel_attention.PATH:
+        return Use(path, dtype, (channels, HEADS), device)
     return Use(path, dtype, (window, channels // groups, 0 if path.startswith("plain") else features), device)
 
 
@@ -99,6 +103,12 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record,
         norm = random(channels), random(channels)
         record = GatedFeedForward(*norm, proj_in / channels**0.5, random(2 * hidden, 1, 3, 3) / 3, proj_out)
         return record._replace(proj_out=proj_out / hidden**0.5), x, x
+    if use.path == channel_attention.PATH:
+        channels, heads = use.sizes
+        x = random(batch, channels, height, width)
+        norm, weight = (random(channels), random(channels)), random(3 * channels, channels, 1, 1) / channels**0.5
+        rest = random(3 * channels, 1, 3, 3) / 3, random(heads, 1, 1), random(channels, channels, 1, 1) / channels**0.5
+        return ChannelAttention(*norm, weight, *rest, activation="relu", topk_ratio=1, window=WINDOW), x, x
     (window, channels, features), groups = use.sizes, 2
     taps = window**2
     x, grad = (random(batch, groups * channels, height, width) for _ in range(2))
@@ -111,7 +121,7 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record,
 
 
 def _reference(record: Any, x: Tensor, grad: Tensor, backward: bool) -> tuple[Tensor, ...]:
-    if isinstance(record, GatedFeedForward):
+    if isinstance(record, GatedFeedForward | ChannelAttention):
         return (reference.BACKEND.infer(record, x),)
     if backward:
         return reference.BACKEND.convolve_backward(record, x, grad)

@@ -1,0 +1,91 @@
+"""What the kernels of layers share: their tiles, and how they read x and weights. See `kernels/halo_tile.h`."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlgsanet.ops.backends.cuda.modules import SCALARS
+from dlgsanet.ops.constants import LAYER_NORM_EPS
+
+TILE_WIDTH, TILE_HEIGHT = 16, 8
+PIXELS = TILE_WIDTH * TILE_HEIGHT
+THREADS, WARP = 256, 32
+MOST_CHANNELS = 96  # whose factors and sums fit into the registers of a block
+TWO_BLOCKS = 48  # channels, with which two blocks fit into a multiprocessor
+ROWS, COLUMNS = 16, 8  # of a product on tensor cores
+PAIRS = 5  # of a filter's row in the kernels for 16 bits
+BANKS = 8  # numbers between the rows of arrays in shared memory
+PLANE = (TILE_HEIGHT + 3) * (TILE_WIDTH + COLUMNS) // 2  # words of a hidden channel in the kernels for 16 bits
+VALUE_ROW = PIXELS + BANKS  # words of two channels there
+
+
+def constants(dtype: torch.dtype, channels: int) -> dict[str, str | int]:
+    """Of `kernels/halo_tile.h`, apart from those of a layer."""
+    return {
+        "SCALAR": SCALARS[dtype],
+        "CHANNELS": channels,
+        "TERMS": terms_of(dtype),
+        "TILE_WIDTH": TILE_WIDTH,
+        "TILE_HEIGHT": TILE_HEIGHT,
+        "THREADS": THREADS,
+        "BLOCKS": 2 if channels <= TWO_BLOCKS else 1,
+        "EPS": f"{LAYER_NORM_EPS}f",
+    }
+
+
+def tiles(batch: int, height: int, width: int) -> int:
+    return batch * math.ceil(height / TILE_HEIGHT) * math.ceil(width / TILE_WIDTH)
+
+
+def terms_of(dtype: torch.dtype) -> int:
+    """Of a product on tensor cores: twice as many of 16 bits."""
+    return 32 // dtype.itemsize
+
+
+def readable(x: Tensor) -> tuple[Tensor, tuple[int, int], bool]:
+    """x [B, C, H, W] or a copy that kernels can read, its strides, and whether they can move two pixels at once."""
+    if not x[0, 0].is_contiguous() or x.stride(1) >= 2**32:
+        x = x.contiguous()
+    strides = x.stride(0), x.stride(1)
+    paired = not any(n % 2 for n in (*strides, x.shape[-1], x.data_ptr() // x.element_size()))
+    return x, strides, paired
+
+
+def whole(count: int, step: int) -> int:
+    """The smallest multiple of a step that is not less than the count."""
+    return math.ceil(count / step) * step
+
+
+def padded(t: Tensor, *shape: int) -> Tensor:
+    """t [shape of t] at the beginning of zeros of a larger shape."""
+    return F.pad(t, [n for have, want in zip(t.shape[::-1], shape[::-1], strict=True) for n in (0, want - have)])
+
+
+def projection(weight: Tensor, terms: int) -> Tensor:
+    """Matrices of a projection for products: [chunks, parts, ROWS, channels] -> [chunks, matrices, ROWS, terms]."""
+    weight = padded(weight, *weight.shape[:3], whole(weight.shape[3], terms))
+    return weight.unflatten(3, (-1, terms)).permute(0, 3, 1, 2, 4).flatten(1, 2)
+
+
+def pack(matrices: Tensor, bias: Tensor, filters: Tensor) -> Tensor:
+    """The weights of chunks as kernels read them, in words of 32 bits.
+
+    Args:
+        matrices: [chunks, matrices, ROWS, terms], in the dtype of the factors of products.
+        bias: [chunks, parts, ROWS] of the projection, in float32.
+        filters: [chunks, parts, ROWS, numbers], in float32, or words that `pairs` makes.
+    """
+    chunks, count, _, terms = matrices.shape
+    # Lane 4 g + t has the rows g and g + 8, of the columns of word t of either half.
+    factors = matrices.view(chunks, count, 2, ROWS // 2, 2, 4, terms // 8).permute(0, 1, 3, 5, 4, 2, 6)
+    factors = factors.reshape(chunks, -1)
+    return torch.cat([t.view(torch.int32) for t in (factors, bias.flatten(1), filters.flatten(1))], 1)
+
+
+def pairs(filters: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., 9] -> words [..., PAIRS * 4]: neighbours of each row of a filter, as `kernels/hidden_16bit.h` describes."""
+    rows = F.pad(filters.unflatten(-1, (3, 3)), (1, 2)).unfold(-1, 2, 1)  # [..., row, pair, 2]
+    in_pairs = F.pad(rows.transpose(-3, -2), (0, 0, 0, 1)).to(dtype)
+    return in_pairs.contiguous().view(torch.float32).flatten(-3)
