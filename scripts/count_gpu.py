@@ -11,8 +11,8 @@ image in another order of axes. Memory is the most that tensors hold at once, we
 libraries and the fragmentation of the allocator come on top.
 
 With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels, and so is the gated feed-forward
-layer without gradients. Without, PyTorch computes them. With `--triton` the layers have Triton's kernels, each one
-operator.
+layer without gradients; channel attention in 16 bits is three. Without, PyTorch computes them. With `--triton` the
+layers have Triton's kernels, each one operator.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions
-from dlgsanet.ops.backends.cuda import feed_forward
+from dlgsanet.ops.backends import NO_LAYER, Backend, ConvolutionFunctions, LayerFunctions, cuda
+from dlgsanet.ops.backends.cuda import channel_attention, feed_forward
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.torch import strip_rows
 
@@ -205,8 +205,15 @@ def _backends(counted: Counted, kernels: bool, reference: bool, triton: bool) ->
         def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
             counted.start(kernel, arguments)
 
+    def unsuited(record: Any, x: Tensor, training: bool) -> str | None:
+        layer = cuda.LAYERS.get(type(record))
+        return NO_LAYER if layer and not layer.takes(record, x) else None
+
+    attention = LayerFunctions(channel_attention.channel_attention, None)
     stand_in = Backend(
         name="cuda",
+        unsuited=unsuited,
+        channel_attention=None if reference else attention,
         gated_feed_forward=None if reference else LayerFunctions(feed_forward.gated_feed_forward, None),
         fused_dynamic_depthwise_conv=ConvolutionFunctions(
             lambda record, x: operator.fused_dynamic_depthwise_conv(x, *record),
@@ -219,12 +226,15 @@ def _backends(counted: Counted, kernels: bool, reference: bool, triton: bool) ->
     dispatch.BACKENDS = {name: names[name] for name in used}
     dispatch.load = lambda name: stand_in if name == "cuda" else load(name)
     cuda_modules.load = lambda *instance: Module()
-    feed_forward.plan.cache_clear()
+    plans = feed_forward.plan, channel_attention.plan
+    for plan in plans:
+        plan.cache_clear()
     try:
         yield
     finally:
         dispatch.BACKENDS, dispatch.load, cuda_modules.load = names, load, load_module
-        feed_forward.plan.cache_clear()
+        for plan in plans:
+            plan.cache_clear()
 
 
 @contextlib.contextmanager

@@ -25,10 +25,11 @@ from torch import Tensor
 
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.sizes import SIZES, size_options
+from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda, gradients, verdicts
-from dlgsanet.ops.backends.cuda import feed_forward, first_use
+from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import FusedDynamicConv, tensors_of
@@ -85,7 +86,7 @@ def call(
 
 
 def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, height: int, width: int) -> list[Recorded]:
-    """Every launch of a network's dynamic convolution, in both passes with and without tensor cores, and of GDFN."""
+    """Every launch of a network's dynamic convolution, in both passes with and without tensor cores, and of layers."""
     found: list[Recorded] = []
 
     class Recorder:
@@ -97,8 +98,10 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
 
     x, convolution = call(size, dtype, batch, height, width, "meta")
     layer = GDFN(x.shape[1]).to(device="meta", dtype=dtype).record()
-    cuda.plan.cache_clear()
-    feed_forward.plan.cache_clear()
+    attention = SparseGSA(x.shape[1], tlc_kernel=48).eval().to(device="meta", dtype=dtype).record()
+    plans = cuda.plan, feed_forward.plan, channel_attention.plan
+    for plan in plans:
+        plan.cache_clear()
     with (
         mock.patch.object(cuda_modules, "load", Recorder),
         mock.patch.object(cuda_modules, "shared_memory_limit", return_value=CARDS[architecture].shared - 1 << 10),
@@ -112,8 +115,10 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
         for kernel in (feed_forward.EXACT, feed_forward.ROUNDED):
             if not cuda.no_tensor_cores(kernel, dtype, x.device):
                 feed_forward.gated_feed_forward(layer, x, kernel)
-    cuda.plan.cache_clear()
-    feed_forward.plan.cache_clear()
+        if not cuda.no_tensor_cores(channel_attention.PATH, dtype, x.device):
+            channel_attention.channel_attention(attention, x)
+    for plan in plans:
+        plan.cache_clear()
     return list(dict.fromkeys(found))
 
 

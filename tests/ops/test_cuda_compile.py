@@ -13,7 +13,7 @@ import torch
 
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda
-from dlgsanet.ops.backends.cuda import feed_forward, first_use
+from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
@@ -43,6 +43,9 @@ BUDGET = {
     "fused_grad_z_mma": (168, 160),
     "fused_grad_expansion": (168, 192),
     "fused_grad_expansion_mma": (168, 136),  # window 3, sm_80; 112 in the published networks
+    "attention_sums": (128, 48),
+    "attention_matrices": (48, 0),
+    "attention_values": (128, 48),
     "gated_feed_forward": (255, 120),  # with 48 channels 128 registers, of which exact products need more
     "sum_grad_z": (48, 0),
     "sum_grad_expansion": (32, 0),
@@ -86,6 +89,11 @@ def instances(
         if not cuda.no_tensor_cores(kernel, dtype, x.device):
             feed_forward.gated_feed_forward(layer, x, kernel)
     feed_forward.plan.cache_clear()
+    if not cuda.no_tensor_cores(channel_attention.PATH, dtype, x.device) and channels != ONE_GROUP[0]:
+        attention = calls.channel_attention((1, *size), 6, channels // 6, "relu", 48, seed=0)
+        channel_attention.plan.cache_clear()
+        channel_attention.channel_attention(attention.map(lambda t: t.to(dtype)).record, x)
+        channel_attention.plan.cache_clear()
     return wanted
 
 
@@ -222,7 +230,10 @@ def test_the_table_of_kernels(kernels_gpu, monkeypatch, capsys):
     assert kernels_gpu.main() == 0
     _, _, *lines = capsys.readouterr().out.splitlines()
     rows = {kernel: list(map(float, figures)) for _, _, kernel, *figures, _ in (re.split(r" *\| *", x) for x in lines)}
-    assert set(rows) == {"gated_feed_forward, exact", *(name for name in BUDGET if not name.startswith("plain"))}
+    assert set(rows) == {
+        "gated_feed_forward, exact",
+        *(name for name in BUDGET if not name.startswith(("plain", "attention"))),
+    }
     for kernel, (registers, spilled, shared, warps, blocks, waves) in rows.items():
         assert registers <= BUDGET[kernel.removesuffix(", exact")][0]
         assert spilled <= BUDGET[kernel.removesuffix(", exact")][1]

@@ -125,7 +125,7 @@ def test_any_memory_layout(emulate, layout, width):
     check(call, layout=layout)
 
 
-@pytest.mark.parametrize("place", barriers(of_layers=True))
+@pytest.mark.parametrize("place", barriers("gated"))
 def test_a_missing_barrier_is_caught(emulate, place):
     dtype = torch.bfloat16 if "16bit" in place else torch.float32
     for order in ORDERS:

@@ -289,12 +289,15 @@ def test_every_dtype_and_window(emulate, operation, shape, window, dtype):
     check_definition(emulate, operation, (*shape[:4], window, *shape[5:]), dtype)
 
 
-def barriers(of_layers: bool = False) -> list[str]:
-    """Places "file:line" of every barrier in the kernels of convolutions, or of layers."""
+LAYERS = ("gated", "channel_attention")  # beginnings of the names of their sources
+
+
+def barriers(layer: str = "") -> list[str]:
+    """Places "file:line" of every barrier in the kernels of convolutions, or of a layer."""
     return [
         f"{path.name}:{number}"
         for path in sorted(cuda_modules.KERNELS.glob("*.*"))
-        if path.name.startswith("gated") == of_layers
+        if (path.name.startswith(layer) if layer else not path.name.startswith(LAYERS))
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if "__syncthreads()" in line
     ]

@@ -178,6 +178,7 @@ def plan(
     of_values = parts * ROWS * PLANE + parts * chunks * ROWS // 2 * VALUE_ROW + factors
     of_matrices = MATRIX_THREADS + (share + 2) * share + share**2
     constants = halo_tile.constants(dtype, channels) | {
+        "BLOCKS": 2,
         "CHUNKS": math.ceil(heads / at_once),
         "HEADS": heads,
         "HEADS_IN_CHUNK": at_once,

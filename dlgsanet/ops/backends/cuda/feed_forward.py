@@ -29,6 +29,7 @@ from dlgsanet.ops.backends.cuda.modules import Instance, Launch
 from dlgsanet.ops.backends.torch.frozen import KEPT, derived
 from dlgsanet.ops.records import GatedFeedForward
 
+TWO_BLOCKS = 48  # channels, with which two blocks fit into a multiprocessor
 HALVES, FILTER = 2, 12  # numbers of a filter: nine taps and padding
 
 EXACT, ROUNDED = "gated feed-forward", "gated feed-forward with rounded factors"  # to TF32, or to 16 bits like x
@@ -118,6 +119,7 @@ def plan(
         elements = ROWS * (HALVES * (halo + BANKS) + PIXELS + BANKS)
     constants = halo_tile.constants(dtype, channels) | {
         "CHUNKS": math.ceil(hidden / ROWS),
+        "BLOCKS": 2 if channels <= TWO_BLOCKS else 1,
         "EXACT": int(exact),
         "SHARED_ELEMENTS": elements,
     }

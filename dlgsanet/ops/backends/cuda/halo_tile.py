@@ -13,7 +13,6 @@ TILE_WIDTH, TILE_HEIGHT = 16, 8
 PIXELS = TILE_WIDTH * TILE_HEIGHT
 THREADS, WARP = 256, 32
 MOST_CHANNELS = 96  # whose factors and sums fit into the registers of a block
-TWO_BLOCKS = 48  # channels, with which two blocks fit into a multiprocessor
 ROWS, COLUMNS = 16, 8  # of a product on tensor cores
 PAIRS = 5  # of a filter's row in the kernels for 16 bits
 BANKS = 8  # numbers between the rows of arrays in shared memory
@@ -30,7 +29,6 @@ def constants(dtype: torch.dtype, channels: int) -> dict[str, str | int]:
         "TILE_WIDTH": TILE_WIDTH,
         "TILE_HEIGHT": TILE_HEIGHT,
         "THREADS": THREADS,
-        "BLOCKS": 2 if channels <= TWO_BLOCKS else 1,
         "EPS": f"{LAYER_NORM_EPS}f",
     }
 
