@@ -20,6 +20,7 @@ from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import choice, cuda, reference, triton, verdicts
 from dlgsanet.ops.backends.cuda import feed_forward, first_use
 from dlgsanet.ops.backends.torch import planar
+from dlgsanet.ops.records import map_tensors
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.ops import calls
@@ -154,6 +155,21 @@ def test_first_use_agrees(shape):
                 continue
             verdict = first_use.examine(first_use.use_of(path, dtype, shape, torch.device("cuda", 0)), cuda.PATHS[path])
             assert verdict.reason is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [48, 90])
+def test_channel_attention(channels, dtype):
+    """In windows that overlap, with ragged tiles; the same every time."""
+    call = calls.channel_attention((2, 83, 101), 6, channels // 6, "relu", 48, seed=0).map(lambda t: t.to(dtype))
+    with torch.no_grad():
+        expected = reference.BACKEND.infer(map_tensors(call.record, Tensor.double), call.x.double())
+        record, x, _ = call.map(lambda t: t.cuda())
+        assert cuda.BACKEND.refuses(record, x) is None
+        out = cuda.BACKEND.infer(record, x)
+        assert relative_error((out.cpu(),), (expected,)) <= TOLERANCE[dtype]
+        for _ in range(5):
+            assert torch.equal(cuda.BACKEND.infer(record, x), out)
 
 
 def test_the_current_stream():

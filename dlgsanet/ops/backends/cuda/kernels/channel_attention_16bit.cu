@@ -1,7 +1,7 @@
 // Channel attention with ReLU without gradients, for x of 16 bits, in three kernels:
 //
 //   q, k, v = depthwise_3x3(weight @ normalised(x) + bias)
-//   matrix = proj_out @ relu(q k^T / (|q| |k|) * temperature)  of each head and each window of test-time local conversion
+//   matrix = proj_out @ relu(q k^T / (|q| |k|) * temperature), of each head and window of test-time local conversion
 //   out = x + (the mean of the matrices of a pixel's windows) @ v
 //
 // (DLGSANet, section 3.3). weight and bias contain scale and shift of the normalisation. `attention_sums` adds up q k^T
@@ -166,9 +166,11 @@ extern "C" __global__ void __launch_bounds__(MATRIX_THREADS)
   const int group = threadIdx.x / kSums, own = threadIdx.x % kSums;
   if (group < kGroups) {
     float sum = 0;
-    for (int i = high.first + group; i < high.stop; i += kGroups)
+    for (int i = high.first + group; i < high.stop; i += kGroups) {
+      const float* of_row = sums + (long long)i * columns.count * (HEADS * kSums) + own;
 #pragma unroll 4
-      for (int j = wide.first; j < wide.stop; j++) sum += sums[((long long)i * columns.count + j) * (HEADS * kSums) + own];
+      for (int j = wide.first; j < wide.stop; j++) sum += of_row[(long long)j * (HEADS * kSums)];
+    }
     of_groups[threadIdx.x] = sum;
   }
   __syncthreads();
