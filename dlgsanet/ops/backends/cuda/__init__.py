@@ -115,6 +115,7 @@ def refused_kernels(
         path = layer.path(x)
         use = Use(path, x.dtype, layer.sizes(convolution), x.device)
         return no_tensor_cores(path, x.dtype, x.device) or first_use.refused(use, PATHS[path])
+    assert isinstance(convolution, DynamicConv | FusedDynamicConv)
     if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(FORWARD_MMA, convolution, x):
         return None
     kind = "plain" if isinstance(convolution, DynamicConv) else "fused"
