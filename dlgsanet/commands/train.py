@@ -13,6 +13,11 @@ def main(argv: list[str]) -> int:
         "--auto-resume", action="store_true", help="continue from the newest whole checkpoint of this run, if any"
     )
     parser.add_argument(
+        "--same-options",
+        action="store_true",
+        help="with --auto-resume: refuse to continue a run that began with other options, images or weights",
+    )
+    parser.add_argument(
         "--decay-now",
         type=whole_number(),
         metavar="N",
@@ -30,4 +35,4 @@ def main(argv: list[str]) -> int:
         file = option_file(arguments)
         options = read_options(**file, is_train=True, auto_resume=arguments.auto_resume)
         branch = Branch(file, arguments.decay_now) if arguments.decay_now else None
-        return train(options, arguments.launcher, signals, branch)
+        return train(options, arguments.launcher, signals, branch, arguments.same_options)

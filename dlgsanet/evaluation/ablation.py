@@ -51,6 +51,7 @@ MEANING = {
     "local": "only local (MHDLSA)",
     "global": "only global (softmax)",
 }
+FAULT = 2  # the exit code for what the user has to change
 ONE_KIND = ("local", "global")
 
 
@@ -89,8 +90,8 @@ def ablate(
 ) -> str:
     """Train every variant with every seed, one after the other, and score each on the file's validation sets.
 
-    Interrupted runs continue where they stopped. Option files, `ablation.csv` (every image) and `ablation.md` are
-    written to `folder`.
+    Interrupted runs continue where they stopped, unless the file or the images have changed. Option files,
+    `ablation.csv` (every image) and `ablation.md` are written to `folder`.
 
     Returns:
         The table for the terminal.
@@ -142,13 +143,14 @@ def _options(path: Path, data_root: str | None) -> dict[str, Any]:
 
 
 def _train(path: Path, data_root: str | None) -> None:
-    command = [sys.executable, "-m", "dlgsanet", "train", "-opt", str(path), "--auto-resume"]
+    command = [sys.executable, "-m", "dlgsanet", "train", "-opt", str(path), "--auto-resume", "--same-options"]
     command += ["--data-root", data_root] if data_root else []
     root = str(Path(__file__).resolve().parents[2])  # for the child to find the package where it is not installed
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     code = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, check=False).returncode
     if code:
-        raise UserError(f"{path}: training ended with code {code}, see above; the same command goes on from here")
+        then = "" if code == FAULT else "; the same command goes on from here"
+        raise UserError(f"{path}: training ended with code {code}, see above{then}")
 
 
 def _score(options: dict[str, Any], variant: str, seed: int, with_bicubic: bool) -> list[Row]:

@@ -11,12 +11,16 @@ import dlgsanet
 from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
 from dlgsanet.data.contents import fingerprint
 from dlgsanet.data.sources import Source, file_source
+from dlgsanet.errors import UserError
 
 # Options of the training data that do not change the samples: where they are read from, and how fast.
 _HOW_READ = {"name", "phase", "scale", "manual_seed", "num_worker_per_gpu", "num_prefetch_queue", "prefetch_mode"}
 _HOW_READ |= {"pin_memory", "cache_dir", "io_backend", "dataroot_gt", "dataroot_lq", "meta_info_file", "filename_tmpl"}
 _HOW_READ |= {"batch_size_per_gpu"}
 IMAGE_CONTENTS = "image contents"
+# Where a run computes, and with what; it learns the same.
+_WHERE = {"ranks", "threads", "device", "torch", "dlgsanet", "DLGSANET_BACKEND"}
+START = "initial weights"
 # Options of schedules that their saved state does not contain.
 _NOT_SAVED = (".milestones", ".decay_iter")
 
@@ -38,6 +42,7 @@ def conditions(options: dict[str, Any], train_set: Any, samples_of_iteration: in
         "images": len(train_set),
         "image files": _names_and_sizes(train_set),
         IMAGE_CONTENTS: _contents(options, train_set),
+        START: _start(options),
         "samples of an iteration": samples_of_iteration,
         "ranks": options["world_size"],
         "threads": torch.get_num_threads(),
@@ -60,16 +65,26 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str],
     changed: list[str] = []
     kept: list[str] = []
     same_schedule = before.get("train.scheduler.type") == now.get("train.scheduler.type")
-    saved = ("train.optim_", "train.scheduler.") if same_schedule else ("train.optim_",)
+    saved = ("train.optim_", START, *(["train.scheduler."] if same_schedule else []))
     for name in sorted(before.keys() | now.keys()):
         a, b = before.get(name), now.get(name)
-        if name == IMAGE_CONTENTS and a is None:  # the checkpoint is of a version that did not record it
+        if name in (IMAGE_CONTENTS, START) and name not in before:  # a version that did not record it
             continue
         if a != b and (a or b):  # an option that is not set is one that is off
             (kept if name.startswith(saved) and not name.endswith(_NOT_SAVED) else changed).append(
                 f"{name} was {a}, is {b}"
             )
     return changed, kept
+
+
+def refuse_other_run(before: dict[str, Any], now: dict[str, Any], root: Path) -> None:
+    """Raise a UserError if a checkpoint in `root` is of a run with other options, images or initial weights."""
+    elsewhere = tuple(f"{name} was " for name in _WHERE)
+    if changed := [text for part in differences(before, now) for text in part if not text.startswith(elsewhere)]:
+        raise UserError(
+            f"{root}: the run began otherwise: {'; '.join(changed)}; to begin again, move this folder away or set "
+            "another name"
+        )
 
 
 def with_schedule(values: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +97,15 @@ def _flat(where: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, dict):
         return [pair for key, item in value.items() for pair in _flat(f"{where}.{key}", item)]
     return [(where, list(value) if isinstance(value, tuple) else value)]
+
+
+def _start(options: dict[str, Any]) -> str | None:
+    """Of the weights that a run starts from, and how they are read; None: from none."""
+    path = options["path"]
+    if options["rank"] != 0 or not (weights := path.get("pretrain_network_g")):
+        return None
+    how = [path.get(key) for key in ("param_key_g", "strict_load_g")]
+    return hashlib.sha256(Path(weights).read_bytes() + repr(how).encode()).hexdigest()[:16]
 
 
 def _contents(options: dict[str, Any], train_set: Any) -> str | None:

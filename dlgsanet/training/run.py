@@ -25,7 +25,7 @@ from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
 from dlgsanet.training.branch import Branch
 from dlgsanet.training.checkpoints import Checkpoints
-from dlgsanet.training.conditions import conditions
+from dlgsanet.training.conditions import conditions, refuse_other_run
 from dlgsanet.training.introduction import introduce
 from dlgsanet.training.loader import LoadingError, endless_loader, start_server
 from dlgsanet.training.loop import Loop
@@ -42,6 +42,7 @@ def train(
     launcher: str = "none",
     signals: StopSignals | None = None,
     branch: Branch | None = None,
+    same_options: bool = False,
 ) -> int:
     """Train as the options say.
 
@@ -50,6 +51,7 @@ def train(
         launcher: how the ranks were started: `none`, `pytorch` or `slurm`.
         signals: that may stop the run. None: only an exception does.
         branch: train this decay branch of the run instead.
+        same_options: refuse to continue a run of other options, images or initial weights.
 
     Returns:
         0 at the end, 75 or 130 when a signal stopped the run (`dlgsanet.signals`).
@@ -66,7 +68,7 @@ def train(
         root = Path(options["path"]["experiments_root"])
         checkpoints = Checkpoints(root, options["logger"]["keep_last"], network)
         try:
-            return _build(options, checkpoints).run(signals or StopSignals())
+            return _build(options, checkpoints, same_options).run(signals or StopSignals())
         except LoadingError as error:
             raise UserError(f"{error}; {checkpoints.last_good()}") from None
         except OSError as error:  # a full disk may show first where TensorBoard writes
@@ -109,7 +111,7 @@ def _out_of_memory(error: RuntimeError) -> str | None:
     return f"memory ran out ({brief(error, 200)}); give smaller values of {smaller}"
 
 
-def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
+def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool) -> Loop:
     if options["datasets"]["train"]["num_worker_per_gpu"]:
         start_server()  # it imports while the data are checked
     with within(options.get("option_file", "")):
@@ -130,6 +132,10 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
             try_network(model, options, next(first_samples(options, train_set, epoch_length)))
         if options["train"]["network_init"] != "random" and not checkpoint:
             model.compute_weights(first_samples(options, train_set, epoch_length))
+    batch_size = _batch_of_a_rank(options) * options["world_size"]
+    now = conditions(options, train_set, batch_size)
+    if same_options and before and options["rank"] == 0:
+        refuse_other_run(before, now, checkpoints.root)
     if checkpoint is None:
         _make_folders(options)
     elif options["rank"] == 0:
@@ -140,8 +146,6 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints) -> Loop:
     position = Position()
     if checkpoint:
         position = restore(model, checkpoint, options["rank"], epoch_length)
-    batch_size = _batch_of_a_rank(options) * options["world_size"]
-    now = conditions(options, train_set, batch_size)
     introduce(options, validation_sets, batch_size, epoch_length, position, before, now)
     write_record(options, position.iteration)
     return Loop(

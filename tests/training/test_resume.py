@@ -260,3 +260,22 @@ def test_kills_at_random_moments(workplace):
     found, expected = (tensorboard_steps(workplace.folder / "tb_logger" / name) for name in ("stopped", "whole"))
     assert found == expected
     assert found["losses/l_pix"] == list(range(1, total + 1))
+
+
+def test_a_run_of_other_options_is_refused_where_that_is_asked_for(trained):
+    def start(seed):
+        torch.manual_seed(seed)
+        torch.save({"params": {"upsample.0.bias": torch.rand(12)}}, trained.folder / "start.pth")
+
+    trained.options["path"] |= {"pretrain_network_g": "start.pth", "strict_load_g": False}
+    trained.options["name"] = "other"
+    start(1)
+    trained.start(stop=(2, signal.SIGTERM)).end(75)
+    again = ["--auto-resume", "--same-options"]
+    trained.start(*again, stop=(4, signal.SIGTERM), OMP_NUM_THREADS="2").end(75)  # goes on elsewhere
+    trained.options["datasets"]["train"]["batch_size_per_gpu"] = 2
+    assert "samples of an iteration was 4, is 2" in trained.train(*again, code=2)
+    trained.options["datasets"]["train"]["batch_size_per_gpu"] = 4
+    start(2)
+    assert "initial weights was " in trained.train(*again, code=2)
+    assert resumed(trained.train("--auto-resume"))[0] == 4
