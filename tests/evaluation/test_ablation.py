@@ -83,6 +83,22 @@ def test_trains_and_prints_the_table_and_what_the_weights_favour(base, capfd):
     assert note in (base.parent / "results/ablation/ablation.md").read_text()
 
 
+def test_runs_of_another_base_file_are_not_continued(base, capfd):
+    def ablate():
+        return main(["ablate", "-opt", str(base), "--iterations", "2", "--variants", "relu"])
+
+    options = yaml.safe_load(base.read_text())
+    assert ablate() == 0
+    options["train"]["optim_g"]["lr"] = 2e-3
+    base.write_text(yaml.safe_dump(options))
+    capfd.readouterr()
+    assert ablate() == 2
+    out, err = capfd.readouterr()
+    assert "train.optim_g.lr was 0.001, is 0.002" in err
+    assert "goes on from here" not in err
+    assert "bicubic" not in out
+
+
 def test_runs_of_other_lengths_are_other_runs(base):
     options = yaml.safe_load(base.read_text())
     assert len({variant_options(options, "relu", 3, iterations)["name"] for iterations in (10, 20)}) == 2
