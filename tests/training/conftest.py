@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from copy import deepcopy
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +79,11 @@ OPTIONS: dict[str, Any] = {
 FORKSERVER = multiprocessing.get_context("forkserver")
 # A start then takes no seconds for imports, of what a run needs and of this file.
 FORKSERVER.set_forkserver_preload(["dlgsanet.training.run", "dlgsanet.commands.train", __name__])
+
+
+def pytest_collection_finish() -> None:
+    """Start the server before a test of something else starts one that imports less: a process has only one."""
+    forkserver.ensure_running()
 
 
 class Start:
