@@ -35,7 +35,7 @@ from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import NO_LAYER, Backend, ConvolutionFunctions, LayerFunctions, cuda
+from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions, cuda
 from dlgsanet.ops.backends.cuda import channel_attention, feed_forward
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.torch import strip_rows
@@ -205,14 +205,10 @@ def _backends(counted: Counted, kernels: bool, reference: bool, triton: bool) ->
         def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
             counted.start(kernel, arguments)
 
-    def unsuited(record: Any, x: Tensor, training: bool) -> str | None:
-        layer = cuda.LAYERS.get(type(record))
-        return NO_LAYER if layer and not layer.takes(record, x) else None
-
     attention = LayerFunctions(channel_attention.channel_attention, None)
     stand_in = Backend(
         name="cuda",
-        unsuited=unsuited,
+        unsuited=lambda record, x, training: cuda.no_layer(record, x),
         channel_attention=None if reference else attention,
         gated_feed_forward=None if reference else LayerFunctions(feed_forward.gated_feed_forward, None),
         fused_dynamic_depthwise_conv=ConvolutionFunctions(
@@ -220,21 +216,17 @@ def _backends(counted: Counted, kernels: bool, reference: bool, triton: bool) ->
             lambda record, x, grad: operator.fused_dynamic_depthwise_conv_backward(grad, x, *record),
         ),
     )
-    names, load, load_module = dispatch.BACKENDS, dispatch.load, cuda_modules.load
+    load_module = cuda_modules.load
     layers = [*(["triton"] if triton else []), "torch"] if not reference else ["composed"] if kernels else []
     used = [*(["cuda"] if kernels else []), *layers, "reference"]
-    dispatch.BACKENDS = {name: names[name] for name in used}
-    dispatch.load = lambda name: stand_in if name == "cuda" else load(name)
     cuda_modules.load = lambda *instance: Module()
-    plans = feed_forward.plan, channel_attention.plan
-    for plan in plans:
-        plan.cache_clear()
+    cuda.forget_plans()
     try:
-        yield
+        with dispatch.using(*(stand_in if name == "cuda" else name for name in used)):
+            yield
     finally:
-        dispatch.BACKENDS, dispatch.load, cuda_modules.load = names, load, load_module
-        for plan in plans:
-            plan.cache_clear()
+        cuda_modules.load = load_module
+        cuda.forget_plans()
 
 
 @contextlib.contextmanager

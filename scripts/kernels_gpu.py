@@ -99,9 +99,7 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
     x, convolution = call(size, dtype, batch, height, width, "meta")
     layer = GDFN(x.shape[1]).to(device="meta", dtype=dtype).record()
     attention = SparseGSA(x.shape[1], tlc_kernel=48).eval().to(device="meta", dtype=dtype).record()
-    plans = cuda.plan, feed_forward.plan, channel_attention.plan
-    for plan in plans:
-        plan.cache_clear()
+    cuda.forget_plans()
     with (
         mock.patch.object(cuda_modules, "load", Recorder),
         mock.patch.object(cuda_modules, "shared_memory_limit", return_value=CARDS[architecture].shared - 1 << 10),
@@ -117,8 +115,7 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
                 feed_forward.gated_feed_forward(layer, x, kernel)
         if not cuda.no_tensor_cores(channel_attention.PATH, dtype, x.device):
             channel_attention.channel_attention(attention, x)
-    for plan in plans:
-        plan.cache_clear()
+    cuda.forget_plans()
     return list(dict.fromkeys(found))
 
 

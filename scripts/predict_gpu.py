@@ -55,9 +55,9 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
-from dlgsanet.ops.backends import NO_LAYER, choice, cuda
+from dlgsanet.ops.backends import choice, cuda
 from dlgsanet.ops.backends import triton as triton_backend
-from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use
+from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.backends.torch import strip_rows
@@ -355,11 +355,6 @@ class Driver:
         return GPUTarget("cuda", int(self.architecture[3:]), WARP)
 
 
-def unsuited_on_meta(record: Any, x: Tensor, training: bool) -> str | None:
-    layer = cuda.LAYERS.get(type(record))
-    return NO_LAYER if layer and not layer.takes(record, x) else None
-
-
 @contextlib.contextmanager
 def recording(recorder: Recorder, device: str) -> Iterator[None]:
     """Within the block, a network's kernels are recorded; on the meta device, those of its architecture are chosen."""
@@ -384,7 +379,7 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
     patches = [mock.patch.object(cuda_modules, "load", loaded), mock.patch.object(JITFunction, "run", launch)]
     if not on_card:
         tiles_of = steps.tiles_of
-        on_meta = dataclasses.replace(cuda.BACKEND, unsuited=unsuited_on_meta)
+        on_meta = dataclasses.replace(cuda.BACKEND, unsuited=lambda record, x, training: cuda.no_layer(record, x))
         load = dispatch.load
         patches += [
             mock.patch.object(runtime.driver, "_active", Driver(architecture)),
@@ -401,15 +396,12 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
             mock.patch.object(dispatch, "load", lambda name: on_meta if name == "cuda" else load(name)),
             mock.patch.object(strip_rows, "free_memory", return_value=FREE_MEMORY),
         ]
-    plans = cuda.plan, feed_forward.plan, channel_attention.plan
-    for plan in plans:
-        plan.cache_clear()
+    cuda.forget_plans()
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
         yield
-    for plan in plans:
-        plan.cache_clear()
+    cuda.forget_plans()
 
 
 def record(

@@ -79,11 +79,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str],
 
 def refuse_other_run(before: dict[str, Any], now: dict[str, Any], root: Path) -> None:
     """Raise a UserError if a checkpoint in `root` is of a run with other options, images or initial weights."""
-    elsewhere = tuple(f"{name} was " for name in _WHERE)
-    if changed := [text for part in differences(before, now) for text in part if not text.startswith(elsewhere)]:
+    before, now = ({k: v for k, v in values.items() if k not in _WHERE} for values in (before, now))
+    changed, kept = differences(before, now)
+    if changed or kept:
         raise UserError(
-            f"{root}: the run began otherwise: {'; '.join(changed)}; to begin again, move this folder away or set "
-            "another name"
+            f"{root}: the run began otherwise: {'; '.join(changed + kept)}; to begin again, move this folder away or "
+            "set another name"
         )
 
 

@@ -24,19 +24,6 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++
 RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
 
 
-@pytest.fixture
-def emulate(monkeypatch):
-    """Run launches in the emulator, with an order of the threads, and without a barrier ("file:line")."""
-
-    def use(order: str = "ascending", without_barrier: str = "") -> None:
-        channel_attention.plan.cache_clear()
-        monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
-
-    use()
-    yield use
-    channel_attention.plan.cache_clear()
-
-
 def attention(size: calls.Size, heads: int, share: int, window: int | None, seed: int) -> calls.Call:
     return calls.channel_attention(size, heads, share, "relu", window, seed)
 

@@ -31,19 +31,6 @@ TF32_TOLERANCE = 1e-3  # of a projection of products of 11 bits, filtered, gated
 RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
 
 
-@pytest.fixture
-def emulate(monkeypatch):
-    """Run launches in the emulator, with an order of the threads, and without a barrier ("file:line")."""
-
-    def use(order: str = "ascending", without_barrier: str = "") -> None:
-        feed_forward.plan.cache_clear()
-        monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
-
-    use()
-    yield use
-    feed_forward.plan.cache_clear()
-
-
 def check(call: calls.Call, dtype: torch.dtype = torch.float32, layout: Callable[[Tensor], Tensor] = lambda t: t):
     """Both kernels give what the reference gives in float64."""
     record, x, _ = call.map(lambda t: t.to(dtype))

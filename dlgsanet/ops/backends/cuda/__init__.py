@@ -63,10 +63,15 @@ FORWARD_MMA, BACKWARD_MMA = "fused forward on tensor cores", "fused backward on 
 
 
 def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
-    if layer := LAYERS.get(type(record)):
-        # Where it is not used, the next backend's kernels for the layer are, and no reason is reported.
-        return None if layer.takes(record, x) and not _unsuited(record, x, training) else NO_LAYER
-    return _unsuited(record, x, training)
+    reason = no_layer(record, x) or _unsuited(record, x, training)
+    # Where a layer is not used, the next backend's kernels for it are, and no reason is reported.
+    return NO_LAYER if reason and type(record) in LAYERS else reason
+
+
+def no_layer(record: Record, x: Tensor) -> str | None:
+    """`NO_LAYER` for a layer with dtypes or sizes that the kernels are not made for, or None."""
+    layer = LAYERS.get(type(record))
+    return NO_LAYER if layer and not layer.takes(record, x) else None
 
 
 def _unsuited(record: Record, x: Tensor, training: bool) -> str | None:
@@ -267,6 +272,12 @@ def _on_tensor_cores(path: str, convolution: FusedDynamicConv, x: Tensor) -> boo
     if not exact_enough or not fits or no_tensor_cores(path, x.dtype, x.device):
         return False
     return first_use.refused(_use(path, convolution, x), PATHS[path]) is None
+
+
+def forget_plans() -> None:
+    """Plan all launches again, after what loads modules was replaced."""
+    for planned in (plan, feed_forward.plan, channel_attention.plan):
+        planned.cache_clear()
 
 
 def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device) -> str | None:
