@@ -142,7 +142,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
         name = path if printable(path) == str(path) else f"/dev/fd/{opened.fileno()}"  # it takes UTF-8 alone
         with safe_open(name, framework="pt") as file:
             names = file.keys()  # not a dict: it cannot be iterated over
-            return _checked(path, {name: file.get_tensor(name) for name in names}, file.metadata() or {})
+            # Copies: what it gives is the file's own memory, which changes when the file is overwritten.
+            return _checked(path, {name: file.get_tensor(name).clone() for name in names}, file.metadata() or {})
 
 
 def _checked(path: Path, state: Mapping[Any, Any], metadata: dict[str, str]) -> Checkpoint:

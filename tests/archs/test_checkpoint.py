@@ -262,3 +262,12 @@ def test_nothing_half_written(tmp_path):
     with pytest.raises(UserError, match=r"folder\.pth"):
         write_checkpoint(tmp_path / "folder.pth", state)
     assert [p.name for p in tmp_path.iterdir()] == ["folder.pth"]
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_a_network_stays_as_it_is_when_its_file_is_overwritten(tmp_path, name):
+    network = DLGSANet(**SMALL)
+    write_checkpoint(tmp_path / name, network.state_dict(), SMALL)
+    loaded = build_network(read_checkpoint(tmp_path / name))
+    (tmp_path / name).write_bytes(bytes((tmp_path / name).stat().st_size))
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in loaded.state_dict().items())
