@@ -17,6 +17,7 @@ from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import Backend, LayerFunctions, reference
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.torch import planar, strip_rows
+from dlgsanet.ops.backends.torch.frozen import KEPT, derived
 from dlgsanet.ops.records import OPERATIONS, ChannelAttention, DynamicConv
 from tests.conftest import REPOSITORY
 from tests.ops import calls
@@ -131,6 +132,26 @@ def test_frozen_weights_are_noticed_when_they_change(layer: nn.Module):
     with torch.no_grad():
         got, want = (f(layer.record(), x.double()) for f in (function, reference.BACKEND.infer))
     torch.testing.assert_close(got, want)
+
+
+def test_threads_get_what_they_derive():
+    weight = nn.Linear(1, 1).weight
+    ops.freeze(nn.ParameterList([weight]))
+
+    class Interrupted(dict):
+        """Another thread derives something else after each access."""
+
+        def get(self, name):
+            found, others = super().get(name), {}
+            setattr(weight, KEPT, others)
+            derived(lambda: "another", weight, key=2)
+            setattr(weight, KEPT, self)
+            self.update(others)
+            return found
+
+    setattr(weight, KEPT, Interrupted())
+    with torch.no_grad():
+        assert [derived(lambda: "one", weight, key=1) for _ in range(3)] == ["one"] * 3
 
 
 def test_other_devices_are_served(monkeypatch):

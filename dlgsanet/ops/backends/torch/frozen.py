@@ -30,15 +30,21 @@ def is_frozen(network: torch.nn.Module) -> bool:
 
 
 def derived(make: Callable[[], T], *tensors: Tensor, key: object = None) -> T:
-    """``make()``, outside autocast, or what it gave before if `freeze` was called, and tensors and key are the same."""
+    """``make()``, outside autocast, or what it gave before if `freeze` was called, and tensors and key are the same.
+
+    Threads may call this at the same time, each with a CUDA stream of its own.
+    """
     first = tensors[0]
     kept: dict[str, Any] | None = None if torch.is_grad_enabled() else getattr(first, KEPT, None)
     if kept is None:
         with autocast.off(first.device.type):
             return make()
     state = [key, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)]
-    if kept.get("state") != state:
+    found: tuple[Any, T] | None = kept.get("derived")  # read once: another thread may replace it
+    if found is None or found[0] != state:
         with autocast.off(first.device.type):
-            kept.update(state=state, result=make())
-    result: T = kept["result"]
-    return result
+            found = state, make()
+        if first.is_cuda and not torch.cuda.is_current_stream_capturing():
+            torch.cuda.current_stream(first.device).synchronize()  # other streams do not wait for this one
+        kept["derived"] = found
+    return found[1]
