@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
 from dlgsanet.data.images import read_rgb
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.data.sources import Source
 from dlgsanet.errors import UserError
 from dlgsanet.files import written_aside
+from dlgsanet.memory import free_memory
 
 
 @dataclass
@@ -76,6 +78,9 @@ def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_d
 
 def _memory(total: int) -> tuple[np.ndarray, BinaryIO]:
     try:
+        free = free_memory(torch.device("cpu"))
+        if free is not None and total > free:  # the system would give the memory, and end the process when it is used
+            raise MemoryError
         file = open(os.memfd_create("dlgsanet"), "r+b")  # noqa: SIM115  # open as long as the cache
         file.truncate(total)
         return np.memmap(file, np.uint8, "r+"), file
@@ -116,5 +121,6 @@ def _fingerprint(sources: Sequence[Source], shapes: list[tuple[int, int]]) -> st
     digest = hashlib.sha256()
     for source, shape in zip(sources, shapes, strict=True):
         status = source.file.stat()
-        digest.update(f"{source.file.resolve()}|{source.name}|{status.st_size}|{status.st_mtime_ns}|{shape}\n".encode())
+        line = f"{source.file.resolve()}|{source.name}|{status.st_size}|{status.st_mtime_ns}|{shape}\n"
+        digest.update(os.fsencode(line))
     return digest.hexdigest()[:20]

@@ -324,3 +324,18 @@ def test_gray_photographs_have_three_channels(photo_root, tmp_path):
     sample = CachedPairedImageDataset(options(root))[2]
     assert sample["gt"].shape == (3, 32, 32)
     assert sample["gt"][0].equal(sample["gt"][2])
+
+
+def test_names_that_are_not_utf8_can_be_cached(photo_root, tmp_path):
+    root = tmp_path / os.fsdecode(b"\xe9")
+    shutil.copytree(photo_root, root)
+    cached = options(root, cache_dir=str(tmp_path / "cache"))
+    assert torch.equal(
+        CachedPairedImageDataset(cached)[0]["gt"], CachedPairedImageDataset(options(photo_root))[0]["gt"]
+    )
+
+
+def test_more_images_than_free_memory_are_refused(photo_root, monkeypatch):
+    monkeypatch.setattr(pixel_cache, "free_memory", lambda device: 1000)
+    with pytest.raises(UserError, match="set cache_dir"):
+        CachedPairedImageDataset(options(photo_root))
