@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 from dlgsanet.data.images import UnreadableImageError, is_image_name
 from dlgsanet.errors import UserError
 from dlgsanet.files import printable
+from dlgsanet.pictures.bounds import LARGEST_FILE
+from dlgsanet.pictures.reading import content_of
 from dlgsanet.progress import Counter
 
-# No photograph's file is as large; a ZIP of kilobytes can hold a member of gigabytes.
-LARGEST_FILE = 1 << 31
 # Deflate shrinks image files, which are compressed themselves, by a few per cent; uncompressed ones by less than this.
 LARGEST_RATIO = 200
 # Long names and comments of a tar archive, which are read into memory.
@@ -52,7 +52,8 @@ def file_source(path: Path) -> Source:
 
 def _read_file(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return content_of(file, printable(path))
     except OSError as error:
         raise UnreadableImageError(f"{printable(path)}: {error.strerror}") from None
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs
 MAX_SCANS = 64  # of a progressive JPEG; encoders write 5 to 12
+LARGEST_FILE = 1 << 31  # bytes; a ZIP of kilobytes can hold a member of gigabytes, and a device has no end
 LARGEST_FACTOR = 64  # from a picture to its result
 SMALL = 2**27  # bytes of pixels that any file may have, however small it is
 MAX_RATIO = 1100  # bytes of pixels per byte of a file above that; deflate cannot exceed 1032, JPEG 512 pixels

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from dlgsanet.errors import UserError, missing_package, reason_of
-from dlgsanet.pictures.bounds import MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
+from dlgsanet.pictures.bounds import LARGEST_FILE, MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.jpeg_quality import jpeg_quality
 from dlgsanet.pictures.picture import Picture, UnfitPictureError
@@ -106,9 +107,35 @@ def read_picture(path: Path, content: bytes | None = None, max_pixels: int = MAX
             return replace(_picture(pixels, profile, exif, orientation, image.format), jpeg_quality=_quality(image))
 
 
+def refuse_other_files(path: Path, content: bytes) -> None:
+    """Check by its header that a file is a picture; arguments as for `read_picture`.
+
+    Raises:
+        UserError: it is not; `read_picture` may find more.
+    """
+    if content[:4] not in TIFF_MAGIC:  # Pillow does not know all that tifffile does
+        with opened(path, content):
+            pass
+
+
+def content_of(file: BinaryIO, name: str) -> bytes:
+    """All bytes of a file, pipe or device.
+
+    Raises:
+        UnreadableImageError: there are more than any picture has, perhaps without end.
+    """
+    content = io.BytesIO()
+    while part := file.read(2**20):
+        content.write(part)
+        if content.tell() > LARGEST_FILE:
+            raise UnreadableImageError(f"{name}: over {LARGEST_FILE >> 30} GiB; no picture is so large")
+    return content.getvalue()
+
+
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return content_of(file, str(path))
     except FileNotFoundError:
         raise UnreadableImageError(f"{path}: there is no such file") from None
     except OSError as error:

@@ -13,7 +13,7 @@ from dlgsanet.ops import freeze
 from dlgsanet.pictures.find_files import STREAM, Job
 from dlgsanet.pictures.jpeg_quality import LOW_QUALITY
 from dlgsanet.pictures.picture import Picture
-from dlgsanet.pictures.reading import read_picture
+from dlgsanet.pictures.reading import content_of, read_picture
 from dlgsanet.pictures.upscale import result_size, upscale_picture
 from dlgsanet.pictures.writing import check_format, encode, write_picture
 from dlgsanet.progress import duration, progress_of
@@ -69,7 +69,7 @@ class FileUpscaler:
         used = [(sys.stdin, 0)] * (job.source == STREAM) + [(sys.stdout, 1)] * (job.target == STREAM)
         if any(getattr(stream, "name", None) == number for stream, number in used):
             raise UserError("standard input or output is closed")
-        content = sys.stdin.buffer.read() if job.source == STREAM else None
+        content = content_of(sys.stdin.buffer, job.name) if job.source == STREAM else None
         picture = read_picture(Path(job.name), content)
         if is_of_low_quality(picture):
             self._low_qualities.append(picture.jpeg_quality or 0)

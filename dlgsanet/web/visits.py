@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlgsanet.errors import UserError
+from dlgsanet.pictures.reading import refuse_other_files
 
 NAME_BYTES = 180  # of a file name, so that a suffix still fits into the 255 bytes of file systems
 
@@ -110,7 +111,12 @@ class Visit:
                 source = self.folder / str(self._added) / "source"
                 source.parent.mkdir(parents=True)
                 shutil.move(upload, source)
-                self.entries.append(Entry(self._added, plain_name(name), source))
+                entry = Entry(self._added, plain_name(name), source)
+                try:
+                    refuse_other_files(Path(entry.name), source.read_bytes())
+                except UserError as error:
+                    entry.end("failed", str(error))
+                self.entries.append(entry)
         except FileNotFoundError:
             raise UserError(f"{name}: the upload was interrupted; add the picture again") from None
         finally:

@@ -149,3 +149,9 @@ def test_results_that_a_format_cannot_hold(weights, tmp_path, capsys, size, mode
     assert main(["upscale", str(tmp_path / "a.png"), "-o", str(tmp_path / target), "--weights", str(weights)]) == 2
     assert fault in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / target).exists()
+
+
+def test_a_file_without_end(tmp_path, weights, monkeypatch, capsys):
+    monkeypatch.setattr("dlgsanet.pictures.reading.LARGEST_FILE", 3 << 20)
+    assert main(["upscale", "/dev/zero", "-o", str(tmp_path / "a.png"), "--weights", str(weights)]) == 2
+    assert "/dev/zero: over " in capsys.readouterr().err.splitlines()[-1]

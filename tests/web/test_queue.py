@@ -55,6 +55,17 @@ def test_sixteen_bits_and_options(visit, tmp_path, weights, photo, network):
     assert [Image.open(path).size for path in entry.shown] == [(84, 60), (168, 120)]
 
 
+def test_a_file_that_is_no_picture_fails_at_once(visit, tmp_path, photo):
+    upload = tmp_path / "upload"
+    for name, content in {"a.txt": b"words", "b.mp4": b"\0\0\0\x20ftypisom", "c.png": b"\x89PNG cut off"}.items():
+        upload.write_bytes(content)
+        visit.add(upload, name, Limits())
+    add(visit, tmp_path, Image.fromarray(photo), "good.tiff")
+    assert [entry.state for entry in visit.entries] == ["failed", "failed", "failed", "added"]
+    assert "not an image" in visit.entries[0].message
+    assert "a video" in visit.entries[1].message
+
+
 def test_a_picture_that_takes_too_long_is_stopped(visit, tmp_path, weights, photo):
     add(visit, tmp_path, Image.fromarray(photo), "slow.png")
     (entry,) = finish(DeviceQueue(Limits(seconds=0)), visit, weights)
