@@ -92,6 +92,10 @@ def _dispatch(argv: list[str]) -> int:
 
 def _call(entry: str, argv: list[str]) -> int:
     module, function = entry.split(":")
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # torch would end the process, with a message about its own files
+        raise UserError("the working folder has been deleted; change to another one") from None
     spin_shortly()
     return getattr(importlib.import_module(module), function)(argv)
 

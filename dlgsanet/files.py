@@ -116,6 +116,14 @@ def sync_folder(folder: Path) -> None:
             os.close(number)
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in place of `~`; as it is where the user of ``~NAME`` does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def printable(name: str | Path) -> str:
     """A file name with control characters and bytes that are not UTF-8 written as ``\\xe4``, to print and store it."""
     return one_line(os.fsencode(name).decode(errors="backslashreplace"))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,19 @@ def test_a_process_that_crashes_says_where():
     crashed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert "Segmentation fault" in crashed.stderr
     assert 'File "<string>", line 1' in crashed.stderr
+
+
+def test_every_error_begins_alike(capsys):
+    for arguments in (["nothing"], ["upscale"], ["upscale", "--nothing"], ["data", "lmdb", "--workers", "0"]):
+        with suppress(SystemExit):
+            main(arguments)
+        assert capsys.readouterr().err.splitlines()[-1].startswith("dlgsanet: error: "), arguments
+
+
+def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").mkdir()
+    os.chdir("gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["upscale", "a.png"]) == 2
+    assert "working folder" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 
 from dlgsanet import files
 from dlgsanet.errors import UserError
-from dlgsanet.files import check_can_write, folder_written_aside, write_whole, written_aside
+from dlgsanet.files import check_can_write, expanded, folder_written_aside, write_whole, written_aside
 from tests.conftest import REPOSITORY
 
 # Writes a file again and again: the writer's letter, a million times.
@@ -190,3 +190,8 @@ def test_symbolic_link_stays_and_what_it_points_to_is_replaced(tmp_path):
         write_whole(tmp_path / name, b"x")
         assert (tmp_path / name).is_symlink()
         assert (tmp_path / target).read_bytes() == b"x"
+
+
+def test_home_of_a_user_who_does_not_exist(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert [expanded("~/a"), expanded("~nobody-here/a")] == [Path("/home/me/a"), Path("~nobody-here/a")]

@@ -75,7 +75,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         hint = f"; {self.prog} --help lists them" if message.startswith("the following arguments are required") else ""
-        self.exit(2, f"{self.prog}: error: {message}{hint}\n")
+        self.exit(2, f"{self.prog.partition(' ')[0]}: error: {message}{hint}\n")  # as all other errors begin
 
 
 def _with_hyphens(argument: str) -> str:

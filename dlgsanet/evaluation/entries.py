@@ -15,7 +15,7 @@ from dlgsanet.evaluation.networks import load_network_options, model_of, network
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.extensions import sources_of
-from dlgsanet.files import printable
+from dlgsanet.files import expanded, printable
 from dlgsanet.inference.self_ensemble import self_ensemble
 from dlgsanet.ops import freeze
 
@@ -54,7 +54,7 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
         UserError: the file cannot be read, is neither, or names no weights and none are allowed.
     """
     name, _, file = argument.rpartition("=")
-    path = Path(file).expanduser()
+    path = expanded(file)
     if path.suffix in OPTION_FILES:
         options = load_network_options(str(path))
         _check_class(options["network_g"], path)
@@ -62,7 +62,7 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
         if not weights and not allow_random_weights:
             raise UserError(f"{path}: path.pretrain_network_g is empty; name weights or give --random-weights")
         if weights:
-            options["path"]["pretrain_network_g"] = weights = str(Path(weights).expanduser())
+            options["path"]["pretrain_network_g"] = weights = str(expanded(weights))
             if not Path(weights).is_file():
                 raise UserError(f"{path}: path.pretrain_network_g: there is no file {weights}")
         network, scale = options["network_g"], options["scale"]

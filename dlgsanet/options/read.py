@@ -8,6 +8,7 @@ from typing import Any
 
 from dlgsanet.errors import ArgumentError, UserError, unknown
 from dlgsanet.extensions import import_all, names_in
+from dlgsanet.files import expanded
 from dlgsanet.options.check import faults_of_hardware, faults_of_options
 from dlgsanet.options.kinds import phase_of
 from dlgsanet.options.parse import load_yaml, parse_value
@@ -123,9 +124,9 @@ def _expand_paths(
             several = given if isinstance(given, list) else [given]
             if not all(isinstance(path, str) for path in several):
                 continue
-            expanded = [_expand(path) for path in several]
-            found = [_in_data_root(path, data_root) for path in expanded]
-            relocated = relocated or found != expanded
+            given_paths = [str(expanded(path)) for path in several]
+            found = [_in_data_root(path, data_root) for path in given_paths]
+            relocated = relocated or found != given_paths
             data_set[key] = found if isinstance(given, list) else found[0]
             hint = "" if key == "meta_info_file" else "; make it with `dlgsanet data`, or set --data-root"
             missing = [f"datasets.{name}.{key}: there is no {path}{hint}" for path in found if not _exists(path)]
@@ -142,21 +143,14 @@ def _expand_paths(
     paths = options["path"]
     for key in ("pretrain_network_g", "resume_state"):
         if paths.get(key):
-            paths[key] = _expand(paths[key])
+            paths[key] = str(expanded(paths[key]))
             if not _exists(paths[key], file=True):
                 faults.append(f"path.{key}: there is no file {paths[key]}; give one with --force-yml path:{key}=FILE")
     if teacher := options.get("train", {}).get("teacher_opt"):
-        teacher["path"] = _expand(teacher["path"])
+        teacher["path"] = str(expanded(teacher["path"]))
         if not _exists(teacher["path"], file=True):
             faults.append(f"train.teacher_opt.path: there is no file {teacher['path']}")
     _raise(source, faults)
-
-
-def _expand(path: str) -> str:
-    try:
-        return str(Path(path).expanduser())
-    except RuntimeError:  # ~NAME of a user who does not exist
-        return path
 
 
 def _in_data_root(path: str, data_root: str | None) -> str:
