@@ -8,12 +8,14 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
+from importlib.machinery import ModuleSpec, PathFinder
 from itertools import accumulate
 from pathlib import Path
 
 from dlgsanet.errors import UserError
+from dlgsanet.files import expanded
 
-_imported: dict[str, None] = {}  # by this process, in their order
+_imported: dict[str, str] = {}  # by this process, in their order: name, and that of the module
 
 
 class Imported:
@@ -43,15 +45,20 @@ def import_all(names: Iterable[str], near: Path | None = None, asked_by: str = "
     for name in names:
         file = _find(Path(name), near, asked_by) if name.endswith(".py") else None
         try:
-            _import_file(file) if file else _import_module(name)
+            module = _import_file(file) if file else _import_module(name)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # it is the user's code: a SyntaxError, SystemExit, anything
             reason = " ".join(str(error).split()) or "no message"
             raise UserError(f"{asked_by} {name}: {type(error).__name__}: {reason}") from error
         found.append(str(file or name))
-    _imported.update(dict.fromkeys(found))
+        _imported[found[-1]] = module
     return found
+
+
+def imported_sources() -> list[Path]:
+    """The files of what this process has imported by `import_all`, with what they import in turn (`sources_of`)."""
+    return sorted({file for module in _imported.values() for file in sources_of(module)})
 
 
 def names_in(value: object) -> list[str]:
@@ -61,20 +68,32 @@ def names_in(value: object) -> list[str]:
 
 
 def sources_of(module: str) -> list[Path]:
-    """The file of a module that was imported, and those of the modules that it imports in turn, as far as they are
-    imported, and not of an installed package other than its own."""
+    """The file of a module that was imported, and those of the modules that it imports in turn, also within functions,
+    and not of an installed package other than its own."""
     found: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if name in found or not file or not file.endswith(".py"):
+        spec = None if name in found else _spec_of(name)
+        file = spec and spec.origin
+        if not spec or not file or not file.endswith(".py"):
             continue
         if _is_installed(file) and name.partition(".")[0] != module.partition(".")[0]:
             continue
         found[name] = Path(file)
-        waiting += _imported_by(found[name], getattr(sys.modules[name], "__package__", None) or "")
+        waiting += _imported_by(found[name], spec.parent or "")
     return sorted(set(found.values()))
+
+
+def _spec_of(name: str) -> ModuleSpec | None:
+    """What is known of a module, without importing anything; None: there is no such module."""
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__spec__", None)
+    package = name.rpartition(".")[0]
+    if not package:
+        return PathFinder.find_spec(name)
+    places = getattr(_spec_of(package), "submodule_search_locations", None)
+    return PathFinder.find_spec(name, places) if places else None
 
 
 def _is_installed(file: str) -> bool:
@@ -99,25 +118,26 @@ def _imported_by(file: Path, package: str) -> Iterator[str]:
 
 
 def _find(path: Path, near: Path | None, asked_by: str) -> Path:
-    path = path.expanduser()
+    path = expanded(path)
     for file in (path, near / path) if near else (path,):
         if file.is_file():
             return file.resolve()
     raise UserError(f"{asked_by}: there is no file {path}")
 
 
-def _import_module(name: str) -> None:
+def _import_module(name: str) -> str:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     importlib.import_module(name)
+    return name
 
 
-def _import_file(file: Path) -> None:
+def _import_file(file: Path) -> str:
     # A name of its own: two files may be called `network.py`, and neither must hide an installed module. By content:
     # the classes of a copy are registered already.
     name = f"dlgsanet_import_{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}_{file.stem}"
     if name in sys.modules:
-        return
+        return name
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
@@ -131,3 +151,4 @@ def _import_file(file: Path) -> None:
         raise
     finally:
         sys.path.remove(str(file.parent))
+    return name

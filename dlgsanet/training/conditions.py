@@ -12,6 +12,7 @@ from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
 from dlgsanet.data.contents import fingerprint
 from dlgsanet.data.sources import Source, file_source
 from dlgsanet.errors import UserError
+from dlgsanet.extensions import imported_sources
 
 # Options of the training data that do not change the samples: where they are read from, and how fast.
 _HOW_READ = {"name", "phase", "scale", "manual_seed", "num_worker_per_gpu", "num_prefetch_queue", "prefetch_mode"}
@@ -20,7 +21,8 @@ _HOW_READ |= {"batch_size_per_gpu"}
 IMAGE_CONTENTS = "image contents"
 # Where a run computes, and with what; it learns the same.
 _WHERE = {"ranks", "threads", "device", "torch", "dlgsanet", "DLGSANET_BACKEND"}
-START = "initial weights"
+START, TEACHER, CODE = "initial weights", "teacher's weights", "imported code"
+_ADDED = (IMAGE_CONTENTS, START, TEACHER, CODE)  # earlier versions did not record them
 # Options of schedules that their saved state does not contain.
 _NOT_SAVED = (".milestones", ".decay_iter")
 
@@ -43,6 +45,8 @@ def conditions(options: dict[str, Any], train_set: Any, samples_of_iteration: in
         "image files": _names_and_sizes(train_set),
         IMAGE_CONTENTS: _contents(options, train_set),
         START: _start(options),
+        TEACHER: _teacher(options),
+        CODE: _code(options),
         "samples of an iteration": samples_of_iteration,
         "ranks": options["world_size"],
         "threads": torch.get_num_threads(),
@@ -68,7 +72,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str],
     saved = ("train.optim_", START, *(["train.scheduler."] if same_schedule else []))
     for name in sorted(before.keys() | now.keys()):
         a, b = before.get(name), now.get(name)
-        if name in (IMAGE_CONTENTS, START) and name not in before:  # a version that did not record it
+        if name in _ADDED and name not in before:
             continue
         if a != b and (a or b):  # an option that is not set is one that is off
             (kept if name.startswith(saved) and not name.endswith(_NOT_SAVED) else changed).append(
@@ -107,6 +111,23 @@ def _start(options: dict[str, Any]) -> str | None:
         return None
     how = [path.get(key) for key in ("param_key_g", "strict_load_g")]
     return hashlib.sha256(Path(weights).read_bytes() + repr(how).encode()).hexdigest()[:16]
+
+
+def _teacher(options: dict[str, Any]) -> str | None:
+    """Of the teacher's file; None: there is no teacher."""
+    teacher = options["train"].get("teacher_opt")
+    return _digest([Path(teacher["path"])]) if teacher and options["rank"] == 0 else None
+
+
+def _code(options: dict[str, Any]) -> str | None:
+    """Of all files of `import` and `--import`, wherever they are; None: nothing is imported."""
+    files = imported_sources() if options["rank"] == 0 else []
+    return _digest(files) if files else None
+
+
+def _digest(files: list[Path]) -> str:
+    digests = sorted(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
 
 
 def _contents(options: dict[str, Any], train_set: Any) -> str | None:

@@ -1,6 +1,7 @@
 """A network of your own in the tables: the example of docs/own_network.md, and other files of this kind."""
 
 import csv
+import importlib
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import yaml
 
 from dlgsanet.cli import main
 from dlgsanet.evaluation.published import figures, peers
+from dlgsanet.extensions import sources_of
 from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import small_weights, write_set
 
@@ -156,3 +158,22 @@ def test_every_published_row_is_within_the_range_of_its_kind_and_has_a_source():
                     peer.name,
                     dataset,
                 )
+
+
+def test_imports_within_functions_and_no_others_are_followed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "imported_late"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "network.py").write_text(
+        "import json, top\nfrom top import other\n"
+        "def forward():\n    from .late import x\n    import imported_late.later"
+    )
+    for name in ("late", "later", "unused"):
+        (package / f"{name}.py").write_text("x = 1")
+    (tmp_path / "top.py").write_text("other = 1")
+    (tmp_path / "other.py").write_text("")  # not what `from top import other` means
+    importlib.import_module("imported_late.network")
+    found = [str(path.relative_to(tmp_path)) for path in sources_of("imported_late.network")]
+    names = ("__init__", "late", "later", "network")
+    assert found == [*(f"imported_late/{name}.py" for name in names), "top.py"]
