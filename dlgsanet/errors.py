@@ -8,6 +8,8 @@ from numbers import Integral
 from typing import Any, TypeGuard
 from urllib.error import URLError
 
+NOT_FINITE = "the output is not finite; with fp16, use bf16 or fp32, else the weights are damaged"
+
 
 class UserError(Exception):
     """Bad input: one line that names the file or option and says what to do. Commands print it and exit with 2."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from dlgsanet.data.images import luma
 from dlgsanet.data.pairs import Pair
 from dlgsanet.data.resize import imresize
-from dlgsanet.errors import UserError
+from dlgsanet.errors import NOT_FINITE, UserError
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.metrics import psnr, ssim
 
@@ -86,7 +86,8 @@ def super_resolve(
     pictures that are returned are rounded to 8 bits.
 
     Raises:
-        UserError: an image cannot be read, the network upscales by another factor, or there is too little memory.
+        UserError: an image cannot be read, the network upscales by another factor or gives values that are not finite,
+            or there is too little memory.
     """
     network = _on_luma(network) if color == "y" else network
     for _, group in groupby(pairs, key=lambda pair: pair.sizes(scale)[1]):
@@ -94,7 +95,7 @@ def super_resolve(
         for start in range(0, len(equal), batch):
             some = equal[start : start + batch]
             images = [pair.read(scale) for pair in some]
-            outputs = _upscaled(network, [lr for lr, _ in images], device, some[0])
+            outputs = _upscaled(network, [lr for lr, _ in images], device, some)
             for pair, (lr, hr), output in zip(some, images, outputs, strict=True):
                 if output.shape[:2] != hr.shape[:2]:
                     raise UserError(
@@ -122,20 +123,24 @@ def _luma_image(image: np.ndarray) -> np.ndarray:
 
 
 def _upscaled(
-    network: Network, images: Sequence[np.ndarray], device: torch.device | str, first: Pair
+    network: Network, images: Sequence[np.ndarray], device: torch.device | str, pairs: Sequence[Pair]
 ) -> list[np.ndarray]:
     try:
-        return to_images(network_output(network, to_tensor(images, device)))
+        output = network_output(network, to_tensor(images, device))
+        for pair, finite in zip(pairs, output.isfinite().flatten(1).all(1).tolist(), strict=True):
+            if not finite:
+                raise UserError(f"{pair.lq.name}: {NOT_FINITE}")
+        return to_images(output)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         if len(images) == 1:
             height, width = images[0].shape[:2]
-            raise UserError(f"{first.lq.name}: {width}x{height} pixels need more memory than {device} has") from None
+            raise UserError(f"{pairs[0].lq.name}: {width}x{height} pixels need more memory than {device} has") from None
     half = len(images) // 2  # outside of the handler, which keeps the failed attempt's tensors alive
     return [
-        *_upscaled(network, images[:half], device, first),
-        *_upscaled(network, images[half:], device, first),
+        *_upscaled(network, images[:half], device, pairs[:half]),
+        *_upscaled(network, images[half:], device, pairs[half:]),
     ]
 
 

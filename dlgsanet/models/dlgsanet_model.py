@@ -29,7 +29,7 @@ PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat
 
 
 class DivergedError(Exception):
-    """The loss or its gradient was not finite too often in a row."""
+    """The loss or its gradient was not finite too often in a row, or an output in validation is not finite."""
 
 
 class DLGSANetModel(SRModel):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.errors import UserError
+from dlgsanet.errors import NOT_FINITE, UserError
 from dlgsanet.inference.self_ensemble import self_ensemble as averaged
 from dlgsanet.memory import is_out_of_memory, release_cached_memory
 from dlgsanet.pictures.picture import MOST
@@ -135,7 +135,7 @@ def _to_array(part: Tensor, channels: int) -> np.ndarray:
 
 def _finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
-        raise UserError("the output is not finite; with fp16, use bf16 or fp32, else the weights are damaged")
+        raise UserError(NOT_FINITE)
     return values
 
 

@@ -15,7 +15,9 @@ from torch.utils.data import default_collate
 from dlgsanet.data.images import png_bytes
 from dlgsanet.data.resize import imresize
 from dlgsanet.distributed import gather
+from dlgsanet.errors import NOT_FINITE
 from dlgsanet.files import write_whole
+from dlgsanet.models.dlgsanet_model import DivergedError
 from dlgsanet.options.check import BELOW_BICUBIC
 from dlgsanet.training.samples import read_sample
 
@@ -66,6 +68,7 @@ class ValidationSet:
 
         Raises:
             StoppedError: on every rank, when `stopped` was true on any.
+            DivergedError: the network's output for an image is not finite.
         """
         scores: dict[int, dict[str, float]] = {}
         below: list[int] = []
@@ -117,6 +120,8 @@ def _upscale_and_score(
     model.feed_data(data)
     model.test()
     visuals = model.get_current_visuals()
+    if not visuals["result"].isfinite().all():
+        raise DivergedError(f"{data['lq_path'][0]}: {NOT_FINITE}")
     image = tensor2img([visuals["result"]])
     gt = tensor2img([visuals["gt"]]) if metrics else None
     return image, {name: score(image, gt, options) for name, options in metrics.items()}

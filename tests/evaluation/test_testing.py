@@ -117,6 +117,12 @@ def test_broken_images_are_all_named_before_anything_is_written(run, option_file
     assert not (option_file.parent / "results").exists()
 
 
+def overflowing(path):
+    state = torch.load(path, weights_only=True)
+    state["params"] = {name: 1e30 * value for name, value in state["params"].items()}
+    torch.save(state, path)
+
+
 def remove(path):
     for file in sorted(path.rglob("*"), reverse=True):
         file.unlink() if file.is_file() else file.rmdir()
@@ -132,6 +138,7 @@ def remove(path):
             lambda root: small_weights(root / "small.pth", dim=24),
             "small.pth: was trained with other options: dim is 24",
         ),
+        (lambda root: overflowing(root / "small.pth"), "astronautx2.png: the output is not finite"),
         (lambda root: remove(root / "datasets/Photos/HR"), "datasets/Photos/HR"),
         (lambda root: remove(root / "datasets/Photos/LR_bicubic/X2"), "datasets/Photos/LR_bicubic/X2"),
         (lambda root: (root / "datasets/Photos/LR_bicubic/X2/coffeex2.png").unlink(), "coffeex2.png"),
