@@ -1,10 +1,12 @@
-"""Signals that ask a run to save and stop: slurm's SIGTERM and SIGUSR1, and Ctrl-C."""
+"""Signals that ask a run to save and stop: slurm's SIGTERM and SIGUSR1, Ctrl-C, and SIGHUP of a closed terminal."""
 
 import signal
 from types import FrameType
 
 REQUEUE = 75  # EX_TEMPFAIL: the run has saved; start it again with --auto-resume
 INTERRUPTED = 130  # what shells report after Ctrl-C
+# Slurm and terminals send these to every process of a run. The main process decides when the others end.
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals:
@@ -14,16 +16,15 @@ class StopSignals:
     first Ctrl-C stops at once.
     """
 
-    _asking = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
     def __init__(self) -> None:
         self.received = 0
         self.patient = False
 
     def __enter__(self) -> "StopSignals":
+        asking = [n for n in ASKING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores it
         # A process inherits which signals are blocked. Whoever started this one may have blocked these.
-        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._asking)
-        self._before = {number: signal.signal(number, self._note) for number in self._asking}
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, asking)
+        self._before = {number: signal.signal(number, self._note) for number in asking}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -39,7 +40,7 @@ class StopSignals:
 
 def signal_name(number: int) -> str:
     """A signal as messages name it: `SIGTERM`, `SIGUSR1 (time limit)`."""
-    meaning = {signal.SIGUSR1: " (time limit)", signal.SIGINT: " (Ctrl-C)"}
+    meaning = {signal.SIGUSR1: " (time limit)", signal.SIGINT: " (Ctrl-C)", signal.SIGHUP: " (terminal closed)"}
     return signal.Signals(number).name + meaning.get(signal.Signals(number), "")
 
 

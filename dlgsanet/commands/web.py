@@ -46,10 +46,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Serve the page until Ctrl-C or SIGTERM, then delete what is left of pictures."""
+    """Serve the page until Ctrl-C, SIGTERM or the end of the terminal, then delete what is left of pictures."""
     arguments = parser().parse_args(argv)
-    # As for Ctrl-C: files are deleted on the way out.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda number, frame: sys.exit(0))  # as for Ctrl-C: files are deleted on the way out
     with tempfile.TemporaryDirectory(prefix="dlgsanet-web-", ignore_cleanup_errors=True) as root:
         server = Server(arguments, Path(root))
         address = f"http://{arguments.host if arguments.host != '0.0.0.0' else 'localhost'}:{arguments.port}"

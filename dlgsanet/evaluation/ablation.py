@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dlgsanet.extensions import import_all, names_in
 from dlgsanet.files import write_whole
 from dlgsanet.options.parse import load_yaml
 from dlgsanet.options.read import check_options, read_options
+from dlgsanet.signals import INTERRUPTED, StopSignals, exit_code
 
 # What each variant changes in `network_g`. Variants with one kind of layer have twice the blocks, so as many layers.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -147,10 +149,24 @@ def _train(path: Path, data_root: str | None) -> None:
     command += ["--data-root", data_root] if data_root else []
     root = str(Path(__file__).resolve().parents[2])  # for the child to find the package where it is not installed
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    code = subprocess.run(command, env=os.environ | {"PYTHONPATH": search}, check=False).returncode
+    code = _exit_code(command, os.environ | {"PYTHONPATH": search})
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
     if code:
         then = "" if code == FAULT else "; the same command goes on from here"
         raise UserError(f"{path}: training ended with code {code}, see above{then}")
+
+
+def _exit_code(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a training. A signal that asks this process to stop asks the training to save, and is waited for."""
+    with StopSignals() as signals, subprocess.Popen(command, env=environment) as training:
+        signals.patient = True
+        while not signals.received:
+            with suppress(subprocess.TimeoutExpired):
+                return training.wait(0.2)
+        training.terminate()  # not counted as a second Ctrl-C
+        training.wait()
+    return exit_code(signals.received)
 
 
 def _score(options: dict[str, Any], variant: str, seed: int, with_bicubic: bool) -> list[Row]:

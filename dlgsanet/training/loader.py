@@ -24,11 +24,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dlgsanet.errors import UserError, brief, reason_of
 from dlgsanet.extensions import Imported
+from dlgsanet.signals import ASKING
 from dlgsanet.training.samples import Key, SampleStream, SeededSamples
 
 PRELOADED = ["dlgsanet.plugin", "dlgsanet.training.loader"]
-# Slurm and terminals send these to every process of a run. The main process decides when the others end.
-FOR_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 FILES, FILES_OF_A_WORKER = 16, 8  # that are open at the same time: pipes, and batches on their way
 SHARED_MEMORY = (
     "/dev/shm, through which data workers pass batches, is full; make it larger (docker run --shm-size=2g; "
@@ -62,14 +61,14 @@ class _Batches(Dataset[Any]):
 def start_server() -> None:
     """Start the process that workers are forked from; it imports the packages while this one continues.
 
-    It never sees signals of `FOR_THE_MAIN_PROCESS`, nor do the workers: those are blocked from its first instant.
-    The same holds for multiprocessing's resource tracker, which by itself ignores all of them but SIGUSR1.
+    It never sees signals of `ASKING`, nor do the workers: those are blocked from its first instant.
+    The same holds for multiprocessing's resource tracker, which by itself ignores SIGINT and SIGTERM.
     """
     forkserver.set_forkserver_preload(PRELOADED)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_MAIN_PROCESS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     try:
         resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_MAIN_PROCESS)  # the line before has unblocked two of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # the line before has unblocked two of them
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -158,7 +157,7 @@ def _end_workers(iterator: Any) -> None:
 
 
 def _begin_worker(number: int) -> None:
-    for ignored in FOR_THE_MAIN_PROCESS:
+    for ignored in ASKING:
         signal.signal(ignored, signal.SIG_IGN)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
     # The server outlives a main process that was killed, as long as workers live; PyTorch's watchdog sees the server.

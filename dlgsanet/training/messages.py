@@ -17,7 +17,8 @@ MOST_SECONDS = 1.25  # that a step may last for each second of CPU time
 
 
 class ProgressLine:
-    """The last line of a terminal, rewritten in place. It does nothing where the stream is not a terminal.
+    """The last line of a terminal, rewritten in place. It does nothing where the stream is not a terminal, or is one
+    that has been closed.
 
     A text wider than the terminal is cut: a wrapped line would stay when it is rewritten.
     """
@@ -31,14 +32,19 @@ class ProgressLine:
         """Replace the text, at most five times per second."""
         if self.enabled and time.monotonic() - self.last > 0.2:
             self.last = time.monotonic()
-            self.stream.write(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}")
-            self.stream.flush()
+            self._write(text[: shutil.get_terminal_size().columns - 1])
 
     def clear(self) -> None:
         """Remove the line."""
         if self.enabled:
-            self.stream.write("\r\033[K")
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(f"\r\033[K{text}")
             self.stream.flush()
+        except OSError:  # the run goes on without it
+            self.enabled = False
 
 
 class _AboveProgress(logging.StreamHandler):  # type: ignore[type-arg]  # takes an argument from Python 3.11 on

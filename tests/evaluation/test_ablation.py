@@ -1,13 +1,21 @@
 """`dlgsanet ablate`: variants by option alone, trained alike."""
 
 import csv
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import yaml
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.cli import main
+from dlgsanet.evaluation import ablation
 from dlgsanet.evaluation.ablation import VARIANTS, variant_options
+from dlgsanet.signals import exit_code
 from tests.evaluation.conftest import SMALL, data_set, small_weights
 
 
@@ -139,3 +147,22 @@ def test_errors_come_before_training(base, arguments, named, capsys):
     assert main(["ablate", "-opt", str(base), "--iterations", "2", *arguments]) == 2
     assert named in capsys.readouterr().err
     assert not (base.parent / "experiments").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_is_asked_to_save_and_waited_for(tmp_path, monkeypatch, number):
+    monkeypatch.chdir(tmp_path)
+    training = """if True:
+        import signal, sys, time, pathlib
+        signal.signal(signal.SIGTERM, lambda *_: time.sleep(0.5) or pathlib.Path("saved").touch() or sys.exit(75))
+        pathlib.Path("started").touch()
+        time.sleep(300)"""
+
+    def stop():
+        while not Path("started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop).start()
+    assert ablation._exit_code([sys.executable, "-c", training], os.environ) == exit_code(number)
+    assert Path("saved").exists()

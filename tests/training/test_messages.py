@@ -1,6 +1,7 @@
 """What a run reports while it goes, and what it leaves: first lines, progress, TensorBoard, the record."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -66,6 +67,17 @@ def test_progress_line_stays_one_line_of_a_narrow_terminal(monkeypatch):
     terminal = io.StringIO()
     ProgressLine(terminal, enabled=True).show("5/10" + " word" * 20)
     assert len(terminal.getvalue().removeprefix("\r\033[K")) == 39
+
+
+def test_a_terminal_that_was_closed_does_not_end_a_run():
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    line = ProgressLine(Closed(), enabled=True)
+    line.show("5/10")
+    line.clear()
+    assert not line.enabled
 
 
 def test_tensorboard_has_every_step_once_after_kills(workplace):

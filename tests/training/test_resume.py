@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from copy import deepcopy
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -17,7 +18,10 @@ from dlgsanet.data.images import png_bytes, read_rgb
 from dlgsanet.data.lmdb_images import lmdb_images
 from dlgsanet.data.sources import file_source
 from dlgsanet.data.storage import write_lmdb
+from dlgsanet.models.dlgsanet_model import DivergedError
 from dlgsanet.signals import StopSignals
+from dlgsanet.training.validation import _upscale_and_score
+from tests.evaluation.conftest import small_weights
 from tests.training.conftest import Workplace, identical, resumed, tensorboard_steps
 
 
@@ -228,6 +232,26 @@ def test_signals_stop_a_run_that_was_started_with_them_blocked():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL], ids=["nohup", "terminal"])
+def test_a_closed_terminal_stops_a_run_without_nohup(handler):
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received == (signal.SIGHUP if handler == signal.SIG_DFL else 0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_output_of_validation_that_is_not_finite_is_named():
+    result = torch.zeros(1, 3, 2, 2)
+    result[0, 1, 1, 1] = torch.nan
+    nothing = lambda *_: None  # noqa: E731
+    model = SimpleNamespace(feed_data=nothing, test=nothing, get_current_visuals=lambda: {"result": result})
+    with pytest.raises(DivergedError, match=r"a\.png: .*not finite"):
+        _upscale_and_score(model, {"lq_path": ["a.png"]}, {})
+
+
 KILLS = 50
 
 
@@ -269,6 +293,11 @@ def test_a_run_of_other_options_is_refused_where_that_is_asked_for(trained):
 
     trained.options["path"] |= {"pretrain_network_g": "start.pth", "strict_load_g": False}
     trained.options["name"] = "other"
+    trained.options["train"]["teacher_opt"] = {"path": "teacher.safetensors"}
+    trained.options["import"] = "own.py"
+    code, teacher = trained.folder / "own.py", trained.folder / "teacher.safetensors"
+    code.write_text("")
+    small_weights(teacher, seed=1)
     start(1)
     trained.start(stop=(2, signal.SIGTERM)).end(75)
     again = ["--auto-resume", "--same-options"]
@@ -277,5 +306,8 @@ def test_a_run_of_other_options_is_refused_where_that_is_asked_for(trained):
     assert "samples of an iteration was 4, is 2" in trained.train(*again, code=2)
     trained.options["datasets"]["train"]["batch_size_per_gpu"] = 4
     start(2)
-    assert "initial weights was " in trained.train(*again, code=2)
+    small_weights(teacher, seed=2)
+    code.write_text("changed = True")
+    said = trained.train(*again, code=2)
+    assert all(f"{what} was " in said for what in ("initial weights", "teacher's weights", "imported code"))
     assert resumed(trained.train("--auto-resume"))[0] == 4
