@@ -29,7 +29,7 @@ from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda, gradients, verdicts
-from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use
+from dlgsanet.ops.backends.cuda import feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import FusedDynamicConv, tensors_of
@@ -110,11 +110,9 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
     ):
         cuda.BACKEND.convolve(convolution, x)
         cuda.BACKEND.convolve_backward(convolution, x, x)
-        for kernel in (feed_forward.EXACT, feed_forward.ROUNDED):
-            if not cuda.no_tensor_cores(kernel, dtype, x.device):
-                feed_forward.gated_feed_forward(layer, x, kernel)
-        if not cuda.no_tensor_cores(channel_attention.PATH, dtype, x.device):
-            channel_attention.channel_attention(attention, x)
+        for path in cuda.OF_LAYERS:
+            if not cuda.no_tensor_cores(path, dtype, x.device):
+                cuda.PATHS[path](layer if path.startswith(feed_forward.EXACT) else attention, x, x)
     cuda.forget_plans()
     return list(dict.fromkeys(found))
 

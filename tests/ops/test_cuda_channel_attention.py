@@ -1,5 +1,6 @@
 """The CUDA kernels of channel attention without a GPU: in the emulator against float64, and which calls they take."""
 
+import itertools
 import sys
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import map_tensors
 from tests.ops import calls
 from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
-from tests.ops.test_cuda_feed_forward import channels_last, misaligned
+from tests.ops.test_cuda_feed_forward import TF32_TOLERANCE, channels_last, misaligned
 from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, sparse, sparse_image
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
@@ -28,18 +29,22 @@ def attention(size: calls.Size, heads: int, share: int, window: int | None, seed
     return calls.channel_attention(size, heads, share, "relu", window, seed)
 
 
-def check(call: calls.Call, dtype: torch.dtype = torch.bfloat16, layout: Callable[[Tensor], Tensor] = lambda t: t):
+def check(call: calls.Call, dtype: torch.dtype = torch.float32, layout: Callable[[Tensor], Tensor] = lambda t: t):
     """The kernels give what the reference gives in float64."""
     record, x, _ = call.map(lambda t: t.to(dtype))
     with torch.no_grad():
         expected = reference.BACKEND.infer(map_tensors(record, Tensor.double), x.double())
-        out = channel_attention.channel_attention(record, layout(x))
-    assert out.dtype == dtype
-    assert relative_error((out,), (expected,)) <= TOLERANCE[dtype]
+        for kernels in (channel_attention.EXACT, channel_attention.ROUNDED):
+            if kernels == channel_attention.EXACT and dtype != torch.float32:
+                continue
+            out = channel_attention.channel_attention(record, layout(x), kernels)
+            assert out.dtype == dtype
+            most = max(TOLERANCE[dtype], TF32_TOLERANCE if kernels == channel_attention.ROUNDED else 0)
+            assert relative_error((out,), (expected,)) <= most, kernels
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_the_kernels_follow_the_reference(emulate, dtype, order):
     """Two heads in a chunk, of which the last chunk has one; a tile has up to nine cells."""
     emulate(order)
@@ -70,7 +75,7 @@ def test_any_size(size, heads, window, seed):
 
 @pytest.mark.long
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("heads", "share"), [(6, 8), (6, 15), (6, 16), (6, 10), (9, 3)])
 @pytest.mark.parametrize(("size", "window"), [((1, 27, 20), 12), ((2, 9, 35), None), ((1, 50, 66), 48)], ids=str)
 def test_every_size_and_dtype(emulate, size, window, heads, share, dtype, order):
@@ -86,11 +91,11 @@ def test_any_memory_layout(emulate, layout, width):
 
 @pytest.mark.parametrize("place", barriers("channel_attention"))
 def test_a_missing_barrier_is_caught(emulate, place):
-    """Values in two chunks."""
-    for order in ORDERS:
+    """Values in two chunks or more. Some are only seen where the filters are products, at which lanes wait."""
+    for dtype, order in itertools.product((torch.bfloat16, torch.float32), ORDERS):
         emulate(order, without_barrier=place)
         try:
-            check(attention(RAGGED, 6, 9, window=8, seed=1))
+            check(attention(RAGGED, 6, 9, window=8, seed=1), dtype)
         except AssertionError:
             return
     pytest.fail("no result changed")

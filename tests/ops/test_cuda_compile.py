@@ -77,23 +77,20 @@ def instances(
     outputs = groups * window**2
     x, z = torch.empty(1, channels, *size, dtype=dtype), torch.empty(1, features, *size, dtype=dtype)
     fused = FusedDynamicConv(z, torch.empty(outputs, features), torch.empty(outputs), window)
+    cuda.forget_plans()
     cuda.BACKEND.convolve(fused, x)
     cuda.BACKEND.convolve_backward(fused, x, x)
     plain = DynamicConv(torch.empty(1, groups, window, window, *size, dtype=dtype))
     cuda.BACKEND.convolve(plain, x)
     cuda.BACKEND.convolve_backward(plain, x, x)
-    cuda.plan.cache_clear()
-    layer = calls.feed_forward((1, *size), channels, 2 * channels, seed=0).map(lambda t: t.to(dtype)).record
-    feed_forward.plan.cache_clear()
-    for kernel in (feed_forward.EXACT, feed_forward.ROUNDED):
-        if not cuda.no_tensor_cores(kernel, dtype, x.device):
-            feed_forward.gated_feed_forward(layer, x, kernel)
-    feed_forward.plan.cache_clear()
-    if not cuda.no_tensor_cores(channel_attention.PATH, dtype, x.device) and channels != ONE_GROUP[0]:
-        attention = calls.channel_attention((1, *size), 6, channels // 6, "relu", 48, seed=0)
-        channel_attention.plan.cache_clear()
-        channel_attention.channel_attention(attention.map(lambda t: t.to(dtype)).record, x)
-        channel_attention.plan.cache_clear()
+    layers = {feed_forward.EXACT: calls.feed_forward((1, *size), channels, 2 * channels, seed=0)}
+    if channels != ONE_GROUP[0]:
+        layers[channel_attention.EXACT] = calls.channel_attention((1, *size), 6, channels // 6, "relu", 48, seed=0)
+    for first, call in layers.items():
+        for path in cuda.OF_LAYERS:
+            if path.startswith(first) and not cuda.no_tensor_cores(path, dtype, x.device):
+                cuda.PATHS[path](*call.map(lambda t: t.to(dtype))[:2], x)
+    cuda.forget_plans()
     return wanted
 
 

@@ -17,7 +17,7 @@ from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.ops import autocast, dispatch
 from dlgsanet.ops.backends import NO_LAYER, choice, cuda, reference, verdicts
 from dlgsanet.ops.backends import torch as strips
-from dlgsanet.ops.backends.cuda import feed_forward, first_use
+from dlgsanet.ops.backends.cuda import feed_forward, first_use, halo_tile
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
@@ -268,7 +268,7 @@ def test_a_kernel_that_disagrees_is_refused_with_a_warning(emulate, card, monkey
 CHANGES = {
     "float64": lambda call: call.map(Tensor.double),
     "another dtype": lambda call: call._replace(x=call.x.half()),
-    "too many channels": lambda call: calls.feed_forward((1, 3, 4), feed_forward.MOST_CHANNELS + 1, 3, seed=8),
+    "too many channels": lambda call: calls.feed_forward((1, 3, 4), halo_tile.MOST_CHANNELS + 1, 3, seed=8),
 }
 
 

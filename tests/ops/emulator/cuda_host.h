@@ -205,6 +205,11 @@ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned
   });
 }
 
+template <>
+inline void multiply_add<float>(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  multiply_add(sum, a, b);
+}
+
 template <typename T>
 inline unsigned pack(float first, float second) {
   T pair[2];

@@ -58,7 +58,8 @@ SUMS_IN_REGISTERS = 84  # of a filter row, as 32-bit numbers
 TWO_BLOCKS_FROM = 128 << 10  # with this many bytes of shared memory, two blocks of fused_grad_x share them
 
 LAYERS: dict[type, Any] = {GatedFeedForward: feed_forward, ChannelAttention: channel_attention}
-OF_LAYERS = (feed_forward.EXACT, feed_forward.ROUNDED, channel_attention.PATH)
+EXACT = (feed_forward.EXACT, channel_attention.EXACT)  # of layers
+OF_LAYERS = (*EXACT, feed_forward.ROUNDED, channel_attention.ROUNDED)
 FORWARD_MMA, BACKWARD_MMA = "fused forward on tensor cores", "fused backward on tensor cores"
 
 
@@ -234,7 +235,12 @@ PATHS: dict[str, first_use.Run] = {
     BACKWARD_MMA: lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: True),
     feed_forward.EXACT: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.EXACT),),
     feed_forward.ROUNDED: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.ROUNDED),),
-    channel_attention.PATH: lambda layer, x, grad: (channel_attention.channel_attention(layer, x),),
+    channel_attention.EXACT: lambda layer, x, grad: (
+        channel_attention.channel_attention(layer, x, channel_attention.EXACT),
+    ),
+    channel_attention.ROUNDED: lambda layer, x, grad: (
+        channel_attention.channel_attention(layer, x, channel_attention.ROUNDED),
+    ),
 }
 
 BACKEND = Backend(
@@ -285,11 +291,7 @@ def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device) -> str 
     needed = path.endswith("tensor cores") or path in OF_LAYERS
     if needed and (dtype == torch.float64 or cuda_modules.capability(device) < (8, 0)):
         return "not used: float64 has no tensor cores" if dtype == torch.float64 else "not used: needs sm_80 or later"
-    if path == channel_attention.PATH and dtype == torch.float32:
-        return "not used: it is for 16 bits"
-    return (
-        "not used: rounded factors are exact enough" if path == feed_forward.EXACT and dtype != torch.float32 else None
-    )
+    return "not used: rounded factors are exact enough" if path in EXACT and dtype != torch.float32 else None
 
 
 def _parts(channels: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Channel attention without gradients in 16 bits. `kernels/channel_attention_16bit.cu` has the design."""
+"""Channel attention without gradients in three CUDA kernels. `kernels/channel_attention.cu` has the design."""
 
 import functools
 import itertools
@@ -13,9 +13,7 @@ from dlgsanet.ops import autocast
 from dlgsanet.ops.backends.cuda import halo_tile
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.halo_tile import (
-    MOST_CHANNELS,
     PIXELS,
-    PLANE,
     ROWS,
     THREADS,
     TILE_HEIGHT,
@@ -23,6 +21,8 @@ from dlgsanet.ops.backends.cuda.halo_tile import (
     VALUE_ROW,
     WARP,
     padded,
+    terms_of,
+    whole,
 )
 from dlgsanet.ops.backends.cuda.modules import Instance, Launch
 from dlgsanet.ops.backends.torch.frozen import KEPT, derived
@@ -31,23 +31,23 @@ from dlgsanet.ops.cached_tensors import cached_tensors
 from dlgsanet.ops.records import ChannelAttention
 from dlgsanet.ops.windows import pieces
 
-PATH = "channel attention"
+EXACT, ROUNDED = "channel attention", "channel attention with rounded factors"  # to TF32, or to 16 bits like x
 
-MOST_PARTS = 3  # times 16 channels of the values, in a chunk
-FEATURE_ROW = PIXELS // 2 + 4  # words of a channel of q or k in shared memory
+MOST_PARTS = {2: 3, 4: 1}  # times 16 channels of the values, in a chunk; by the bytes of a number
+FEATURE_ROW = {2: PIXELS // 2 + 4, 4: PIXELS + 20}  # kFeatureStride of `kernels/hidden_*.h`, by the same
 MATRIX_THREADS = 512
+TWO_BLOCKS = 48  # channels, with which two blocks fit into a multiprocessor in float32
 
 
 def path(x: Tensor) -> str:
-    return PATH
+    """The kernels that are exact enough."""
+    return EXACT if halo_tile.exact(x) else ROUNDED
 
 
 def takes(layer: ChannelAttention, x: Tensor) -> bool:
     """Whether the kernels are made for these dtypes and sizes."""
-    dtypes = {x.dtype, autocast.dtype_of(x), *(t.dtype for t in layer[:6])}
     channels, heads = sizes(layer)
-    fits = channels <= MOST_CHANNELS and channels // heads <= ROWS
-    return dtypes in ({torch.float16}, {torch.bfloat16}) and layer.activation == "relu" and fits
+    return layer.activation == "relu" and channels // heads <= ROWS and halo_tile.serves(x, *layer[:6])
 
 
 def sizes(layer: ChannelAttention) -> tuple[int, int]:
@@ -57,25 +57,26 @@ def sizes(layer: ChannelAttention) -> tuple[int, int]:
 
 def timed(layer: ChannelAttention, x: Tensor) -> tuple[object, ...]:
     """What the time depends on, apart from the pixels. Weights that are not frozen are packed in every call."""
-    return x.dtype, *sizes(layer), layer.window, hasattr(layer.qkv_weight, KEPT)
+    return path(x), x.dtype, autocast.dtype_of(x), *sizes(layer), layer.window, hasattr(layer.qkv_weight, KEPT)
 
 
-def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
-    """The layer's result for x [B, C, H, W]."""
-    of_keys, of_values = derived(lambda: pack(layer), layer.qkv_weight, *layer[:2], layer.depthwise)
+def channel_attention(layer: ChannelAttention, x: Tensor, of: str | None = None) -> Tensor:
+    """The layer's result for x [B, C, H, W]; of: the kernels, `EXACT` or `ROUNDED`."""
+    exact = (of or path(x)) == EXACT
+    of_keys, of_values = derived(lambda: pack(layer, exact), layer.qkv_weight, *layer[:2], layer.depthwise, key=exact)
     batch, _, height, width = x.shape
     channels, heads = sizes(layer)
     x, strides, paired = halo_tile.readable(x)
     down = axis(height, layer.window, TILE_HEIGHT, x.device)
     across = axis(width, layer.window, TILE_WIDTH, x.device)
     tables, windows = (down.table, across.table), (down.windows, across.windows)
-    launches = plan(x.shape, strides, x.dtype, x.device, heads, windows, paired)
+    launches = plan(x.shape, strides, x.dtype, x.device, heads, windows, exact, paired)
     share = channels // heads
     sums = torch.empty(
         (batch, down.pieces, across.pieces, heads, share + 2, share), dtype=torch.float32, device=x.device
     )
-    whole = halo_tile.whole(channels, ROWS)
-    matrices = torch.empty((batch, *windows, whole, whole), dtype=torch.float32, device=x.device)
+    of_matrix = whole(channels, ROWS), math.prod(chunks_of_values(channels, x.dtype)) * ROWS
+    matrices = torch.empty((batch, *windows, *of_matrix), dtype=torch.float32, device=x.device)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     launches.sums(x, of_keys, *tables, sums)
     launches.matrices(sums, layer.temperature.contiguous(), layer.proj_out.contiguous(), *tables, matrices)
@@ -83,19 +84,21 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     return out
 
 
-def pack(layer: ChannelAttention) -> tuple[Tensor, Tensor]:
-    """The weights of q and k, and those of v, as the kernels read them: chunks of words of 32 bits."""
+def pack(layer: ChannelAttention, exact: bool) -> tuple[Tensor, Tensor]:
+    """The weights of q and k, and those of v, as the kernels read them: chunks of words of 32 bits.
+
+    exact: not in TF32.
+    """
     dtype, (channels, heads) = layer.qkv_weight.dtype, sizes(layer)
     at_once, share = heads_in_chunk(channels, heads), channels // heads
     norm_weight, norm_bias, qkv, depthwise = (
         t.detach().float() for t in (*layer[:2], layer.qkv_weight.flatten(1), layer.depthwise.flatten(1))
     )
-    parts, chunks = chunks_of_values(channels)
+    parts, chunks = chunks_of_values(channels, dtype)
 
     def of_keys(t: Tensor) -> Tensor:
         """[2 * channels, ...] -> [chunks, 2, ROWS, ...]: whole heads, then zeros."""
-        whole = halo_tile.whole(heads, at_once)
-        in_heads = padded(t.unflatten(0, (2, heads, share)), 2, whole, share, *t.shape[1:])
+        in_heads = padded(t.unflatten(0, (2, heads, share)), 2, whole(heads, at_once), share, *t.shape[1:])
         in_chunks = in_heads.unflatten(1, (-1, at_once)).flatten(2, 3).transpose(0, 1)
         return padded(in_chunks, *in_chunks.shape[:2], ROWS, *t.shape[1:])
 
@@ -103,11 +106,11 @@ def pack(layer: ChannelAttention) -> tuple[Tensor, Tensor]:
         """[channels, ...] -> [chunks, parts, ROWS, ...]"""
         return padded(t, chunks * parts * ROWS, *t.shape[1:]).unflatten(0, (chunks, parts, ROWS))
 
-    weight, bias, filters = qkv * norm_weight, qkv @ norm_bias, halo_tile.pairs(depthwise, dtype)
+    weight, bias, filters = qkv * norm_weight, qkv @ norm_bias, halo_tile.taps(depthwise, dtype)
 
     def packed(in_chunks: Callable[[Tensor], Tensor], of: slice) -> Tensor:
-        matrices = halo_tile.projection(in_chunks(weight[of]), halo_tile.terms_of(dtype)).to(dtype)
-        return halo_tile.pack(matrices, in_chunks(bias[of]), in_chunks(filters[of]))
+        matrices = halo_tile.projection(in_chunks(weight[of]), terms_of(dtype))
+        return halo_tile.pack(halo_tile.factors(matrices, dtype, exact), in_chunks(bias[of]), in_chunks(filters[of]))
 
     return packed(of_keys, slice(2 * channels)), packed(of_values, slice(2 * channels, None))
 
@@ -116,10 +119,10 @@ def heads_in_chunk(channels: int, heads: int) -> int:
     return min(heads, ROWS * heads // channels)
 
 
-def chunks_of_values(channels: int) -> tuple[int, int]:
+def chunks_of_values(channels: int, dtype: torch.dtype) -> tuple[int, int]:
     """How many times 16 channels a chunk has, and the number of chunks."""
     parts = math.ceil(channels / ROWS)
-    chunks = math.ceil(parts / MOST_PARTS)
+    chunks = math.ceil(parts / MOST_PARTS[dtype.itemsize])
     return math.ceil(parts / chunks), chunks
 
 
@@ -167,18 +170,20 @@ def plan(
     device: torch.device,
     heads: int,
     windows: tuple[int, int],
+    exact: bool,
     paired: bool,
 ) -> Launches:
     """The launches for tensors of these sizes."""
     batch, channels, height, width = shape
-    parts, chunks = chunks_of_values(channels)
+    parts, chunks = chunks_of_values(channels, dtype)
     at_once, share = heads_in_chunk(channels, heads), channels // heads
-    of_sums = 2 * ROWS * (PLANE + FEATURE_ROW)
-    factors = math.ceil(channels / ROWS) ** 2 * WARP * 4
-    of_values = parts * ROWS * PLANE + parts * chunks * ROWS // 2 * VALUE_ROW + factors
+    plane, item = halo_tile.plane(dtype), dtype.itemsize
+    of_sums = 2 * ROWS * (plane + FEATURE_ROW[item])
+    factors = parts * ROWS // terms_of(dtype) * math.ceil(channels / ROWS) * WARP * 4
+    of_values = parts * (ROWS * plane + halo_tile.value_rows(dtype) * VALUE_ROW) + factors
     of_matrices = MATRIX_THREADS + (share + 2) * share + share**2
-    constants = halo_tile.constants(dtype, channels) | {
-        "BLOCKS": 2,
+    constants = halo_tile.constants(dtype, channels, exact) | {
+        "BLOCKS": 2 if item == 2 or channels <= TWO_BLOCKS else 1,
         "CHUNKS": math.ceil(heads / at_once),
         "HEADS": heads,
         "HEADS_IN_CHUNK": at_once,
@@ -189,7 +194,7 @@ def plan(
         "SHARED_ELEMENTS": of_sums,
         "VALUE_ELEMENTS": of_values,
     }
-    module = cuda_modules.load(Instance("channel_attention_16bit.cu", tuple(constants.items())), device)
+    module = cuda_modules.load(Instance("channel_attention.cu", tuple(constants.items())), device)
     blocks, of_image = halo_tile.tiles(batch, height, width), (*strides, height, width)
     of_windows = batch * windows[0] * windows[1] * heads
     return Launches(

@@ -6,46 +6,28 @@ import math
 import torch
 from torch import Tensor
 
-from dlgsanet.ops import autocast, tf32
+from dlgsanet.ops import autocast
 from dlgsanet.ops.backends.cuda import halo_tile
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
-from dlgsanet.ops.backends.cuda.halo_tile import (
-    BANKS,
-    COLUMNS,
-    MOST_CHANNELS,
-    PIXELS,
-    PLANE,
-    ROWS,
-    THREADS,
-    TILE_HEIGHT,
-    TILE_WIDTH,
-    VALUE_ROW,
-    WARP,
-    padded,
-    terms_of,
-    whole,
-)
+from dlgsanet.ops.backends.cuda.halo_tile import ROWS, THREADS, VALUE_ROW, padded, terms_of, whole
 from dlgsanet.ops.backends.cuda.modules import Instance, Launch
 from dlgsanet.ops.backends.torch.frozen import KEPT, derived
 from dlgsanet.ops.records import GatedFeedForward
 
 TWO_BLOCKS = 48  # channels, with which two blocks fit into a multiprocessor
-HALVES, FILTER = 2, 12  # numbers of a filter: nine taps and padding
+HALVES = 2
 
 EXACT, ROUNDED = "gated feed-forward", "gated feed-forward with rounded factors"  # to TF32, or to 16 bits like x
 
 
 def path(x: Tensor) -> str:
-    """The kernel that is exact enough: under autocast products of float32 may have fewer bits than TF32."""
-    exact = x.dtype == torch.float32 and not tf32.allowed_in_matrix_products() and not autocast.is_on(x.device.type)
-    return EXACT if exact else ROUNDED
+    """The kernel that is exact enough."""
+    return EXACT if halo_tile.exact(x) else ROUNDED
 
 
 def takes(layer: GatedFeedForward, x: Tensor) -> bool:
     """Whether the kernel is made for these dtypes and sizes."""
-    dtypes = {x.dtype, *(t.dtype for t in layer)}
-    result = x.dtype in (torch.float32, autocast.dtype_of(x))
-    return len(dtypes) == 1 and result and x.shape[1] <= MOST_CHANNELS and x.dtype != torch.float64
+    return halo_tile.serves(x, *layer)
 
 
 def sizes(layer: GatedFeedForward) -> tuple[int, int]:
@@ -85,19 +67,10 @@ def pack(layer: GatedFeedForward, exact: bool) -> Tensor:
     first = halo_tile.projection(in_chunks(proj_in * norm_weight), terms)
     second = padded(proj_out, whole(channels, ROWS), chunks * ROWS)
     second = second.view(-1, ROWS, chunks, ROWS // terms, terms).permute(2, 3, 0, 1, 4).flatten(1, 2)
-    matrices = torch.cat([first, second], 1)
-    if dtype.itemsize == 2:
-        matrices = matrices.to(dtype)
-        filters = halo_tile.pairs(torch.cat([depthwise[:hidden], depthwise[hidden:] / 2]), dtype)
-    else:
-        matrices = matrices if exact else _to_tf32(matrices)
-        filters = padded(depthwise, len(depthwise), FILTER)
-    return halo_tile.pack(matrices, in_chunks(proj_in @ norm_bias), in_chunks(filters))
-
-
-def _to_tf32(x: Tensor) -> Tensor:
-    """Rounded to 11 bits."""
-    return ((x.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+    matrices = halo_tile.factors(torch.cat([first, second], 1), dtype, exact)
+    if dtype.itemsize == 2:  # the kernel computes twice the gelu
+        depthwise = torch.cat([depthwise[:hidden], depthwise[hidden:] / 2])
+    return halo_tile.pack(matrices, in_chunks(proj_in @ norm_bias), in_chunks(halo_tile.taps(depthwise, dtype)))
 
 
 @functools.lru_cache(maxsize=1024)  # images of every size may come
@@ -112,17 +85,12 @@ def plan(
 ) -> Launch:
     """The launch for tensors of these sizes."""
     batch, channels, height, width = shape
-    if dtype.itemsize == 2:
-        source, elements = "gated_feed_forward_16bit.cu", HALVES * ROWS * PLANE + ROWS // 2 * VALUE_ROW
-    else:
-        source, halo = "gated_feed_forward.cu", whole((TILE_WIDTH + 2) * (TILE_HEIGHT + 2), THREADS // WARP * COLUMNS)
-        elements = ROWS * (HALVES * (halo + BANKS) + PIXELS + BANKS)
-    constants = halo_tile.constants(dtype, channels) | {
+    elements = HALVES * ROWS * halo_tile.plane(dtype) + halo_tile.value_rows(dtype) * VALUE_ROW
+    constants = halo_tile.constants(dtype, channels, exact) | {
         "CHUNKS": math.ceil(hidden / ROWS),
         "BLOCKS": 2 if channels <= TWO_BLOCKS else 1,
-        "EXACT": int(exact),
         "SHARED_ELEMENTS": elements,
     }
-    module = cuda_modules.load(Instance(source, tuple(constants.items())), device)
+    module = cuda_modules.load(Instance("gated_feed_forward.cu", tuple(constants.items())), device)
     blocks = halo_tile.tiles(batch, height, width)
     return Launch(module, "gated_feed_forward", blocks, THREADS, 4 * elements, (*strides, height, width, paired))

@@ -42,7 +42,7 @@ def use_of(path: str, dtype: torch.dtype, layer: tuple[int, int, int, int], devi
     channels, groups, features, window = layer
     if path.startswith("gated"):
         return Use(path, dtype, (channels, 2 * channels), device)
-    if path == channel_attention.PATH:
+    if path.startswith(channel_attention.EXACT):
         return Use(path, dtype, (channels, HEADS), device)
     return Use(path, dtype, (window, channels // groups, 0 if path.startswith("plain") else features), device)
 
@@ -103,7 +103,7 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record,
         norm = random(channels), random(channels)
         record = GatedFeedForward(*norm, proj_in / channels**0.5, random(2 * hidden, 1, 3, 3) / 3, proj_out)
         return record._replace(proj_out=proj_out / hidden**0.5), x, x
-    if use.path == channel_attention.PATH:
+    if use.path.startswith(channel_attention.EXACT):
         channels, heads = use.sizes
         x = random(batch, channels, height, width)
         norm, weight = (random(channels), random(channels)), random(3 * channels, channels, 1, 1) / channels**0.5

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlgsanet.ops import autocast, tf32
 from dlgsanet.ops.backends.cuda.modules import SCALARS
 from dlgsanet.ops.constants import LAYER_NORM_EPS
 
@@ -15,17 +16,30 @@ THREADS, WARP = 256, 32
 MOST_CHANNELS = 96  # whose factors and sums fit into the registers of a block
 ROWS, COLUMNS = 16, 8  # of a product on tensor cores
 PAIRS = 5  # of a filter's row in the kernels for 16 bits
+FILTER = 12  # numbers of a filter in the kernels for float32: nine taps and padding
 BANKS = 8  # numbers between the rows of arrays in shared memory
-PLANE = (TILE_HEIGHT + 3) * (TILE_WIDTH + COLUMNS) // 2  # words of a hidden channel in the kernels for 16 bits
-VALUE_ROW = PIXELS + BANKS  # words of two channels there
+VALUE_ROW = PIXELS + BANKS  # words: kValueStride of `kernels/projection.h`
 
 
-def constants(dtype: torch.dtype, channels: int) -> dict[str, str | int]:
-    """Of `kernels/halo_tile.h`, apart from those of a layer."""
+def exact(x: Tensor) -> bool:
+    """Whether products have to be as exact as in float32: under autocast they may have fewer bits than TF32."""
+    return x.dtype == torch.float32 and not tf32.allowed_in_matrix_products() and not autocast.is_on(x.device.type)
+
+
+def serves(x: Tensor, *weights: Tensor) -> bool:
+    """Whether there are kernels for these dtypes and for the channels of x."""
+    dtypes = {x.dtype, *(t.dtype for t in weights)}
+    result = x.dtype in (torch.float32, autocast.dtype_of(x))
+    return len(dtypes) == 1 and result and x.shape[1] <= MOST_CHANNELS and x.dtype != torch.float64
+
+
+def constants(dtype: torch.dtype, channels: int, exact: bool) -> dict[str, str | int]:
+    """Of `kernels/halo_tile.h`, apart from those of a layer. exact: products are as exact as in float32."""
     return {
         "SCALAR": SCALARS[dtype],
         "CHANNELS": channels,
         "TERMS": terms_of(dtype),
+        "EXACT": int(exact),
         "TILE_WIDTH": TILE_WIDTH,
         "TILE_HEIGHT": TILE_HEIGHT,
         "THREADS": THREADS,
@@ -40,6 +54,18 @@ def tiles(batch: int, height: int, width: int) -> int:
 def terms_of(dtype: torch.dtype) -> int:
     """Of a product on tensor cores: twice as many of 16 bits."""
     return 32 // dtype.itemsize
+
+
+def plane(dtype: torch.dtype) -> int:
+    """The words of a hidden channel in shared memory: kPlane of `kernels/hidden_*.h`."""
+    if dtype.itemsize == 2:
+        return (TILE_HEIGHT + 3) * (TILE_WIDTH + COLUMNS) // 2
+    return whole((TILE_WIDTH + 2) * (TILE_HEIGHT + 2), THREADS // WARP * COLUMNS) + BANKS
+
+
+def value_rows(dtype: torch.dtype) -> int:
+    """Rows of `VALUE_ROW` words for 16 channels."""
+    return ROWS * dtype.itemsize // 4
 
 
 def readable(x: Tensor) -> tuple[Tensor, tuple[int, int], bool]:
@@ -67,13 +93,25 @@ def projection(weight: Tensor, terms: int) -> Tensor:
     return weight.unflatten(3, (-1, terms)).permute(0, 3, 1, 2, 4).flatten(1, 2)
 
 
+def factors(matrices: Tensor, dtype: torch.dtype, exact: bool) -> Tensor:
+    """Matrices in float32 as factors of products: in TF32 unless exact, or in 16 bits."""
+    if dtype.itemsize == 2:
+        return matrices.to(dtype)
+    return matrices if exact else ((matrices.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+
+def taps(filters: Tensor, dtype: torch.dtype) -> Tensor:
+    """Filters [channels, 9] in float32 as kernels read them: [channels, numbers]."""
+    return pairs(filters, dtype) if dtype.itemsize == 2 else padded(filters, len(filters), FILTER)
+
+
 def pack(matrices: Tensor, bias: Tensor, filters: Tensor) -> Tensor:
     """The weights of chunks as kernels read them, in words of 32 bits.
 
     Args:
         matrices: [chunks, matrices, ROWS, terms], in the dtype of the factors of products.
         bias: [chunks, parts, ROWS] of the projection, in float32.
-        filters: [chunks, parts, ROWS, numbers], in float32, or words that `pairs` makes.
+        filters: [chunks, parts, ROWS, numbers], of `taps`.
     """
     chunks, count, _, terms = matrices.shape
     # Lane 4 g + t has the rows g and g + 8, of the columns of word t of either half.

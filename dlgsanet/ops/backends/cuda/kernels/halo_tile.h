@@ -10,6 +10,7 @@
 //   CHANNELS     of x
 //   CHUNKS       of 16 hidden channels of each half
 //   TERMS        of a product
+//   EXACT        whether products are as exact as in float32
 //   TILE_WIDTH, TILE_HEIGHT  size of a tile in pixels
 //   THREADS, BLOCKS  threads of a block, and the fewest blocks per multiprocessor (it limits a thread's registers)
 //   EPS          added to the variance

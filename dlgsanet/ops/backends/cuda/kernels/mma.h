@@ -56,11 +56,15 @@ __device__ __forceinline__ unsigned pack<BFloat16>(float first, float second) {
   }
 template <typename T>
 __device__ void multiply_add(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]);
+template <>
+__device__ __forceinline__ void multiply_add<float>(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  multiply_add(sum, a, b);
+}
 DLGSANET_MULTIPLY_ADD(Half, "f16")
 DLGSANET_MULTIPLY_ADD(BFloat16, "bf16")
 
-// Matrices of 8 x 8 numbers of 16 bits from shared memory: four, two or one. Lane 8 i + r has the address of row r of
-// the ith matrix; other lanes' addresses are ignored. Lane 4 g + t gets the pair from (g, 2 t) on of each.
+// Matrices of 8 rows of 4 words from shared memory: four, two or one. Lane 8 i + r has the address of row r of the ith
+// matrix; other lanes' addresses are ignored. Lane 4 g + t gets the word (g, t) of each.
 __device__ __forceinline__ void load_matrices(unsigned (&to)[4], const unsigned* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])

@@ -1,4 +1,4 @@
-// Channel attention with ReLU without gradients, for x of 16 bits, in three kernels:
+// Channel attention with ReLU without gradients, in three kernels:
 //
 //   q, k, v = depthwise_3x3(weight @ normalised(x) + bias)
 //   matrix = proj_out @ relu(q k^T / (|q| |k|) * temperature), of each head and window of test-time local conversion
@@ -9,11 +9,11 @@
 // `attention_values` computes the last line. Hidden channels are computed in shared memory, twice in all, and never
 // written to global memory. A cell is the part of a tile in which all pixels lie in the same windows: a piece of rows
 // and a piece of columns (`dlgsanet.ops.windows`).
-#include "hidden_16bit.h"
+#include "hidden.h"
 
 // Also from the command line:
 //   HEADS, HEADS_IN_CHUNK  all heads, and those of which a chunk has q and k
-//   VALUE_PARTS, VALUE_CHUNKS  chunks of so many times 16 channels of v
+//   VALUE_PARTS, VALUE_CHUNKS  times 16 channels of v in a chunk, and the number of chunks
 //   MATRIX_THREADS  threads of a block of attention_matrices
 //   VALUE_ELEMENTS  numbers in the shared memory of a block of attention_values; SHARED_ELEMENTS: of attention_sums
 //   NORM_EPS     added to sums of squares
@@ -22,18 +22,18 @@ typedef Hidden<VALUE_PARTS, 0> Values;
 
 constexpr int kShare = CHANNELS / HEADS;        // channels of a head
 constexpr int kSums = (kShare + 2) * kShare;    // of a head: of products of q and k, then of squares of q and of k
-constexpr int kMatrices = kSteps * kOutputs;    // of 16 x 16 numbers, of a window
-constexpr int kMatrix = kMatrices * kWarp * 8;  // numbers of a window's matrix, in the order of factors a of products
-// q and k in shared memory: words of two pixels, of the left half of the tile's columns and of the right one.
-constexpr int kFeature = kPixels / 2 + 4;
+// The matrix of a window has factors a of products, of kNeighbours numbers each, for the channels of all chunks.
+constexpr int kValueSteps = VALUE_PARTS * kRows / kTerms;        // of products with the values of a chunk
+constexpr int kFactors = kValueSteps * kOutputs * kWarp;         // Factors of a chunk
+constexpr int kMatrix = VALUE_CHUNKS * kFactors * 4 * kNeighbours;  // numbers of a window's matrix
+constexpr int kFeatureSteps = kPixels / kTerms;                  // of products of features
+constexpr int kStepsOfRow = TILE_WIDTH / kTerms;                 // of which a row of the tile has so many
 constexpr int kGroups = MATRIX_THREADS / kSums;  // that add up the cells of a window
 
 static_assert(kShare * HEADS == CHANNELS && HEADS_IN_CHUNK * kShare <= kRows && kGroups >= 1, "heads are not divided");
-static_assert(SHARED_ELEMENTS == Keys::kWords + 2 * kRows * kFeature, "the layout of attention_sums");
-static_assert(VALUE_ELEMENTS == Values::kWords + VALUE_CHUNKS * VALUE_PARTS * kRows / 2 * kValueStride +
-                                    kMatrices * kWarp * 4,
+static_assert(SHARED_ELEMENTS == Keys::kWords + 2 * kRows * kFeatureStride, "the layout of attention_sums");
+static_assert(VALUE_ELEMENTS == Values::kWords + VALUE_PARTS * kValueRows * kValueStride + kFactors * 4,
               "the layout of attention_values");
-static_assert(kFeature % 8 == 4, "rows that neighbouring lanes access are in different banks");
 
 struct alignas(16) Quad {
   float v[4];
@@ -66,9 +66,9 @@ struct Axis {
 };
 
 __device__ __forceinline__ int place_in_matrix(int row, int column) {
-  const int matrix = column / kTerms * kOutputs + row / kRows, lane = row % 8 * 4 + column % 8 / 2;
-  const int word = row % kRows / 8 + column % kTerms / 8 * 2;
-  return (matrix * kWarp + lane) * 8 + word * 2 + column % 2;
+  const int matrix = column / kTerms * kOutputs + row / kRows, term = column % kTerms;
+  const int lane = row % 8 * 4 + term % (kTerms / 2) / kNeighbours, word = row % kRows / 8 + term / (kTerms / 2) * 2;
+  return ((matrix * kWarp + lane) * 4 + word) * kNeighbours + column % kNeighbours;
 }
 
 // sums [B, cells, HEADS, kSums]
@@ -81,15 +81,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   const Tile tile(blockIdx.x, height, width);
   x += tile.batch * batch_stride;
   const Keys hidden(reinterpret_cast<unsigned*>(shared), tile, x, channel_stride, height, width);
-  unsigned* features = hidden.planes + Keys::kWords;  // [2][kRows][kFeature]
+  unsigned* features = reinterpret_cast<unsigned*>(shared) + Keys::kWords;  // [2][kRows][kFeatureStride]
   const Axis rows(down, height, TILE_HEIGHT), columns(across, width, TILE_WIDTH);
   sums += (long long)tile.batch * rows.count * columns.count * (HEADS * kSums);
 
   // A warp forms 16 x 8 sums of products of channels: of q with k, q with q, or k with k, of which the diagonal counts.
   const int kind = warp / 2, block = warp % 2 * 8;
-  const unsigned* a_from = features + (kind == 2 ? kRows : 0) * kFeature + lane % 16 * kFeature + lane / 16 * 32;
-  const unsigned* b_from = features + (kind == 1 ? 0 : kRows) * kFeature + (block + lane % 8) * kFeature +
-                           lane / 8 % 2 * 32;
+  const unsigned* a_from = features + ((kind == 2 ? kRows : 0) + lane % 16) * kFeatureStride +
+                           lane / 16 * kFeatureHalf;
+  const unsigned* b_from = features + ((kind == 1 ? 0 : kRows) + block + lane % 8) * kFeatureStride +
+                           lane / 8 % 2 * kFeatureHalf;
   int to[4];  // in the sums of a chunk
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -106,13 +107,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       float filtered[2][2][4];
       hidden.filter(filtered, weights);
 #pragma unroll
-      for (int part = 0; part < 2; part++)
-#pragma unroll
-        for (int c = 0; c < 2; c++) {
-          unsigned* row = features + (part * kRows + 2 * warp + c) * kFeature + lane;
-          row[0] = pack<Scalar>(filtered[part][c][0], filtered[part][c][1]);
-          row[32] = pack<Scalar>(filtered[part][c][2], filtered[part][c][3]);
-        }
+      for (int part = 0; part < 2; part++) store_features(features + part * kRows * kFeatureStride, filtered[part]);
     }
     __syncthreads();
     if (kind > 2) continue;
@@ -122,27 +117,33 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
       for (int j = columns.tiles[tile.left / TILE_WIDTH]; j < columns.tiles[tile.left / TILE_WIDTH + 1]; j++) {
         const int top = rows.pieces[i].start - tile.top, bottom = rows.pieces[i].stop - tile.top;
         const int left = columns.pieces[j].start - tile.left, right = columns.pieces[j].stop - tile.left;
-        unsigned inside[2] = {};
+        unsigned inside[kStepsOfRow][2] = {};  // bits of the pixels of a word b
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
-          const int column = n / 2 * 8 + t * 2 + n % 2;
-          if (column >= left && column < right) inside[n / 2] |= n % 2 ? 0xffff0000u : 0xffffu;
-        }
-        float products[4] = {};
+        for (int step = 0; step < kStepsOfRow; step++)
 #pragma unroll
-        for (int row = 0; row < TILE_HEIGHT; row++) {
-          unsigned a[4], b[2];
-          load_matrices(a, a_from + row * 4);
-          load_matrices(b, b_from + row * 4);
+          for (int n = 0; n < 2; n++)
 #pragma unroll
-          for (int n = 0; n < 2; n++) b[n] = row >= top && row < bottom ? b[n] & inside[n] : 0;
-          multiply_add<Scalar>(products, a, b);
+            for (int k = 0; k < kNeighbours; k++) {
+              const int column = n * kColumns + (step * 4 + t) * kNeighbours + k;
+              if (column >= left && column < right) inside[step][n] |= 0xffffffffu >> (kNeighbours - 1) * 16 << k * 16;
+            }
+        float products[2][1][1][4] = {};  // of even and odd steps
+#pragma unroll
+        for (int step = 0; step < kFeatureSteps; step++) {
+          const int row = step / kStepsOfRow;
+          Factors a[1];
+          unsigned b[1][2];
+          load_matrices(a[0].v, a_from + step * 4);
+          load_matrices(b[0], b_from + step * 4);
+#pragma unroll
+          for (int n = 0; n < 2; n++) b[0][n] = row >= top && row < bottom ? b[0][n] & inside[step % kStepsOfRow][n] : 0;
+          multiply(products[step % 2], a, b);
         }
         float* of_cell = sums + ((long long)i * columns.count + j) * (HEADS * kSums);
 #pragma unroll
         for (int n = 0; n < 4; n++)
           if (to[n] >= 0 && (HEADS % HEADS_IN_CHUNK == 0 || chunk * HEADS_IN_CHUNK + to[n] / kSums < HEADS))
-            of_cell[to[n]] = products[n];
+            of_cell[to[n]] = products[0][0][0][n] + products[1][0][0][n];
       }
   }
 }
@@ -198,7 +199,8 @@ extern "C" __global__ void __launch_bounds__(MATRIX_THREADS)
     matrices[place_in_matrix(row, head * kShare + column)] = sum;
   }
   if (head == 0 && threadIdx.x < kOutputs * kRows)  // columns that no head has
-    for (int column = CHANNELS; column < kSteps * kTerms; column++) matrices[place_in_matrix(threadIdx.x, column)] = 0;
+    for (int column = CHANNELS; column < VALUE_CHUNKS * VALUE_PARTS * kRows; column++)
+      matrices[place_in_matrix(threadIdx.x, column)] = 0;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -211,61 +213,61 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   const Tile tile(blockIdx.x, height, width);
   x += tile.batch * batch_stride;
   const Values hidden(reinterpret_cast<unsigned*>(shared), tile, x, channel_stride, height, width);
-  unsigned* values = hidden.planes + Values::kWords;  // [VALUE_CHUNKS][VALUE_PARTS][kRows / 2][kValueStride]
+  unsigned* values = reinterpret_cast<unsigned*>(shared) + Values::kWords;  // [VALUE_PARTS][kValueRows][kValueStride]
+  Factors* factors = reinterpret_cast<Factors*>(values + VALUE_PARTS * kValueRows * kValueStride);
   const Places places;
-  Factors* factors = reinterpret_cast<Factors*>(values + VALUE_CHUNKS * VALUE_PARTS * kRows / 2 * kValueStride);
-
-#pragma unroll 1
-  for (int chunk = 0; chunk < VALUE_CHUNKS; chunk++, weights += Values::kChunk) {
-    if (chunk) __syncthreads();
-    hidden.project(weights);
-    __syncthreads();
-    float filtered[VALUE_PARTS][2][4];
-    hidden.filter(filtered, weights);
-#pragma unroll
-    for (int part = 0; part < VALUE_PARTS; part++)
-      places.store(values + (chunk * VALUE_PARTS + part) * kRows / 2 * kValueStride, filtered[part]);
-  }
+  const Axis rows(down, height, TILE_HEIGHT), columns(across, width, TILE_WIDTH);
+  const int first_row = rows.tiles[tile.top / TILE_HEIGHT], first_column = columns.tiles[tile.left / TILE_WIDTH];
+  matrices += (long long)tile.batch * windows_down * windows_across * kMatrix;
 
   float sums[kOutputs][kAdded][4] = {};
-  const Axis rows(down, height, TILE_HEIGHT), columns(across, width, TILE_WIDTH);
-  matrices += (long long)tile.batch * windows_down * windows_across * kMatrix;
-  const int first_row = rows.tiles[tile.top / TILE_HEIGHT], first_column = columns.tiles[tile.left / TILE_WIDTH];
 #pragma unroll 1
-  for (int i = first_row; i < rows.tiles[tile.top / TILE_HEIGHT + 1]; i++)
-#pragma unroll 1
-    for (int j = first_column; j < columns.tiles[tile.left / TILE_WIDTH + 1]; j++) {
-      const Piece high = rows.pieces[i], wide = columns.pieces[j];
-      if (i > first_row || j > first_column) __syncthreads();
-      for (int item = threadIdx.x; item < kMatrices * kWarp; item += THREADS) {
-        float mean[8] = {};
+  for (int chunk = 0; chunk < VALUE_CHUNKS; chunk++, weights += Values::kChunk, matrices += kMatrix / VALUE_CHUNKS) {
+    hidden.project(weights);
+    __syncthreads();
+    {
+      float filtered[VALUE_PARTS][2][4];
+      hidden.filter(filtered, weights);
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
-          const int window = (n / 2 ? high.last_window : high.first_window) * windows_across +
-                             (n % 2 ? wide.last_window : wide.first_window);
-          const Quad* from = reinterpret_cast<const Quad*>(matrices + (long long)window * kMatrix) + item * 2;
-#pragma unroll
-          for (int k = 0; k < 8; k++) mean[k] += from[k / 4].v[k % 4];
-        }
-        Factors word;
-#pragma unroll
-        for (int k = 0; k < 4; k++) word.v[k] = pack<Scalar>(mean[2 * k], mean[2 * k + 1]);
-        factors[item] = word;
-      }
-      __syncthreads();
-      if (tile.top + warp < high.start || tile.top + warp >= high.stop) continue;
-#pragma unroll
-      for (int step = 0; step < kSteps; step++) {
-        unsigned b[kAdded][2];
-        places.load(b, values + step * kRows / 2 * kValueStride);
-#pragma unroll
-        for (int n = 0; n < kAdded; n++) {
-          const int column = tile.left + n * kColumns + g;
-          if (column < wide.start || column >= wide.stop) b[n][0] = b[n][1] = 0;
-        }
-        multiply(sums, factors + step * kOutputs * kWarp + lane, b);
-      }
+      for (int part = 0; part < VALUE_PARTS; part++)
+        places.store(values + part * kValueRows * kValueStride, filtered[part]);
     }
+#pragma unroll 1
+    for (int i = first_row; i < rows.tiles[tile.top / TILE_HEIGHT + 1]; i++)
+#pragma unroll 1
+      for (int j = first_column; j < columns.tiles[tile.left / TILE_WIDTH + 1]; j++) {
+        const Piece high = rows.pieces[i], wide = columns.pieces[j];
+        if (i > first_row || j > first_column) __syncthreads();
+        for (int item = threadIdx.x; item < kFactors; item += THREADS) {
+          float mean[4 * kNeighbours] = {};
+#pragma unroll
+          for (int n = 0; n < 4; n++) {
+            const int window = (n / 2 ? high.last_window : high.first_window) * windows_across +
+                               (n % 2 ? wide.last_window : wide.first_window);
+            const Quad* from = reinterpret_cast<const Quad*>(matrices + (long long)window * kMatrix);
+#pragma unroll
+            for (int k = 0; k < 4 * kNeighbours; k++) mean[k] += from[item * kNeighbours + k / 4].v[k % 4];
+          }
+          Factors word;
+#pragma unroll
+          for (int k = 0; k < 4; k++) word.v[k] = as_factor<Scalar>(mean + k * kNeighbours);
+          factors[item] = word;
+        }
+        __syncthreads();
+        if (tile.top + warp < high.start || tile.top + warp >= high.stop) continue;
+#pragma unroll
+        for (int step = 0; step < kValueSteps; step++) {
+          unsigned b[kAdded][2];
+          places.load(b, values + step * kTermRows * kValueStride);
+#pragma unroll
+          for (int n = 0; n < kAdded; n++) {
+            const int column = tile.left + n * kColumns + g;
+            if (column < wide.start || column >= wide.stop) b[n][0] = b[n][1] = 0;
+          }
+          multiply(sums, factors + step * kOutputs * kWarp + lane, b);
+        }
+      }
+  }
 
   out += tile.batch * CHANNELS * ((long long)height * width);
   tile.add(sums, x, out, channel_stride, height, width, paired);

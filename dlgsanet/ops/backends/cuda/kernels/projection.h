@@ -1,0 +1,107 @@
+// The projection of a normalised halo tile to hidden channels, and the products that kernels of layers consist of, on
+// tensor cores.
+//
+// With EXACT, for float32, a factor of 22 bits is the sum of its first 11 bits, the head, and a rest of as many. Three
+// products then add up to what float32 gives: all but rest times rest. Without, factors are rounded to TF32, or to x's
+// 16 bits.
+#pragma once
+#include "halo_tile.h"
+
+// A factor of kNeighbours numbers, of the dtype of x.
+template <typename T>
+__device__ __forceinline__ unsigned as_factor(const float* numbers) {
+  return pack<T>(numbers[0], numbers[1]);
+}
+
+// Tensor cores ignore all bits below TF32, so with EXACT a factor, rounded to 22 bits, is its own head.
+template <>
+__device__ __forceinline__ unsigned as_factor<float>(const float* numbers) {
+  return EXACT ? (__float_as_uint(numbers[0]) + 2) & ~3u : to_tf32(numbers[0]);
+}
+
+__device__ __forceinline__ unsigned rest_of(unsigned factor) {
+  return __float_as_uint(__uint_as_float(factor) - __uint_as_float(factor & 0xffffe000u));
+}
+
+// sums[m][n] += a[m] b[n]. Successive products have different sums, since each waits for the last one of its own.
+template <int kM, int kN>
+__device__ __forceinline__ void multiply(float (&sums)[kM][kN][4], const Factors (&a)[kM], const unsigned (&b)[kN][2]) {
+  if constexpr (EXACT) {
+    unsigned rests[kN][2];
+#pragma unroll
+    for (int n = 0; n < kN; n++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) rests[n][i] = rest_of(b[n][i]);
+#pragma unroll
+    for (int m = 0; m < kM; m++)
+#pragma unroll
+      for (int n = 0; n < kN; n++) multiply_add<Scalar>(sums[m][n], a[m].v, rests[n]);
+#pragma unroll
+    for (int m = 0; m < kM; m++) {
+      const unsigned rest[4] = {rest_of(a[m].v[0]), rest_of(a[m].v[1]), rest_of(a[m].v[2]), rest_of(a[m].v[3])};
+#pragma unroll
+      for (int n = 0; n < kN; n++) multiply_add<Scalar>(sums[m][n], rest, b[n]);
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kM; m++)
+#pragma unroll
+    for (int n = 0; n < kN; n++) multiply_add<Scalar>(sums[m][n], a[m].v, b[n]);
+}
+
+template <int kM, int kN>
+__device__ __forceinline__ void multiply(float (&sums)[kM][kN][4], const Factors* __restrict__ matrices,
+                                         const unsigned (&b)[kN][2]) {
+  Factors a[kM];
+#pragma unroll
+  for (int m = 0; m < kM; m++) a[m] = matrices[m * kWarp];
+  multiply(sums, a, b);
+}
+
+// Values in shared memory, in words: rows of the tile's pixels, of one channel each, or of two with 16 bits. The left half
+// of the tile's columns comes first.
+constexpr int kTermRows = kTerms / kNeighbours, kValueRows = kRows / kNeighbours;  // of a product, of 16 channels
+constexpr int kValueStride = kPixels + 8, kValueHalf = kPixels / 2 + 8;
+static_assert(kValueStride % 32 == 8, "rows that neighbouring lanes access are in different banks");
+static_assert(TILE_HEIGHT == 8 && kWarps * 2 == kRows && kAdded == 2, "a warp multiplies a row of the tile");
+
+// A chunk has 16 channels of each of kParts. Its weights, in words: matrices of the projection, then kMore of the
+// kernel's own, as factors a of products, [kMatrices][kWarp][4]; the bias of the projection as float,
+// [kParts][kRows]; the filters, [kParts][kRows][kFilter].
+template <int kParts, int kMore, int kFilter>
+struct Projection {
+  static constexpr int kMatrices = kSteps * kParts + kMore;
+  static constexpr int kBias = kMatrices * kWarp * 4, kFilters = kBias + kParts * kRows;
+  static constexpr int kChunk = kFilters + kParts * kRows * kFilter;
+
+  unsigned normalised[kSteps][kProjected][2];
+  unsigned outside;  // bits of the sums of this lane that are of pixels outside the image
+
+  __device__ __forceinline__ Projection(const Tile& tile, const Scalar* __restrict__ x, unsigned channel_stride,
+                                        int height, int width) {
+    float values[kProjected][kValues];
+    outside = tile.normalise(values, x, channel_stride, height, width);
+#pragma unroll
+    for (int n = 0; n < kProjected; n++)
+#pragma unroll
+      for (int i = 0; i < kValues / kNeighbours; i++)
+        normalised[i / 2][n][i % 2] = as_factor<Scalar>(values[n] + i * kNeighbours);
+  }
+
+  // Of the projection; weights: of the chunk.
+  __device__ __forceinline__ void sums(float (&projected)[kParts][kProjected][4],
+                                          const unsigned* __restrict__ weights) const {
+    const int lane = threadIdx.x % kWarp, g = lane / 4;
+#pragma unroll
+    for (int part = 0; part < kParts; part++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const float bias = __uint_as_float(weights[kBias + part * kRows + i / 2 * 8 + g]);
+#pragma unroll
+        for (int n = 0; n < kProjected; n++) projected[part][n][i] = bias;
+      }
+#pragma unroll
+    for (int step = 0; step < kSteps; step++)
+      multiply(projected, reinterpret_cast<const Factors*>(weights) + lane + step * kParts * kWarp, normalised[step]);
+  }
+};
