@@ -11,8 +11,8 @@ image in another order of axes. Memory is the most that tensors hold at once, we
 libraries and the fragmentation of the allocator come on top.
 
 With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels, and so is the gated feed-forward
-layer without gradients; channel attention in 16 bits is three. Without, PyTorch computes them. With `--triton` the
-layers have Triton's kernels, each one operator.
+layer without gradients; channel attention is three. Without, PyTorch computes them. With `--triton` the layers have
+Triton's kernels, each one operator.
 """
 
 import argparse

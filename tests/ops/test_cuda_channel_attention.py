@@ -167,11 +167,12 @@ def test_kernels_that_disagree_are_refused_with_a_warning(emulate, card, monkeyp
     monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Wrong(instance, "ascending"))
     call = small()
     assert dispatch.select(call.record, call.x).name == "torch"
-    assert "channel attention in bfloat16: not used on A card" in caplog.text
+    assert "channel attention with rounded factors in bfloat16: not used on A card" in caplog.text
 
 
 CHANGES = {
-    "float32": lambda call: call.map(Tensor.float),
+    "float64": lambda call: call.map(Tensor.double),
+    "weights of another dtype": lambda call: call._replace(x=call.x.float()),
     "another dtype": lambda call: call._replace(x=call.x.half()),
     "top-k": lambda call: call._replace(record=call.record._replace(activation="topk")),
     "softmax": lambda call: call._replace(record=call.record._replace(activation="softmax")),
@@ -191,3 +192,18 @@ def test_training_and_older_gpus_are_left_to_the_next_backend(card, monkeypatch)
     assert cuda.BACKEND.refuses(call.record, call.x, training=True) == NO_LAYER
     monkeypatch.setattr(cuda_modules, "capability", lambda device: (7, 5))
     assert cuda.BACKEND.refuses(call.record, call.x) == NO_LAYER
+
+
+def test_products_are_as_exact_as_pytorch_is_set(emulate, monkeypatch):
+    """Under autocast they may be in TF32; the result has the dtype of x."""
+    call = small().map(Tensor.float)
+    assert channel_attention.path(call.x) == channel_attention.EXACT
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert channel_attention.path(call.x) == channel_attention.ROUNDED
+        assert channel_attention.takes(call.record, call.x)
+        assert not channel_attention.takes(*call.map(Tensor.half)[:2])
+        out = channel_attention.channel_attention(call.record, call.x)
+    assert out.dtype == torch.float32
+    assert relative_error((out,), (reference.BACKEND.infer(*call.map(Tensor.double)[:2]),)) <= TF32_TOLERANCE
+    monkeypatch.setattr("dlgsanet.ops.tf32.allowed_in_matrix_products", lambda: True)
+    assert channel_attention.path(call.x) == channel_attention.ROUNDED

@@ -43,10 +43,11 @@ BUDGET = {
     "fused_grad_z_mma": (168, 160),
     "fused_grad_expansion": (168, 192),
     "fused_grad_expansion_mma": (168, 136),  # window 3, sm_80; 112 in the published networks
-    "attention_sums": (128, 48),
+    # With 48 channels layers have 128 registers, of which exact products need more.
+    "attention_sums": (255, 64),
     "attention_matrices": (48, 0),
-    "attention_values": (128, 48),
-    "gated_feed_forward": (255, 120),  # with 48 channels 128 registers, of which exact products need more
+    "attention_values": (255, 72),
+    "gated_feed_forward": (255, 120),
     "sum_grad_z": (48, 0),
     "sum_grad_expansion": (32, 0),
 }
@@ -138,7 +139,7 @@ def test_every_launch_fits_shared_memory(monkeypatch, dtype, architecture):
 
 def test_nothing_is_compiled_for_another_image_size(monkeypatch):
     small = instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(1, 1))
-    assert len(small) == 10
+    assert len(small) == 12
     assert instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(37, 100)) == small
 
 
@@ -227,9 +228,10 @@ def test_the_table_of_kernels(kernels_gpu, monkeypatch, capsys):
     assert kernels_gpu.main() == 0
     _, _, *lines = capsys.readouterr().out.splitlines()
     rows = {kernel: list(map(float, figures)) for _, _, kernel, *figures, _ in (re.split(r" *\| *", x) for x in lines)}
+    of_layers = [name for name in BUDGET if name.startswith(("gated", "attention"))]
     assert set(rows) == {
-        "gated_feed_forward, exact",
-        *(name for name in BUDGET if not name.startswith(("plain", "attention"))),
+        *(name for name in BUDGET if not name.startswith("plain")),
+        *(f"{name}, exact" for name in of_layers),
     }
     for kernel, (registers, spilled, shared, warps, blocks, waves) in rows.items():
         assert registers <= BUDGET[kernel.removesuffix(", exact")][0]

@@ -27,7 +27,7 @@ from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, spa
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
 
-TF32_TOLERANCE = 1e-3  # of a projection of products of 11 bits, filtered, gated and projected again
+TF32_TOLERANCE = 2e-3  # of a projection of products of 11 bits, filtered, gated and projected again: mostly 4e-4
 RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
 
 

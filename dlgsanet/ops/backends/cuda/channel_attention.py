@@ -33,10 +33,9 @@ from dlgsanet.ops.windows import pieces
 
 EXACT, ROUNDED = "channel attention", "channel attention with rounded factors"  # to TF32, or to 16 bits like x
 
-MOST_PARTS = {2: 3, 4: 1}  # times 16 channels of the values, in a chunk; by the bytes of a number
 FEATURE_ROW = {2: PIXELS // 2 + 4, 4: PIXELS + 20}  # kFeatureStride of `kernels/hidden_*.h`, by the same
 MATRIX_THREADS = 512
-TWO_BLOCKS = 48  # channels, with which two blocks fit into a multiprocessor in float32
+FEW_CHANNELS = 48  # with which two blocks fit into a multiprocessor in float32, and more values into a chunk
 
 
 def path(x: Tensor) -> str:
@@ -120,9 +119,10 @@ def heads_in_chunk(channels: int, heads: int) -> int:
 
 
 def chunks_of_values(channels: int, dtype: torch.dtype) -> tuple[int, int]:
-    """How many times 16 channels a chunk has, and the number of chunks."""
+    """How many times 16 channels a chunk has, and the number of chunks: as few as registers allow."""
     parts = math.ceil(channels / ROWS)
-    chunks = math.ceil(parts / MOST_PARTS[dtype.itemsize])
+    most = 3 if dtype.itemsize == 2 and channels <= FEW_CHANNELS else 1
+    chunks = math.ceil(parts / most)
     return math.ceil(parts / chunks), chunks
 
 
@@ -183,7 +183,7 @@ def plan(
     of_values = parts * (ROWS * plane + halo_tile.value_rows(dtype) * VALUE_ROW) + factors
     of_matrices = MATRIX_THREADS + (share + 2) * share + share**2
     constants = halo_tile.constants(dtype, channels, exact) | {
-        "BLOCKS": 2 if item == 2 or channels <= TWO_BLOCKS else 1,
+        "BLOCKS": 2 if item == 2 or channels <= FEW_CHANNELS else 1,
         "CHUNKS": math.ceil(heads / at_once),
         "HEADS": heads,
         "HEADS_IN_CHUNK": at_once,

@@ -1,14 +1,14 @@
-// A tile of pixels of one image, as the kernels of the gated feed-forward layer compute it: normalised with a border of
-// one pixel, the halo tile, and added to x. The lanes of a warp have pixels and channels as in products on tensor
-// cores.
+// A tile of pixels of one image, as the kernels of layers compute it: normalised with a border of one pixel, the halo
+// tile, and added to x. The lanes of a warp have pixels and channels as in products on tensor cores.
 #pragma once
 #include "mma.h"
 #include "scalar.h"
 
-// The compiler's command line gives the constants of an instantiation; `cuda/feed_forward.py` is their only source:
+// The compiler's command line gives the constants of an instantiation; the layers' modules in `cuda/` are their only
+// source:
 //   SCALAR       type of x and out: float, Half or BFloat16
 //   CHANNELS     of x
-//   CHUNKS       of 16 hidden channels of each half
+//   CHUNKS       of hidden channels
 //   TERMS        of a product
 //   EXACT        whether products are as exact as in float32
 //   TILE_WIDTH, TILE_HEIGHT  size of a tile in pixels
