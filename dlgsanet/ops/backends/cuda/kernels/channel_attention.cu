@@ -136,7 +136,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
           load_matrices(a[0].v, a_from + step * 4);
           load_matrices(b[0], b_from + step * 4);
 #pragma unroll
-          for (int n = 0; n < 2; n++) b[0][n] = row >= top && row < bottom ? b[0][n] & inside[step % kStepsOfRow][n] : 0;
+          for (int n = 0; n < 2; n++)
+            b[0][n] = row >= top && row < bottom ? b[0][n] & inside[step % kStepsOfRow][n] : 0;
           multiply(products[step % 2], a, b);
         }
         float* of_cell = sums + ((long long)i * columns.count + j) * (HEADS * kSums);

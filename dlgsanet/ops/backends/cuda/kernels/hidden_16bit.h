@@ -1,4 +1,4 @@
-// Hidden channels of a halo tile, for x of 16 bits. They are rounded to the dtype of x in shared memory, as PyTorch would
+// Hidden channels of a halo tile, for x of 16 bits. In shared memory they are rounded to its dtype, as PyTorch would
 // store them.
 //
 // The filters are products, too: of a row's pixels with a matrix that has a filter's three taps in each column. For 8

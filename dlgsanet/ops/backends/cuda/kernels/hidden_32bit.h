@@ -1,4 +1,5 @@
-// Hidden channels of a halo tile, for x of float32. A thread filters four rows of two neighbouring columns of a channel.
+// Hidden channels of a halo tile, for x of float32. A thread filters four rows of two neighbouring columns of a
+// channel.
 #pragma once
 #include "projection.h"
 

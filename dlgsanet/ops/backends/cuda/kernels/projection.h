@@ -58,8 +58,8 @@ __device__ __forceinline__ void multiply(float (&sums)[kM][kN][4], const Factors
   multiply(sums, a, b);
 }
 
-// Values in shared memory, in words: rows of the tile's pixels, of one channel each, or of two with 16 bits. The left half
-// of the tile's columns comes first.
+// Values in shared memory, in words: rows of the tile's pixels, of one channel each, or of two with 16 bits. The left
+// half of the tile's columns comes first.
 constexpr int kTermRows = kTerms / kNeighbours, kValueRows = kRows / kNeighbours;  // of a product, of 16 channels
 constexpr int kValueStride = kPixels + 8, kValueHalf = kPixels / 2 + 8;
 static_assert(kValueStride % 32 == 8, "rows that neighbouring lanes access are in different banks");
