@@ -1,6 +1,7 @@
-"""The packages that results depend on, and their installed versions."""
+"""What results depend on: the versions of installed packages, and this package's own code."""
 
 from importlib import metadata
+from pathlib import Path
 
 PACKAGES = (
     "torch", "torchvision", "basicsr", "numpy", "opencv-python", "opencv-python-headless", "cupy-cuda12x",
@@ -17,3 +18,8 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def code_in(folder: Path) -> list[Path]:
+    """The source files in a folder of this package."""
+    return sorted(file for file in folder.rglob("*") if file.suffix in (".py", ".cpp", ".cu", ".h"))

@@ -10,9 +10,8 @@ from typing import Any
 
 import dlgsanet
 from dlgsanet.errors import UserError
+from dlgsanet.packages import code_in
 from dlgsanet.pictures.shares import Shard
-
-CODE = (".py", ".cpp", ".cu", ".h")
 
 
 class Journal:
@@ -70,8 +69,7 @@ class Journal:
 @functools.cache
 def digest_of_package() -> str:
     """Of all code of this package: another version may give other pictures, scores and times."""
-    root = Path(dlgsanet.__file__).parent
-    return digest(*sorted(path for path in root.rglob("*") if path.suffix in CODE))
+    return digest(*code_in(Path(dlgsanet.__file__).parent))
 
 
 def digest(*parts: Any) -> str:

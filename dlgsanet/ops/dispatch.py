@@ -22,6 +22,7 @@ from dlgsanet.device import GPUS
 from dlgsanet.errors import UserError, unknown
 from dlgsanet.ops.backends import NO_LAYER, Backend, choice, composed, gradients
 from dlgsanet.ops.records import OPERATIONS, Conv3x3, Convolution, Layer, Record
+from dlgsanet.packages import code_in
 
 # Modules with an object `BACKEND`, fastest first. The last one supports every call.
 BACKENDS = {
@@ -34,7 +35,6 @@ BACKENDS = {
 }
 
 FOR_GPUS = ("cuda", "triton")
-CODE = (".py", ".cu", ".h")
 
 logger = logging.getLogger("dlgsanet")
 
@@ -135,8 +135,8 @@ def faster(backend: Backend, layer: Layer | Conv3x3, x: Tensor) -> Backend:
 @functools.cache
 def _choice(operation: str, device: torch.device, first: str, second: str, *key: object) -> choice.Choice:
     folders = {Path(str(importlib.import_module(BACKENDS[name]).__file__)).parent for name in (first, second)}
-    sources = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in CODE)
-    return choice.Choice(f"{operation} of {first}", device, tuple(sources), (operation, first, second, *key))
+    sources = tuple(file for folder in sorted(folders) for file in code_in(folder))
+    return choice.Choice(f"{operation} of {first}", device, sources, (operation, first, second, *key))
 
 
 def because(refused: Iterable[tuple[str, str | None]]) -> str:
