@@ -1,6 +1,9 @@
 """Signals that ask a run to save and stop: slurm's SIGTERM and SIGUSR1, Ctrl-C, and SIGHUP of a closed terminal."""
 
+import multiprocessing
+import os
 import signal
+import threading
 from types import FrameType
 
 REQUEUE = 75  # EX_TEMPFAIL: the run has saved; start it again with --auto-resume
@@ -36,6 +39,17 @@ class StopSignals:
         if number == signal.SIGINT and (self.received or not self.patient):
             raise KeyboardInterrupt
         self.received = self.received or number
+
+
+def end_with_the_main_process() -> None:
+    """Have this process, a child of multiprocessing, end when the main process has ended, in whatever way."""
+
+    def wait() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def signal_name(number: int) -> str:

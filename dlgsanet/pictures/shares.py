@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from dlgsanet.errors import UserError
 from dlgsanet.pictures.find_files import Job
+from dlgsanet.signals import end_with_the_main_process
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -91,6 +92,7 @@ def done_on_devices(
 def _begin(begin: Callable[[str], None], free: Any, processes: int) -> None:
     import torch
 
+    end_with_the_main_process()  # else it would wait for work forever
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     begin(free.get())
 

@@ -13,7 +13,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 from collections.abc import Generator
 from contextlib import ExitStack
 from multiprocessing import forkserver, resource_tracker
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dlgsanet.errors import UserError, brief, reason_of
 from dlgsanet.extensions import Imported
-from dlgsanet.signals import ASKING
+from dlgsanet.signals import ASKING, end_with_the_main_process
 from dlgsanet.training.samples import Key, SampleStream, SeededSamples
 
 PRELOADED = ["dlgsanet.plugin", "dlgsanet.training.loader"]
@@ -160,17 +159,10 @@ def _begin_worker(number: int) -> None:
     for ignored in ASKING:
         signal.signal(ignored, signal.SIG_IGN)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
-    # The server outlives a main process that was killed, as long as workers live; PyTorch's watchdog sees the server.
-    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+    end_with_the_main_process()  # PyTorch's watchdog sees the server, which lives as long as workers
 
 
 def _cannot_send(error: Exception, batch: Any) -> None:
     # Python would print a traceback and continue without the batch, for which the main process waits forever.
     print(f"dlgsanet: a data worker cannot send a batch: {error}", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-def _end_with_the_main_process() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)

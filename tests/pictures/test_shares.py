@@ -1,7 +1,6 @@
 """`dlgsanet upscale` by several jobs and on several devices: every picture once, whatever is killed."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -102,8 +101,8 @@ def test_devices_share_a_folder_killed_and_run_again(folder, weights):
     killed = start(folder, weights, "--device", "cpu,cpu")
     while not [path for path in results(folder) if path.name[0] != "."] and killed.poll() is None:
         time.sleep(0.02)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.communicate()  # until the processes of the devices have ended too
     before = {path: path.stat().st_mtime_ns for path in results(folder)}
     assert before
     done = made(start(folder, weights, "--device", "cpu,cpu"))
