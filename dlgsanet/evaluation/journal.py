@@ -57,13 +57,22 @@ class Journal:
         return self._known.get(key)
 
     def add(self, key: str, result: Any) -> None:
+        """Keep a result.
+
+        Raises:
+            UserError: the file cannot be written, because the disk is full for example.
+        """
         self._known[key] = result
-        self._file.write(json.dumps({"key": key, "result": result}) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(json.dumps({"key": key, "result": result}) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self._file.name}: {error.strerror}; run it again for the rest") from None
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what `add` could not write
+            self._file.close()
 
 
 @functools.cache

@@ -139,7 +139,7 @@ class _Actions:
                 continue  # not an upload: somebody talks to the server without the page
             try:
                 visit.add(path, upload.get("orig_name") or path.name, self.queue.limits)
-            except UserError as error:
+            except (UserError, OSError) as error:  # a full disk
                 problems.append(str(error))
         return None, self._state(visit, problems)
 
@@ -155,8 +155,12 @@ class _Actions:
         while not visit.closed and any(entry.unfinished for entry in visit.entries):
             yield self._state(visit)
             await asyncio.sleep(EVERY)
-        await asyncio.to_thread(visit.pack)
-        yield self._state(visit)
+        problems = []
+        try:
+            await asyncio.to_thread(visit.pack)
+        except OSError as error:  # a full disk; each result is there by itself
+            problems.append(f"no ZIP of all pictures: {error.strerror}")
+        yield self._state(visit, problems)
 
     def stop(self, request: Any) -> None:
         """Stop the work of this page."""

@@ -140,7 +140,11 @@ class Visit:
         return folder / ("result" if file == result else "preview") / file
 
     def pack(self) -> None:
-        """Write all results into one ZIP, if there are several."""
+        """Write all results into one ZIP, if there are several.
+
+        Raises:
+            OSError: it cannot be written; nothing of it is left.
+        """
         with self._lock:
             results = [entry.result for entry in self.entries if entry.result]
             if self.closed or len(results) < 2:
@@ -148,9 +152,13 @@ class Visit:
             target = self.folder / secrets.token_hex(4) / "upscaled.zip"
             target.parent.mkdir()
             taken: set[str] = set()
-            with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
-                for path in results:
-                    archive.write(path, _free_name(path.name, taken))
+            try:
+                with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:  # pictures are compressed already
+                    for path in results:
+                        archive.write(path, _free_name(path.name, taken))
+            except OSError:
+                shutil.rmtree(target.parent)
+                raise
             if self.archive:
                 shutil.rmtree(self.archive.parent)
             self.archive = target

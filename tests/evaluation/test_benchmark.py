@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,8 @@ from PIL import Image
 
 from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.cli import main
-from dlgsanet.evaluation.journal import digest_of_package
+from dlgsanet.errors import UserError
+from dlgsanet.evaluation.journal import Journal, digest_of_package
 from dlgsanet.evaluation.perceptual import perceptual_metric
 from dlgsanet.inference.self_ensemble import self_ensemble
 from tests.conftest import REPOSITORY
@@ -361,3 +363,10 @@ def test_few_open_files(place, limit):
     done = subprocess.run(limited, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(list((place / "results/benchmark/pictures/x2/A/Photos").iterdir())) == 33
+
+
+def test_a_full_disk_names_the_journal(tmp_path):
+    with closing(Journal(tmp_path)) as journal:
+        journal._file = open("/dev/full", "w")  # noqa: SIM115  # closed by the journal
+        with pytest.raises(UserError, match=r"/dev/full: No space left"):
+            journal.add("a", 1)

@@ -1,5 +1,6 @@
 """Pictures in the queue, their files, and the command's arguments; no browser is needed."""
 
+import errno
 import json
 import os
 import signal
@@ -86,6 +87,21 @@ def test_a_closed_page_ends_its_work_and_leaves_no_file(visit, tmp_path, weights
         time.sleep(0.01)
     assert entry.state in ("stopped", "failed")  # failed: the file went before it was read
     assert not visit.folder.exists()
+
+
+def test_a_full_disk_leaves_no_half_of_a_zip(visit, tmp_path, photo, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("a.png", "b.png"):
+        add(visit, tmp_path, Image.fromarray(photo), name)
+    for entry in visit.entries:
+        entry.result = entry.source
+    monkeypatch.setattr("zipfile.ZipFile.write", full)
+    with pytest.raises(OSError, match="No space"):
+        visit.pack()
+    assert visit.archive is None
+    assert list(visit.folder.rglob("*.zip")) == []
 
 
 def test_the_server_can_end_while_it_works(tmp_path, weights, photo):
