@@ -47,7 +47,8 @@ def _git() -> dict[str, str] | None:
 
     def ask(*command: str) -> str:
         folder = Path(dlgsanet.__file__).parent
-        return subprocess.run(["git", "-C", folder, *command], capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(["git", "-C", folder, *command], capture_output=True, check=True)
+        return done.stdout.decode(errors="replace")  # files may be in another encoding
 
     try:
         return {"revision": ask("rev-parse", "HEAD").strip(), "changes": ask("diff", "HEAD")}

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -328,3 +329,14 @@ def test_what_may_not_be_timed_runs_on_tensor_cores(card, timed, monkeypatch, st
     assert computed_by(card, ran) == "fused_forward_mma"
     deterministic = "deterministic" in state
     assert computed_by(card, ran, height=32) == ("fused_forward_mma" if deterministic else "fused_forward")
+
+
+def test_a_user_without_a_home(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    path = verdicts.kept_path(".json", ())
+    verdicts.keep(b"{}", path)
+    assert verdicts.read(path, dict) is None

@@ -125,7 +125,11 @@ def largest_difference(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> 
 
 def cache_folder() -> Path:
     """The folder of compiled kernels and verdicts: `dlgsanet/kernels` in the user's cache folder ($XDG_CACHE_HOME)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlgsanet" / "kernels"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in some containers: nothing is kept
+        folder = Path(os.devnull)
+    return folder / "dlgsanet" / "kernels"
 
 
 def kept_path(suffix: str, sources: Iterable[Path], *key: object) -> Path:
