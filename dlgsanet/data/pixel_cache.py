@@ -122,5 +122,5 @@ def _fingerprint(sources: Sequence[Source], shapes: list[tuple[int, int]]) -> st
     for source, shape in zip(sources, shapes, strict=True):
         status = source.file.stat()
         line = f"{source.file.resolve()}|{source.name}|{status.st_size}|{status.st_mtime_ns}|{shape}\n"
-        digest.update(os.fsencode(line))
+        digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:20]
