@@ -62,9 +62,11 @@ def cut(root: Path, scales: Sequence[int], recipe: Recipe, workers: int | None =
 
 def _sign(signature: Path, recipe: Recipe) -> None:
     """Write down the recipe of a folder, so that a later run does not mix it with another one."""
-    if signature.exists() and signature.read_text() != f"{recipe}\n":
-        raise UserError(f"{signature.parent} was cut by {signature.read_text().strip()}; remove it to cut it again")
-    write_whole(signature, f"{recipe}\n".encode())
+    content = f"{recipe}\n".encode()
+    if signature.exists() and (found := signature.read_bytes()) != content:
+        by = found.decode(errors="replace").strip()
+        raise UserError(f"{signature.parent} was cut by {by}; remove it to cut it again")
+    write_whole(signature, content)
 
 
 def _cut_one(original: Path, root: Path, scales: Sequence[int], recipe: Recipe) -> int:

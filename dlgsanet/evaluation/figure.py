@@ -86,7 +86,9 @@ def _read_results(path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: {error.strerror}; run `dlgsanet benchmark` first") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a benchmark's results ({error})") from None
-    if not isinstance(known, dict) or not isinstance(known.get("images"), list):
+    rows = known.get("images") if isinstance(known, dict) else None
+    needed = {"data set", "image", "method", "psnr", "ssim"}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
         raise UserError(f"{path}: not a benchmark's results")
     return known
 

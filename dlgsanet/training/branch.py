@@ -68,7 +68,7 @@ class Branch:
         text += yaml.safe_dump(branch, sort_keys=False)
         checkpoints = Checkpoints(source.root.with_name(branch["name"]))
         file = checkpoints.root / f"{branch['name']}.yml"
-        if file.exists() and file.read_text() != text:
+        if file.exists() and file.read_bytes() != text.encode():
             raise UserError(f"{file}: made before with other options; continue it with -opt {file} --auto-resume")
         if not checkpoints.iterations():
             state = with_constant_rate(newest.state)

@@ -261,3 +261,10 @@ def test_lmdb_names_what_is_not_utf8(root):
     os.rename(root / "HR/coffee.png", os.path.join(os.fsencode(root / "HR"), b"caf\xe9.png"))
     with pytest.raises(UserError, match=r"rename caf\\xe9.png"):
         data("lmdb", root)
+
+
+def test_a_damaged_recipe_of_sub_images_is_named(root):
+    (root / "HR_sub").mkdir()
+    (root / "HR_sub/.recipe").write_bytes(b"\xff")
+    with pytest.raises(UserError, match="HR_sub was cut by"):
+        data("subimages", root, "--size", 96, "--step", 48, "--scales", 4)

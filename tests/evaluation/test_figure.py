@@ -93,3 +93,11 @@ def test_test_sets_are_read_from_where_the_benchmark_read_them(tmp_path, photogr
     assert main(arguments) == 2
     assert str(tmp_path / "elsewhere/Photos") in capsys.readouterr().err
     assert main([*arguments, "--data-root", "../moved"]) == 0
+
+
+@pytest.mark.parametrize("content", ["[]", '{"images": [1]}', '{"images": [{"data set": "A", "image": "b"}]}', "{"])
+def test_a_damaged_file_of_results_is_named(tmp_path, monkeypatch, capsys, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x2.json").write_text(content)
+    assert main(["figure", "A/b", "--scale", "2", "--results", "."]) == 2
+    assert "x2.json: not a benchmark's results" in capsys.readouterr().err
