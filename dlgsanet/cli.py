@@ -20,8 +20,11 @@ from dlgsanet.errors import UserError, unknown
 from dlgsanet.startup import leave, spin_shortly
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-# Of a path that the user gave.
-UNUSABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
+# Of a path that the user gave, or of a file that has vanished while it was used.
+UNUSABLE = (
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOENT,
+    errno.ESTALE, *FULL,
+)  # fmt: skip
 # name -> what it does; its arguments and `main` are in `dlgsanet.commands.NAME`.
 SUBCOMMANDS = {
     "train": "train a network from an option file",

@@ -1,5 +1,6 @@
 """The `dlgsanet` command and the two entry points."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -168,3 +169,13 @@ def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch, capsys):
     (tmp_path / "gone").rmdir()
     assert main(["upscale", "a.png"]) == 2
     assert "working folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOSPC, errno.EACCES])
+def test_a_file_that_vanishes_or_does_not_fit_is_named(monkeypatch, capsys, number):
+    def fail(argv):
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr("dlgsanet.commands.convert.main", fail)
+    assert main(["convert"]) == 2
+    assert capsys.readouterr().err == f"dlgsanet: error: some/file: {os.strerror(number)}\n"
