@@ -104,6 +104,7 @@ def test_a_misspelt_word_gets_the_one_that_was_meant(words, meant, capsys):
         (["complexity", "Tiny", "--runs", "-1"], "--runs"),
         (["test", "-opt", "a.yml", "b.yml"], "b.yml"),
         (["train"], "-opt"),
+        (["train", "-opt", "a.yml", "--same-options"], "--auto-resume"),
         (["explain"], "COMMAND"),
     ],
 )

@@ -25,6 +25,8 @@ def main(argv: list[str]) -> int:
         "which the learning rate decays to 0; the run itself can continue later",
     )
     arguments = parser.parse_args(argv)
+    if arguments.same_options and not (arguments.auto_resume or arguments.decay_now):
+        parser.error("--same-options is for a run that is resumed: add --auto-resume")
 
     keep_freed_memory()
     with StopSignals() as signals:  # before PyTorch is imported: a signal may come that early

@@ -284,7 +284,8 @@ TRAIN = Section(
             "random",
             "`random`: the initialization of the class. `linear`: the network starts as the 5x5 linear filter "
             "with the least squared error on the training set. `last`: all but the last convolution come from "
-            "`path.pretrain_network_g`, of any scale; the last one is that with the least squared error.",
+            "`path.pretrain_network_g`, of any scale (of another one with `path.strict_load_g: false`); the last one "
+            "is that with the least squared error.",
             only=OURS,
         ),
         *LOSSES,

@@ -66,6 +66,23 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str],
         Differences that make the resumed run another one, as phrases `NAME was A, is B`; and differences in the option
         file without effect, because optimizers and schedules continue as they were saved.
     """
+    changed, kept = _different(before, now)
+    phrases = {name: f"{name} was {before.get(name)}, is {now.get(name)}" for name in (*changed, *kept)}
+    return [phrases[name] for name in changed], [phrases[name] for name in kept]
+
+
+def in_force(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The conditions of a run that resumes a checkpoint which has the conditions `before`, if any.
+
+    They have what is kept of the checkpoint, not what the option file says without effect: the next start compares
+    with them.
+    """
+    kept = _different(before, now)[1] if before else []
+    return {k: v for k, v in now.items() if k not in kept} | {k: before[k] for k in kept if k in before}
+
+
+def _different(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of what differs: what changes the run, and what is kept as the checkpoint has it."""
     changed: list[str] = []
     kept: list[str] = []
     same_schedule = before.get("train.scheduler.type") == now.get("train.scheduler.type")
@@ -75,9 +92,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str],
         if name in _ADDED and name not in before:
             continue
         if a != b and (a or b):  # an option that is not set is one that is off
-            (kept if name.startswith(saved) and not name.endswith(_NOT_SAVED) else changed).append(
-                f"{name} was {a}, is {b}"
-            )
+            (kept if name.startswith(saved) and not name.endswith(_NOT_SAVED) else changed).append(name)
     return changed, kept
 
 

@@ -52,7 +52,9 @@ def introduce(
         "Folder": os.path.relpath(options["path"]["experiments_root"]),
         "Training": f"{name}: {epoch_length:,} samples an epoch; all pairs found and checked",
         "Validation": f"{validation}, every {options['val']['val_freq']:,} iterations" if validation_sets else "none",
-        "Iterations": f"{position.iteration + 1:,} to {total:,} of {batch_size} samples, {counted}",
+        "Iterations": f"{position.iteration + 1:,} to {total:,} of {batch_size} samples, {counted}"
+        if position.iteration < total
+        else f"none: the checkpoint has reached train.total_iter, {total:,}; a larger one trains on",
         "Hardware": ranks + hardware(options["num_gpu"]) + idle,
         "Precision": ", ".join([train["precision"], *(k for k in SWITCHES if train[k])]),
         "Weights": _weights(options, position),
@@ -79,7 +81,11 @@ def _weights(options: dict[str, Any], position: Position) -> str:
     if position.iteration:
         return f"of the checkpoint of iteration {position.iteration:,}"
     given = {key: path for key, path in options["path"].items() if key.startswith("pretrain_network") and path}
-    return ", ".join(f"{path} (path.{key})" for key, path in given.items()) or "random"
+    computed = {"linear": "a linear filter of the training set", "last": "the last convolution computed"}
+    how = options["train"]["network_init"]
+    sources = [f"{path} (path.{key})" for key, path in given.items()]
+    sources += [f"{computed[how]} (train.network_init)"] if how in computed else []
+    return ", ".join(sources) or "random"
 
 
 def _introduce_resume(options: dict[str, Any], position: Position, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from dlgsanet.distributed import gather
 from dlgsanet.errors import UserError, brief
+from dlgsanet.models.weights import misfits
 from dlgsanet.training.checkpoints import Checkpoint, Checkpoints, iteration_of
 
 AVERAGES = "_ema"
@@ -105,6 +106,8 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
     try:
         _load_networks(model, checkpoint.weights)
         model.resume_training(state)
+    except UserError as error:
+        raise UserError(f"{unfit}: {error}; restore network_g, or set another name for a new run") from error
     except (RuntimeError, ValueError, AssertionError, KeyError) as error:
         raise UserError(f"{unfit}: {brief(error, 200)}; {start_over}") from error
     if checkpoint.state.get("scaler"):
@@ -134,7 +137,12 @@ def _load_networks(model: BaseModel, files: dict[str, dict[str, Any]]) -> None:
                 raise ValueError(f"it has no weights of {label}")
             # Averages that the run did not keep so far begin as the weights.
             key = "params_ema" if label.endswith(AVERAGES) and "params_ema" in content else "params"
-            model.get_bare_model(network).load_state_dict(content[key])
+            bare = model.get_bare_model(network)
+            try:
+                bare.load_state_dict(content[key])
+            except RuntimeError as error:
+                faults = misfits(content[key], bare.state_dict()) or brief(error, 200)
+                raise UserError(f"its {label} is another one: {faults}") from error
 
 
 def _classes(model: BaseModel) -> list[str]:

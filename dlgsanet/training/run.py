@@ -25,7 +25,7 @@ from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
 from dlgsanet.training.branch import Branch
 from dlgsanet.training.checkpoints import Checkpoints
-from dlgsanet.training.conditions import conditions, refuse_other_run
+from dlgsanet.training.conditions import conditions, in_force, refuse_other_run
 from dlgsanet.training.introduction import introduce
 from dlgsanet.training.loader import LoadingError, endless_loader, start_server
 from dlgsanet.training.loop import Loop
@@ -145,7 +145,8 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
         log_to_file(checkpoints.root)
     position = Position()
     if checkpoint:
-        position = restore(model, checkpoint, options["rank"], epoch_length)
+        with within(options.get("option_file", "")):
+            position = restore(model, checkpoint, options["rank"], epoch_length)
     introduce(options, validation_sets, batch_size, epoch_length, position, before, now)
     write_record(options, position.iteration)
     return Loop(
@@ -159,7 +160,7 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
         Board(options, position),
         line,
         position,
-        now,
+        in_force(before, now),
     )
 
 

@@ -132,7 +132,7 @@ def test_run_that_basicsr_saved_resumes_by_epoch_and_says_so(workplace, model_ty
 @pytest.mark.parametrize(
     ("section", "values", "expected"),
     [
-        ("network_g", {"dim": 24}, ["shallow.weight"]),
+        ("network_g", {"dim": 24}, ["proj.weight is [12, 3, 3, 3] in the file, [24, 3, 3, 3] in", "network_g"]),
         ("train", {"optim_g": {"type": "SGD", "lr": 0.1}}, ["Adam", "SGD"]),
     ],
 )
@@ -170,6 +170,10 @@ def test_what_makes_a_resumed_run_another_one_is_named(trained):
         assert what in resume
     assert "train.optim_g.lr was 0.001, is 0.5: optimizers and schedules keep" in said
     assert "lr 0.0005 " in said
+    said = trained.train("--auto_resume")
+    assert resumed(said) == (13, True)
+    assert "train.optim_g.lr was 0.001, is 0.5: optimizers and schedules keep" in said  # 0.5 was never used
+    assert "Iterations none: the checkpoint has reached train.total_iter, 13" in said
 
 
 @pytest.mark.parametrize("way", ["another size", "the same size", "in a database"])

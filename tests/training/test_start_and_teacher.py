@@ -30,6 +30,7 @@ def test_linear_start_is_far_above_random_weights_in_the_first_validation(workpl
     workplace.options["train"]["network_init"] = "random"
     workplace.options["name"] = "random"
     workplace.train()
+    assert "linear filter of the training set (train.network_init)" in found["said"]
     linear, random = (workplace.checkpoint(1, name)["position"]["best"]["value"] for name in ("run", "random"))
     assert linear > random + 10
 
