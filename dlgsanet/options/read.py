@@ -93,13 +93,18 @@ def _change(options: dict[str, Any], change: str) -> None:
     *sections, last = keys.strip().split(":")
     if not equals or not last:
         raise UserError(f"{change}: write KEY:KEY=VALUE, e.g. train:ema_decay=0.99")
+    if not sections and "." in last and last not in options:  # as messages name an option
+        raise UserError(f"{change}: sections end with a colon; write {last.replace('.', ':')}={value}")
     for key in sections:
         if not isinstance(options.get(key), dict):
             sections_there = [name for name, value in options.items() if isinstance(value, dict)]
             hint = "a section that the file does not have is added as a whole, e.g. dist_params={timeout: 1200}"
             raise UserError(f"{change}: {unknown('section', key, sections_there)}; {hint}")
         options = options[key]
-    options[last] = parse_value(value, change)
+    try:
+        options[last] = parse_value(value, change)
+    except UserError as error:
+        raise UserError(f"""{error}; put a text in quotes: "{keys}='{value}'\"""") from None
 
 
 def _choose(options: dict[str, Any], datasets: Sequence[str]) -> None:

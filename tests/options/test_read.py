@@ -221,6 +221,8 @@ def test_force_yml_takes_them_in_lists_and_leaves_text_alone(options):
         ("datasets:test:name=a", "datasets:test:name=a: unknown section 'test'; choose from train"),
         ("train:ema_decay", "train:ema_decay"),
         ("train:total_iter=__import__('os').getpid()", "train.total_iter"),
+        ("train.ema_decay=0.9", "train.ema_decay=0.9: sections end with a colon; write train:ema_decay=0.9"),
+        ("datasets:train:filename_tmpl={}x4", """in quotes: "datasets:train:filename_tmpl='{}x4'\""""),
     ],
 )
 def test_force_yml_is_checked_too_and_runs_nothing(options, assignment, expected):
