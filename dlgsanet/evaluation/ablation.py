@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ ONE_KIND = ("local", "global")
 def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations: int) -> dict[str, Any]:
     """A training option file for a variant: `base` with another network, seed and number of iterations.
 
-    The milestones of the learning rate are scaled to the iterations. The run validates and saves weights at its end.
+    The schedule of the learning rate is scaled to the iterations. The run validates and saves weights at its end.
 
     Raises:
         UserError: the base file is not of the paper's network.
@@ -75,9 +76,20 @@ def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations
         network["blocks"] = 2 * network.get("blocks", 3)
     share = iterations / options["train"]["total_iter"]
     scheduler = options["train"]["scheduler"]
-    for key in ("milestones", "periods", "restarts"):
-        if key in scheduler:
-            scheduler[key] = [max(1, round(value * share)) if value else 0 for value in scheduler[key]]
+
+    def scaled(iteration: int) -> int:
+        return max(1, round(iteration * share)) if iteration else 0
+
+    for key in ("decay_iter", "total_steps"):
+        if scheduler.get(key):
+            scheduler[key] = scaled(scheduler[key])
+    if "restarts" in scheduler:
+        scheduler["restarts"] = [scaled(at) for at in scheduler["restarts"]]
+    if "milestones" in scheduler:  # of a short run several may be one
+        scheduler["milestones"] = sorted({scaled(at) for at in scheduler["milestones"]})
+    if "periods" in scheduler:
+        ends = [0, *(round(end * share) for end in accumulate(scheduler["periods"]))]
+        scheduler["periods"] = [max(1, end - start) for start, end in pairwise(ends)]
     if "T_max" in scheduler:
         scheduler["T_max"] = iterations
     options["train"]["total_iter"] = iterations

@@ -15,6 +15,7 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.cli import main
 from dlgsanet.evaluation import ablation
 from dlgsanet.evaluation.ablation import VARIANTS, variant_options
+from dlgsanet.options.read import check_options
 from dlgsanet.signals import exit_code
 from tests.evaluation.conftest import SMALL, data_set, small_weights
 
@@ -105,6 +106,27 @@ def test_runs_of_another_base_file_are_not_continued(base, capfd):
     assert "train.optim_g.lr was 0.001, is 0.002" in err
     assert "goes on from here" not in err
     assert "bicubic" not in out
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"type": "MultiStepLR", "milestones": [50, 80, 90, 95]}, {"milestones": [2, 4, 5]}),
+        ({"type": "WSD", "decay_iter": 90}, {"decay_iter": 4}),
+        ({"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 100}, {"total_steps": 5}),
+        (
+            {"type": "CosineAnnealingRestartLR", "periods": [50, 50], "restart_weights": [1, 1]},
+            {"periods": [2, 3]},
+        ),
+    ],
+)
+def test_every_schedule_is_scaled_to_a_run_of_any_length(base, schedule, expected):
+    options = yaml.safe_load(base.read_text())
+    options["train"]["scheduler"] = schedule
+    check_options(options, True, base)
+    short = variant_options(options, "relu", 3, 5)
+    check_options(short, True, base)
+    assert short["train"]["scheduler"] == schedule | expected
 
 
 def test_runs_of_other_lengths_are_other_runs(base):
