@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dlgsanet.archs.detect import SHALLOW, contradictions, published_options
 from dlgsanet.archs.dlgsanet import DLGSANet, default_options
-from dlgsanet.errors import UserError, missing_package, unknown
+from dlgsanet.errors import UserError, missing_package
 from dlgsanet.files import printable, write_whole, written_aside
 
 FORMATS = (".pth", ".safetensors")
@@ -112,7 +112,7 @@ def _read_pth(path: Path, key: str | None) -> Checkpoint:
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict")
     own = [k for k in ("params_ema", "params") if isinstance(content.get(k), Mapping)]
     if key is not None and own and key not in own:
-        raise UserError(f"{path}: {unknown('key', key, own)}")
+        raise UserError(f"{path}: has no {key}; set path.param_key_g to {' or '.join(own)}")
     key = key if own else None
     inside = key or next((k for k in _KEYS if isinstance(content.get(k), Mapping)), None)
     if inside is None and "optimizers" in content:

@@ -28,7 +28,9 @@ def proven_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
         ValueError: not the state dict of a DLGSANet.
     """
     if not is_dlgsanet(state):
-        raise ValueError(f"not a DLGSANet: there is no {SHALLOW}")
+        raise ValueError(
+            f"not a DLGSANet: there is no {SHALLOW}; other networks need an option file (docs/own_network.md)"
+        )
     try:
         return _proven_options(state)
     except (KeyError, ValueError, ZeroDivisionError, IndexError) as error:

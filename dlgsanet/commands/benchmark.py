@@ -37,6 +37,10 @@ def main(argv: list[str]) -> int:
                 networks.append(read_entry(argument, ensemble, arguments.random_weights))
             except UserError as error:
                 failures += [str(error)] if str(error) not in failures else []
+    there = sorted({entry.scale for entry in networks})
+    if there and (absent := [scale for scale in arguments.scales or [] if scale not in there]):
+        of = ", ".join(f"x{scale}" for scale in there)
+        raise ArgumentError("scales", f"no network given is of x{absent[0]}; they are of {of}")
     named = [(entry.name, entry.scale) for entry in networks]
     if twice := sorted({name for name in named if named.count(name) > 1}):
         raise UserError(f"two networks are called {twice[0][0]!r}; name them apart: NAME=FILE")
@@ -45,7 +49,7 @@ def main(argv: list[str]) -> int:
     imports += [name for entry in networks for name in entry.options.get("imports", ())]
     a = arguments
     settings = Settings(a.output, metrics, a.batch, devices, a.runs, tuple(imports), a.shard)
-    for scale in a.scales or sorted({entry.scale for entry in networks}):
+    for scale in a.scales or there:
         outcome = run_scale(scale, [e for e in networks if e.scale == scale], a.data, settings)
         if not any(outcome.pairs.values()):  # nothing to put into tables
             failures += outcome.failures

@@ -97,6 +97,9 @@ def find_pairs_in(root: Path, scale: int) -> list[Pair]:
     opt["filename_tmpl"] = f"{{}}x{scale}"
     if hr_lmdb(root).is_dir() and not hr_folder(root).is_dir():
         opt = {"dataroot_gt": hr_lmdb(root), "dataroot_lq": lr_lmdb(root, scale), "io_backend": {"type": "lmdb"}}
+    if absent := [folder for folder in (opt["dataroot_gt"], opt["dataroot_lq"]) if not folder.is_dir()]:
+        layout = f"a test set has HR and LR_bicubic/X{scale}; `dlgsanet data` makes them"
+        raise UserError(f"{root}: there is no folder {absent[0]}; {layout}")
     try:
         return find_pairs(opt)
     except UserError as error:

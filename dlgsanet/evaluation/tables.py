@@ -27,8 +27,20 @@ class Table:
     def text(self, width: int | None = None) -> str:
         """For the terminal: aligned columns, a rule under the header.
 
-        A table that is wider than `width` is split into tables of as many columns as fit, one below the other.
+        A table that is wider than `width` is split into tables of as many columns as fit, one below the other. Text
+        that takes more than half of the width loses its middle.
         """
+        return self._in_parts() if width is None else self._abbreviated(width // 2)._in_parts(width)
+
+    def _abbreviated(self, most: int) -> "Table":
+        """With text of at most so many characters, as long as different cells of a column stay different."""
+        columns = list(zip(*self.rows, strict=True))
+        for i, cells in enumerate(columns[: self.words]):
+            short = tuple(c if len(c) <= most else f"{c[: most // 2 - 1]}…{c[-(most - most // 2) :]}" for c in cells)
+            columns[i] = short if len(set(short)) == len(set(cells)) else cells
+        return Table(self.header, list(zip(*columns, strict=True)), self.words)
+
+    def _in_parts(self, width: int | None = None) -> str:
         widths = [max(len(row[i]) for row in [self.header, *self.rows]) for i in range(len(self.header))]
         room = float("inf") if width is None else width - sum(w + 2 for w in widths[: self.words]) + 2
         parts: list[list[int]] = [[]]

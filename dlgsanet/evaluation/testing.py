@@ -1,5 +1,6 @@
 """`dlgsanet test`: the scores and pictures of a network on the test sets of an option file."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,4 +111,5 @@ def _report(rows: list[Row], metrics: list[str], folder: Path, title: str) -> st
     write_whole(folder / "scores.csv", images.csv().encode())
     markdown = f"# {title}\n\n{table.markdown()}\n## Every image\n\n{images.markdown()}"
     write_whole(folder / "scores.md", markdown.encode())
-    return f"{title}\n\n{table.text(terminal_width())}\n\nEvery image's scores: {folder}/scores.csv, {folder}/scores.md"
+    files = "\n".join(f"  {os.path.relpath(folder / name)}" for name in ("scores.csv", "scores.md"))
+    return f"{title}\n\n{table.text(terminal_width())}\n\nEvery image's scores:\n{files}"

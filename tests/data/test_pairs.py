@@ -88,6 +88,12 @@ def test_all_refuse_the_same_folders(root, harm, named):
         find_pairs_in(root, 4)
 
 
+@pytest.mark.parametrize(("folder", "scale", "absent"), [("HR", 4, "HR/HR"), ("", 8, "LR_bicubic/X8")])
+def test_a_folder_that_is_no_data_root_is_named_with_what_one_has(root, folder, scale, absent):
+    with pytest.raises(UserError, match=f"no folder {root / absent}; a test set has HR and LR_bicubic/X{scale}"):
+        find_pairs_in(root / folder, scale)
+
+
 @pytest.mark.parametrize("template", ["{", "{0.x}", "{1}", "{a}", "{:d}"])
 def test_a_bad_template_is_named(root, template):
     with pytest.raises(UserError, match="filename_tmpl"):

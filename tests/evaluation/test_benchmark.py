@@ -231,6 +231,12 @@ def test_without_any_test_set_nothing_is_measured_or_written(place, monkeypatch,
     assert not list(place.glob("new/*.csv"))
 
 
+def test_a_scale_of_no_network_is_refused(place, capsys):
+    assert main(["benchmark", "A.pth", "-o", "new", "--data", "datasets/Photos", "--scales", "2", "3"]) == 2
+    assert "--scales: no network given is of x3; they are of x2" in capsys.readouterr().err
+    assert not list(place.glob("new/*.csv"))
+
+
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "n" * 256])
 def test_name_that_no_folder_can_have_is_found_before_the_work(place, capsys, name):
     assert main(["benchmark", f"{name}=A.pth", "--runs", "0", "-o", "new", "--data", "datasets/Photos"]) == 2

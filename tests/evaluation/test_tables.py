@@ -58,3 +58,19 @@ def test_a_wide_table_is_split():
     assert text.count("method number 3") == len(text.split("\n\n")) > 1
     assert "\n\n" not in Table(header, rows).text(400)
     assert Table(header, rows).text() == Table(header, rows).text(400)
+
+
+def test_long_names_leave_room_for_the_scores_in_a_terminal():
+    name = "test_SISR_ClassicDIV2K_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_48_lr5e_4"
+    table = Table(["data set", "method", "PSNR", "SSIM"], [["Set5", "bicubic", "33.67", "0.9303"]], words=2)
+    table = Table(table.header, [*table.rows, ["Set5", name, "38.00", "0.9605"]], words=2)
+    text = table.text(80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\n\n" not in text
+    assert "  38.00  0.9605" in text
+    assert name[:15] in text
+    assert name[-15:] in text
+    assert name in table.text()
+    assert name in table.markdown()
+    alike = [[f"{'a' * 100}{k}{'b' * 100}", "38.00"] for k in range(2)]
+    assert all(name in Table(["method", "PSNR"], alike).text(80) for name, _ in alike)

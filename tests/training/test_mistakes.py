@@ -56,7 +56,7 @@ def as_test_file(options):
         ("datasets.train", {"dataset_enlarge_ratio": 2}, "dataset_enlarge_ratio"),
         ("datasets.val", {"filename_tmpl": "{}x4"}, "filename_tmpl"),
         ("path", {"pretrain_network_g": "notes.txt"}, "path.pretrain_network_g: notes.txt"),
-        ("path", {"pretrain_network_g": "weights.pth", "param_key_g": "params_ema"}, "path.pretrain_network_g"),
+        ("path", {"pretrain_network_g": "weights.pth", "param_key_g": "params_ema"}, "path.param_key_g to params"),
         ("path", {"resume_state": "weights.pth"}, "path.resume_state"),
         ("train", {"teacher_opt": {"path": "notes.txt"}}, "train.teacher_opt"),
         ("train", {"perceptual_opt": {"type": "PerceptualLoss", "layer_weights": 1}}, "train.perceptual_opt"),
