@@ -16,7 +16,7 @@ import yaml
 
 from dlgsanet.archs.checkpoint import network_options, read_checkpoint
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, within
 from dlgsanet.evaluation.complexity import input_size, multiply_accumulates, parameters
 from dlgsanet.evaluation.networks import network_of, registered_network
 from dlgsanet.evaluation.rows import BICUBIC, Row, means
@@ -69,7 +69,7 @@ def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations
     options: dict[str, Any] = copy.deepcopy(dict(base))
     network = options.get("network_g", {})
     if network.get("type") != "DLGSANet" or network.get("buildblock_type") != "sparseedge":
-        raise UserError("ablations start from a file of the paper's network: DLGSANet, buildblock_type: sparseedge")
+        raise UserError("network_g: ablations are of the paper's network: DLGSANet, buildblock_type: sparseedge")
     network.pop("topk_ratio", None)
     network |= {"idynamic": True, "activation": "relu"} | VARIANTS[variant]
     if variant in ONE_KIND:
@@ -120,7 +120,8 @@ def ablate(
     made = {}
     for variant in variants:
         for seed in seeds:
-            options = variant_options(base, variant, seed, iterations)
+            with within(file):
+                options = variant_options(base, variant, seed, iterations)
             path = folder / "options" / f"{options['name']}.yml"
             write_whole(path, yaml.safe_dump(options, sort_keys=False).encode())
             made[variant, seed] = path

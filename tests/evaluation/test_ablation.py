@@ -144,6 +144,7 @@ def test_runs_of_other_lengths_are_other_runs(base):
         (None, "logger", None),
         (None, "val", 3),
         (None, "network_g", 3),
+        (None, "network_g", {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 2}),
         (None, "name", None),
     ],
 )
