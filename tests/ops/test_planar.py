@@ -103,6 +103,22 @@ def test_the_estimate_of_what_training_keeps_under_autocast(dtype):
     assert mean < estimate < 1.15 * mean
 
 
+def test_frozen_filters_are_prepared_once(monkeypatch):
+    """The convolution gets them in the dtype of its sums, which its kernels take as they are."""
+    given = []
+    convolve = planar.convolve
+    monkeypatch.setattr(planar, "convolve", lambda functions, *call: (given.append(call[0]), convolve(None, *call))[1])
+    layer = MHDLSA(12, 3, 6).bfloat16()
+    ops.freeze(layer)
+    with torch.no_grad():
+        for _ in range(2):
+            PLANAR.infer(layer.record(), torch.randn(1, 12, 9, 10).bfloat16())
+    (first, second), dtypes = given, {t.dtype for t in (given[0].weight, given[0].bias)}
+    assert dtypes == {torch.float32}
+    assert first.weight is second.weight
+    assert first.bias is second.bias
+
+
 @pytest.mark.parametrize("rows", [50, 7])
 def test_sums_under_autocast_are_exact(rows, monkeypatch):
     """In one strip and in several; float16 has no room for the sums of squares."""

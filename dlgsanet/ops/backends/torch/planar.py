@@ -24,7 +24,7 @@ from dlgsanet.ops.backends.torch.mixing import in_heads
 from dlgsanet.ops.backends.torch.strip_rows import fits, rows_of_strip
 from dlgsanet.ops.cached_tensors import cached_tensors
 from dlgsanet.ops.constants import LAYER_NORM_EPS
-from dlgsanet.ops.records import ChannelAttention, GatedFeedForward, Layer, LocalAttention, dynamic_conv_of
+from dlgsanet.ops.records import ChannelAttention, FusedDynamicConv, GatedFeedForward, Layer, LocalAttention
 from dlgsanet.ops.windows import window_starts
 
 NORM_EPS = 1e-24  # added to sums of squares; torch.nn.functional.normalize keeps norms above 1e-12
@@ -80,10 +80,17 @@ def local_attention(
     y, z = project(x, weight, bias).split([x.shape[1], squeezed], 1)
     padding = layer.window_size // 2
     z = F.conv2d(z, layer.spatial_weight, layer.spatial_bias, padding=padding, groups=squeezed)
-    convolution = dynamic_conv_of(layer, z)
+    weight, bias = _filter_weights(layer)
+    convolution = FusedDynamicConv(z, weight, bias, layer.window_size)
     filtered = convolve(None, convolution, y)
     del y, z, convolution
     return add_projection(x, filtered, layer.proj_out)
+
+
+def _filter_weights(layer: LocalAttention) -> tuple[Tensor, Tensor]:
+    """Weight [G * K * K, D] and bias of the filters, in the dtype in which the convolution forms its sums."""
+    weight, bias = layer.filter_weight, layer.filter_bias
+    return derived(lambda: (_exact(weight.flatten(1)), _exact(bias)), bias, weight)
 
 
 def _features(x: Tensor, weight: Tensor, bias: Tensor, depthwise: Tensor) -> Tensor:
@@ -155,17 +162,17 @@ def gated_feed_forward(layer: GatedFeedForward, x: Tensor, steps: Steps = STEPS)
     def compute(x: Tensor) -> Tensor:
         return steps.feed_forward(x, weight, bias, layer.depthwise, layer.proj_out)
 
-    return _in_strips(compute, x, halo=1, floats=2.5 * len(layer.proj_in))
+    return in_strips(compute, x, halo=1, floats=2.5 * len(layer.proj_in))
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor, steps: Steps = STEPS) -> Tensor:
     """One projection computes y and its squeezed form, because ``squeeze(proj_in(x))`` is a projection of x too."""
-    weight, bias = derived(lambda: _fold_squeezed(layer), *layer[:5])
+    weight, bias = derived(lambda: fold_squeezed(layer), *layer[:5])
 
     def compute(x: Tensor) -> Tensor:
         return steps.local_attention(layer, x, weight, bias)
 
-    return _in_strips(compute, x, halo=layer.window_size // 2, floats=4 * x.shape[1])
+    return in_strips(compute, x, halo=layer.window_size // 2, floats=4 * x.shape[1])
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor, steps: Steps = STEPS) -> Tensor:
@@ -198,7 +205,7 @@ def _attend_everywhere(layer: ChannelAttention, x: Tensor, steps: Steps) -> Tens
     def compute(x: Tensor) -> Tensor:
         return apply(x, features_of(x, slice(2 * channels, None)))
 
-    return _in_strips(compute, x, halo=1, floats=9 * channels)
+    return in_strips(compute, x, halo=1, floats=9 * channels)
 
 
 def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int, steps: Steps) -> Tensor:
@@ -315,7 +322,7 @@ def _exact(x: Tensor) -> Tensor:
     return x.to(accumulation_dtype(x.dtype))
 
 
-def _fold_squeezed(layer: LocalAttention) -> tuple[Tensor, Tensor]:
+def fold_squeezed(layer: LocalAttention) -> tuple[Tensor, Tensor]:
     """Weight and bias of the projection to y and to its squeezed form."""
     weight, bias = _fold(layer.norm_weight, layer.norm_bias, layer.proj_in)
     squeeze = layer.squeeze_weight.flatten(1)
@@ -362,7 +369,7 @@ def _strips(x: Tensor, halo: int, floats: float) -> list[tuple[Rows, Tensor]]:
     return strips
 
 
-def _in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, halo: int, floats: float) -> Tensor:
+def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, halo: int, floats: float) -> Tensor:
     """``compute(x)``, of x's shape, strip by strip. Zero padding is right only at the border."""
     strips = _strips(x, halo, floats)
     if len(strips) == 1:
