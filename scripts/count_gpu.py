@@ -10,9 +10,9 @@ not counted. Each moves the bytes of its inputs and results once, as if caches h
 image in another order of axes. Memory is the most that tensors hold at once, weights included; the workspace of
 libraries and the fragmentation of the allocator come on top.
 
-With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels, and so is the gated feed-forward
-layer without gradients; channel attention is three. Without, PyTorch computes them. With `--triton` the layers have
-Triton's kernels, each one operator.
+With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels. So is the gated feed-forward layer
+without gradients; local attention is two, and channel attention three. Without, PyTorch computes them. With `--triton`
+the layers have Triton's kernels, each one operator.
 """
 
 import argparse
@@ -35,10 +35,10 @@ from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions, cuda
-from dlgsanet.ops.backends.cuda import channel_attention, feed_forward
+from dlgsanet.ops.backends import Backend, ConvolutionFunctions, cuda
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.torch import strip_rows
+from dlgsanet.ops.records import OPERATIONS
 
 SMALL = 1 << 16  # tensors of fewer elements are not images
 ALLOCATIONS = {
@@ -205,12 +205,10 @@ def _backends(counted: Counted, kernels: bool, reference: bool, triton: bool) ->
         def launch(self, kernel: str, blocks: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
             counted.start(kernel, arguments)
 
-    attention = LayerFunctions(channel_attention.channel_attention, None)
     stand_in = Backend(
         name="cuda",
         unsuited=lambda record, x, training: cuda.no_layer(record, x),
-        channel_attention=None if reference else attention,
-        gated_feed_forward=None if reference else LayerFunctions(feed_forward.gated_feed_forward, None),
+        **{} if reference else {OPERATIONS[kind]: cuda.BACKEND.functions(kind) for kind in cuda.LAYERS},
         fused_dynamic_depthwise_conv=ConvolutionFunctions(
             lambda record, x: operator.fused_dynamic_depthwise_conv(x, *record),
             lambda record, x, grad: operator.fused_dynamic_depthwise_conv_backward(grad, x, *record),

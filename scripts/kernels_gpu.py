@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 from dlgsanet.archs.feed_forward import GDFN
+from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.archs.sizes import SIZES, size_options
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda, gradients, verdicts
-from dlgsanet.ops.backends.cuda import feed_forward, first_use
+from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use, local_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import FusedDynamicConv, tensors_of
@@ -97,8 +98,11 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
             found.append(Recorded(self.instance, kernel, blocks, threads, shared_bytes))
 
     x, convolution = call(size, dtype, batch, height, width, "meta")
-    layer = GDFN(x.shape[1]).to(device="meta", dtype=dtype).record()
-    attention = SparseGSA(x.shape[1], tlc_kernel=48).eval().to(device="meta", dtype=dtype).record()
+    layers = {
+        feed_forward: GDFN(x.shape[1]),
+        channel_attention: SparseGSA(x.shape[1], tlc_kernel=48).eval(),
+        local_attention: MHDLSA(x.shape[1]),
+    }
     cuda.forget_plans()
     with (
         mock.patch.object(cuda_modules, "load", Recorder),
@@ -110,9 +114,11 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
     ):
         cuda.BACKEND.convolve(convolution, x)
         cuda.BACKEND.convolve_backward(convolution, x, x)
-        for path in cuda.OF_LAYERS:
-            if not cuda.no_tensor_cores(path, dtype, x.device):
-                cuda.PATHS[path](layer if path.startswith(feed_forward.EXACT) else attention, x, x)
+        for kernels, layer in layers.items():
+            record = layer.to(device="meta", dtype=dtype).record()
+            for path in (kernels.EXACT, kernels.ROUNDED):
+                if not cuda.no_tensor_cores(path, dtype, x.device):
+                    cuda.PATHS[path](record, x, x)
     cuda.forget_plans()
     return list(dict.fromkeys(found))
 

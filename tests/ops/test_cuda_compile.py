@@ -13,7 +13,7 @@ import torch
 
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda
-from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use
+from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use, local_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
@@ -48,6 +48,8 @@ BUDGET = {
     "attention_matrices": (48, 0),
     "attention_values": (255, 72),
     "gated_feed_forward": (255, 120),
+    "local_projection": (208, 16),
+    "local_attention": (255, 64),
     "sum_grad_z": (48, 0),
     "sum_grad_expansion": (32, 0),
 }
@@ -85,12 +87,16 @@ def instances(
     cuda.BACKEND.convolve(plain, x)
     cuda.BACKEND.convolve_backward(plain, x, x)
     layers = {feed_forward.EXACT: calls.feed_forward((1, *size), channels, 2 * channels, seed=0)}
-    if channels != ONE_GROUP[0]:
+    if groups > 1:
+        layers[local_attention.EXACT] = calls.local_attention(
+            (1, *size), groups, channels // groups, features, window, 0
+        )
         layers[channel_attention.EXACT] = calls.channel_attention((1, *size), 6, channels // 6, "relu", 48, seed=0)
     for first, call in layers.items():
         for path in cuda.OF_LAYERS:
-            if path.startswith(first) and not cuda.no_tensor_cores(path, dtype, x.device):
-                cuda.PATHS[path](*call.map(lambda t: t.to(dtype))[:2], x)
+            record, x, _ = call.map(lambda t: t.to(dtype))
+            if path.startswith(first) and not (cuda.no_tensor_cores(path, dtype, x.device) or cuda.no_layer(record, x)):
+                cuda.PATHS[path](record, x, x)
     cuda.forget_plans()
     return wanted
 
@@ -139,7 +145,7 @@ def test_every_launch_fits_shared_memory(monkeypatch, dtype, architecture):
 
 def test_nothing_is_compiled_for_another_image_size(monkeypatch):
     small = instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(1, 1))
-    assert len(small) == 12
+    assert len(small) == 14
     assert instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(37, 100)) == small
 
 
@@ -228,7 +234,7 @@ def test_the_table_of_kernels(kernels_gpu, monkeypatch, capsys):
     assert kernels_gpu.main() == 0
     _, _, *lines = capsys.readouterr().out.splitlines()
     rows = {kernel: list(map(float, figures)) for _, _, kernel, *figures, _ in (re.split(r" *\| *", x) for x in lines)}
-    of_layers = [name for name in BUDGET if name.startswith(("gated", "attention"))]
+    of_layers = [name for name in BUDGET if name.startswith(("gated", "attention", "local"))]
     assert set(rows) == {
         *(name for name in BUDGET if not name.startswith("plain")),
         *(f"{name}, exact" for name in of_layers),

@@ -18,7 +18,7 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import choice, cuda, reference, triton, verdicts
-from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use
+from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use, local_attention
 from dlgsanet.ops.backends.torch import planar
 from dlgsanet.ops.records import map_tensors
 from tests.archs.golden_network import golden_network
@@ -373,6 +373,23 @@ def test_channel_attention_in_cuda_kernels_follows_the_reference(heads, dtype, s
             assert torch.equal(got, again)
 
 
+@pytest.mark.parametrize("layer", [(8, 6, 12, 7), (15, 6, 22, 7), (3, 2, 16, 5), (5, 4, 1, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(2, 61, 64), (1, 37, 33), (3, 1, 1)], ids=str)
+def test_local_attention_in_cuda_kernels_follows_the_reference(layer, dtype, size):
+    """With ragged tiles and rounds that are not full; the same every time."""
+    call = calls.local_attention(size, *layer, seed=0).map(lambda t: t.to(dtype))
+    with torch.no_grad():
+        want = reference.BACKEND.infer(map_tensors(call.record, Tensor.double), call.x.double())
+        record, x, _ = call.map(Tensor.cuda)
+        assert cuda.BACKEND.refuses(record, x) is None
+        for kernels in (local_attention.EXACT, local_attention.ROUNDED)[dtype != torch.float32 :]:
+            got, again = (local_attention.dynamic_local_attention(record, x, kernels) for _ in range(2))
+            most = verdicts.TENSOR_CORE_TOLERANCE if kernels == local_attention.ROUNDED else 2 * TOLERANCE[dtype]
+            assert relative_error((got.cpu(),), (want,)) <= max(most, TOLERANCE[dtype])
+            assert torch.equal(got, again)
+
+
 @pytest.mark.parametrize("lower", [False, True], ids=["float32", "autocast"])
 def test_the_feed_forward_layer_is_chosen_and_captured(monkeypatch, tmp_path, lower):
     """The faster of the kernel and the next backend; where nothing is timed, the kernel is captured and replayed."""
@@ -432,9 +449,11 @@ def test_compute_sanitizer_finds_nothing(tool):
         "for size in (1, 9, 17), (2, 8, 16):\n"
         "    gated = calls.feed_forward(size, 13, 21, seed=1).map(torch.Tensor.cuda)\n"
         "    attention = calls.channel_attention(size, 3, 5, 'relu', 9, seed=1).map(torch.Tensor.cuda)\n"
+        "    local = calls.local_attention(size, 5, 2, 3, 7, seed=1).map(torch.Tensor.cuda)\n"
         "    for path in cuda.OF_LAYERS:\n"
         "        with torch.no_grad():\n"
-        "            cuda.PATHS[path](*(gated if path.startswith('gated') else attention))\n"
+        "            call = {'g': gated, 'c': attention, 'l': local}[path[0]]\n"
+        "            cuda.PATHS[path](*call)\n"
         "print('ran to its end')\n"
     )
     done = subprocess.run(

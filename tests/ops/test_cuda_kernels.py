@@ -289,7 +289,7 @@ def test_every_dtype_and_window(emulate, operation, shape, window, dtype):
     check_definition(emulate, operation, (*shape[:4], window, *shape[5:]), dtype)
 
 
-LAYERS = ("gated", "channel_attention")  # beginnings of the names of their sources
+LAYERS = ("gated", "channel_attention", "local_attention")  # beginnings of the names of their sources
 
 
 def barriers(layer: str = "") -> list[str]:

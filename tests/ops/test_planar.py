@@ -197,8 +197,8 @@ def count():
 def test_operators_and_bytes_without_kernels(count):
     """Commit f1178c1: 590 operators and 14.9 GB with CUDA kernels, else 1499 and 42.7 GB."""
     one, all_in_pytorch = (count("inference", "Tiny", 4, "320x180", kernels=kernels) for kernels in (True, False))
-    assert one.operators.total() <= 205
-    assert one.bytes <= 4.8e9
+    assert one.operators.total() <= 80
+    assert one.bytes <= 1.65e9
     assert all_in_pytorch.operators.total() <= 360
     assert all_in_pytorch.bytes <= 22.7e9
     for counted in (one, all_in_pytorch):
@@ -209,8 +209,8 @@ def test_operators_and_bytes_without_kernels(count):
 def test_operators_and_bytes_with_triton(count):
     pytest.importorskip("triton")
     counted = count("inference", "Tiny", 4, "320x180", kernels=True, triton=True)
-    assert counted.operators.total() <= 86
-    assert counted.bytes <= 2.7e9
+    assert counted.operators.total() <= 72
+    assert counted.bytes <= 1.5e9
     assert counted.layout_copies == 0
 
 

@@ -1,4 +1,4 @@
-"""The dynamic convolution and two layers without gradients on NVIDIA GPUs, by the CUDA kernels in `kernels/`.
+"""The dynamic convolution, and layers without gradients on NVIDIA GPUs, by the CUDA kernels in `kernels/`.
 
 The fused kernels form filters from z in registers and never write them to memory. The sources describe the design.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dlgsanet.ops import tf32
 from dlgsanet.ops.backends import NO_LAYER, Backend, ConvolutionFunctions, LayerFunctions, choice
-from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use
+from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use, local_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.first_use import Use
 from dlgsanet.ops.backends.cuda.modules import SCALARS, Instance, Launch, Module
@@ -23,6 +23,8 @@ from dlgsanet.ops.records import (
     DynamicConv,
     FusedDynamicConv,
     GatedFeedForward,
+    Layer,
+    LocalAttention,
     Record,
     tensors_of,
 )
@@ -57,9 +59,13 @@ ENOUGH_BLOCKS = 384  # to fill a GPU; more would only need more scratch memory
 SUMS_IN_REGISTERS = 84  # of a filter row, as 32-bit numbers
 TWO_BLOCKS_FROM = 128 << 10  # with this many bytes of shared memory, two blocks of fused_grad_x share them
 
-LAYERS: dict[type, Any] = {GatedFeedForward: feed_forward, ChannelAttention: channel_attention}
-EXACT = (feed_forward.EXACT, channel_attention.EXACT)  # of layers
-OF_LAYERS = (*EXACT, feed_forward.ROUNDED, channel_attention.ROUNDED)
+LAYERS: dict[type, Any] = {
+    GatedFeedForward: feed_forward,
+    ChannelAttention: channel_attention,
+    LocalAttention: local_attention,
+}
+EXACT = tuple(layer.EXACT for layer in LAYERS.values())
+OF_LAYERS = (*EXACT, *(layer.ROUNDED for layer in LAYERS.values()))
 FORWARD_MMA, BACKWARD_MMA = "fused forward on tensor cores", "fused backward on tensor cores"
 
 
@@ -85,7 +91,7 @@ def _unsuited(record: Record, x: Tensor, training: bool) -> str | None:
         return "a tensor is empty"
     if x.dtype not in SCALARS:
         return f"it has no kernels for {x.dtype}"
-    assert isinstance(record, DynamicConv | FusedDynamicConv | GatedFeedForward | ChannelAttention)
+    assert isinstance(record, DynamicConv | FusedDynamicConv | Layer)
     if isinstance(record, DynamicConv | FusedDynamicConv):
         window_size = record.filters.shape[2] if isinstance(record, DynamicConv) else record.window_size
         if window_size not in WINDOW_SIZES:
@@ -113,9 +119,7 @@ def unusable(device: torch.device) -> str | None:
     return None
 
 
-def refused_kernels(
-    convolution: DynamicConv | FusedDynamicConv | GatedFeedForward | ChannelAttention, x: Tensor, training: bool
-) -> str | None:
+def refused_kernels(convolution: DynamicConv | FusedDynamicConv | Layer, x: Tensor, training: bool) -> str | None:
     """Why the kernels for a call are not used, or failed at their first use on this GPU, or None."""
     if layer := LAYERS.get(type(convolution)):
         path = layer.path(x)
@@ -241,11 +245,18 @@ PATHS: dict[str, first_use.Run] = {
     channel_attention.ROUNDED: lambda layer, x, grad: (
         channel_attention.channel_attention(layer, x, channel_attention.ROUNDED),
     ),
+    local_attention.EXACT: lambda layer, x, grad: (
+        local_attention.dynamic_local_attention(layer, x, local_attention.EXACT),
+    ),
+    local_attention.ROUNDED: lambda layer, x, grad: (
+        local_attention.dynamic_local_attention(layer, x, local_attention.ROUNDED),
+    ),
 }
 
 BACKEND = Backend(
     name="cuda",
     unsuited=unsuited,
+    dynamic_local_attention=LayerFunctions(local_attention.dynamic_local_attention, None),
     channel_attention=LayerFunctions(channel_attention.channel_attention, None),
     gated_feed_forward=LayerFunctions(feed_forward.gated_feed_forward, None),
     dynamic_depthwise_conv=ConvolutionFunctions(dynamic_depthwise_conv, dynamic_depthwise_conv_backward),
@@ -282,7 +293,7 @@ def _on_tensor_cores(path: str, convolution: FusedDynamicConv, x: Tensor) -> boo
 
 def forget_plans() -> None:
     """Plan all launches again, after what loads modules was replaced."""
-    for planned in (plan, feed_forward.plan, channel_attention.plan):
+    for planned in (plan, *(layer.plan for layer in LAYERS.values())):
         planned.cache_clear()
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlgsanet.ops import autocast
 from dlgsanet.ops.backends import reference, verdicts
-from dlgsanet.ops.backends.cuda import channel_attention
+from dlgsanet.ops.backends.cuda import channel_attention, local_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.verdicts import (
     TENSOR_CORE_TOLERANCE,
@@ -20,7 +20,16 @@ from dlgsanet.ops.backends.verdicts import (
     largest_difference,
     warn,
 )
-from dlgsanet.ops.records import ChannelAttention, DynamicConv, FusedDynamicConv, GatedFeedForward, Record, map_tensors
+from dlgsanet.ops.records import (
+    ChannelAttention,
+    DynamicConv,
+    FusedDynamicConv,
+    GatedFeedForward,
+    Layer,
+    LocalAttention,
+    Record,
+    map_tensors,
+)
 
 # (batch, height, width): rows that can be moved in whole quads and ragged tiles, and rows that cannot.
 SIZES = [(1, 27, 20), (2, 9, 35)]
@@ -44,6 +53,8 @@ def use_of(path: str, dtype: torch.dtype, layer: tuple[int, int, int, int], devi
         return Use(path, dtype, (channels, 2 * channels), device)
     if path.startswith(channel_attention.EXACT):
         return Use(path, dtype, (channels, HEADS), device)
+    if path.startswith(local_attention.EXACT):
+        return Use(path, dtype, layer, device)
     return Use(path, dtype, (window, channels // groups, 0 if path.startswith("plain") else features), device)
 
 
@@ -109,6 +120,16 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record,
         norm, weight = (random(channels), random(channels)), random(3 * channels, channels, 1, 1) / channels**0.5
         rest = random(3 * channels, 1, 3, 3) / 3, random(heads, 1, 1), random(channels, channels, 1, 1) / channels**0.5
         return ChannelAttention(*norm, weight, *rest, activation="relu", topk_ratio=1, window=WINDOW), x, x
+    if use.path.startswith(local_attention.EXACT):
+        channels, groups, features, window = use.sizes
+        taps = window**2
+        x = random(batch, channels, height, width)
+        norm, proj_in = (random(channels), random(channels)), random(channels, channels, 1, 1) / channels**0.5
+        squeeze = random(features, channels, 1, 1) / channels**0.5, random(features)
+        spatial = random(features, 1, window, window) / window, random(features)
+        filters = random(groups * taps, features, 1, 1) / features**0.5, random(groups * taps)
+        proj_out = random(channels, channels, 1, 1) / channels**0.5
+        return LocalAttention(*norm, proj_in, *squeeze, *spatial, *filters, proj_out, window), x, x
     (window, channels, features), groups = use.sizes, 2
     taps = window**2
     x, grad = (random(batch, groups * channels, height, width) for _ in range(2))
@@ -121,7 +142,7 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record,
 
 
 def _reference(record: Any, x: Tensor, grad: Tensor, backward: bool) -> tuple[Tensor, ...]:
-    if isinstance(record, GatedFeedForward | ChannelAttention):
+    if isinstance(record, Layer):
         return (reference.BACKEND.infer(record, x),)
     if backward:
         return reference.BACKEND.convolve_backward(record, x, grad)

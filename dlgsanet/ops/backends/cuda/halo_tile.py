@@ -113,11 +113,15 @@ def pack(matrices: Tensor, bias: Tensor, filters: Tensor) -> Tensor:
         bias: [chunks, parts, ROWS] of the projection, in float32.
         filters: [chunks, parts, ROWS, numbers], of `taps`.
     """
+    return torch.cat([words(matrices), *(t.flatten(1).view(torch.int32) for t in (bias, filters))], 1)
+
+
+def words(matrices: Tensor) -> Tensor:
+    """Factors [chunks, matrices, ROWS, terms] as lanes read them: [chunks, words]."""
     chunks, count, _, terms = matrices.shape
     # Lane 4 g + t has the rows g and g + 8, of the columns of word t of either half.
-    factors = matrices.view(chunks, count, 2, ROWS // 2, 2, 4, terms // 8).permute(0, 1, 3, 5, 4, 2, 6)
-    factors = factors.reshape(chunks, -1)
-    return torch.cat([t.view(torch.int32) for t in (factors, bias.flatten(1), filters.flatten(1))], 1)
+    lanes = matrices.view(chunks, count, 2, ROWS // 2, 2, 4, terms // 8).permute(0, 1, 3, 5, 4, 2, 6)
+    return lanes.reshape(chunks, -1).view(torch.int32)
 
 
 def pairs(filters: Tensor, dtype: torch.dtype) -> Tensor:

@@ -43,6 +43,47 @@ struct alignas(2 * sizeof(T)) Pair {
   T v[2];
 };
 
+// Of a pixel's channels, which four lanes share, lane t has kValues.
+__device__ __forceinline__ int channel_of(int i, int t) {
+  return i / kNeighbours * 4 * kNeighbours + t * kNeighbours + i % kNeighbours;
+}
+
+// at: a pixel, in the first channel of this lane.
+__device__ __forceinline__ void read_channels(float (&values)[kValues], const Scalar* __restrict__ at,
+                                              unsigned channel_stride, bool inside) {
+#pragma unroll
+  for (int i = 0; i < kValues; i++) {
+    Scalar value = {};
+    if (inside && channel_of(i, threadIdx.x % 4) < CHANNELS) value = at[(long long)channel_of(i, 0) * channel_stride];
+    values[i] = widen(value);
+  }
+}
+
+// Pixels less their mean, over their standard deviation.
+template <int kCount>
+__device__ __forceinline__ void standardise(float (&values)[kCount][kValues]) {
+  const int t = threadIdx.x % 4;
+#pragma unroll
+  for (int n = 0; n < kCount; n++) {
+    float mean = 0, variance = 0;  // over the channels, which four lanes share
+#pragma unroll
+    for (int i = 0; i < kValues; i++) mean += values[n][i];
+#pragma unroll
+    for (int mask = 1; mask < 4; mask *= 2) mean += __shfl_xor_sync(0xffffffffu, mean, mask);
+    mean *= 1.0f / CHANNELS;
+#pragma unroll
+    for (int i = 0; i < kValues; i++) {
+      values[n][i] = channel_of(i, t) < CHANNELS ? values[n][i] - mean : 0;
+      variance += values[n][i] * values[n][i];
+    }
+#pragma unroll
+    for (int mask = 1; mask < 4; mask *= 2) variance += __shfl_xor_sync(0xffffffffu, variance, mask);
+    const float scale = rsqrtf(variance * (1.0f / CHANNELS) + EPS);
+#pragma unroll
+    for (int i = 0; i < kValues; i++) values[n][i] *= scale;
+  }
+}
+
 // Strides between channels have 32 bits, so that an address takes one instruction.
 struct Tile {
   int left, top, batch;
@@ -67,12 +108,7 @@ struct Tile {
       const bool inside = pixel < kHaloPixels && (unsigned)row < (unsigned)height && (unsigned)column < (unsigned)width;
       const Scalar* at = x + (long long)row * width + column + (long long)t * kNeighbours * channel_stride;
       keep(at);
-#pragma unroll
-      for (int i = 0; i < kValues; i++) {
-        Scalar value = {};
-        if (inside && channel_of(i, t) < CHANNELS) value = at[(long long)channel_of(i, 0) * channel_stride];
-        values[n][i] = widen(value);
-      }
+      read_channels(values[n], at, channel_stride, inside);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const int of_sum = first + t * 2 + i;
@@ -81,25 +117,7 @@ struct Tile {
         if (of_sum < kHaloPixels && !(has_row && has_column)) outside |= 1u << (n * 2 + i);
       }
     }
-#pragma unroll
-    for (int n = 0; n < kProjected; n++) {
-      float mean = 0, variance = 0;  // over the channels, which four lanes share
-#pragma unroll
-      for (int i = 0; i < kValues; i++) mean += values[n][i];
-#pragma unroll
-      for (int mask = 1; mask < 4; mask *= 2) mean += __shfl_xor_sync(0xffffffffu, mean, mask);
-      mean *= 1.0f / CHANNELS;
-#pragma unroll
-      for (int i = 0; i < kValues; i++) {
-        values[n][i] = channel_of(i, t) < CHANNELS ? values[n][i] - mean : 0;
-        variance += values[n][i] * values[n][i];
-      }
-#pragma unroll
-      for (int mask = 1; mask < 4; mask *= 2) variance += __shfl_xor_sync(0xffffffffu, variance, mask);
-      const float scale = rsqrtf(variance * (1.0f / CHANNELS) + EPS);
-#pragma unroll
-      for (int i = 0; i < kValues; i++) values[n][i] *= scale;
-    }
+    standardise(values);
     return outside;
   }
 
@@ -142,10 +160,5 @@ struct Tile {
         }
       }
     }
-  }
-
- private:
-  static __device__ __forceinline__ int channel_of(int i, int t) {
-    return i / kNeighbours * 4 * kNeighbours + t * kNeighbours + i % kNeighbours;
   }
 };

@@ -13,9 +13,8 @@ struct Places {
   int to, from;
 
   __device__ __forceinline__ Places() {
-    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
     to = place_of_values();
-    from = lane % 4 * kValueStride + warp * kColumns + lane / 4;
+    from = place_in_row();
     keep(to);
     keep(from);
   }
@@ -27,9 +26,6 @@ struct Places {
 
   // Factors b of kTerms channels.
   __device__ __forceinline__ void load(unsigned (&b)[kAdded][2], const unsigned* values) const {
-#pragma unroll
-    for (int n = 0; n < kAdded; n++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) b[n][i] = values[from + i * 4 * kValueStride + n * kValueHalf];
+    load_values(b, values + from);
   }
 };

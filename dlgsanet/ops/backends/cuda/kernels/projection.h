@@ -19,6 +19,17 @@ __device__ __forceinline__ unsigned as_factor<float>(const float* numbers) {
   return EXACT ? (__float_as_uint(numbers[0]) + 2) & ~3u : to_tf32(numbers[0]);
 }
 
+// Factors b of products, for groups of 8 pixels.
+template <int kCount>
+__device__ __forceinline__ void as_factors(unsigned (&factors)[kSteps][kCount][2],
+                                           const float (&values)[kCount][kValues]) {
+#pragma unroll
+  for (int n = 0; n < kCount; n++)
+#pragma unroll
+    for (int i = 0; i < kValues / kNeighbours; i++)
+      factors[i / 2][n][i % 2] = as_factor<Scalar>(values[n] + i * kNeighbours);
+}
+
 __device__ __forceinline__ unsigned rest_of(unsigned factor) {
   return __float_as_uint(__uint_as_float(factor) - __uint_as_float(factor & 0xffffe000u));
 }
@@ -65,6 +76,20 @@ constexpr int kValueStride = kPixels + 8, kValueHalf = kPixels / 2 + 8;
 static_assert(kValueStride % 32 == 8, "rows that neighbouring lanes access are in different banks");
 static_assert(TILE_HEIGHT == 8 && kWarps * 2 == kRows && kAdded == 2, "a warp multiplies a row of the tile");
 
+// Where a lane finds values of its warp's row of the tile.
+__device__ __forceinline__ int place_in_row() {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  return lane % 4 * kValueStride + warp * kColumns + lane / 4;
+}
+
+// Factors b of kTerms channels; values: from the place above on.
+__device__ __forceinline__ void load_values(unsigned (&b)[kAdded][2], const unsigned* values) {
+#pragma unroll
+  for (int n = 0; n < kAdded; n++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) b[n][i] = values[i * 4 * kValueStride + n * kValueHalf];
+}
+
 // A chunk has 16 channels of each of kParts. Its weights, in words: matrices of the projection, then kMore of the
 // kernel's own, as factors a of products, [kMatrices][kWarp][4]; the bias of the projection as float,
 // [kParts][kRows]; the filters, [kParts][kRows][kFilter].
@@ -81,11 +106,7 @@ struct Projection {
                                         int height, int width) {
     float values[kProjected][kValues];
     outside = tile.normalise(values, x, channel_stride, height, width);
-#pragma unroll
-    for (int n = 0; n < kProjected; n++)
-#pragma unroll
-      for (int i = 0; i < kValues / kNeighbours; i++)
-        normalised[i / 2][n][i % 2] = as_factor<Scalar>(values[n] + i * kNeighbours);
+    as_factors(normalised, values);
   }
 
   // Of the projection; weights: of the chunk.

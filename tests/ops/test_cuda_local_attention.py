@@ -1,0 +1,186 @@
+"""The CUDA kernels of local attention without a GPU: in the emulator against float64, and which calls they take."""
+
+import itertools
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dlgsanet import ops
+from dlgsanet.archs.mhdlsa import MHDLSA
+from dlgsanet.ops.backends import NO_LAYER, cuda, reference
+from dlgsanet.ops.backends.cuda import first_use, local_attention
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.backends.torch import planar
+from dlgsanet.ops.records import LocalAttention, map_tensors
+from tests.ops import calls
+from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
+from tests.ops.test_cuda_feed_forward import TF32_TOLERANCE, channels_last, misaligned, strip
+from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, sparse, sparse_image
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+
+RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def check(call: calls.Call, dtype: torch.dtype = torch.float32, layout: Callable[[Tensor], Tensor] = lambda t: t):
+    """The kernels give what the reference gives in float64."""
+    record, x, _ = call.map(lambda t: t.to(dtype))
+    with torch.no_grad():
+        expected = reference.BACKEND.infer(map_tensors(record, Tensor.double), x.double())
+        for kernels in (local_attention.EXACT, local_attention.ROUNDED):
+            if kernels == local_attention.EXACT and dtype != torch.float32:
+                continue
+            out = local_attention.dynamic_local_attention(record, layout(x), kernels)
+            assert out.dtype == dtype
+            most = max(TOLERANCE[dtype], TF32_TOLERANCE if kernels == local_attention.ROUNDED else 0)
+            assert relative_error((out,), (expected,)) <= most, kernels
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernels_follow_the_reference(emulate, dtype, order):
+    """Two rounds of groups, of which the last has one."""
+    emulate(order)
+    check(calls.local_attention(RAGGED, 5, share=2, squeezed=3, window_size=7, seed=1), dtype)
+    check(calls.local_attention((2, 16, 6), 5, share=2, squeezed=3, window_size=7, seed=1), dtype)
+
+
+@pytest.mark.parametrize(("groups", "squeezed"), [(8, 12), (15, 22)])
+def test_published_sizes(emulate, groups, squeezed):
+    emulate()
+    check(calls.local_attention((1, 5, 19), groups, 6, squeezed, window_size=7, seed=2))
+
+
+@settings(deadline=None, max_examples=5)
+@given(
+    size=st.tuples(st.integers(1, 2), st.integers(1, 18), st.integers(1, 34)),
+    layer=st.sampled_from([(1, 3, 1, 3), (5, 4, 16, 5)]),  # each is compiled
+    seed=st.integers(0, 1000),
+)
+def test_any_size(size, layer, seed):
+    with pytest.MonkeyPatch.context() as patch:
+        local_attention.plan.cache_clear()
+        patch.setattr(cuda_modules, "load", lambda instance, device: EmulatedModule(instance, "shuffled"))
+        check(calls.local_attention(size, *layer, seed))
+    local_attention.plan.cache_clear()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layer", [(8, 6, 12, 7), (15, 6, 22, 7), (16, 6, 23, 5), (9, 4, 8, 3), (3, 2, 16, 7)], ids=str)
+@pytest.mark.parametrize("size", [(1, 27, 20), (2, 9, 35), (1, 1, 50)], ids=str)
+def test_every_size_and_dtype(emulate, size, layer, dtype, order):
+    emulate(order)
+    check(calls.local_attention(size, *layer, seed=4), dtype)
+
+
+@pytest.mark.parametrize("width", [6, 7])
+@pytest.mark.parametrize("layout", [strip, misaligned, channels_last])
+def test_any_memory_layout(emulate, layout, width):
+    check(calls.local_attention((2, 4, width), 2, 3, squeezed=2, window_size=3, seed=5), layout=layout)
+
+
+def test_strips_where_memory_is_short(emulate, monkeypatch):
+    monkeypatch.setattr(planar, "rows_of_strip", lambda x, floats: 5)
+    check(calls.local_attention((1, 18, 5), 2, 3, squeezed=2, window_size=7, seed=6))
+
+
+@pytest.mark.parametrize("place", barriers("local"))
+def test_a_missing_barrier_is_caught(emulate, place):
+    """Some are only seen in float32, where lanes do not wait at products first."""
+    for dtype, order in itertools.product((torch.float32, torch.bfloat16), ORDERS):
+        emulate(order, without_barrier=place)
+        try:
+            check(calls.local_attention(RAGGED, 9, share=2, squeezed=3, window_size=7, seed=1), dtype)
+        except AssertionError:
+            return
+    pytest.fail("no result changed")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's sparse memory")
+def test_images_of_over_2_31_pixels(emulate, monkeypatch):
+    """The last tile of a plane of 2.2e9 pixels is right; the part of the projection that it needs is computed."""
+    height, width, corner, last = 50407, 42887, 80, 7  # pixels that hold values, and that lie in the last tile
+
+    class Last(LastBlocks):
+        def launch(self, kernel, blocks, *call):
+            count = 4 if kernel == "local_attention" else 12 * width // 128  # rows of pixels
+            self.run(kernel, blocks - count, count, *call[:2], list(call[2:]))
+
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Last(instance, "ascending"))
+    monkeypatch.setattr(planar, "rows_of_strip", lambda x, floats: height)
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: sparse(*shape, dtype=dtype))
+    record = map_tensors(calls.local_attention((1, 1, 1), 1, 2, squeezed=1, window_size=3, seed=6).record, Tensor.half)
+    x = sparse_image(2, height, width, corner)
+    assert x[0, 0].numel() > 2**31
+    with torch.no_grad():
+        out = local_attention.dynamic_local_attention(record, x)[..., -last:, -last:]
+        exact = map_tensors(record, Tensor.double)
+        expected = reference.BACKEND.infer(exact, x[..., -corner:, -corner:].double())[..., -last:, -last:]
+    assert relative_error((out,), (expected,)) <= TOLERANCE[torch.float16]
+
+
+# Which calls are computed by the kernels, and how they are tried
+
+
+@pytest.mark.parametrize(
+    ("kernels", "dtype"), [(local_attention.EXACT, torch.float32), *((local_attention.ROUNDED, d) for d in DTYPES)]
+)
+def test_first_use_compares_the_kernels_with_the_reference(emulate, monkeypatch, kernels, dtype):
+    monkeypatch.setattr(first_use, "SIZES", [(1, 13, 14)])
+    use = first_use.use_of(kernels, dtype, (10, 5, 3, 7), torch.device("cpu"))
+    most = TF32_TOLERANCE if kernels == local_attention.ROUNDED else 0
+    assert first_use._difference(use, cuda.PATHS[kernels]) <= max(most, TOLERANCE[dtype])
+
+    def wrong(layer: LocalAttention, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        return cuda.PATHS[kernels](layer._replace(filter_bias=1.5 * layer.filter_bias), x, grad)
+
+    assert first_use._difference(use, wrong) > 0.02
+
+
+def small() -> calls.Call:
+    return calls.local_attention((1, 5, 6), 3, share=2, squeezed=3, window_size=7, seed=7).map(Tensor.bfloat16)
+
+
+CHANGES = {
+    "float64": lambda call: call.map(Tensor.double),
+    "another dtype": lambda call: call._replace(x=call.x.half()),
+    "too many channels": lambda call: calls.local_attention((1, 5, 6), 17, 6, 3, 7, seed=8),
+    "too many channels share a filter": lambda call: calls.local_attention((1, 5, 6), 2, 8, 3, 7, seed=8),
+    "groups of an odd size in 16 bits": lambda call: calls.local_attention((1, 5, 6), 2, 3, 3, 7, 8).map(Tensor.half),
+    "too many features": lambda call: calls.local_attention((1, 5, 6), 2, 6, 24, 7, seed=8),
+    "a large window": lambda call: calls.local_attention((1, 5, 6), 2, 6, 3, 9, seed=8),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_the_kernels_do_not_take_is_left_to_the_next_backend(change):
+    call = small()
+    assert cuda.no_layer(call.record, call.x) is None
+    assert cuda.BACKEND.timed(call.record, call.x)
+    changed = CHANGES[change](call)
+    assert cuda.BACKEND.refuses(changed.record, changed.x) == NO_LAYER
+    assert cuda.BACKEND.refuses(call.record, call.x, training=True) == NO_LAYER
+
+
+def test_frozen_weights_are_packed_once_and_again_when_they_change(emulate, monkeypatch):
+    layer, x, packed = MHDLSA(12, 3, 6).eval(), torch.randn(1, 12, 5, 6), []
+    pack = local_attention.pack
+    monkeypatch.setattr(local_attention, "pack", lambda *call: packed.append(call) or pack(*call))
+    ops.freeze(layer)
+    with torch.no_grad():
+        for times in (1, 2):
+            for _ in range(2):
+                out = local_attention.dynamic_local_attention(layer.record(), x)
+                torch.testing.assert_close(out, reference.BACKEND.infer(layer.record(), x))
+            assert len(packed) == times
+            for parameter in layer.parameters():
+                parameter.mul_(1.5)
