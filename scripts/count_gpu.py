@@ -10,9 +10,9 @@ not counted. Each moves the bytes of its inputs and results once, as if caches h
 image in another order of axes. Memory is the most that tensors hold at once, weights included; the workspace of
 libraries and the fragmentation of the allocator come on top.
 
-With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels. So is the gated feed-forward layer
-without gradients; local attention is two, and channel attention three. Without, PyTorch computes them. With `--triton`
-the layers have Triton's kernels, each one operator.
+With `--kernels` the dynamic convolution is one operator, as with the CUDA kernels. The gated feed-forward layer is one
+with frozen weights and five in a training step; without gradients local attention is two, and channel attention three.
+Without, PyTorch computes them. With `--triton` the layers have Triton's kernels, each one operator.
 """
 
 import argparse
@@ -214,17 +214,16 @@ def _backends(counted: Counted, kernels: bool, reference: bool, triton: bool) ->
             lambda record, x, grad: operator.fused_dynamic_depthwise_conv_backward(grad, x, *record),
         ),
     )
-    load_module = cuda_modules.load
     layers = [*(["triton"] if triton else []), "torch"] if not reference else ["composed"] if kernels else []
     used = [*(["cuda"] if kernels else []), *layers, "reference"]
-    cuda_modules.load = lambda *instance: Module()
+    h100 = {"multiprocessors": lambda device: 132, "shared_memory_limit": lambda device: 227 << 10}
     cuda.forget_plans()
-    try:
-        with dispatch.using(*(stand_in if name == "cuda" else name for name in used)):
-            yield
-    finally:
-        cuda_modules.load = load_module
-        cuda.forget_plans()
+    with (
+        mock.patch.multiple(cuda_modules, load=lambda *instance: Module(), **h100),
+        dispatch.using(*(stand_in if name == "cuda" else name for name in used)),
+    ):
+        yield
+    cuda.forget_plans()
 
 
 @contextlib.contextmanager

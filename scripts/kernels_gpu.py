@@ -108,6 +108,7 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
         mock.patch.object(cuda_modules, "load", Recorder),
         mock.patch.object(cuda_modules, "shared_memory_limit", return_value=CARDS[architecture].shared - 1 << 10),
         mock.patch.object(cuda_modules, "capability", return_value=divmod(int(architecture[3:]), 10)),
+        mock.patch.object(cuda_modules, "multiprocessors", return_value=CARDS[architecture].multiprocessors),
         mock.patch.object(first_use, "refused", return_value=None),
         mock.patch.object(tf32_settings, "allowed_in_convolutions", return_value=True),
         mock.patch.object(choice, "is_faster", lambda which, pixels, run, other: (other(), run())),
@@ -116,8 +117,8 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
         cuda.BACKEND.convolve_backward(convolution, x, x)
         for kernels, layer in layers.items():
             record = layer.to(device="meta", dtype=dtype).record()
-            for path in (kernels.EXACT, kernels.ROUNDED):
-                if not cuda.no_tensor_cores(path, dtype, x.device):
+            for path in cuda.OF_LAYERS:
+                if path.startswith(kernels.EXACT) and not cuda.no_tensor_cores(path, dtype, x.device, x.shape[1]):
                     cuda.PATHS[path](record, x, x)
     cuda.forget_plans()
     return list(dict.fromkeys(found))

@@ -181,7 +181,7 @@ class Kernel(NamedTuple):
     trips: float  # of a warp through the main loop
     multiply_adds: int  # that all threads do one by one, for kernels whose trips follow from them; else 0
     bytes: int
-    rounds: int = 1  # of a warp through what is outside of the main loop
+    rounds: float = 1  # of a warp through what is outside of the main loop
 
 
 class Prediction(NamedTuple):
@@ -197,6 +197,7 @@ class Prediction(NamedTuple):
 # Constants whose product is the number of trips through the main loop.
 TRIPS = {"gated_feed_forward": ("CHUNKS",), "attention_sums": ("CHUNKS",), "attention_values": ("VALUE_CHUNKS",)}
 TRIPS["local_attention"] = ("ROUNDS",)
+TRIPS["gated_feed_forward_backward"] = ("CHUNKS",)
 TRIPS |= dict.fromkeys(("gate_project_backward", "products", "products_backward", "attend_backward"), ("ROUNDS",))
 # Kernels whose main loop is within a loop.
 NESTED = ("filter_project_backward", "project_backward", "squeeze_project_backward")
@@ -306,9 +307,10 @@ class Module:
 
     def launch(self, name: str, blocks: int, threads: int, shared_bytes: int, *args: Any) -> None:
         tensors, constants = [a for a in args if isinstance(a, Tensor)], dict(self.instance.constants)
+        tiles = args[-2] / blocks if name == "gated_feed_forward_backward" else 1  # of a block
         kernel = Kernel(
-            name, self.cubin, blocks, threads, shared_bytes, counted_trips(name, constants, tensors),
-            multiply_adds(name, constants, tensors), sum(map(count_gpu.bytes_of, tensors)),
+            name, self.cubin, blocks, threads, shared_bytes, tiles * counted_trips(name, constants, tensors),
+            multiply_adds(name, constants, tensors), sum(map(count_gpu.bytes_of, tensors)), tiles,
         )  # fmt: skip
         run = functools.partial(self.real.launch, name, blocks, threads, shared_bytes, *args) if self.real else _nothing
         self.recorder.launched(kernel, run)
@@ -380,12 +382,16 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
     patches = [mock.patch.object(cuda_modules, "load", loaded), mock.patch.object(JITFunction, "run", launch)]
     if not on_card:
         tiles_of = steps.tiles_of
-        on_meta = dataclasses.replace(cuda.BACKEND, unsuited=lambda record, x, training: cuda.no_layer(record, x))
+        on_meta = dataclasses.replace(
+            cuda.BACKEND,
+            unsuited=lambda record, x, training: cuda.no_layer(record, x) or cuda.refused_kernels(record, x, training),
+        )
         load = dispatch.load
         patches += [
             mock.patch.object(runtime.driver, "_active", Driver(architecture)),
             mock.patch.object(cuda_modules, "shared_memory_limit", return_value=(CARDS[architecture].shared - 1) << 10),
             mock.patch.object(cuda_modules, "capability", return_value=divmod(int(architecture[3:]), 10)),
+            mock.patch.object(cuda_modules, "multiprocessors", return_value=CARDS[architecture].multiprocessors),
             mock.patch.object(first_use, "refused", return_value=None),
             mock.patch.object(triton_backend, "refused", return_value=None),
             mock.patch.object(triton_backend, "refused_sizes", return_value=None),
@@ -416,7 +422,8 @@ def record(
         with torch.device(device):
             network = DLGSANet(**size_options(size, scale)).to(dtype).train(what == "training")
             x = torch.zeros(batch, 3, height, width, dtype=dtype)
-        ops.freeze(network)
+        if what == "inference":
+            ops.freeze(network)
         for _ in range(2):  # what is planned once per shape is not recorded
             network.zero_grad()
             recorder.starts.clear()

@@ -58,6 +58,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(devices, "describe_accelerator", lambda gpu: "An untried card, 80.0 GiB")
     monkeypatch.setattr(cuda, "unusable", lambda gpu: None)
     monkeypatch.setattr(cuda_modules, "capability", lambda gpu: (9, 0))
+    monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda gpu: 227 << 10)
     monkeypatch.setattr(verdicts, "describe_card", lambda gpu: ("An untried card", "13.0"))
     monkeypatch.setattr(cuda_modules, "require_no_capture", lambda: None)
     monkeypatch.setattr(first_use, "_difference", difference)
@@ -79,7 +80,7 @@ def test_doctor_shows_every_kernel_and_writes_a_report(gpu, capsys, monkeypatch,
     faulty = [verdict for path, dtype, _, verdict in kernels if (path, dtype) == ("fused forward", "float16")]
     assert all("1.0e-01" in verdict and "An untried card" in verdict for verdict in faulty)
     # float64 has no tensor cores, and rounded factors are exact enough for 16 bits
-    unused = 2 * (2 + 6 + 2 * 3)
+    unused = 2 * (2 + 8 + 2 * 4)
     assert sum("agrees" in verdict for *_, verdict in kernels) == len(kernels) - 2 - unused
     layers = dict(re.findall("^  cuda:0, (\\w+): (.*)$", printed, re.M))
     assert set(layers) == {str(dtype)[6:] for dtype in verdicts.TOLERANCE}

@@ -150,7 +150,7 @@ def _kernels(again: bool) -> Iterator[str]:
         for layer in sorted(layers):
             for dtype in SCALARS:
                 for path, run in cuda.PATHS.items():
-                    if reason := cuda.no_tensor_cores(path, dtype, gpu):
+                    if reason := cuda.no_tensor_cores(path, dtype, gpu, layer[0]):
                         verdict: object = reason
                     else:
                         verdict = first_use.examine(first_use.use_of(path, dtype, layer, gpu), run, again)

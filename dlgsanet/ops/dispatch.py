@@ -21,7 +21,7 @@ from torch import Tensor
 from dlgsanet.device import GPUS
 from dlgsanet.errors import UserError, unknown
 from dlgsanet.ops.backends import NO_LAYER, Backend, choice, composed, gradients
-from dlgsanet.ops.records import OPERATIONS, Conv3x3, Convolution, Layer, Record
+from dlgsanet.ops.records import OPERATIONS, Conv3x3, Convolution, Layer, Record, map_tensors, tensors_of
 from dlgsanet.packages import code_in
 
 # Modules with an object `BACKEND`, fastest first. The last one supports every call.
@@ -116,20 +116,31 @@ def select(record: Record, x: Tensor, training: bool = False, backend: str | Non
     return load(name)
 
 
-def faster(backend: Backend, layer: Layer | Conv3x3, x: Tensor) -> Backend:
-    """The backend for a layer without gradients: `backend`, or the next one that supports the call if it is faster.
+def faster(backend: Backend, layer: Layer | Conv3x3, x: Tensor, training: bool = False) -> Backend:
+    """The backend for a layer: `backend`, or the next one that supports the call if it is faster.
 
-    They are compared and timed once on a card for each class of sizes (`dlgsanet.ops.backends.choice`).
+    They are compared and timed once on a card for each class of sizes (`dlgsanet.ops.backends.choice`), in training
+    with the backward pass.
     """
     key = None if backend.timed is None else backend.timed(layer, x)
     if key is None:
         return backend
-    *_, (name, _) = explain(layer, x, after=backend.name)
+    *_, (name, _) = explain(layer, x, training, after=backend.name)
     usual = load(name)
-    which = _choice(OPERATIONS[type(layer)], x.device, backend.name, name, *key)
+    operation = OPERATIONS[type(layer)] + " in training" * training
+    which = _choice(operation, x.device, backend.name, name, *key)
     pixels = len(x) * x.shape[2:].numel()
-    slower = choice.is_faster(which, pixels, partial(usual.infer, layer, x), partial(backend.infer, layer, x))
+    run = _gradient if training else Backend.infer
+    slower = choice.is_faster(which, pixels, partial(run, usual, layer, x), partial(run, backend, layer, x))
     return usual if slower else backend
+
+
+def _gradient(backend: Backend, layer: Layer | Conv3x3, x: Tensor) -> Tensor:
+    """That of x, from one of the layer's result; the gradients of its tensors are computed too."""
+    x, *tensors = (t.detach().requires_grad_() for t in (x, *tensors_of(layer)))
+    remaining = iter(tensors)
+    out = backend.train(map_tensors(layer, lambda t: next(remaining)), x)
+    return torch.autograd.grad(out, (x, *tensors), out.detach())[0]
 
 
 @functools.cache

@@ -32,9 +32,9 @@ def apply(layer: Layer | Conv3x3, x: Tensor, *, backend: str | None = None) -> T
         return dispatch.traced().train(layer, x)
     training = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors_of(layer)))
     chosen = dispatch.select(layer, x, training, backend)
-    if training:
-        return chosen.train(layer, x)
-    return (dispatch.faster(chosen, layer, x) if backend is None else chosen).infer(layer, x)
+    if backend is None:
+        chosen = dispatch.faster(chosen, layer, x, training)
+    return chosen.train(layer, x) if training else chosen.infer(layer, x)
 
 
 def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:

@@ -13,6 +13,7 @@ def emulate(monkeypatch):
 
     def use(order: str = "ascending", without_barrier: str = "") -> None:
         cuda.forget_plans()
+        monkeypatch.setattr(cuda_modules, "multiprocessors", lambda device: 3)
         monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
 
     use()

@@ -50,6 +50,10 @@ BUDGET = {
     "gated_feed_forward": (255, 120),
     "local_projection": (208, 16),
     "local_attention": (255, 64),
+    "gated_feed_forward_backward": (255, 520),  # exact with 90 channels; 32 otherwise
+    "pack_feed_forward": (64, 0),
+    "pack_for_backward": (32, 0),
+    "add_rows": (48, 0),
     "sum_grad_z": (48, 0),
     "sum_grad_expansion": (32, 0),
 }
@@ -73,6 +77,7 @@ def instances(
     monkeypatch.setattr(cuda_modules, "load", load)
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: ARCHITECTURES[architecture])
     monkeypatch.setattr(cuda_modules, "capability", lambda device: divmod(int(architecture[3:]), 10))
+    monkeypatch.setattr(cuda_modules, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(first_use, "refused", lambda use, run: None)
     monkeypatch.setattr(tf32_settings, "allowed_in_convolutions", lambda: True)
     monkeypatch.setattr(choice, "is_faster", lambda which, pixels, run, other: (other(), run()))
@@ -95,7 +100,8 @@ def instances(
     for first, call in layers.items():
         for path in cuda.OF_LAYERS:
             record, x, _ = call.map(lambda t: t.to(dtype))
-            if path.startswith(first) and not (cuda.no_tensor_cores(path, dtype, x.device) or cuda.no_layer(record, x)):
+            unused = cuda.no_tensor_cores(path, dtype, x.device, channels) or cuda.no_layer(record, x)
+            if path.startswith(first) and not unused:
                 cuda.PATHS[path](record, x, x)
     cuda.forget_plans()
     return wanted
@@ -145,7 +151,7 @@ def test_every_launch_fits_shared_memory(monkeypatch, dtype, architecture):
 
 def test_nothing_is_compiled_for_another_image_size(monkeypatch):
     small = instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(1, 1))
-    assert len(small) == 14
+    assert len(small) == 16
     assert instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(37, 100)) == small
 
 
@@ -234,7 +240,7 @@ def test_the_table_of_kernels(kernels_gpu, monkeypatch, capsys):
     assert kernels_gpu.main() == 0
     _, _, *lines = capsys.readouterr().out.splitlines()
     rows = {kernel: list(map(float, figures)) for _, _, kernel, *figures, _ in (re.split(r" *\| *", x) for x in lines)}
-    of_layers = [name for name in BUDGET if name.startswith(("gated", "attention", "local"))]
+    of_layers = [name for name in BUDGET if name.startswith(("gated", "attention", "local", "pack", "add_rows"))]
     assert set(rows) == {
         *(name for name in BUDGET if not name.startswith("plain")),
         *(f"{name}, exact" for name in of_layers),

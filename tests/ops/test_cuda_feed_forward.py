@@ -1,4 +1,4 @@
-"""The gated feed-forward layer's CUDA kernel without a GPU: in the emulator against float64, and how it is chosen."""
+"""The gated feed-forward layer's CUDA kernels without a GPU: in the emulator against float64; how they are chosen."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from torch import Tensor
 from dlgsanet import ops
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.ops import autocast, dispatch
-from dlgsanet.ops.backends import NO_LAYER, choice, cuda, reference, verdicts
+from dlgsanet.ops.backends import NO_LAYER, LayerFunctions, choice, cuda, reference, verdicts
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.cuda import feed_forward, first_use, halo_tile
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -28,6 +28,7 @@ from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, spa
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
 
 TF32_TOLERANCE = 2e-3  # of a projection of products of 11 bits, filtered, gated and projected again: mostly 4e-4
+GRADIENT_TOLERANCE = 3e-3  # of more products, one after the other
 RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
 
 
@@ -65,6 +66,61 @@ def test_16_bits(emulate, dtype, order):
     check(calls.feed_forward((2, 16, 6), channels=13, half=21, seed=3), dtype)
 
 
+def check_gradients(
+    call: calls.Call, dtype: torch.dtype = torch.float32, layout: Callable[[Tensor], Tensor] = lambda t: t
+):
+    """Both kernels give the gradients of the reference in float64, and the same ones every time."""
+    record, x, _ = call.map(lambda t: t.to(dtype))
+    grad = calls.random_tensors(9)(*x.shape).to(dtype)
+    expected = first_use._gradients(record._make(t.double() for t in record), x.double(), grad.double())
+    for kernel in (feed_forward.EXACT, feed_forward.ROUNDED)[dtype != torch.float32 :]:
+        got = feed_forward.gradients(record, layout(x), layout(grad), kernel)
+        assert [(g.dtype, g.shape) for g in got] == [(t.dtype, t.shape) for t in (x, *record)]
+        most = max(2 * TOLERANCE[dtype], GRADIENT_TOLERANCE if kernel == feed_forward.ROUNDED else 0)
+        assert relative_error(got, expected) <= most, kernel
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_gradients_follow_the_reference(emulate, order):
+    """Blocks have two tiles each."""
+    emulate(order)
+    check_gradients(calls.feed_forward(RAGGED, channels=13, half=21, seed=1))
+
+
+@pytest.mark.parametrize("channels", [48, 90])
+def test_gradients_for_published_channels(emulate, channels):
+    check_gradients(calls.feed_forward((1, 3, 5), channels, 20, seed=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_in_16_bits(emulate, dtype):
+    check_gradients(calls.feed_forward((2, 9, 6), channels=13, half=21, seed=3), dtype)
+
+
+@pytest.mark.parametrize("layout", ["strip", "channels_last"])
+def test_gradients_in_any_memory_layout(emulate, layout):
+    check_gradients(calls.feed_forward((2, 4, 7), channels=13, half=5, seed=5), layout=globals()[layout])
+
+
+def test_gradients_depend_on_no_order(emulate):
+    call = calls.feed_forward((1, 20, 17), channels=13, half=21, seed=1)
+    found = []
+    for order in ORDERS:
+        emulate(order)
+        found.append(feed_forward.gradients(call.record, call.x, call.x, feed_forward.ROUNDED))
+    assert all(map(torch.equal, found[0], found[1]))
+    assert all(map(torch.equal, found[0], found[2]))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("channels", "half"), [(48, 96), (90, 180), (96, 33), (60, 120), (1, 1), (8, 40)])
+@pytest.mark.parametrize("size", [(1, 27, 20), (2, 9, 35), (1, 1, 50)], ids=str)
+def test_gradients_of_every_size_and_dtype(emulate, size, channels, half, dtype):
+    emulate("shuffled")
+    check_gradients(calls.feed_forward(size, channels, half, seed=4), dtype)
+
+
 @settings(deadline=None, max_examples=5)
 @given(
     size=st.tuples(st.integers(1, 2), st.integers(1, 18), st.integers(1, 34)),
@@ -73,10 +129,12 @@ def test_16_bits(emulate, dtype, order):
 )
 def test_any_size(size, channels, seed):
     with pytest.MonkeyPatch.context() as patch:
-        feed_forward.plan.cache_clear()
+        cuda.forget_plans()
+        patch.setattr(cuda_modules, "multiprocessors", lambda device: 2)
         patch.setattr(cuda_modules, "load", lambda instance, device: EmulatedModule(instance, "shuffled"))
         check(calls.feed_forward(size, *channels, seed))
-    feed_forward.plan.cache_clear()
+        check_gradients(calls.feed_forward(size, 13, 21, seed))
+    cuda.forget_plans()
 
 
 @pytest.mark.long
@@ -114,11 +172,12 @@ def test_any_memory_layout(emulate, layout, width):
 
 @pytest.mark.parametrize("place", barriers("gated"))
 def test_a_missing_barrier_is_caught(emulate, place):
-    dtype = torch.bfloat16 if "16bit" in place else torch.float32
     for order in ORDERS:
         emulate(order, without_barrier=place)
         try:
-            check(calls.feed_forward(RAGGED, channels=13, half=21, seed=1), dtype)
+            (check_gradients if "backward" in place else check)(
+                calls.feed_forward(RAGGED, channels=13, half=21, seed=1)
+            )
         except AssertionError:
             return
     pytest.fail("no result changed")
@@ -127,7 +186,12 @@ def test_a_missing_barrier_is_caught(emulate, place):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's sparse memory")
 def test_images_of_over_2_31_pixels(emulate, monkeypatch):
     """The last tiles of a plane of 2.2e9 pixels are right."""
-    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: LastBlocks(instance, "ascending"))
+
+    class Last(LastBlocks):
+        def launch(self, kernel, *call):
+            (EmulatedModule if kernel.startswith("pack") else LastBlocks).launch(self, kernel, *call)
+
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Last(instance, "ascending"))
     monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: sparse(*shape, dtype=dtype))
     record = calls.feed_forward((1, 1, 1), channels=2, half=3, seed=6).record
     record = record._make(t.half() for t in record)
@@ -162,8 +226,9 @@ def test_golden_networks(emulate, monkeypatch, path):
 def card(monkeypatch, tmp_path):
     """The CUDA and the torch backend on the CPU, as on a card on which the kernel was not used. It takes 2 ms of 3."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
-    monkeypatch.setattr(verdicts, "describe_card", lambda device: ("A card (sm_86)", "12.9"))
+    monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 0))
+    monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 163 << 10)
+    monkeypatch.setattr(verdicts, "describe_card", lambda device: ("A card (sm_80)", "12.9"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(cuda, "_unsuited", cuda.refused_kernels)
     monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "torch")})
@@ -171,8 +236,7 @@ def card(monkeypatch, tmp_path):
     monkeypatch.setattr(first_use, "SIZES", [(1, 3, 4)])
     card = Card()
     for name, backend in (("cuda", cuda.BACKEND), ("torch", strips.BACKEND)):
-        infer = card.recorded(name, backend.gated_feed_forward.infer)
-        layer = dataclasses.replace(backend.gated_feed_forward, infer=infer)
+        layer = LayerFunctions(*(card.recorded(name, f) for f in dataclasses.astuple(backend.gated_feed_forward)))
         card.backends[name] = dataclasses.replace(backend, gated_feed_forward=layer)
     monkeypatch.setattr(dispatch, "load", card.backends.get)
     monkeypatch.setattr(choice, "milliseconds", card.milliseconds)
@@ -200,7 +264,7 @@ class Card:
 
     def restart(self):
         """As in a new process."""
-        feed_forward.plan.cache_clear()
+        cuda.forget_plans()
         first_use._verdict.cache_clear()
         choice._chosen.clear()
         dispatch._choice.cache_clear()
@@ -212,6 +276,15 @@ class Card:
             out = ops.apply(call.record, call.x)
             torch.testing.assert_close(out, strips.BACKEND.infer(call.record, call.x), rtol=1e-2, atol=1e-2)
         return self.ran[-1]
+
+    def trains(self, call: calls.Call) -> str:
+        """The backend by which the result of `ops.apply` is differentiable."""
+        record, x, _ = call.map(lambda t: t.clone().requires_grad_())
+        out = ops.apply(record, x)
+        taken = self.ran[-1]
+        got = torch.autograd.grad(out, (x, *record), call.x)
+        torch.testing.assert_close(got, first_use._gradients(call.record, call.x, call.x), rtol=1e-2, atol=1e-2)
+        return taken
 
 
 def small(height: int = 3, **other) -> calls.Call:
@@ -248,17 +321,64 @@ def test_what_may_not_be_timed_runs_as_before(emulate, card, monkeypatch, state)
     assert card.computes(small()) == "torch"
 
 
-def test_training_is_left_to_the_next_backend(emulate, card):
-    call = small()
-    assert dispatch.select(call.record, call.x, training=True) is card.backends["torch"]
-    assert dispatch.explain(call.record, call.x, training=True)[0] == ("cuda", NO_LAYER)
+def test_the_faster_way_trains(emulate, card, monkeypatch):
+    """It is timed apart from calls without gradients, once."""
+    assert card.trains(small()) == "cuda"
+    card.times["cuda"] = 4
+    assert card.computes(small()) == "torch"
+    assert card.trains(small()) == "cuda"
+    assert card.trains(small(height=12)) == "torch"
+    card.restart()
+    monkeypatch.setattr(choice, "milliseconds", never)
+    assert card.trains(small(height=12)) == "torch"
+
+
+def test_training_that_does_not_fit_is_left_to_the_next_backend(emulate, card, monkeypatch):
+    """In the shared memory of smaller GPUs."""
+    call = calls.feed_forward((1, 3, 4), 48, 3, seed=8)
+    assert card.backends["cuda"].refuses(call.record, call.x, training=True) is None
+    monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
+    assert card.backends["cuda"].refuses(call.record, call.x, training=True) == NO_LAYER
+    assert card.backends["cuda"].refuses(call.record, call.x) is None
+    assert cuda.no_tensor_cores(feed_forward.BACKWARD[feed_forward.EXACT], torch.float32, call.x.device, 48)
+
+
+def test_gradients_that_disagree_are_refused_with_a_warning(emulate, card, monkeypatch, caplog):
+    class Wrong(EmulatedModule):
+        def launch(self, kernel, *call):
+            super().launch(kernel, *call)
+            if kernel == "add_rows":
+                call[4].mul_(1.01)
+
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Wrong(instance, "ascending"))
+    assert card.trains(small()) == "torch"
+    assert card.computes(small()) == "cuda"
+    assert "gated feed-forward backward in float32: not used on A card" in caplog.text
+
+
+def test_the_layer_in_training_keeps_x_and_its_parameters(emulate):
+    call, kept = small().map(Tensor.requires_grad_), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        cuda.BACKEND.train(call.record, call.x)
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (call.x, *call.record)}
+
+
+def test_gradients_under_autocast(emulate):
+    """Products may be in TF32. The backward pass is outside."""
+    call = small().map(Tensor.requires_grad_)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = cuda.BACKEND.train(call.record, call.x)
+    got = torch.autograd.grad(out, (call.x, *call.record), call.x.detach())
+    want = first_use._gradients(*call.map(lambda t: t.detach().double())[:2], call.x.detach().double())
+    assert 1e-5 < relative_error(got, want) <= GRADIENT_TOLERANCE
 
 
 def test_a_kernel_that_disagrees_is_refused_with_a_warning(emulate, card, monkeypatch, caplog):
     class Wrong(EmulatedModule):
         def launch(self, *call):
             super().launch(*call)
-            call[6].mul_(1.01)
+            if call[0] == "gated_feed_forward":
+                call[6].mul_(1.01)
 
     monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Wrong(instance, "ascending"))
     assert card.computes(small()) == "torch"
@@ -302,8 +422,12 @@ def test_products_are_as_exact_as_pytorch_is_set(emulate, card, monkeypatch):
 
 def test_frozen_weights_are_packed_once_and_again_when_they_change(emulate, monkeypatch):
     layer, x, packed = GDFN(4, 0.75).eval(), small().x, []
-    pack = feed_forward.pack
-    monkeypatch.setattr(feed_forward, "pack", lambda *call: packed.append(call) or pack(*call))
+    launch = EmulatedModule.launch
+    monkeypatch.setattr(
+        EmulatedModule,
+        "launch",
+        lambda self, name, *call: packed.extend([name] * (name[:4] == "pack")) or launch(self, name, *call),
+    )
     ops.freeze(layer)
     with torch.no_grad():
         for times in (1, 2):

@@ -151,7 +151,7 @@ def test_first_use_agrees(shape):
     """Every kernel of the published networks, as `dlgsanet doctor` tries it."""
     for dtype in TOLERANCE:
         for path in cuda.PATHS:
-            if cuda.no_tensor_cores(path, dtype, torch.device("cuda", 0)):
+            if cuda.no_tensor_cores(path, dtype, torch.device("cuda", 0), shape[0]):
                 continue
             verdict = first_use.examine(first_use.use_of(path, dtype, shape, torch.device("cuda", 0)), cuda.PATHS[path])
             assert verdict.reason is None
@@ -356,6 +356,52 @@ def test_the_feed_forward_layer_in_one_kernel_follows_the_reference(channels, ha
         assert torch.equal(got, again)
 
 
+@pytest.mark.parametrize(("channels", "half"), [(48, 96), (90, 180), (4, 3), (61, 17)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(2, 61, 64), (16, 48, 48), (3, 1, 1)], ids=str)
+def test_the_gradients_of_the_feed_forward_layer_follow_the_reference(channels, half, dtype, size):
+    """The same every time."""
+    call = calls.feed_forward(size, channels, half, seed=1).map(lambda t: t.to(dtype))
+    want = first_use._gradients(*call.map(Tensor.double)[:2], call.x.double())
+    record, x, _ = call.map(Tensor.cuda)
+    if not feed_forward.trains(channels, x.device):
+        pytest.skip("it does not fit into the shared memory of this GPU")
+    for kernel in FEED_FORWARD[dtype != torch.float32 :]:
+        got, again = (feed_forward.gradients(record, x, x, kernel) for _ in range(2))
+        most = verdicts.TENSOR_CORE_TOLERANCE if kernel == feed_forward.ROUNDED else 10 * TOLERANCE[dtype]
+        assert relative_error([g.cpu() for g in got], want) <= max(most, TOLERANCE[dtype])
+        assert all(map(torch.equal, got, again))
+
+
+@pytest.mark.parametrize("lower", [False, True], ids=["float32", "autocast"])
+def test_the_feed_forward_layer_is_chosen_for_training_and_captured(monkeypatch, tmp_path, lower):
+    """The faster of the kernels and the next backend trains; a captured step gives the gradients of an eager one."""
+    monkeypatch.setattr(dispatch, "BACKENDS", WITH_LAYERS)
+    monkeypatch.setattr(choice, "_chosen", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    layer, x = GDFN(48).cuda().record(), torch.randn(4, 48, 48, 48, device="cuda", requires_grad=True)
+
+    def step() -> list[Tensor]:
+        with torch.autocast("cuda", torch.bfloat16, enabled=lower):
+            out = ops.apply(layer, x)
+        return list(torch.autograd.grad(out, [x, *layer], x.detach()))
+
+    want = first_use._gradients(layer, x.detach(), x.detach())
+    for faster in (IS_FASTER, lambda *call: False):
+        monkeypatch.setattr(choice, "is_faster", faster)
+        assert relative_error(step(), want) <= 3e-2
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = step()
+    graph.replay()
+    assert all(map(torch.equal, got, step()))
+
+
 @pytest.mark.parametrize("heads", [(6, 8), (6, 15), (3, 5), (6, 16)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("size", "window"), [((2, 83, 101), 48), ((1, 20, 96), None), ((3, 1, 1), 48)], ids=str)
@@ -452,8 +498,8 @@ def test_compute_sanitizer_finds_nothing(tool):
         "    local = calls.local_attention(size, 5, 2, 3, 7, seed=1).map(torch.Tensor.cuda)\n"
         "    for path in cuda.OF_LAYERS:\n"
         "        with torch.no_grad():\n"
-        "            call = {'g': gated, 'c': attention, 'l': local}[path[0]]\n"
-        "            cuda.PATHS[path](*call)\n"
+        "            layer, x, _ = {'g': gated, 'c': attention, 'l': local}[path[0]]\n"
+        "            cuda.PATHS[path](layer, x, x)\n"
         "print('ran to its end')\n"
     )
     done = subprocess.run(

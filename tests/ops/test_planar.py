@@ -16,6 +16,7 @@ from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import Backend, LayerFunctions, reference
 from dlgsanet.ops.backends import torch as strips
+from dlgsanet.ops.backends.cuda import feed_forward
 from dlgsanet.ops.backends.torch import planar, strip_rows
 from dlgsanet.ops.backends.torch.frozen import KEPT, derived
 from dlgsanet.ops.records import OPERATIONS, ChannelAttention, DynamicConv
@@ -215,11 +216,12 @@ def test_operators_and_bytes_with_triton(count):
 
 
 def test_operators_and_bytes_of_training_with_triton(count):
-    """Commit b77840a: 1057 operators and 25.1 GB."""
+    """Commit b77840a: 1057 operators and 25.1 GB; without the CUDA kernels of GDFN 292 and 12.6 GB."""
     pytest.importorskip("triton")
     counted = count("training", "Tiny", 2, "64x64", batch=16, kernels=True, triton=True)
-    assert counted.operators.total() <= 300
-    assert counted.bytes <= 12.7e9
+    assert counted.operators.total() <= 280
+    assert counted.bytes <= 7.4e9
+    assert counted.peak <= 1.25e9
     assert counted.layout_copies == 0
 
 
@@ -245,9 +247,13 @@ def test_memory_of_a_4k_image(count, size, free, gigabytes, triton):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 def test_the_estimate_of_what_training_keeps(count, monkeypatch, size, dtype, kernels):
-    """It is what the tensors that live until the backward pass need, and at most a tenth more."""
+    """It is what the tensors that live until the backward pass need, and at most a tenth more.
+
+    Where GDFN is trained by CUDA kernels, which keep x alone, it is too much.
+    """
     if kernels == "triton":
         pytest.importorskip("triton")
+    monkeypatch.setattr(feed_forward, "takes", lambda layer, x: False)
     estimates, fits = set(), strip_rows._fits
 
     def noted(shape, device, bytes_per_value):
@@ -262,11 +268,11 @@ def test_the_estimate_of_what_training_keeps(count, monkeypatch, size, dtype, ke
 
 
 def test_batches_of_the_demo_are_not_computed_again(count):
-    """Tiny with 32 patches of 64x64 keeps 4.3 GB with Triton's kernels; it was computed again with less than 70 GB."""
+    """Tiny with 32 patches of 64x64 keeps 2.4 GB; it was computed again with less than 70 GB."""
     pytest.importorskip("triton")
     batch = {"batch": 32, "kernels": True, "triton": True}
     kept, again = (count("training", "Tiny", 2, "64x64", free=free, **batch) for free in (16, 8))
-    assert kept.peak > 2 * again.peak
+    assert kept.peak > 1.5 * again.peak
     assert kept.operators.total() < again.operators.total()
 
 

@@ -57,9 +57,9 @@ class Backend:
         add_convolution: adds a convolution of x, the second argument, to the third argument in place, without
             gradients.
         bounds_memory: layers without gradients need little memory but for the tensor [B, C, H, W] that they return.
-        timed: what the time of a layer without gradients depends on, apart from the card, the code and the number of
-            pixels. The layer is then used where it is faster than that of the next backend; None, or a function that
-            returns None: always.
+        timed: what the time of a layer depends on, apart from the card, the code, the number of pixels and whether it
+            is trained. The layer is then used where it is faster than that of the next backend; None, or a function
+            that returns None: always.
     """
 
     name: str

@@ -1,4 +1,6 @@
-"""The dynamic convolution, and layers without gradients on NVIDIA GPUs, by the CUDA kernels in `kernels/`.
+"""The dynamic convolution and layers on NVIDIA GPUs, by the CUDA kernels in `kernels/`.
+
+The gated feed-forward layer is also trained by them, other layers are not.
 
 The fused kernels form filters from z in registers and never write them to memory. The sources describe the design.
 """
@@ -64,8 +66,9 @@ LAYERS: dict[type, Any] = {
     ChannelAttention: channel_attention,
     LocalAttention: local_attention,
 }
-EXACT = tuple(layer.EXACT for layer in LAYERS.values())
-OF_LAYERS = (*EXACT, *(layer.ROUNDED for layer in LAYERS.values()))
+EXACT = (*(layer.EXACT for layer in LAYERS.values()), feed_forward.BACKWARD[feed_forward.EXACT])
+ROUNDED = (*(layer.ROUNDED for layer in LAYERS.values()), feed_forward.BACKWARD[feed_forward.ROUNDED])
+OF_LAYERS = (*EXACT, *ROUNDED)
 FORWARD_MMA, BACKWARD_MMA = "fused forward on tensor cores", "fused backward on tensor cores"
 
 
@@ -122,9 +125,12 @@ def unusable(device: torch.device) -> str | None:
 def refused_kernels(convolution: DynamicConv | FusedDynamicConv | Layer, x: Tensor, training: bool) -> str | None:
     """Why the kernels for a call are not used, or failed at their first use on this GPU, or None."""
     if layer := LAYERS.get(type(convolution)):
-        path = layer.path(x)
-        use = Use(path, x.dtype, layer.sizes(convolution), x.device)
-        return no_tensor_cores(path, x.dtype, x.device) or first_use.refused(use, PATHS[path])
+        of, sizes = layer.path(x), layer.sizes(convolution)
+        for path in (of, layer.BACKWARD[of]) if training else (of,):
+            reason = no_tensor_cores(path, x.dtype, x.device, x.shape[1])
+            if reason := reason or first_use.refused(Use(path, x.dtype, sizes, x.device), PATHS[path]):
+                return reason
+        return None
     assert isinstance(convolution, DynamicConv | FusedDynamicConv)
     if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(FORWARD_MMA, convolution, x):
         return None
@@ -239,6 +245,12 @@ PATHS: dict[str, first_use.Run] = {
     BACKWARD_MMA: lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: True),
     feed_forward.EXACT: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.EXACT),),
     feed_forward.ROUNDED: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.ROUNDED),),
+    feed_forward.BACKWARD[feed_forward.EXACT]: lambda layer, x, grad: feed_forward.gradients(
+        layer, x, grad, feed_forward.EXACT
+    ),
+    feed_forward.BACKWARD[feed_forward.ROUNDED]: lambda layer, x, grad: feed_forward.gradients(
+        layer, x, grad, feed_forward.ROUNDED
+    ),
     channel_attention.EXACT: lambda layer, x, grad: (
         channel_attention.channel_attention(layer, x, channel_attention.EXACT),
     ),
@@ -258,7 +270,7 @@ BACKEND = Backend(
     unsuited=unsuited,
     dynamic_local_attention=LayerFunctions(local_attention.dynamic_local_attention, None),
     channel_attention=LayerFunctions(channel_attention.channel_attention, None),
-    gated_feed_forward=LayerFunctions(feed_forward.gated_feed_forward, None),
+    gated_feed_forward=LayerFunctions(feed_forward.gated_feed_forward, feed_forward.train),
     dynamic_depthwise_conv=ConvolutionFunctions(dynamic_depthwise_conv, dynamic_depthwise_conv_backward),
     fused_dynamic_depthwise_conv=ConvolutionFunctions(
         fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward
@@ -293,15 +305,17 @@ def _on_tensor_cores(path: str, convolution: FusedDynamicConv, x: Tensor) -> boo
 
 def forget_plans() -> None:
     """Plan all launches again, after what loads modules was replaced."""
-    for planned in (plan, *(layer.plan for layer in LAYERS.values())):
+    for planned in (plan, feed_forward.plan_backward, *(layer.plan for layer in LAYERS.values())):
         planned.cache_clear()
 
 
-def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why a kernel of `PATHS` is never used for a dtype on a GPU, or None."""
+def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device, channels: int = 0) -> str | None:
+    """Why a kernel of `PATHS` is never used for a dtype and so many channels on a GPU, or None."""
     needed = path.endswith("tensor cores") or path in OF_LAYERS
     if needed and (dtype == torch.float64 or cuda_modules.capability(device) < (8, 0)):
         return "not used: float64 has no tensor cores" if dtype == torch.float64 else "not used: needs sm_80 or later"
+    if path in feed_forward.BACKWARD.values() and not feed_forward.trains(channels, device):
+        return "not used: its shared memory does not fit into a multiprocessor"
     return "not used: rounded factors are exact enough" if path in EXACT and dtype != torch.float32 else None
 
 

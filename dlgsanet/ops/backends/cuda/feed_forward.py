@@ -1,23 +1,40 @@
-"""The gated feed-forward layer without gradients in one CUDA kernel. `kernels/gated_feed_forward.cu` has the design."""
+"""The gated feed-forward layer in CUDA kernels. The sources `kernels/gated_feed_forward*.cu` have the design.
+
+Weights are packed for them in one more kernel. The layer in training keeps x and its parameters alone.
+"""
 
 import functools
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from dlgsanet.ops import autocast
 from dlgsanet.ops.backends.cuda import halo_tile
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
-from dlgsanet.ops.backends.cuda.halo_tile import ROWS, THREADS, VALUE_ROW, padded, terms_of, whole
+from dlgsanet.ops.backends.cuda.halo_tile import (
+    PIXELS,
+    ROWS,
+    THREADS,
+    VALUE_ROW,
+    WARP,
+    plane_of_pixels,
+    terms_of,
+    whole,
+)
 from dlgsanet.ops.backends.cuda.modules import Instance, Launch
 from dlgsanet.ops.backends.torch.frozen import KEPT, derived
 from dlgsanet.ops.records import GatedFeedForward
 
 TWO_BLOCKS = 48  # channels, with which two blocks fit into a multiprocessor
-HALVES = 2
+HALVES, TAPS = 2, 9
+BORDER = 2  # of the tile in which the backward pass needs hidden channels
+TERMS = 8  # of its products, which are in TF32 for all dtypes
 
 EXACT, ROUNDED = "gated feed-forward", "gated feed-forward with rounded factors"  # to TF32, or to 16 bits like x
+BACKWARD = {EXACT: "gated feed-forward backward", ROUNDED: "gated feed-forward backward with rounded factors"}
 
 
 def path(x: Tensor) -> str:
@@ -26,8 +43,13 @@ def path(x: Tensor) -> str:
 
 
 def takes(layer: GatedFeedForward, x: Tensor) -> bool:
-    """Whether the kernel is made for these dtypes and sizes."""
+    """Whether the kernels are made for these dtypes and sizes."""
     return halo_tile.serves(x, *layer)
+
+
+def trains(channels: int, device: torch.device) -> bool:
+    """Whether a block of the backward pass fits into a multiprocessor."""
+    return 4 * _elements_backward(channels) <= cuda_modules.shared_memory_limit(device)
 
 
 def sizes(layer: GatedFeedForward) -> tuple[int, int]:
@@ -44,33 +66,65 @@ def timed(layer: GatedFeedForward, x: Tensor) -> tuple[object, ...]:
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor, of: str | None = None) -> Tensor:
     """The layer's result for x [B, C, H, W]; of: the kernel, `EXACT` or `ROUNDED`."""
     exact = (of or path(x)) == EXACT
-    weights = derived(lambda: pack(layer, exact), layer.proj_out, *layer[:4], key=exact)
     x, strides, paired = halo_tile.readable(x)
+    pack, run = plan(x.shape, strides, x.dtype, x.device, layer.proj_out.shape[1], exact, paired)
+    weights = derived(lambda: pack(*layer), layer.proj_out, *layer[:4], key=exact)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    plan(x.shape, strides, x.dtype, x.device, layer.proj_out.shape[1], exact, paired)(x, weights, out)
+    run(x, weights, out)
     return out
 
 
-def pack(layer: GatedFeedForward, exact: bool) -> Tensor:
-    """The weights as a kernel reads them, in words of 32 bits and chunks of hidden channels; exact: not in TF32."""
-    dtype, terms = layer.proj_out.dtype, terms_of(layer.proj_out.dtype)
-    norm_weight, norm_bias, *weights = (t.detach().float() for t in layer)
-    proj_in, depthwise, proj_out = (t.flatten(1) for t in weights)
-    channels, hidden = proj_out.shape
-    chunks = math.ceil(hidden / ROWS)
+def train(layer: GatedFeedForward, x: Tensor) -> Tensor:
+    """The layer's result, differentiable by autograd."""
+    return _Trained.apply(x, *layer)
 
-    def in_chunks(t: Tensor) -> Tensor:
-        """[HALVES * hidden, ...] -> [chunks, HALVES, ROWS, ...]"""
-        halves = t.unflatten(0, (HALVES, hidden))
-        return padded(halves, HALVES, chunks * ROWS, *t.shape[1:]).unflatten(1, (chunks, ROWS)).transpose(0, 1)
 
-    first = halo_tile.projection(in_chunks(proj_in * norm_weight), terms)
-    second = padded(proj_out, whole(channels, ROWS), chunks * ROWS)
-    second = second.view(-1, ROWS, chunks, ROWS // terms, terms).permute(2, 3, 0, 1, 4).flatten(1, 2)
-    matrices = halo_tile.factors(torch.cat([first, second], 1), dtype, exact)
-    if dtype.itemsize == 2:  # the kernel computes twice the gelu
-        depthwise = torch.cat([depthwise[:hidden], depthwise[hidden:] / 2])
-    return halo_tile.pack(matrices, in_chunks(proj_in @ norm_bias), in_chunks(halo_tile.taps(depthwise, dtype)))
+class _Trained(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *layer: Tensor) -> Tensor:
+        ctx.path = path(x)  # autocast may be off in the backward pass
+        ctx.save_for_backward(x, *layer)
+        return gated_feed_forward(GatedFeedForward(*layer), x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, *layer = ctx.saved_tensors
+        return gradients(GatedFeedForward(*layer), x, grad, ctx.path)
+
+
+def gradients(layer: GatedFeedForward, x: Tensor, grad: Tensor, of: str) -> tuple[Tensor, ...]:
+    """The gradients of x and of the layer's tensors, from that of its result; of: as in `gated_feed_forward`."""
+    x, grad = x.contiguous(), grad.contiguous()
+    pack, run, add_up, numbers = plan_backward(x.shape, x.dtype, x.device, layer.proj_out.shape[1], of == EXACT)
+    weights = pack(*layer[2:])
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows = torch.empty((run.blocks, numbers), dtype=torch.float32, device=x.device)
+    run(grad, x, *(t.contiguous() for t in layer[:2]), weights, grad_x, rows)
+    sums = torch.empty((numbers,), dtype=x.dtype, device=x.device)
+    add_up(rows, sums)
+    return grad_x, *(s.view(t.shape) for s, t in zip(sums.split([t.numel() for t in layer]), layer, strict=True))
+
+
+class Pack(NamedTuple):
+    """The launch that packs weights, into so many words."""
+
+    launch: Launch
+    words: int
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        weights = torch.empty((self.words,), dtype=torch.int32, device=tensors[0].device)
+        self.launch(*(t.detach().contiguous() for t in tensors), weights)
+        return weights
+
+
+class Backward(NamedTuple):
+    """The launches of a backward pass, and the numbers of all gradients of weights."""
+
+    pack: Pack
+    run: Launch
+    add_up: Launch
+    numbers: int
 
 
 @functools.lru_cache(maxsize=1024)  # images of every size may come
@@ -82,15 +136,59 @@ def plan(
     hidden: int,
     exact: bool,
     paired: bool,
-) -> Launch:
-    """The launch for tensors of these sizes."""
+) -> tuple[Pack, Launch]:
+    """The launches for tensors of these sizes."""
     batch, channels, height, width = shape
+    terms, steps, outputs = terms_of(dtype), math.ceil(channels / terms_of(dtype)), math.ceil(channels / ROWS)
     elements = HALVES * ROWS * halo_tile.plane(dtype) + halo_tile.value_rows(dtype) * VALUE_ROW
     constants = halo_tile.constants(dtype, channels, exact) | {
+        "HIDDEN": hidden,
         "CHUNKS": math.ceil(hidden / ROWS),
         "BLOCKS": 2 if channels <= TWO_BLOCKS else 1,
         "SHARED_ELEMENTS": elements,
     }
     module = cuda_modules.load(Instance("gated_feed_forward.cu", tuple(constants.items())), device)
+    of_chunk = _words(HALVES * steps + ROWS // terms * outputs, 1 + halo_tile.words_of_filter(dtype))
+    words = math.ceil(hidden / ROWS) * of_chunk
+    pack = Pack(Launch(module, "pack_feed_forward", math.ceil(words / THREADS), THREADS, 0, ()), words)
     blocks = halo_tile.tiles(batch, height, width)
-    return Launch(module, "gated_feed_forward", blocks, THREADS, 4 * elements, (*strides, height, width, paired))
+    sizes = (*strides, height, width, paired)
+    return pack, Launch(module, "gated_feed_forward", blocks, THREADS, 4 * elements, sizes)
+
+
+@functools.lru_cache(maxsize=1024)
+def plan_backward(shape: torch.Size, dtype: torch.dtype, device: torch.device, hidden: int, exact: bool) -> Backward:
+    batch, channels, height, width = shape
+    steps, outputs = math.ceil(channels / TERMS), math.ceil(channels / ROWS)
+    elements = _elements_backward(channels)
+    constants = halo_tile.constants(dtype, channels, exact, BORDER) | {
+        "TERMS": TERMS,
+        "HIDDEN": hidden,
+        "CHUNKS": math.ceil(hidden / ROWS),
+        "SHARED_ELEMENTS": elements,
+    }
+    module = cuda_modules.load(Instance("gated_feed_forward_backward.cu", tuple(constants.items())), device)
+    of_chunk = _words((HALVES + 1) * steps + HALVES * ROWS // TERMS * outputs, halo_tile.FILTER)
+    words = math.ceil(hidden / ROWS) * of_chunk
+    numbers = channels * (2 + (HALVES + 1) * hidden) + HALVES * hidden * TAPS
+    tiles = halo_tile.tiles(batch, height, width)
+    # As few blocks as take no longer: each has a row of sums.
+    blocks = math.ceil(tiles / math.ceil(tiles / cuda_modules.multiprocessors(device)))
+    return Backward(
+        Pack(Launch(module, "pack_for_backward", math.ceil(words / THREADS), THREADS, 0, ()), words),
+        Launch(module, "gated_feed_forward_backward", blocks, THREADS, 4 * elements, (height, width, tiles, blocks)),
+        Launch(module, "add_rows", math.ceil(numbers / WARP), THREADS, 4 * THREADS, (blocks,)),
+        numbers,
+    )
+
+
+def _words(matrices: int, of_channel: int) -> int:
+    """Of the packed weights of a chunk: matrices of products, and so many for each hidden channel."""
+    return matrices * WARP * 4 + HALVES * ROWS * of_channel
+
+
+def _elements_backward(channels: int) -> int:
+    """Words of shared memory of a block of the backward pass."""
+    of_border, of_own = plane_of_pixels(BORDER - 1), PIXELS + 4
+    of_hidden = plane_of_pixels(BORDER) + of_border + of_own + 2 * TAPS
+    return HALVES * ROWS * of_hidden + ROWS * of_own + whole(channels, ROWS) * (of_border + 4 + of_own)

@@ -29,6 +29,7 @@ from dlgsanet.ops.records import (
     LocalAttention,
     Record,
     map_tensors,
+    tensors_of,
 )
 
 # (batch, height, width): rows that can be moved in whole quads and ragged tiles, and rows that cannot.
@@ -143,7 +144,14 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record,
 
 def _reference(record: Any, x: Tensor, grad: Tensor, backward: bool) -> tuple[Tensor, ...]:
     if isinstance(record, Layer):
-        return (reference.BACKEND.infer(record, x),)
+        return _gradients(record, x, grad) if backward else (reference.BACKEND.infer(record, x),)
     if backward:
         return reference.BACKEND.convolve_backward(record, x, grad)
     return (reference.BACKEND.convolve(record, x),)
+
+
+def _gradients(layer: Layer, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """Of x and of the layer's tensors, by the reference."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x, layer = x.clone().requires_grad_(), map_tensors(layer, lambda t: t.clone().requires_grad_())
+        return torch.autograd.grad(reference.BACKEND.train(layer, x), (x, *tensors_of(layer)), grad.clone())

@@ -33,7 +33,7 @@ def serves(x: Tensor, *weights: Tensor) -> bool:
     return len(dtypes) == 1 and result and x.shape[1] <= MOST_CHANNELS and x.dtype != torch.float64
 
 
-def constants(dtype: torch.dtype, channels: int, exact: bool) -> dict[str, str | int]:
+def constants(dtype: torch.dtype, channels: int, exact: bool, border: int = 1) -> dict[str, str | int]:
     """Of `kernels/halo_tile.h`, apart from those of a layer. exact: products are as exact as in float32."""
     return {
         "SCALAR": SCALARS[dtype],
@@ -42,6 +42,7 @@ def constants(dtype: torch.dtype, channels: int, exact: bool) -> dict[str, str |
         "EXACT": int(exact),
         "TILE_WIDTH": TILE_WIDTH,
         "TILE_HEIGHT": TILE_HEIGHT,
+        "BORDER": border,
         "THREADS": THREADS,
         "EPS": f"{LAYER_NORM_EPS}f",
     }
@@ -60,7 +61,12 @@ def plane(dtype: torch.dtype) -> int:
     """The words of a hidden channel in shared memory: kPlane of `kernels/hidden_*.h`."""
     if dtype.itemsize == 2:
         return (TILE_HEIGHT + 3) * (TILE_WIDTH + COLUMNS) // 2
-    return whole((TILE_WIDTH + 2) * (TILE_HEIGHT + 2), THREADS // WARP * COLUMNS) + BANKS
+    return plane_of_pixels(1)
+
+
+def plane_of_pixels(border: int) -> int:
+    """The words of a channel in shared memory, of a tile with a border of so many pixels, in float32."""
+    return whole((TILE_WIDTH + 2 * border) * (TILE_HEIGHT + 2 * border), THREADS // WARP * COLUMNS) + BANKS
 
 
 def value_rows(dtype: torch.dtype) -> int:
@@ -103,6 +109,10 @@ def factors(matrices: Tensor, dtype: torch.dtype, exact: bool) -> Tensor:
 def taps(filters: Tensor, dtype: torch.dtype) -> Tensor:
     """Filters [channels, 9] in float32 as kernels read them: [channels, numbers]."""
     return pairs(filters, dtype) if dtype.itemsize == 2 else padded(filters, len(filters), FILTER)
+
+
+def words_of_filter(dtype: torch.dtype) -> int:
+    return PAIRS * 4 if dtype.itemsize == 2 else FILTER
 
 
 def pack(matrices: Tensor, bias: Tensor, filters: Tensor) -> Tensor:

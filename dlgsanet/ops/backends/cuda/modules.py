@@ -203,3 +203,9 @@ def shared_memory_limit(device: torch.device) -> int:
     from cupy.cuda import runtime
 
     return runtime.deviceGetAttribute(runtime.cudaDevAttrMaxSharedMemoryPerBlockOptin, device.index)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -31,6 +31,46 @@ __device__ __forceinline__ float twice_gelu(float x) {
   return x * approximate_tanh(p) + x;
 }
 
+// Of the packed weights of hidden channels a thread writes a word.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    pack_feed_forward(const Scalar* __restrict__ scale, const Scalar* __restrict__ shift,
+                      const Scalar* __restrict__ proj_in, const Scalar* __restrict__ depthwise,
+                      const Scalar* __restrict__ proj_out, unsigned* __restrict__ weights) {
+  const int i = blockIdx.x * THREADS + threadIdx.x, first = i / Chunk::kChunk * kRows, word = i % Chunk::kChunk;
+  if (first >= CHUNKS * kRows) return;
+  if (word < Chunk::kBias) {
+    const Element of(word);
+    float values[kNeighbours] = {};
+#pragma unroll
+    for (int j = 0; j < kNeighbours; j++) {
+      if (of.matrix < kSteps * kHalves) {
+        const int hidden = first + of.row, channel = of.matrix / kHalves * kTerms + of.term + j;
+        const int row = of.matrix % kHalves * HIDDEN + hidden;
+        if (hidden < HIDDEN && channel < CHANNELS)
+          values[j] = widen(proj_in[row * CHANNELS + channel]) * widen(scale[channel]);
+      } else {
+        const int matrix = of.matrix - kSteps * kHalves, channel = matrix % kOutputs * kRows + of.row;
+        const int hidden = first + matrix / kOutputs * kTerms + of.term + j;
+        if (hidden < HIDDEN && channel < CHANNELS) values[j] = widen(proj_out[channel * HIDDEN + hidden]);
+      }
+    }
+    weights[i] = as_factor<Factor>(values);
+    return;
+  }
+  const bool bias = word < Chunk::kFilters;
+  const int of_filters = word - Chunk::kFilters, row = bias ? word - Chunk::kBias : of_filters / kFilter;
+  const int half = row / kRows, channel = half * HIDDEN + first + row % kRows;
+  if (first + row % kRows >= HIDDEN) {
+    weights[i] = 0;
+  } else if (bias) {
+    float sum = 0;
+    for (int k = 0; k < CHANNELS; k++) sum += widen(proj_in[channel * CHANNELS + k]) * widen(shift[k]);
+    weights[i] = __float_as_uint(sum);
+  } else {
+    weights[i] = taps_of(depthwise + channel * 9, of_filters % kFilter, kTerms == 16 && half ? 0.5f : 1);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     gated_feed_forward(const Scalar* __restrict__ x, const unsigned* __restrict__ weights, Scalar* __restrict__ out,
                        long long batch_stride, unsigned channel_stride, int height, int width, int paired) {

@@ -1,5 +1,5 @@
-// A tile of pixels of one image, as the kernels of layers compute it: normalised with a border of one pixel, the halo
-// tile, and added to x. The lanes of a warp have pixels and channels as in products on tensor cores.
+// A tile of pixels of one image, as the kernels of layers compute it: normalised with a border of one or two pixels,
+// the halo tile, and added to x. The lanes of a warp have pixels and channels as in products on tensor cores.
 #pragma once
 #include "mma.h"
 #include "scalar.h"
@@ -12,6 +12,7 @@
 //   TERMS        of a product
 //   EXACT        whether products are as exact as in float32
 //   TILE_WIDTH, TILE_HEIGHT  size of a tile in pixels
+//   BORDER       of a halo tile in pixels
 //   THREADS, BLOCKS  threads of a block, and the fewest blocks per multiprocessor (it limits a thread's registers)
 //   EPS          added to the variance
 //   SHARED_ELEMENTS  numbers in the shared memory of a block
@@ -20,8 +21,8 @@ typedef float Accumulator;
 
 constexpr int kWarp = 32, kWarps = THREADS / kWarp;
 constexpr int kRows = 16, kColumns = 8, kTerms = TERMS;  // of a product
-constexpr int kHaloWidth = TILE_WIDTH + 2;
-constexpr int kHaloPixels = kHaloWidth * (TILE_HEIGHT + 2);
+constexpr int kHaloWidth = TILE_WIDTH + 2 * BORDER;
+constexpr int kHaloPixels = kHaloWidth * (TILE_HEIGHT + 2 * BORDER);
 constexpr int kPixels = TILE_WIDTH * TILE_HEIGHT;
 constexpr int kProjected = (kHaloPixels + kWarps * kColumns - 1) / (kWarps * kColumns);  // groups of 8 pixels of a warp
 constexpr int kAdded = kPixels / (kWarps * kColumns);  // the same of the second projection
@@ -104,7 +105,7 @@ struct Tile {
 #pragma unroll
     for (int n = 0; n < kProjected; n++) {
       const int first = (warp * kProjected + n) * kColumns, pixel = first + g;
-      const int row = top - 1 + pixel / kHaloWidth, column = left - 1 + pixel % kHaloWidth;
+      const int row = top - BORDER + pixel / kHaloWidth, column = left - BORDER + pixel % kHaloWidth;
       const bool inside = pixel < kHaloPixels && (unsigned)row < (unsigned)height && (unsigned)column < (unsigned)width;
       const Scalar* at = x + (long long)row * width + column + (long long)t * kNeighbours * channel_stride;
       keep(at);
@@ -112,8 +113,8 @@ struct Tile {
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         const int of_sum = first + t * 2 + i;
-        const bool has_row = (unsigned)(top - 1 + of_sum / kHaloWidth) < (unsigned)height;
-        const bool has_column = (unsigned)(left - 1 + of_sum % kHaloWidth) < (unsigned)width;
+        const bool has_row = (unsigned)(top - BORDER + of_sum / kHaloWidth) < (unsigned)height;
+        const bool has_column = (unsigned)(left - BORDER + of_sum % kHaloWidth) < (unsigned)width;
         if (of_sum < kHaloPixels && !(has_row && has_column)) outside |= 1u << (n * 2 + i);
       }
     }

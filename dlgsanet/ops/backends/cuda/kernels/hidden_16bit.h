@@ -26,6 +26,14 @@ static_assert(kHaloWidth * kHaloRows >= kProjected * kWarps * kColumns, "see abo
 static_assert(kPlane % 8 == 4 && kFeatureStride % 8 == 4, "rows that lanes access at once are in different banks");
 static_assert(kHaloRow % 4 == 0, "products read four words at once");
 
+// A word of a packed filter; taps: of the filter, which is multiplied by `factor`.
+__device__ __forceinline__ unsigned taps_of(const Scalar* __restrict__ taps, int word, float factor) {
+  const int pair = word / 4, row = word % 4;
+  const float first = row < 3 && pair > 0 && pair < 4 ? widen(taps[row * 3 + pair - 1]) : 0;
+  const float second = row < 3 && pair < 3 ? widen(taps[row * 3 + pair]) : 0;
+  return pack<Scalar>(first * factor, second * factor);
+}
+
 template <int kParts, int kMore>
 struct Hidden : Projection<kParts, kMore, kFilter> {
   static constexpr int kWords = kParts * kRows * kPlane;  // in shared memory

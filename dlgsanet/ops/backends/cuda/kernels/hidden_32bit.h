@@ -9,19 +9,38 @@ constexpr int kPlane = kProjected * kWarps * kColumns + 8;   // of a hidden chan
 constexpr int kFeatureHalf = kPixels / 2 + 16, kFeatureStride = kFeatureHalf + kPixels / 2 + 4;
 static_assert(kPlane % 32 == 8 && kFeatureStride % 16 == 4, "rows that lanes access at once are in different banks");
 
-// The pixels of a tile's row that a filter for two neighbouring outputs needs.
-struct Window {
-  float v[4];
+// A word of a packed filter; taps: of the filter, which is multiplied by `factor`.
+__device__ __forceinline__ unsigned taps_of(const Scalar* __restrict__ taps, int word, float factor) {
+  return word < 9 ? __float_as_uint(widen(taps[word]) * factor) : 0;
+}
+
+// The pixels of a tile's row that a filter for some neighbouring outputs needs: for two in a Window.
+template <int kCount>
+struct Pixels {
+  float v[kCount];
 
   __device__ __forceinline__ void read(const float* from) {
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < kCount / 2; i++) {
       const Pair<float> pair = reinterpret_cast<const Pair<float>*>(from)[i];
       v[i * 2] = pair.v[0];
       v[i * 2 + 1] = pair.v[1];
     }
   }
+
+  // Those from the next pixel on.
+  __device__ __forceinline__ void read_after(const float* from) {
+    v[0] = from[1];
+    v[kCount - 1] = from[kCount];
+#pragma unroll
+    for (int i = 1; i < kCount / 2; i++) {
+      const Pair<float> pair = reinterpret_cast<const Pair<float>*>(from)[i];
+      v[i * 2 - 1] = pair.v[0];
+      v[i * 2] = pair.v[1];
+    }
+  }
 };
+typedef Pixels<4> Window;
 
 // What this thread filters: its channel of 16, and the first of its rows and columns.
 struct Own {

@@ -7,6 +7,12 @@
 #pragma once
 #include "halo_tile.h"
 
+#if TERMS == 16
+typedef Scalar Factor;
+#else
+typedef float Factor;
+#endif
+
 // A factor of kNeighbours numbers, of the dtype of x.
 template <typename T>
 __device__ __forceinline__ unsigned as_factor(const float* numbers) {
@@ -27,16 +33,29 @@ __device__ __forceinline__ void as_factors(unsigned (&factors)[kSteps][kCount][2
   for (int n = 0; n < kCount; n++)
 #pragma unroll
     for (int i = 0; i < kValues / kNeighbours; i++)
-      factors[i / 2][n][i % 2] = as_factor<Scalar>(values[n] + i * kNeighbours);
+      factors[i / 2][n][i % 2] = as_factor<Factor>(values[n] + i * kNeighbours);
 }
 
 __device__ __forceinline__ unsigned rest_of(unsigned factor) {
   return __float_as_uint(__uint_as_float(factor) - __uint_as_float(factor & 0xffffe000u));
 }
 
+// Of matrices that are factors a of products, [matrices][kWarp][4]: which one, row and first term a word has.
+struct Element {
+  int matrix, row, term;
+
+  __device__ __forceinline__ explicit Element(int word) {
+    const int lane = word / 4 % kWarp, i = word % 4;
+    matrix = word / (4 * kWarp);
+    row = lane / 4 + i % 2 * 8;
+    term = (lane % 4 + i / 2 * 4) * kNeighbours;
+  }
+};
+
 // sums[m][n] += a[m] b[n]. Successive products have different sums, since each waits for the last one of its own.
 template <int kM, int kN>
-__device__ __forceinline__ void multiply(float (&sums)[kM][kN][4], const Factors (&a)[kM], const unsigned (&b)[kN][2]) {
+__device__ __forceinline__ void multiply_loaded(float (&sums)[kM][kN][4], const Factors (&a)[kM],
+                                                const unsigned (&b)[kN][2]) {
   if constexpr (EXACT) {
     unsigned rests[kN][2];
 #pragma unroll
@@ -46,18 +65,18 @@ __device__ __forceinline__ void multiply(float (&sums)[kM][kN][4], const Factors
 #pragma unroll
     for (int m = 0; m < kM; m++)
 #pragma unroll
-      for (int n = 0; n < kN; n++) multiply_add<Scalar>(sums[m][n], a[m].v, rests[n]);
+      for (int n = 0; n < kN; n++) multiply_add<Factor>(sums[m][n], a[m].v, rests[n]);
 #pragma unroll
     for (int m = 0; m < kM; m++) {
       const unsigned rest[4] = {rest_of(a[m].v[0]), rest_of(a[m].v[1]), rest_of(a[m].v[2]), rest_of(a[m].v[3])};
 #pragma unroll
-      for (int n = 0; n < kN; n++) multiply_add<Scalar>(sums[m][n], rest, b[n]);
+      for (int n = 0; n < kN; n++) multiply_add<Factor>(sums[m][n], rest, b[n]);
     }
   }
 #pragma unroll
   for (int m = 0; m < kM; m++)
 #pragma unroll
-    for (int n = 0; n < kN; n++) multiply_add<Scalar>(sums[m][n], a[m].v, b[n]);
+    for (int n = 0; n < kN; n++) multiply_add<Factor>(sums[m][n], a[m].v, b[n]);
 }
 
 template <int kM, int kN>
@@ -66,7 +85,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kM][kN][4], const Factors
   Factors a[kM];
 #pragma unroll
   for (int m = 0; m < kM; m++) a[m] = matrices[m * kWarp];
-  multiply(sums, a, b);
+  multiply_loaded(sums, a, b);
 }
 
 // Values in shared memory, in words: rows of the tile's pixels, of one channel each, or of two with 16 bits. The left
