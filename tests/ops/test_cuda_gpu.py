@@ -333,8 +333,8 @@ def test_local_attention_in_one_triton_kernel_follows_the_definition(channels, d
     call = calls.local_attention((2, 45, 70), channels // 6, 6, max(1, channels // 4), window_size=7, seed=0)
     call = call.map(lambda t: t.to(dtype))
     (layer, x, _), (exact, wide, _) = call.map(Tensor.cuda), call.map(Tensor.double)
-    got = steps._attend_locally(layer, x, *planar._fold_squeezed(layer))
-    want = planar.local_attention(exact, wide, *planar._fold_squeezed(exact))
+    got = steps._attend_locally(layer, x, *planar.fold_squeezed(layer))
+    want = planar.local_attention(exact, wide, *planar.fold_squeezed(exact))
     most = max(verdicts.TOLERANCE[dtype], verdicts.TENSOR_CORE_TOLERANCE)
     assert (got.cpu().double() - want).abs().max() <= most * want.abs().max()
 

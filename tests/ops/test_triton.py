@@ -266,9 +266,9 @@ def test_local_attention_in_one_kernel_follows_the_definition(size, groups, sque
     lower = lower and dtype != torch.float16  # PyTorch joins no float16 and bfloat16 under autocast
     layer, x = call.record, torch.cat([call.x] * 3, 2)[:, :, size[1] : 2 * size[1]]  # a strip of a taller image
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=lower):
-        got = steps._attend_locally(layer, x, *planar._fold_squeezed(layer))
+        got = steps._attend_locally(layer, x, *planar.fold_squeezed(layer))
     layer, x, _ = call.map(Tensor.double)
-    want = planar.local_attention(layer, x, *planar._fold_squeezed(layer))
+    want = planar.local_attention(layer, x, *planar.fold_squeezed(layer))
     assert got.dtype == dtype
     assert close(got, want, 10 * TOLERANCE[torch.bfloat16 if lower else dtype])
 

@@ -69,6 +69,7 @@ LAYERS: dict[type, Any] = {
 EXACT = (*(layer.EXACT for layer in LAYERS.values()), feed_forward.BACKWARD[feed_forward.EXACT])
 ROUNDED = (*(layer.ROUNDED for layer in LAYERS.values()), feed_forward.BACKWARD[feed_forward.ROUNDED])
 OF_LAYERS = (*EXACT, *ROUNDED)
+TRAINED = (*feed_forward.BACKWARD.values(),)  # of gradients
 FORWARD_MMA, BACKWARD_MMA = "fused forward on tensor cores", "fused backward on tensor cores"
 
 
@@ -314,7 +315,7 @@ def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device, channel
     needed = path.endswith("tensor cores") or path in OF_LAYERS
     if needed and (dtype == torch.float64 or cuda_modules.capability(device) < (8, 0)):
         return "not used: float64 has no tensor cores" if dtype == torch.float64 else "not used: needs sm_80 or later"
-    if path in feed_forward.BACKWARD.values() and not feed_forward.trains(channels, device):
+    if path in TRAINED and not feed_forward.trains(channels, device):
         return "not used: its shared memory does not fit into a multiprocessor"
     return "not used: rounded factors are exact enough" if path in EXACT and dtype != torch.float32 else None
 

@@ -344,7 +344,7 @@ def add_projection(x: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     """``x + weight @ hidden``: x [B, C, H, W], hidden [B, channels, H, W] or [B, channels, H * W]."""
     hidden = hidden.flatten(2)
     if hidden.dtype != x.dtype:  # under autocast
-        return x + torch.matmul(weight.flatten(1), hidden).view_as(x)
+        return (x + torch.matmul(weight.flatten(1), hidden).view_as(x)).to(x.dtype)
     return torch.baddbmm(x.flatten(2), weight.flatten(1).to(x.dtype).expand(len(x), -1, -1), hidden).view(x.shape)
 
 

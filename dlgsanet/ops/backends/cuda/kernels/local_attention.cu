@@ -10,8 +10,8 @@
 //
 // Filters are products on tensor cores, as in fused_forward_mma.cu; here a warp has 8 rows and 8 columns of the tile at
 // a time, and their bias is the weight of a feature of ones. Four neighbouring lanes share a row: lane t handles rows
-// t, t + 4, ... of the window. The 16 rows of a product are pixels 2 m and 2 m + 1 of the 8 rows. Its 8 columns are taps
-// 2 n and 2 n + 1 of rows 4 pass ... 4 pass + 3 of the filters.
+// t, t + 4, ... of the window. The 16 rows of a product are pixels 2 m and 2 m + 1 of the 8 rows. Its 8 columns are
+// taps 2 n and 2 n + 1 of rows 4 pass ... 4 pass + 3 of the filters.
 #include "projection.h"
 
 // Also from the command line:
@@ -159,8 +159,8 @@ __device__ __forceinline__ void load_tile(T* tile, const Scalar* __restrict__ fr
       }
 }
 
-// z of the tile is kept as factors a of products, [kStrips][kPairs][kFeatureSteps][kWarp][4]. This is the place of feature
-// k in the first pixel of a strip's row; the next pixel follows.
+// z of the tile is kept as factors a of products, [kStrips][kPairs][kFeatureSteps][kWarp][4]. This is the place of
+// feature k in the first pixel of a strip's row; the next pixel follows.
 constexpr int kOfPair = kFeatureSteps * kWarp * 4;
 __device__ __forceinline__ int place_of_feature(int k, int row, int strip) {
   const int term = k % kTerms, lane = row * 4 + term % (kTerms / 2) / kNeighbours, upper = term / (kTerms / 2);
@@ -168,8 +168,8 @@ __device__ __forceinline__ int place_of_feature(int k, int row, int strip) {
 }
 
 #if TERMS == 16
-// A warp filters two features of the whole tile by products, of rows of pixels with a matrix that has a filter's taps in
-// each column, as in hidden_16bit.h.
+// A warp filters two features of the whole tile by products, of rows of pixels with a matrix that has a filter's taps
+// in each column, as in hidden_16bit.h.
 constexpr int kFeatureStride = kTileColumns, kFeaturePlane = kTileRows * kFeatureStride;
 typedef Scalar Feature;
 
@@ -287,8 +287,10 @@ __device__ __forceinline__ void filter_group(unsigned* values, const float* tile
     for (int i = 0; i < kFeatureSteps * kTapPairs; i += 2) {
       const Factors four = weights[(pass * kExpansion + i / 2) * kWarp];
 #pragma unroll
-      for (int j = 0; j < 4; j++)
-        if (i + j / 2 < kFeatureSteps * kTapPairs) b[(i + j / 2) / kTapPairs][(i + j / 2) % kTapPairs][j % 2] = four.v[j];
+      for (int j = 0; j < 4; j++) {
+        const int n = i + j / 2;
+        if (n < kFeatureSteps * kTapPairs) b[n / kTapPairs][n % kTapPairs][j % 2] = four.v[j];
+      }
     }
     // Rows below the window have filters of zero. They read the last row of the window, so that they stay in the tile.
     const float* line = tile + (g + min(pass * 4 + t, WINDOW - 1)) * kTileStride;
@@ -346,8 +348,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   projected += (long long)tile.batch * kPlanes * bordered.plane() + (long long)tile.top * bordered.columns + tile.left;
 
   Feature* squeezed = reinterpret_cast<Feature*>(tile_planes);
-  load_tile<FEATURES, kFeatureStride, kFeaturePlane>(squeezed, projected + (long long)CHANNELS * bordered.plane(), bordered,
-                                                     FEATURES);
+  load_tile<FEATURES, kFeatureStride, kFeaturePlane>(squeezed, projected + (long long)CHANNELS * bordered.plane(),
+                                                     bordered, FEATURES);
   constexpr int kUsed = CHANNELS / kNeighbours * kValueStride, kAll = kSteps * kTermRows * kValueStride;
   if constexpr (kUsed < kAll)  // channels that there are not
     for (int i = kUsed + threadIdx.x; i < kAll; i += THREADS) values[i] = 0;
@@ -360,8 +362,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll 1
   for (int round = 0; round < ROUNDS; round++) {
     const int first = round * kAtOnce, group = first + of_warp;
-    load_tile<kAtOnce * SHARE, kTileStride, kTilePlane>(tile_planes, projected + (long long)(first * SHARE) * bordered.plane(), bordered,
-                               (kGroups % kAtOnce ? min(kAtOnce, kGroups - first) : kAtOnce) * SHARE);
+    const int groups = kGroups % kAtOnce ? min(kAtOnce, kGroups - first) : kAtOnce;
+    load_tile<kAtOnce * SHARE, kTileStride, kTilePlane>(
+        tile_planes, projected + (long long)(first * SHARE) * bordered.plane(), bordered, groups * SHARE);
     __syncthreads();
     if (kGroups % kAtOnce == 0 || group < kGroups)
       filter_group(values + group * SHARE / kNeighbours * kValueStride + strip * kValueHalf + lane * 2,
