@@ -1,8 +1,8 @@
 """The CUDA kernels of channel attention without a GPU: in the emulator against float64, and which calls they take."""
 
+import functools
 import itertools
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import map_tensors
 from tests.ops import calls
 from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
-from tests.ops.test_cuda_feed_forward import TF32_TOLERANCE, channels_last, misaligned
+from tests.ops.test_cuda_feed_forward import TF32_TOLERANCE, channels_last, check_layer, misaligned
 from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, sparse, sparse_image
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
@@ -29,18 +29,7 @@ def attention(size: calls.Size, heads: int, share: int, window: int | None, seed
     return calls.channel_attention(size, heads, share, "relu", window, seed)
 
 
-def check(call: calls.Call, dtype: torch.dtype = torch.float32, layout: Callable[[Tensor], Tensor] = lambda t: t):
-    """The kernels give what the reference gives in float64."""
-    record, x, _ = call.map(lambda t: t.to(dtype))
-    with torch.no_grad():
-        expected = reference.BACKEND.infer(map_tensors(record, Tensor.double), x.double())
-        for kernels in (channel_attention.EXACT, channel_attention.ROUNDED):
-            if kernels == channel_attention.EXACT and dtype != torch.float32:
-                continue
-            out = channel_attention.channel_attention(record, layout(x), kernels)
-            assert out.dtype == dtype
-            most = max(TOLERANCE[dtype], TF32_TOLERANCE if kernels == channel_attention.ROUNDED else 0)
-            assert relative_error((out,), (expected,)) <= most, kernels
+check = functools.partial(check_layer, channel_attention)
 
 
 @pytest.mark.parametrize("order", ORDERS)

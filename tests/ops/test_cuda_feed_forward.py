@@ -1,9 +1,11 @@
 """The gated feed-forward layer's CUDA kernels without a GPU: in the emulator against float64; how they are chosen."""
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from dlgsanet.ops.backends import NO_LAYER, LayerFunctions, choice, cuda, refere
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.cuda import feed_forward, first_use, halo_tile
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.records import map_tensors
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.ops import calls
@@ -32,19 +35,26 @@ GRADIENT_TOLERANCE = 3e-3  # of more products, one after the other
 RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
 
 
-def check(call: calls.Call, dtype: torch.dtype = torch.float32, layout: Callable[[Tensor], Tensor] = lambda t: t):
-    """Both kernels give what the reference gives in float64."""
+def check_layer(
+    layer: ModuleType,
+    call: calls.Call,
+    dtype: torch.dtype = torch.float32,
+    layout: Callable[[Tensor], Tensor] = lambda t: t,
+):
+    """The kernels of a module of the CUDA backend, exact and rounded, give what the reference gives in float64."""
     record, x, _ = call.map(lambda t: t.to(dtype))
-    exact, wide = record._make(t.double() for t in record), x.double()
     with torch.no_grad():
-        expected = reference.BACKEND.infer(exact, wide)
-        for kernel in (feed_forward.EXACT, feed_forward.ROUNDED):
-            if kernel == feed_forward.EXACT and dtype != torch.float32:
+        expected = reference.BACKEND.infer(map_tensors(record, Tensor.double), x.double())
+        for path in (layer.EXACT, layer.ROUNDED):
+            if path == layer.EXACT and dtype != torch.float32:
                 continue
-            out = feed_forward.gated_feed_forward(record, layout(x), kernel)
+            (out,) = cuda.PATHS[path](record, layout(x), x)
             assert out.dtype == dtype
-            most = max(TOLERANCE[dtype], TF32_TOLERANCE if kernel == feed_forward.ROUNDED else 0)
-            assert relative_error((out,), (expected,)) <= most, kernel
+            most = max(TOLERANCE[dtype], TF32_TOLERANCE if path == layer.ROUNDED else 0)
+            assert relative_error((out,), (expected,)) <= most, path
+
+
+check = functools.partial(check_layer, feed_forward)
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -402,21 +402,26 @@ def test_the_feed_forward_layer_is_chosen_for_training_and_captured(monkeypatch,
     assert all(map(torch.equal, got, step()))
 
 
+def check_layer(layer, call, dtype):
+    """Its kernels are not refused, follow the reference, and give the same every time."""
+    with torch.no_grad():
+        want = reference.BACKEND.infer(map_tensors(call.record, Tensor.double), call.x.double())
+        record, x, _ = call.map(Tensor.cuda)
+        assert cuda.BACKEND.refuses(record, x) is None
+        for path in (layer.EXACT, layer.ROUNDED)[dtype != torch.float32 :]:
+            (got,), (again,) = (cuda.PATHS[path](record, x, x) for _ in range(2))
+            most = verdicts.TENSOR_CORE_TOLERANCE if path == layer.ROUNDED else 2 * TOLERANCE[dtype]
+            assert relative_error((got.cpu(),), (want,)) <= max(most, TOLERANCE[dtype])
+            assert torch.equal(got, again)
+
+
 @pytest.mark.parametrize("heads", [(6, 8), (6, 15), (3, 5), (6, 16)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("size", "window"), [((2, 83, 101), 48), ((1, 20, 96), None), ((3, 1, 1), 48)], ids=str)
 def test_channel_attention_in_cuda_kernels_follows_the_reference(heads, dtype, size, window):
     """In windows that overlap, with ragged tiles; the same every time."""
     call = calls.channel_attention(size, *heads, "relu", window, seed=0).map(lambda t: t.to(dtype))
-    with torch.no_grad():
-        want = reference.BACKEND.infer(map_tensors(call.record, Tensor.double), call.x.double())
-        record, x, _ = call.map(Tensor.cuda)
-        assert cuda.BACKEND.refuses(record, x) is None
-        for kernels in (channel_attention.EXACT, channel_attention.ROUNDED)[dtype != torch.float32 :]:
-            got, again = (channel_attention.channel_attention(record, x, kernels) for _ in range(2))
-            most = verdicts.TENSOR_CORE_TOLERANCE if kernels == channel_attention.ROUNDED else 2 * TOLERANCE[dtype]
-            assert relative_error((got.cpu(),), (want,)) <= max(most, TOLERANCE[dtype])
-            assert torch.equal(got, again)
+    check_layer(channel_attention, call, dtype)
 
 
 @pytest.mark.parametrize("layer", [(8, 6, 12, 7), (15, 6, 22, 7), (3, 2, 16, 5), (5, 4, 1, 3)], ids=str)
@@ -425,15 +430,7 @@ def test_channel_attention_in_cuda_kernels_follows_the_reference(heads, dtype, s
 def test_local_attention_in_cuda_kernels_follows_the_reference(layer, dtype, size):
     """With ragged tiles and rounds that are not full; the same every time."""
     call = calls.local_attention(size, *layer, seed=0).map(lambda t: t.to(dtype))
-    with torch.no_grad():
-        want = reference.BACKEND.infer(map_tensors(call.record, Tensor.double), call.x.double())
-        record, x, _ = call.map(Tensor.cuda)
-        assert cuda.BACKEND.refuses(record, x) is None
-        for kernels in (local_attention.EXACT, local_attention.ROUNDED)[dtype != torch.float32 :]:
-            got, again = (local_attention.dynamic_local_attention(record, x, kernels) for _ in range(2))
-            most = verdicts.TENSOR_CORE_TOLERANCE if kernels == local_attention.ROUNDED else 2 * TOLERANCE[dtype]
-            assert relative_error((got.cpu(),), (want,)) <= max(most, TOLERANCE[dtype])
-            assert torch.equal(got, again)
+    check_layer(local_attention, call, dtype)
 
 
 @pytest.mark.parametrize("lower", [False, True], ids=["float32", "autocast"])

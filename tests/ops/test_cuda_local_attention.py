@@ -1,8 +1,8 @@
 """The CUDA kernels of local attention without a GPU: in the emulator against float64, and which calls they take."""
 
+import functools
 import itertools
 import sys
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from dlgsanet.ops.backends.torch import planar
 from dlgsanet.ops.records import LocalAttention, map_tensors
 from tests.ops import calls
 from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
-from tests.ops.test_cuda_feed_forward import TF32_TOLERANCE, channels_last, misaligned, strip
+from tests.ops.test_cuda_feed_forward import TF32_TOLERANCE, channels_last, check_layer, misaligned, strip
 from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, sparse, sparse_image
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
@@ -28,18 +28,7 @@ RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def check(call: calls.Call, dtype: torch.dtype = torch.float32, layout: Callable[[Tensor], Tensor] = lambda t: t):
-    """The kernels give what the reference gives in float64."""
-    record, x, _ = call.map(lambda t: t.to(dtype))
-    with torch.no_grad():
-        expected = reference.BACKEND.infer(map_tensors(record, Tensor.double), x.double())
-        for kernels in (local_attention.EXACT, local_attention.ROUNDED):
-            if kernels == local_attention.EXACT and dtype != torch.float32:
-                continue
-            out = local_attention.dynamic_local_attention(record, layout(x), kernels)
-            assert out.dtype == dtype
-            most = max(TOLERANCE[dtype], TF32_TOLERANCE if kernels == local_attention.ROUNDED else 0)
-            assert relative_error((out,), (expected,)) <= most, kernels
+check = functools.partial(check_layer, local_attention)
 
 
 @pytest.mark.parametrize("order", ORDERS)

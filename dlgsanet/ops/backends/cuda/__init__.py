@@ -236,6 +236,21 @@ def _fused_backward(
     return grad_x, grad_z, grad_weight.to(convolution.weight.dtype), grad_bias.to(of_bias.dtype)
 
 
+_INFERENCE: dict[type, Callable[..., Tensor]] = {
+    GatedFeedForward: feed_forward.gated_feed_forward,
+    ChannelAttention: channel_attention.channel_attention,
+    LocalAttention: local_attention.dynamic_local_attention,
+}
+
+
+def _inference(path: str) -> first_use.Run:
+    return lambda layer, x, grad: (_INFERENCE[type(layer)](layer, x, path),)
+
+
+def _gradients(path: str) -> first_use.Run:
+    return lambda layer, x, grad: feed_forward.gradients(layer, x, grad, path)
+
+
 # Each is compared with the reference at its first use.
 PATHS: dict[str, first_use.Run] = {
     "plain forward": lambda convolution, x, grad: (dynamic_depthwise_conv(convolution, x),),
@@ -244,26 +259,8 @@ PATHS: dict[str, first_use.Run] = {
     FORWARD_MMA: lambda convolution, x, grad: (_fused_forward(convolution, x, True),),
     "fused backward": lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: False),
     BACKWARD_MMA: lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: True),
-    feed_forward.EXACT: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.EXACT),),
-    feed_forward.ROUNDED: lambda layer, x, grad: (feed_forward.gated_feed_forward(layer, x, feed_forward.ROUNDED),),
-    feed_forward.BACKWARD[feed_forward.EXACT]: lambda layer, x, grad: feed_forward.gradients(
-        layer, x, grad, feed_forward.EXACT
-    ),
-    feed_forward.BACKWARD[feed_forward.ROUNDED]: lambda layer, x, grad: feed_forward.gradients(
-        layer, x, grad, feed_forward.ROUNDED
-    ),
-    channel_attention.EXACT: lambda layer, x, grad: (
-        channel_attention.channel_attention(layer, x, channel_attention.EXACT),
-    ),
-    channel_attention.ROUNDED: lambda layer, x, grad: (
-        channel_attention.channel_attention(layer, x, channel_attention.ROUNDED),
-    ),
-    local_attention.EXACT: lambda layer, x, grad: (
-        local_attention.dynamic_local_attention(layer, x, local_attention.EXACT),
-    ),
-    local_attention.ROUNDED: lambda layer, x, grad: (
-        local_attention.dynamic_local_attention(layer, x, local_attention.ROUNDED),
-    ),
+    **{path: _inference(path) for layer in LAYERS.values() for path in (layer.EXACT, layer.ROUNDED)},
+    **{path: _gradients(of) for of, path in feed_forward.BACKWARD.items()},
 }
 
 BACKEND = Backend(
