@@ -37,7 +37,7 @@ SUBCOMMANDS = {
     "benchmark": "tables and a results page of networks on test sets",
     "figure": "the benchmark's crops as a figure for a paper",
     "explain": "attribution maps, kept similarities, dynamic filters",
-    "ablate": "train the paper's ablations, print their table",
+    "ablate": "train variants of a network, print their table",
     "doctor": "what is installed here; which backend computes each layer, and why",
     "complexity": "parameters, multiply-accumulates, latency and memory",
 }

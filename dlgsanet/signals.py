@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 REQUEUE = 75  # EX_TEMPFAIL: the run has saved; start it again with --auto-resume
@@ -50,6 +51,28 @@ def end_with_the_main_process() -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def run_in_process(work: Callable[..., object], arguments: tuple[object, ...], signals: StopSignals) -> int:
+    """Call a function of a module in a process of its own, which ends when this one does; its exit code.
+
+    A signal that asks this process to stop asks the other one too, and is waited for.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_bound, args=(work, *arguments))
+    signals.patient = True
+    process.start()
+    while not signals.received and process.exitcode is None:
+        process.join(0.2)
+    if signals.received:
+        process.terminate()  # not counted as a second Ctrl-C
+        process.join()
+    signals.patient = False
+    return process.exitcode or 0
+
+
+def _bound(work: Callable[..., object], *arguments: object) -> None:
+    end_with_the_main_process()
+    work(*arguments)
 
 
 def signal_name(number: int) -> str:

@@ -4,9 +4,10 @@ import atexit
 import gc
 import importlib
 import os
+import runpy
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 # How PyTorch computes shapes while it traces a graph: a quarter of its import.
@@ -69,6 +70,12 @@ def _defer(name: str) -> types.ModuleType:
     placeholder.__getattr__ = real_attribute  # type: ignore[method-assign]
     sys.modules[name] = placeholder
     return placeholder
+
+
+def run_command(argv: Sequence[str]) -> None:
+    """Be the process of ``dlgsanet ARGV``."""
+    sys.argv = ["dlgsanet", *argv]
+    runpy.run_module("dlgsanet", run_name="__main__")
 
 
 def leave(code: int) -> None:

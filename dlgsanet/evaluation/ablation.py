@@ -1,23 +1,19 @@
-"""Ablations (DLGSANet, section 4.3): variants of one training file, trained in the same way, in one table."""
+"""Ablations: variants of the network of one training file, trained in the same way, in one table."""
 
 import copy
-import os
+import re
 import statistics
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from dlgsanet.archs.checkpoint import network_options, read_checkpoint
-from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.errors import UserError, within
-from dlgsanet.evaluation.complexity import input_size, multiply_accumulates, parameters
+from dlgsanet.errors import ArgumentError, UserError, unknown, within
+from dlgsanet.evaluation.complexity import computed_size, input_size, multiply_accumulates, parameters
 from dlgsanet.evaluation.networks import network_of, registered_network
 from dlgsanet.evaluation.rows import BICUBIC, Row, means
 from dlgsanet.evaluation.scoring import bicubic, score, standard_metrics, super_resolve
@@ -26,10 +22,13 @@ from dlgsanet.evaluation.testing import pairs_to_test
 from dlgsanet.extensions import import_all, names_in
 from dlgsanet.files import write_whole
 from dlgsanet.options.parse import load_yaml
-from dlgsanet.options.read import check_options, read_options
-from dlgsanet.signals import INTERRUPTED, StopSignals, exit_code
+from dlgsanet.options.read import change_option, check_options, read_options
+from dlgsanet.signals import INTERRUPTED, REQUEUE, StopSignals, exit_code, run_in_process, signal_name
+from dlgsanet.startup import run_command
 
-# What each variant changes in `network_g`. Variants with one kind of layer have twice the blocks, so as many layers.
+BASE = "base"  # the variant that changes nothing
+# What each variant of the paper's network (DLGSANet, section 4.3) changes in `network_g`. Variants with one kind of
+# layer have twice the blocks, so as many layers.
 VARIANTS: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu"},
     "topk": {"activation": "topk", "topk_ratio": 0.5},
@@ -63,17 +62,25 @@ def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations
 
     The schedule of the learning rate is scaled to the iterations. The run validates and saves weights at its end.
 
+    Args:
+        variant: one of `VARIANTS`, `BASE`, or changes of `network_g`: ``dim=24`` or ``dim=24,n_blocks=6``, the values
+            in YAML.
+
     Raises:
-        UserError: the base file is not of the paper's network.
+        UserError: one of `VARIANTS`, and the base file is not of the paper's network, or a change that is not one.
     """
     options: dict[str, Any] = copy.deepcopy(dict(base))
-    network = options.get("network_g", {})
-    if network.get("type") != "DLGSANet" or network.get("buildblock_type") != "sparseedge":
-        raise UserError("network_g: ablations are of the paper's network: DLGSANet, buildblock_type: sparseedge")
-    network.pop("topk_ratio", None)
-    network |= {"idynamic": True, "activation": "relu"} | VARIANTS[variant]
-    if variant in ONE_KIND:
-        network["blocks"] = 2 * network.get("blocks", 3)
+    network = options["network_g"]
+    if variant in VARIANTS:
+        if not _is_of_the_paper(base):
+            raise UserError(f"network_g: {variant} is a variant of DLGSANet with buildblock_type: sparseedge")
+        network.pop("topk_ratio", None)
+        network |= {"idynamic": True, "activation": "relu"} | VARIANTS[variant]
+        if variant in ONE_KIND:
+            network["blocks"] = 2 * network.get("blocks", 3)
+    elif variant != BASE:
+        for change in re.split(r",(?=[\w:]+=)", variant):
+            change_option(network, change)
     share = iterations / options["train"]["total_iter"]
     scheduler = options["train"]["scheduler"]
 
@@ -96,27 +103,53 @@ def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations
     options["logger"]["save_checkpoint_freq"] = min(iterations, options["logger"]["save_checkpoint_freq"])
     options.setdefault("val", {})["val_freq"] = iterations
     # The iterations are in the name: a run of other length has had other rates, and is no start for this one.
-    return options | {"name": f"{options['name']}_{variant}_{iterations}_seed{seed}", "manual_seed": seed}
+    of_folder = re.sub(r"[/\\]", "_", variant)
+    return options | {"name": f"{options['name']}_{of_folder}_{iterations}_seed{seed}", "manual_seed": seed}
+
+
+def _is_of_the_paper(base: Mapping[str, Any]) -> bool:
+    network = base["network_g"]
+    return network["type"] == "DLGSANet" and network.get("buildblock_type") == "sparseedge"
 
 
 def ablate(
-    file: str, variants: Sequence[str], seeds: Sequence[int], iterations: int, data_root: str | None, folder: Path
-) -> str:
+    file: str,
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    iterations: int,
+    data_root: str | None,
+    folder: Path,
+    imports: Sequence[str],
+    signals: StopSignals,
+) -> int:
     """Train every variant with every seed, one after the other, and score each on the file's validation sets.
 
     Interrupted runs continue where they stopped, unless the file or the images have changed. Option files,
-    `ablation.csv` (every image) and `ablation.md` are written to `folder`.
+    `ablation.csv` (every image) and `ablation.md` are written to `folder`; the table is printed.
+
+    Args:
+        variants: see `variant_options`; none: the paper's.
+        imports: files and modules that register networks, next to those of the file's `import`.
+        signals: that may stop the work.
 
     Returns:
-        The table for the terminal.
+        0, or the exit code of a run that a signal has stopped (`dlgsanet.signals`).
 
     Raises:
         UserError: the base file cannot be trained, or a run failed.
     """
     base = load_yaml(file)
-    if imports := names_in(base.get("import")):
-        base["import"] = import_all(imports, near=Path(file).parent, asked_by=f"{file}: import")
+    near = Path(file).parent
+    given = import_all(imports, near)
+    if names := given + import_all(names_in(base.get("import")), near, f"{file}: import"):
+        base["import"] = names
     check_options(base, True, file)
+    if not variants and not _is_of_the_paper(base):
+        raise ArgumentError("variants", f"give some: {BASE}, or changes of network_g, KEY=VALUE[,KEY=VALUE]")
+    variants = variants or list(VARIANTS)
+    if wrong := [name for name in variants if "=" not in name and name not in (*VARIANTS, BASE)]:
+        choices = unknown("variant", wrong[0], (BASE, *VARIANTS))
+        raise ArgumentError("variants", f"{choices}, or give changes of network_g: KEY=VALUE[,KEY=VALUE]")
     made = {}
     for variant in variants:
         for seed in seeds:
@@ -132,10 +165,19 @@ def ablate(
         print(favoured, flush=True)
     rows: list[Row] = []
     for number, ((variant, seed), path) in enumerate(made.items(), 1):
-        print(f"[{number}/{len(made)}] {MEANING[variant]}, seed {seed}", flush=True)
-        _train(path, data_root)
-        rows += _score(_options(path, data_root), variant, seed, with_bicubic=not rows)
-    return _report(base, rows, variants, seeds, iterations, folder)
+        print(f"[{number}/{len(made)}] {MEANING.get(variant, variant)}, seed {seed}", flush=True)
+        code = _train(path, data_root, signals)
+        if not code:
+            for of_image in _score(_options(path, data_root), variant, seed, with_bicubic=not rows):
+                if signals.received:
+                    break
+                rows += of_image
+        if code := exit_code(signals.received) if signals.received else code:
+            by = f" by {signal_name(signals.received)}" if signals.received else ""
+            print(f"Stopped{by}; the same command goes on from here (exit code {code})", flush=True)
+            return code
+    print(_report(base, rows, variants, seeds, iterations, folder))
+    return 0
 
 
 def _favoured(base: Mapping[str, Any]) -> str | None:
@@ -143,12 +185,13 @@ def _favoured(base: Mapping[str, Any]) -> str | None:
     weights = (base.get("path") or {}).get("pretrain_network_g")
     if not weights:
         return None
-    options = network_options(read_checkpoint(weights, base["path"].get("param_key_g")))
-    suited = [
-        name
-        for name in VARIANTS
-        if all(options.get(k, v) == v for k, v in variant_options(base, name, 0, 1)["network_g"].items() if k != "type")
-    ]
+    suited = []
+    if _is_of_the_paper(base):
+        options = network_options(read_checkpoint(weights, base["path"].get("param_key_g")))
+        for name in VARIANTS:
+            network = variant_options(base, name, 0, 1)["network_g"]
+            if all(options.get(key, value) == value for key, value in network.items() if key != "type"):
+                suited.append(name)
     trained_as = f"was trained as {' or '.join(suited)} and favours it" if suited else "favours the variants like it"
     return f"All variants start from {weights}, which {trained_as}."
 
@@ -157,32 +200,19 @@ def _options(path: Path, data_root: str | None) -> dict[str, Any]:
     return read_options(path, is_train=True, data_root=data_root)
 
 
-def _train(path: Path, data_root: str | None) -> None:
-    command = [sys.executable, "-m", "dlgsanet", "train", "-opt", str(path), "--auto-resume", "--same-options"]
-    command += ["--data-root", data_root] if data_root else []
-    root = str(Path(__file__).resolve().parents[2])  # for the child to find the package where it is not installed
-    search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    code = _exit_code(command, os.environ | {"PYTHONPATH": search})
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
-    if code:
+def _train(path: Path, data_root: str | None, signals: StopSignals) -> int:
+    """Train in a process of its own; the exit code if it was stopped, else 0."""
+    argv = ["train", "-opt", str(path), "--auto-resume", "--same-options"]
+    argv += ["--data-root", data_root] if data_root else []
+    code = run_in_process(run_command, (argv,), signals)
+    if code and not signals.received and code not in (REQUEUE, INTERRUPTED):
         then = "" if code == FAULT else "; the same command goes on from here"
         raise UserError(f"{path}: training ended with code {code}, see above{then}")
+    return code
 
 
-def _exit_code(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a training. A signal that asks this process to stop asks the training to save, and is waited for."""
-    with StopSignals() as signals, subprocess.Popen(command, env=environment) as training:
-        signals.patient = True
-        while not signals.received:
-            with suppress(subprocess.TimeoutExpired):
-                return training.wait(0.2)
-        training.terminate()  # not counted as a second Ctrl-C
-        training.wait()
-    return exit_code(signals.received)
-
-
-def _score(options: dict[str, Any], variant: str, seed: int, with_bicubic: bool) -> list[Row]:
+def _score(options: dict[str, Any], variant: str, seed: int, with_bicubic: bool) -> Iterator[list[Row]]:
+    """The rows of each image."""
     scale = options["scale"]
     weights = Path(options["path"]["models"], "net_g_latest.pth")
     if not weights.is_file():
@@ -190,15 +220,16 @@ def _score(options: dict[str, Any], variant: str, seed: int, with_bicubic: bool)
     tested = options | {"is_train": False, "path": options["path"] | {"pretrain_network_g": str(weights)}}
     tested["path"]["param_key_g"] = "params_ema" if options["train"].get("ema_decay") else "params"
     network, device = network_of(tested)
-    metrics, rows = standard_metrics(scale), []
+    metrics = standard_metrics(scale)
     for dataset in (opt for key, opt in options["datasets"].items() if key.startswith("val")):
         color = dataset.get("color")
         for picture in super_resolve(network, pairs_to_test(dataset), scale, device, color=color):
             name = f"{variant} {seed}"
             outputs = {name: picture.output} | ({BICUBIC: bicubic(picture.lr, scale)} if with_bicubic else {})
-            for method, image in outputs.items():
-                rows.append(Row(dataset["name"], picture.pair.name, method, score(picture, image, metrics)))
-    return rows
+            yield [
+                Row(dataset["name"], picture.pair.name, method, score(picture, image, metrics))
+                for method, image in outputs.items()
+            ]
 
 
 def _report(
@@ -215,7 +246,7 @@ def _report(
     for variant in variants:
         network = variant_options(base, variant, seeds[0], iterations)["network_g"]
         cells = [_cell([mean_of[name, f"{variant} {seed}"] for seed in seeds]) for name in datasets]
-        lines.append([MEANING[variant], *_costs(network, base["scale"]), *cells])
+        lines.append([MEANING.get(variant, variant), *_costs(network, base["scale"]), *cells])
     table = Table(["variant", "params [K]", "GMACs", *datasets], lines)
     training = base["datasets"]["train"]
     note = (
@@ -241,7 +272,10 @@ def _cell(of_seeds: Sequence[Mapping[str, float]]) -> str:
 
 
 def _costs(options: Mapping[str, Any], scale: int) -> tuple[str, str]:
-    with torch.device("meta"):
-        weights = parameters(DLGSANet(**{k: v for k, v in options.items() if k != "type"}))
-    macs = multiply_accumulates(registered_network(options), *input_size(scale))
-    return f"{weights / 1e3:.1f}", f"{macs / 1e9:.1f}"
+    network = registered_network(options)
+    try:
+        macs = f"{multiply_accumulates(network, *computed_size(options, *input_size(scale))) / 1e9:.1f}"
+    except UserError as error:  # after all the training, the table counts more than this figure
+        print(f"GMACs: {error}", file=sys.stderr)
+        macs = "-"
+    return f"{parameters(network) / 1e3:.1f}", macs

@@ -69,7 +69,7 @@ def load_options(path: str | os.PathLike[str], changes: Sequence[str] = ()) -> d
     """An option file with changes of single options, not yet checked; see `read_options`."""
     options = load_yaml(path)
     for change in changes:
-        _change(options, change)
+        change_option(options, change)
     return options
 
 
@@ -87,8 +87,12 @@ def _raise(source: str | os.PathLike[str], faults: Sequence[str]) -> None:
         raise UserError(f"{source} has {len(faults)} faults:\n{listed}")
 
 
-def _change(options: dict[str, Any], change: str) -> None:
-    """``a:b=value`` sets options["a"]["b"] to the value, read as YAML."""
+def change_option(options: dict[str, Any], change: str) -> None:
+    """``a:b=value`` sets options["a"]["b"] to the value, read as YAML.
+
+    Raises:
+        UserError: it is not of this form, or there is no such section.
+    """
     keys, equals, value = change.partition("=")
     *sections, last = keys.strip().split(":")
     if not equals or not last:

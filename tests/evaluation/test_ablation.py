@@ -2,7 +2,9 @@
 
 import csv
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -17,6 +19,8 @@ from dlgsanet.evaluation import ablation
 from dlgsanet.evaluation.ablation import VARIANTS, variant_options
 from dlgsanet.options.read import check_options
 from dlgsanet.signals import exit_code
+from tests.conftest import REPOSITORY
+from tests.evaluation import stand_in
 from tests.evaluation.conftest import SMALL, data_set, small_weights
 
 
@@ -51,6 +55,12 @@ def base(tmp_path, photographs, monkeypatch):
     path = tmp_path / "base.yml"
     path.write_text(yaml.safe_dump(options))
     return path
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Train without a process for each run, which takes seconds to start."""
+    monkeypatch.setattr(ablation, "run_in_process", lambda work, arguments, signals: main(*arguments))
 
 
 def test_variants_differ_only_in_their_network(base):
@@ -92,7 +102,7 @@ def test_trains_and_prints_the_table_and_what_the_weights_favour(base, capfd):
     assert note in (base.parent / "results/ablation/ablation.md").read_text()
 
 
-def test_runs_of_another_base_file_are_not_continued(base, capfd):
+def test_runs_of_another_base_file_are_not_continued(base, in_this_process, capfd):
     def ablate():
         return main(["ablate", "-opt", str(base), "--iterations", "2", "--variants", "relu"])
 
@@ -144,7 +154,6 @@ def test_runs_of_other_lengths_are_other_runs(base):
         (None, "logger", None),
         (None, "val", 3),
         (None, "network_g", 3),
-        (None, "network_g", {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 2}),
         (None, "name", None),
     ],
 )
@@ -172,20 +181,77 @@ def test_errors_come_before_training(base, arguments, named, capsys):
     assert not (base.parent / "experiments").exists()
 
 
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_training_is_asked_to_save_and_waited_for(tmp_path, monkeypatch, number):
-    monkeypatch.chdir(tmp_path)
-    training = """if True:
-        import signal, sys, time, pathlib
-        signal.signal(signal.SIGTERM, lambda *_: time.sleep(0.5) or pathlib.Path("saved").touch() or sys.exit(75))
-        pathlib.Path("started").touch()
-        time.sleep(300)"""
+def test_a_training_is_asked_to_save_and_waited_for(base, monkeypatch, number, capfd):
+    monkeypatch.setattr(ablation, "run_command", stand_in.training)
 
     def stop():
-        while not Path("started").exists():
-            time.sleep(0.01)
+        wait_for(Path("started").exists)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=stop).start()
-    assert ablation._exit_code([sys.executable, "-c", training], os.environ) == exit_code(number)
+    code = exit_code(number)
+    assert main(["ablate", "-opt", str(base), "--iterations", "2", "--variants", "relu", "topk"]) == code
     assert Path("saved").exists()
+    out = capfd.readouterr().out
+    assert f"Stopped by {signal.Signals(number).name}" in out
+    assert out.endswith(f"the same command goes on from here (exit code {code})\n")
+
+
+def test_a_signal_while_images_are_scored(base, monkeypatch, capfd):
+    monkeypatch.setattr(ablation, "run_in_process", lambda *_: 0)
+    monkeypatch.setattr(ablation, "_score", lambda *_, **__: (signal.raise_signal(signal.SIGTERM) for _ in range(3)))
+    assert main(["ablate", "-opt", str(base), "--iterations", "2", "--variants", "relu"]) == 75
+    assert "Stopped by SIGTERM" in capfd.readouterr().out
+    assert not Path("results/ablation/ablation.csv").exists()
+
+
+def test_a_training_ends_with_a_killed_ablation(tmp_path):
+    code = (
+        "from dlgsanet.signals import *; from tests.evaluation.stand_in import training; "
+        "run_in_process(training, ([],), StopSignals().__enter__())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    ) as ablation:
+        wait_for((tmp_path / "started").exists)
+        ablation.kill()
+    training = int((tmp_path / "started").read_text())
+    wait_for(lambda: not Path(f"/proc/{training}").exists())
+
+
+def test_a_network_of_ones_own(base, in_this_process, capfd):
+    shutil.copy(REPOSITORY / "docs/examples/own_network.py", base.parent / "mine.py")
+    options = yaml.safe_load(base.read_text())
+    options["network_g"] = {"type": "OwnNetwork", "channels": 8, "scale": 2}
+    base.write_text(yaml.safe_dump(options))
+    command = ["ablate", "-opt", str(base), "--iterations", "2", "--import", "mine.py"]
+    assert main(command) == 2
+    assert "--variants: give some: base, or changes of network_g" in capfd.readouterr().err
+    assert main([*command, "--variants", "relu"]) == 2
+    assert "relu is a variant of DLGSANet" in capfd.readouterr().err
+    assert main([*command, "--variants", "chanels=9"]) == 2
+    assert "did you mean channels?" in capfd.readouterr().err
+    assert main([*command, "--variants", "base", "channels=4"]) == 0
+    rows = capfd.readouterr().out.partition("params [K]")[2].splitlines()
+    parameters = {row.split()[0]: row.split()[1] for row in rows if len(row.split()) > 3}
+    assert parameters["base"] == "2.1"
+    assert parameters["channels=4"] == "0.9"
+    with open("results/ablation/ablation.csv") as file:
+        runs = {row["run"] for row in csv.DictReader(file)}
+    assert runs == {"bicubic", "base 10", "channels=4 10"}
+
+
+def test_variants_by_changes_of_the_network(base):
+    options = yaml.safe_load(base.read_text())
+    made = variant_options(options, "window_size=5,idynamic=false,upsampler=a/b", 3, 10)
+    assert made["network_g"] == options["network_g"] | {"window_size": 5, "idynamic": False, "upsampler": "a/b"}
+    assert made["name"] == "small_window_size=5,idynamic=false,upsampler=a_b_10_seed3"
+    assert variant_options(options, "base", 3, 10)["network_g"] == options["network_g"]
