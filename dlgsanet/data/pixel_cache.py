@@ -3,8 +3,10 @@
 import fcntl
 import hashlib
 import os
+import sys
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,31 +24,64 @@ from dlgsanet.memory import free_memory
 
 @dataclass
 class PixelCache:
-    """The pixels of many images, one after the other, each uint8 RGB `[3, H, W]`."""
+    """The pixels of many images, one after the other, each uint8 RGB `[3, H, W]`, then a checksum of each, uint32.
 
+    A file in a folder may be damaged: each process checks an image when it first reads it, and decodes it again.
+    """
+
+    sources: Sequence[Source]
     shapes: list[tuple[int, int]]
-    pixels: np.ndarray
+    content: np.ndarray  # the whole file
     file: Path | BinaryIO  # in a folder; or in memory, where it has no name
 
     def __post_init__(self) -> None:
-        sizes = [3 * height * width for height, width in self.shapes]
-        self.starts = [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
+        self.starts = _starts(self.shapes)
+        self.unchecked = np.full(len(self.shapes), isinstance(self.file, Path))
+        # Of all processes: whether the user knows that the file was damaged.
+        self.reported = torch.zeros((), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, index: int) -> np.ndarray:
         """A view on one image, uint8 RGB `[3, H, W]`."""
+        image = self._image(index)
+        if self.unchecked[index]:
+            if zlib.crc32(image.data) != self._sums[index]:
+                self._repair(index)
+            self.unchecked[index] = False
+        return image
+
+    def fill(self, index: int) -> None:
+        """Decode an image into its place."""
+        image, source = self._image(index), self.sources[index]
+        image[:] = read_rgb(Path(source.name), source.read()).transpose(2, 0, 1)
+        self._sums[index] = zlib.crc32(image.data)
+
+    def _image(self, index: int) -> np.ndarray:
         start, end = self.starts[index : index + 2]
-        return self.pixels[start:end].reshape(3, *self.shapes[index])
+        return self.content[start:end].reshape(3, *self.shapes[index])
+
+    @property
+    def _sums(self) -> np.ndarray:
+        return self.content[self.starts[-1] :].view(np.uint32)
+
+    def _repair(self, index: int) -> None:
+        if not self.reported:
+            self.reported.fill_(True)
+            print(f"{self.file}: is damaged; its images are decoded again", file=sys.stderr, flush=True)
+        try:  # all who do so write the same
+            replace(self, content=np.memmap(self.file, np.uint8, "r+")).fill(index)
+        except OSError as error:
+            raise UserError(f"{self.file}: is damaged and cannot be written ({error.strerror}); delete it") from None
 
     def __getstate__(self) -> dict[str, Any]:
         """Other processes map the same file: the pixels must not travel through a pipe."""
         file = self.file if isinstance(self.file, Path) else DupFd(self.file.fileno())
-        return {**self.__dict__, "pixels": None, "file": file}
+        return {**self.__dict__, "content": None, "file": file}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if not isinstance(self.file, Path):
             self.file = open(state["file"].detach(), "rb")  # noqa: SIM115  # open for the object's life
-        self.pixels = np.memmap(self.file, np.uint8, "r")
+        self.content = np.memmap(self.file, np.uint8, "r")
 
 
 def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_dir: Path | None) -> PixelCache:
@@ -58,10 +93,10 @@ def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_d
     Raises:
         UserError: some images cannot be read (names them all), or `cache_dir` cannot hold the file.
     """
-    total = sum(3 * height * width for height, width in shapes)
+    total = _starts(shapes)[-1] + 4 * len(shapes)
     if cache_dir is None:
-        cache = PixelCache(shapes, *_memory(total))
-        _fill(cache, sources)
+        cache = PixelCache(sources, shapes, *_memory(total))
+        _fill(cache)
         return cache
     file = cache_dir / f"{_fingerprint(sources, shapes)}.rgb"
     try:
@@ -71,7 +106,7 @@ def decode_all(sources: Sequence[Source], shapes: list[tuple[int, int]], cache_d
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not _is_whole(file, total):  # not made by another while we waited
                     _write(file, total, sources, shapes)
-        return PixelCache(shapes, np.memmap(file, np.uint8, "r"), file)
+        return PixelCache(sources, shapes, np.memmap(file, np.uint8, "r"), file)
     except OSError as error:
         raise _no_room(total, cache_dir, error) from None
 
@@ -103,16 +138,18 @@ def _write(file: Path, total: int, sources: Sequence[Source], shapes: list[tuple
             os.posix_fallocate(aside.fileno(), 0, total)
         except OSError as error:
             raise _no_room(total, file.parent, error) from None
-        pixels = np.memmap(aside, np.uint8, "r+")
-        _fill(PixelCache(shapes, pixels, file), sources)
-        pixels.flush()
+        content = np.memmap(aside, np.uint8, "r+")
+        _fill(PixelCache(sources, shapes, content, file))
+        content.flush()
 
 
-def _fill(cache: PixelCache, sources: Sequence[Source]) -> None:
-    def decode(index: int) -> None:
-        cache[index][:] = read_rgb(Path(sources[index].name), sources[index].read()).transpose(2, 0, 1)
+def _starts(shapes: Sequence[tuple[int, int]]) -> list[int]:
+    """Where each image begins, and where the last one ends."""
+    return [0, *np.cumsum([3 * height * width for height, width in shapes], dtype=np.int64).tolist()]
 
-    _, failures = for_each(decode, range(len(sources)), "decoding images")
+
+def _fill(cache: PixelCache) -> None:
+    _, failures = for_each(cache.fill, range(len(cache.sources)), "decoding images")
     if failures:
         raise UserError(f"images cannot be used ({len(failures)}): {in_one_line(failures)}")
 

@@ -233,6 +233,23 @@ def test_a_damaged_cache_file_is_made_again(photo_root, dataset, tmp_path):
     assert CachedPairedImageDataset(cached)[4]["gt"].equal(dataset[4]["gt"])
 
 
+@pytest.mark.parametrize("place", [0.0, 0.99, 1.0])
+def test_a_damaged_image_of_the_cache_file_is_decoded_again(photo_root, dataset, tmp_path, place, capfd):
+    """The first byte of the file, one of the last image, or the last byte of the checksums; the size is right."""
+    cached = options(photo_root, cache_dir=str(tmp_path))
+    CachedPairedImageDataset(cached)
+    (file,) = tmp_path.glob("*.rgb")
+    whole = file.read_bytes()
+    at = min(int(place * len(whole)), len(whole) - 1)
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    damaged = CachedPairedImageDataset(cached)
+    for index in range(60):
+        assert damaged[index]["gt"].equal(dataset[index]["gt"])
+        assert damaged[index]["lq"].equal(dataset[index]["lq"])
+    assert file.read_bytes() == whole
+    assert capfd.readouterr().err.count("is damaged; its images are decoded again") == 1
+
+
 def test_pairs_may_differ_in_format(photo_root, dataset, tmp_path):
     root = Path(shutil.copytree(photo_root, tmp_path / "Photos"))
     for path in (root / "HR").iterdir():
