@@ -120,6 +120,8 @@ def _with_clear_errors(work: Callable[[], int]) -> int:
     except OSError as error:
         if error.filename and error.errno in UNUSABLE:
             return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
+        if not error.filename and "temporary directory" in str(error.strerror):  # of Python's tempfile
+            return _fail(f"{error.strerror}; set TMPDIR to a folder that can be written")
         if error.filename or error.errno not in FULL:
             raise
         _drop_output()

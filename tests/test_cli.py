@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -161,6 +162,15 @@ def test_every_error_begins_alike(capsys):
         with suppress(SystemExit):
             main(arguments)
         assert capsys.readouterr().err.splitlines()[-1].startswith("dlgsanet: error: "), arguments
+
+
+def test_no_folder_for_temporary_files(monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nonexistent"])
+    assert main(["web"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "/nonexistent" in line
+    assert line.endswith("set TMPDIR to a folder that can be written")
 
 
 def test_a_working_folder_that_was_deleted(tmp_path, monkeypatch, capsys):

@@ -99,9 +99,9 @@ def _receive(address: str, part: Path, version: Path) -> None:
     """
     request = urllib.request.Request(address)
     start = _size(part)
-    if start and version.exists():
+    if start and (name := _kept_name(version)):
         request.add_header("Range", f"bytes={start}-")
-        request.add_header("If-Range", version.read_text())
+        request.add_header("If-Range", name)
     try:
         with stage(f"requesting {address}", at_once=False):
             answer = urllib.request.urlopen(request, timeout=60)
@@ -127,6 +127,20 @@ def _receive(address: str, part: Path, version: Path) -> None:
             os.fsync(file.fileno())
     if total is not None and _size(part) != total:
         raise ConnectionError(f"the connection broke off after {_size(part)} of {total} bytes")
+
+
+def _kept_name(version: Path) -> str | None:
+    """The server's name for the version of a file; None: there is none, and the file is requested whole."""
+    if not version.exists():
+        return None
+    try:
+        name = version.read_text("ascii")
+    except (OSError, UnicodeDecodeError):
+        name = ""
+    if name.isprintable() and name:
+        return name
+    print(f"{version}: is damaged; the file is downloaded from its beginning", file=sys.stderr)
+    return None
 
 
 def _size(path: Path) -> int:

@@ -115,6 +115,16 @@ def test_a_file_that_changed_in_between_is_taken_anew(server, tmp_path):
     assert (tmp_path / "a.zip").read_bytes() == CONTENT[::-1]
 
 
+@pytest.mark.parametrize("damaged", [b"", b"\xff\x00", "\u0416".encode(), b'"one"\r\nHost: elsewhere'])
+def test_a_damaged_version_file_begins_again(server, tmp_path, damaged, capsys):
+    (tmp_path / ".a.zip.part").write_bytes(b"something else")
+    (tmp_path / ".a.zip.version").write_bytes(damaged)
+    download(server.address, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").read_bytes() == CONTENT
+    assert capsys.readouterr().err.count("a.zip.version: is damaged") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
 def test_killed_after_the_last_byte(server, tmp_path):
     (tmp_path / ".a.zip.part").write_bytes(CONTENT)
     (tmp_path / ".a.zip.version").write_text(server.version)
