@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _lam(arguments: argparse.Namespace) -> None:
-    from dlgsanet.errors import UserError
+    from dlgsanet.errors import UserError, within
     from dlgsanet.evaluation.attribution import attribute
     from dlgsanet.evaluation.explain_pictures import attribution_picture
     from dlgsanet.progress import Counter
@@ -78,10 +78,11 @@ def _lam(arguments: argparse.Namespace) -> None:
     centre = ((length * scale - window) // 2 for length in (x.shape[3], x.shape[2]))
     left, top = arguments.at or centre
     with Counter("attribution", len(networks) * (arguments.steps + 2), "passes") as counter:
-        found = {
-            name: attribute(network, x, left, top, window, arguments.steps, done=counter.done)
-            for name, network in networks.items()
-        }
+        found = {}
+        for entry in entries:
+            with within(str(entry.source)):
+                network = networks[entry.name]
+                found[entry.name] = attribute(network, x, left, top, window, arguments.steps, done=counter.done)
     attribution_picture(arguments.output, lr, (left, top, window), found)
     for name, attribution in found.items():
         print(f"{name}: diffusion index {attribution.diffusion_index:.2f}")
@@ -95,7 +96,7 @@ def _kept(arguments: argparse.Namespace) -> None:
     (entry,), networks, _, x = _ready(arguments, [arguments.network])
     try:
         shares = kept_shares(networks[entry.name], x)
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         raise UserError(f"{arguments.network}: {error}") from error
     kept_picture(arguments.output, entry.name, shares)
     print(f"{entry.name}: {100 * shares.mean():.1f}% of similarities kept")
@@ -112,7 +113,7 @@ def _filters(arguments: argparse.Namespace) -> None:
             raise UserError(f"--points {column},{row}: not within the {lr.shape[1]}x{lr.shape[0]} image")
     try:
         filters = filters_at(networks[entry.name], x, arguments.points)
-    except ValueError as error:
+    except (ValueError, UserError) as error:
         raise UserError(f"{arguments.network}: {error}") from error
     filters_picture(arguments.output, lr, arguments.points, filters)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dlgsanet import ops
 from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.archs.sparse_gsa import SparseGSA
+from dlgsanet.errors import NOT_FINITE, UserError
 from dlgsanet.ops.windows import covering_windows
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -25,6 +26,7 @@ def kept_shares(network: nn.Module, image: Tensor) -> Tensor:
 
     Raises:
         ValueError: the network has no such layer.
+        UserError: values overflow.
     """
     shares = []
     for layer, x in _inputs(network, image, SparseGSA):
@@ -39,6 +41,7 @@ def filters_at(network: nn.Module, image: Tensor, points: Sequence[tuple[int, in
 
     Raises:
         ValueError: the network has no such layer.
+        UserError: values overflow.
     """
     columns, rows = torch.tensor(points, device=image.device).unbind(1)
     layers = []
@@ -61,7 +64,8 @@ def _inputs(network: nn.Module, image: Tensor, kind: type[Layer]) -> list[tuple[
     if not handles:
         raise ValueError(f"the network has no {kind.__name__} layers")
     try:
-        network(image)
+        if not network(image).isfinite().all():
+            raise UserError(NOT_FINITE)
     finally:
         for handle in handles:
             handle.remove()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import NOT_FINITE, UserError
 from dlgsanet.memory import is_out_of_memory
 
 
@@ -65,7 +65,7 @@ def attribute(
         done: called after each step.
 
     Raises:
-        UserError: the window is not within the output, or memory is too small.
+        UserError: the window is not within the output, values or gradients overflow, or memory is too small.
     """
     try:
         with torch.inference_mode():
@@ -87,6 +87,8 @@ def attribute(
             raise
         raise UserError(f"{image.shape[3]}x{image.shape[2]} pixels need more memory than {image.device} has") from None
     shares = total.sum(1)[0].double().cpu().numpy()
+    if not (output.isfinite().all() and np.isfinite(shares).all() and np.isfinite(sharp - blurred)):
+        raise UserError(NOT_FINITE if not output.isfinite().all() else "the gradient of the output is not finite")
     return Attribution(shares, output[0].clamp(0, 1).float().cpu().numpy(), sharp - blurred)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 
 from dlgsanet import ops
-from dlgsanet.archs.checkpoint import build_network, read_checkpoint
+from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint, write_checkpoint
 from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.cli import main
 from dlgsanet.evaluation.attention import filters_at, kept_shares
@@ -108,6 +108,26 @@ def test_each_command_draws_its_picture(place, arguments):
 def test_output_that_cannot_be_written_is_found_before_the_image_is_read(place, capsys):
     assert main(["explain", "kept", "A.pth", "--image", "none.png", "-o", "A.pth/out.png"]) == 2
     assert "A.pth/out.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "large"),
+    [
+        (["lam", "A.pth", "big.pth", "--steps", "2"], ("upsample", "deep_feature_extraction.1")),
+        (["lam", "A.pth", "big.pth", "--steps", "2"], ("upsample",)),  # only the square of its edges overflows
+        (["kept", "big.pth"], ("upsample", "deep_feature_extraction.1")),
+        (["filters", "big.pth", "--points", "3,4"], ("upsample", "deep_feature_extraction.1")),
+    ],
+)
+def test_weights_that_overflow_are_named(place, arguments, large, capsys):
+    content = read_checkpoint(place / "A.pth")
+    state = {name: value * 1e30 if name.startswith(large) else value for name, value in content.state.items()}
+    write_checkpoint(place / "big.pth", state, network_options(content))
+    assert main(["explain", *arguments, "--image", "lr.png", "-o", "out.png"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "big.pth: the " in line
+    assert "not finite" in line
+    assert not (place / "out.png").exists()
 
 
 @pytest.mark.parametrize(
