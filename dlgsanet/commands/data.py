@@ -155,7 +155,7 @@ def _check(arguments: argparse.Namespace) -> int:
             faults.append(str(error))
             return []
         lines.extend(summary(root, pictures))
-        lines.extend(note for picture in pictures for note in picture.notes if notes)
+        lines.extend(f"note: {note}" for picture in pictures for note in picture.notes if notes)
         faults.extend(found)
         return pictures
 

@@ -98,6 +98,8 @@ def test_odd_images_are_noted(tmp_path, capsys):
     coffee.convert("RGBA").save(tmp_path / "opaque.png")
     check(tmp_path)
     printed = capsys.readouterr().out
+    assert "note: " in printed
+    assert all(("note: " in line) == (".png: " in line) for line in printed.splitlines())
     assert "gray.png: gray" in printed
     assert "palette.png: has a palette" in printed
     assert "opaque.png: has RGBA pixels" in printed
