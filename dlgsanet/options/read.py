@@ -88,7 +88,7 @@ def _raise(source: str | os.PathLike[str], faults: Sequence[str]) -> None:
 
 
 def change_option(options: dict[str, Any], change: str) -> None:
-    """``a:b=value`` sets options["a"]["b"] to the value, read as YAML.
+    """``a:b=value`` sets options["a"]["b"] to the value, read as YAML. A section that becomes ``~`` is removed.
 
     Raises:
         UserError: it is not of this form, or there is no such section.
@@ -106,7 +106,11 @@ def change_option(options: dict[str, Any], change: str) -> None:
             raise UserError(f"{change}: {unknown('section', key, sections_there)}; {hint}")
         options = options[key]
     try:
-        options[last] = parse_value(value, change)
+        parsed = parse_value(value, change)
+        if parsed is None and isinstance(options.get(last), dict):
+            del options[last]
+        else:
+            options[last] = parsed
     except UserError as error:
         raise UserError(f"""{error}; put a text in quotes: "{keys}='{value}'\"""") from None
 

@@ -198,6 +198,18 @@ def test_force_yml_sets_values_as_yaml_reads_them(options):
     assert read_back["datasets"]["train"]["use_rot"] is False
 
 
+def test_force_yml_removes_sections(options):
+    both = [
+        "datasets:val={name: V, type: PairedImageDataset, dataroot_lq: datasets, dataroot_gt: datasets}",
+        "val={val_freq: 5}",
+    ]
+    assert "val" in read(options, "--force_yml", *both)["datasets"]
+    read_back = read(options, "--force_yml", *both, "datasets:val=~", "val=~")
+    assert "val" not in read_back
+    assert [*read_back["datasets"]] == ["train"]
+    assert "network_g: is missing" in faults(options, "--force_yml", "network_g=~")
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [("1e-3", 0.001), ("1E-3", 0.001), ("+2.5e-4", 0.00025), (".5e-3", 0.0005), ("1", 1), ("!!float 1e-3", 0.001)],
