@@ -313,6 +313,6 @@ def _cost_of(entry: Entry, device: torch.device, runs: int) -> dict[str, Any]:
     cost: dict[str, Any] = {"parameters": parameters(network)}
     cost["macs"] = times * multiply_accumulates(network, height, width)
     if runs:
-        measured = measure(network.to(device), torch.rand(1, 3, height, width, device=device), runs)
+        measured = measure(network.to(device), height, width, device, runs)
         cost |= {"seconds": times * measured.seconds, "peak_bytes": measured.peak_bytes, "device": describe(device)}
     return cost

@@ -14,7 +14,7 @@ from dlgsanet.inference.self_ensemble import self_ensemble as averaged
 from dlgsanet.memory import is_out_of_memory, release_cached_memory
 from dlgsanet.pictures.picture import MOST
 from dlgsanet.pictures.tile_layout import tiles_of
-from dlgsanet.pictures.tile_sizes import tile_sizes_to_try
+from dlgsanet.pictures.tile_sizes import tile_sizes_to_try, what_to_do
 
 Progress = Callable[[float], None]
 
@@ -66,7 +66,8 @@ def _upscale(
     """`upscale_pixels` of one orientation. A `dtype` of None: float32, not clipped."""
     height, width, channels = pixels.shape
     out = np.empty((height * network.upscale, width * network.upscale, channels), dtype or np.float32)
-    for side in tile_sizes_to_try(network, height, width, tile):
+    results = 1 if dtype else 3  # a self-ensemble turns each one, and makes a new sum
+    for side in tile_sizes_to_try(network, height, width, tile, results * out.nbytes):
         try:
             with torch.inference_mode():
                 for rows, columns, part in _parts(network, pixels, side, progress):
@@ -76,8 +77,7 @@ def _upscale(
             if not is_out_of_memory(error):
                 raise
         release_cached_memory(network.shallow.weight.device)
-    hint = "use auto" if tile == "exact" else "free some, or use smaller tiles"
-    raise UserError(f"out of memory for {width}x{height} pixels (tile: {tile}); {hint}")
+    raise UserError(f"out of memory for {width}x{height} pixels (tile: {tile}); {what_to_do(tile)}")
 
 
 def _parts(

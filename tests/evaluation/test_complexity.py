@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+import yaml
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, dlgsanet_large, dlgsanet_light, dlgsanet_tiny, size_of, size_options
 from dlgsanet.cli import main
+from dlgsanet.evaluation import complexity
 from dlgsanet.evaluation.complexity import input_size, measure, multiply_accumulates, parameters
+from dlgsanet.pictures.tile_sizes import needed_memory
 
 
 @pytest.mark.parametrize(
@@ -53,10 +56,37 @@ def test_the_command_counts_any_option_file(option_file, capsys):
 
 def test_latency_and_memory_are_measured():
     network = torch.nn.Conv2d(3, 64, 3, padding=1)
-    cost = measure(network, torch.rand(1, 3, 256, 512), runs=3)
+    cost = measure(network, 256, 512, torch.device("cpu"), runs=3)
     assert 0 < cost.seconds < 10
     output = 64 * 256 * 512 * 4
     assert cost.peak_bytes is None or 0.9 * output < cost.peak_bytes < 6 * output
+
+
+def test_tensors_that_are_alive_at_once_are_counted():
+    layers = [torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(64, 5, 3, padding=1)]
+    pixels = 4 * 4000 * 3000
+    assert complexity._least_memory(torch.nn.Sequential(*layers[:2]), 4000, 3000) == (3 + 64) * pixels
+    assert complexity._least_memory(torch.nn.Sequential(*layers), 4000, 3000) == (3 + 64 + 5) * pixels
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_sizes_that_do_not_fit_are_refused(own, option_file, monkeypatch, capsys):
+    if own:
+        options = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
+        option_file.write_text(yaml.safe_dump({"name": "own", "scale": 2, "network_g": options}))
+    run = ["complexity", str(option_file), "--output", "160x120", "--runs", "1", "--device", "cpu"]
+    monkeypatch.setattr(complexity, "_measure_cpu", lambda *_: complexity.Cost(1, 1))
+    assert main(run) == 0
+    monkeypatch.setattr(complexity, "free_memory", lambda device: 10**5)
+    assert main(run) == 2
+    assert "80x60 pixels need more memory than cpu has; --runs 0" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_the_memory_of_a_network_is_planned():
+    network = dlgsanet_tiny(2).eval().requires_grad_(False)
+    cost = measure(network, 500, 600, torch.device("cpu"), runs=1)
+    assert cost.peak_bytes < needed_memory(network, 500, 600, None) + 12 * 4 * 500 * 600 < 1.2 * cost.peak_bytes
 
 
 @pytest.mark.parametrize(

@@ -116,13 +116,27 @@ def test_auto_takes_exact_if_it_fits_and_else_the_largest_tile_that_does(network
     monkeypatch.setattr(tile_sizes, "free_memory", lambda device: None)
     assert next(tile_sizes.tile_sizes_to_try(network, 3000, 4000, "auto")) is None
     sides = []
-    for free in (2**30, 2**31, 2**33):
+    for free in (2**29, 2**30, 2**32):
         monkeypatch.setattr(tile_sizes, "free_memory", lambda device, free=free: free)
         side = next(tile_sizes.tile_sizes_to_try(network, 6000, 8000, "auto"))
         assert side is not None
         assert tile_sizes.needed_memory(network, 6000, 8000, side) < free
         sides.append(side)
     assert sides == sorted(set(sides))
+
+
+@pytest.mark.parametrize("tile", ["exact", "auto", 48])
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_what_does_not_fit_is_refused_before_any_work(network, monkeypatch, tile, ensemble):
+    photo = skimage.data.chelsea()[:60, :50]
+    smallest = {"exact": None, "auto": None, 48: 48}[tile]
+    needed = tile_sizes.needed_memory(network, 60, 50, smallest) + (3 * 4 if ensemble else 1) * 3 * 4 * 60 * 50
+    monkeypatch.setattr(tile_sizes, "free_memory", lambda device: needed)
+    upscale_pixels(network, photo, tile, ensemble)
+    monkeypatch.setattr(tile_sizes, "free_memory", lambda device: needed - 1)
+    monkeypatch.delattr(DLGSANet, "by_rows")
+    with pytest.raises(UserError, match=rf"50x60 pixels need 0.0 GiB of memory \(tile: {tile}\), and 0.0 GiB are free"):
+        upscale_pixels(network, photo, tile, ensemble)
 
 
 def test_tiles_stay_large_where_little_memory_is_free(monkeypatch):

@@ -71,7 +71,7 @@ class Backend:
     add_convolution: Callable[[Conv3x3, Tensor, Tensor], None] | None = None
     dynamic_depthwise_conv: ConvolutionFunctions[DynamicConv] | None = None
     fused_dynamic_depthwise_conv: ConvolutionFunctions[FusedDynamicConv] | None = None
-    feature_maps: int = 18
+    feature_maps: float = 18
     bounds_memory: bool = False
     timed: Callable[[Any, Tensor], tuple[object, ...] | None] | None = None
 
