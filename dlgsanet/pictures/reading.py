@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,7 +105,9 @@ def read_picture(path: Path, content: bytes | None = None, max_pixels: int = MAX
             exif, orientation = _exif(image)
             pixels = _decoded(image, content)
             profile = image.info.get("icc_profile") if image.mode not in NOT_RGB else None
-            return replace(_picture(pixels, profile, exif, orientation, image.format), jpeg_quality=_quality(image))
+            picture = _picture(pixels, profile, exif, orientation, image.format)
+            chunks = () if picture.icc_profile else tuple(_png_chunks(image))
+            return replace(picture, jpeg_quality=_quality(image), png_chunks=chunks)
 
 
 def refuse_other_files(path: Path, content: bytes) -> None:
@@ -168,6 +171,17 @@ def _refuse_what_is_not_one_picture(path: Path, image: ImageFile, content: bytes
         raise UnreadableImageError(f"{path}: {problem}")
     if image.format in ("JPEG", "MPO") and has_too_many_scans(content):
         raise UnreadableImageError(f"{path}: over {MAX_SCANS} scans; save it again")
+
+
+def _png_chunks(image: ImageFile) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of the chunks of a PNG that say what its colours mean, from what Pillow has read of them."""
+    info = image.info if image.format == "PNG" else {}
+    if "gamma" in info:
+        yield b"gAMA", struct.pack(">I", round(info["gamma"] * 100_000))
+    if len(primaries := info.get("chromaticity", ())) == 8:
+        yield b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in primaries))
+    if "srgb" in info:
+        yield b"sRGB", bytes([info["srgb"]])
 
 
 def _quality(image: ImageFile) -> int | None:

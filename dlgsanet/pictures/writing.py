@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -79,24 +80,28 @@ def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:
         del kept["exif"]
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options.get(file_format, {}), **{k: v for k, v in kept.items() if v})
-    return buffer.getvalue()
+    content = buffer.getvalue()
+    return _with_chunks(content, picture.png_chunks) if file_format == "PNG" else content
 
 
 def _deep_png(pixels: np.ndarray, picture: Picture) -> bytes:
     import imagecodecs
 
-    content = bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
-    after_header = 8 + 25  # the signature, then IHDR, which has a fixed length
-    chunks = b""
+    chunks = [*picture.png_chunks]
     if picture.icc_profile:
-        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.icc_profile))
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(picture.icc_profile)))
     if picture.exif:
-        chunks += _png_chunk(b"eXIf", picture.exif.removeprefix(b"Exif\0\0"))
-    return content[:after_header] + chunks + content[after_header:]
+        chunks.append((b"eXIf", picture.exif.removeprefix(b"Exif\0\0")))
+    return _with_chunks(bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels))), chunks)
 
 
-def _png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def _with_chunks(png: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A PNG file with more chunks, each its kind and content, before those of its pixels."""
+    after_header = 8 + 25  # the signature, then IHDR, which has a fixed length
+    more = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return png[:after_header] + more + png[after_header:]
 
 
 def _deep_tiff(pixels: np.ndarray, picture: Picture) -> bytes:

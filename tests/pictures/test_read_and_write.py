@@ -1,6 +1,7 @@
 """Reading and writing: what a picture has is kept."""
 
 import io
+import struct
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from dlgsanet.errors import UserError
 from dlgsanet.pictures.picture import Picture
@@ -101,6 +103,31 @@ def test_entries_and_profile_of_16_bits_are_kept(photo):
     back.load()
     assert back.info["icc_profile"] == PROFILE
     assert back.getexif()[0x010F] == "Maker"
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("profile", [b"", PROFILE])
+def test_what_the_colours_of_a_png_mean_is_kept(photo, deep, profile):
+    chunks = PngInfo()
+    primaries = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+    for kind, data in (
+        (b"gAMA", struct.pack(">I", 100000)),
+        (b"cHRM", struct.pack(">8I", *primaries)),
+        (b"sRGB", b"\2"),
+    ):
+        chunks.add(kind, data)
+    content = saved(Image.fromarray(photo), "PNG", pnginfo=chunks, **({"icc_profile": profile} if profile else {}))
+    picture = read_picture(NAME, content)
+    if deep:
+        picture = picture.with_pixels(picture.color.astype(np.uint16) * 257, None)
+    info = Image.open(io.BytesIO(encode(picture, ".png"))).info
+    if profile:
+        assert info["icc_profile"] == profile
+        assert "gamma" not in info
+    else:
+        assert (info["gamma"], info["srgb"]) == (1.0, 2)
+        assert info["chromaticity"] == tuple(value / 100000 for value in primaries)
+    assert encode(picture, ".jpg")
 
 
 @pytest.mark.parametrize(
