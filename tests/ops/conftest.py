@@ -1,10 +1,21 @@
 """Launches of CUDA kernels without a GPU."""
 
+import os
+
 import pytest
 
 from dlgsanet.ops.backends import cuda
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from tests.ops import emulator
 from tests.ops.emulator import EmulatedModule
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_kernels(tmp_path_factory):
+    """What one worker has compiled serves the others."""
+    own = tmp_path_factory.getbasetemp()
+    emulator.folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "emulator"
+    emulator.folder.mkdir(exist_ok=True)
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""The CUDA kernels on a CPU: g++ compiles their source, which runs thread by thread (see cuda_host.h)."""
+"""The CUDA kernels on a CPU: g++ compiles their source (see cuda_host.h), which runs thread by thread (fibers.cpp)."""
 
-import atexit
 import ctypes
 import functools
+import hashlib
+import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
@@ -18,24 +18,23 @@ GUARD_BYTES = 8192
 
 COMPILER = shutil.which("g++")
 HERE = Path(__file__).parent
+folder = Path("set by conftest.py")  # of the libraries
 # An access that would fail on a GPU, or go to a wrong address, ends the process. This needs no library or message.
 CHECKS = ["-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fsanitize-undefined-trap-on-error"]
-OPTIONS = ["-std=c++17", "-O1", "-fPIC", "-w", *CHECKS]
+OPTIONS = ["-std=c++17", "-shared", "-fPIC", "-w"]
 
 
-def _compile(*arguments: str) -> None:
-    done = subprocess.run([COMPILER or "g++", *OPTIONS, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-
-
-@functools.cache
-def _precompiled_header() -> Path:
-    """Folder with cuda_host.h, precompiled once per process: it takes most of the time of a compilation."""
-    folder = Path(tempfile.mkdtemp(prefix="dlgsanet-emulator-"))
-    atexit.register(shutil.rmtree, folder)
-    _compile("-x", "c++-header", str(HERE / "cuda_host.h"), "-o", str(folder / "cuda_host.h.gch"))
-    return folder
+def _compile(name: str, *arguments: str) -> Path:
+    """The library that g++ makes with these arguments; it is kept for all processes of this run of the tests."""
+    library = folder / name
+    if not library.exists():
+        own = library.with_suffix(f".{os.getpid()}")
+        command = [COMPILER or "g++", *OPTIONS, *arguments, "-o", str(own)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        own.replace(library)
+    return library
 
 
 @functools.cache
@@ -45,14 +44,14 @@ def build(instance: Instance) -> ctypes.CDLL:
     Raises:
         RuntimeError: the source does not compile.
     """
-    with tempfile.TemporaryDirectory(prefix="dlgsanet-emulator-") as folder:
-        library = f"{folder}/kernels.so"
-        _compile(
-            "-shared", f"-I{_precompiled_header()}", f"-I{HERE}", f"-I{KERNELS}", *instance.options,
-            f"-DKERNELS_OF_{Path(instance.source).stem}",
-            f'-DSOURCE="{instance.source}"', str(HERE / "kernels.cpp"), "-o", library,
-        )  # fmt: skip
-        return ctypes.CDLL(library)
+    fibers = _compile("fibers.so", "-O2", str(HERE / "fibers.cpp"))
+    key = hashlib.sha256(repr(instance).encode()).hexdigest()
+    library = _compile(
+        f"{key}.so", *CHECKS, "-Og", f"-I{HERE}", f"-I{KERNELS}", *instance.options,
+        f"-DKERNELS_OF_{Path(instance.source).stem}",
+        f'-DSOURCE="{instance.source}"', str(HERE / "kernels.cpp"), str(fibers),
+    )  # fmt: skip
+    return ctypes.CDLL(str(library))
 
 
 class EmulatedModule:

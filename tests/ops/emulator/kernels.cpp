@@ -1,5 +1,5 @@
 // An instantiation of the kernels for the emulator: SOURCE is the file of the kernels, other macros as for a GPU.
-#include <cuda_host.h>  // not "...", which would find the source before the precompiled header
+#include "cuda_host.h"
 
 #include SOURCE
 
