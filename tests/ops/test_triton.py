@@ -6,10 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -74,6 +76,19 @@ TRAINED = {
 }
 
 
+def decided_by_rounding(call: calls.Call, lower: bool) -> bool:
+    """Whether 16 bits may change the sign of a similarity near 0, which decides about its gradient."""
+    select, near = reference.select_similarities, []
+
+    def noted(similarities: Tensor, *how: Any) -> Tensor:
+        near.append(bool((similarities.abs() < 1e-3).any()))
+        return select(similarities, *how)
+
+    with mock.patch.object(reference, "select_similarities", noted):
+        reference.BACKEND.infer(*call.map(Tensor.double)[:2])
+    return any(near) and (lower or call.x.dtype != torch.float32)
+
+
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize(
     "examples", [2, pytest.param(25, marks=pytest.mark.long)], ids=["few examples", "many examples"]
@@ -92,6 +107,7 @@ def test_gradients_follow_the_definition(name, examples):
     )
     def check(size, share, programs, dtype, lower, seed):
         call = TRAINED[name](size, share, seed)._replace(training=True).map(lambda t: t.to(dtype))
+        assume(not decided_by_rounding(call, lower))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(training, "PROGRAMS", programs)
             patch.setattr(training, "SHARE", 16)
