@@ -133,7 +133,13 @@ def test_the_entry_points_run_as_files(script, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["doctor"], ["data", "check", "."], ["complexity", "Tiny", "--runs=0"]]
+    "arguments",
+    [
+        ["--help"],
+        ["doctor"],
+        ["data", "check", "."],
+        pytest.param(["complexity", "Tiny", "--runs=0"], marks=pytest.mark.long),
+    ],
 )
 def test_output_that_cannot_be_written(arguments, tmp_path):
     """On a full disk, or to a program that has ended."""

@@ -4,6 +4,7 @@ No GPU is needed: NVRTC comes with CuPy's companion packages.
 """
 
 import importlib.util
+import itertools
 import re
 import shutil
 import sys
@@ -107,7 +108,26 @@ def instances(
     return wanted
 
 
-def check_compiles(monkeypatch, dtype: torch.dtype, network: str, window: int, architecture: str) -> None:
+# Every architecture, network and dtype, in window 7. `test_the_table_of_kernels` has Tiny in float32 for sm_90.
+SHORT = [
+    (torch.float32, "Large", 7, "sm_75"),
+    (torch.float16, "Tiny and Light", 7, "sm_80"),
+    (torch.float32, "Tiny and Light", 7, "sm_86"),
+    (torch.bfloat16, "Large", 7, "sm_90"),
+    (torch.float64, "Large", 7, "sm_90"),
+    (torch.float32, "Large", 7, "sm_120"),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "network", "window", "architecture"),
+    [
+        pytest.param(*case, marks=() if case in SHORT else pytest.mark.long)
+        for case in itertools.product(DTYPES, NETWORKS, cuda.WINDOW_SIZES, ARCHITECTURES)
+    ],
+    ids=str,
+)
+def test_every_instantiation_compiles(monkeypatch, dtype, network, window, architecture):
     if int(architecture[3:]) not in cupy.cuda.nvrtc.getSupportedArchs():
         pytest.skip(f"CuPy's NVRTC {cupy.cuda.nvrtc.getVersion()} does not know {architecture}")
     for instance in instances(monkeypatch, dtype, NETWORKS[network], window, architecture):
@@ -119,26 +139,6 @@ def check_compiles(monkeypatch, dtype: torch.dtype, network: str, window: int, a
             most_registers, most_spilled = BUDGET[kernel] if dtype != torch.float64 else (255, 4096)
             assert int(registers) <= most_registers, (kernel, registers)
             assert int(spilled) <= most_spilled, (kernel, spilled)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("network", NETWORKS)
-def test_published_networks_compile(monkeypatch, network, architecture):
-    check_compiles(monkeypatch, torch.float32, network, 7, architecture)
-
-
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_every_dtype_compiles(monkeypatch, dtype):
-    check_compiles(monkeypatch, dtype, "Large", 7, "sm_90")
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("window", cuda.WINDOW_SIZES)
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_instantiation_compiles(monkeypatch, dtype, network, window, architecture):
-    check_compiles(monkeypatch, dtype, network, window, architecture)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

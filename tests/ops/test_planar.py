@@ -1,6 +1,7 @@
 """The layers of the `torch` backend for GPUs: on a CPU against the reference, and counted on the meta device."""
 
 import importlib.util
+import itertools
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from dlgsanet import ops
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.mhdlsa import MHDLSA
+from dlgsanet.archs.sizes import SIZES
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import Backend, LayerFunctions, reference
@@ -243,9 +245,20 @@ def test_memory_of_a_4k_image(count, size, free, gigabytes, triton):
     assert counted.layout_copies == 0
 
 
-@pytest.mark.parametrize("size", ["Tiny", "Light", "Large"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kernels", ["torch", "triton"])
+FEW_ESTIMATES = [
+    ("Tiny", torch.float32, "torch"), ("Large", torch.bfloat16, "torch"),
+    ("Large", torch.float32, "triton"), ("Light", torch.bfloat16, "triton"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "kernels"),
+    [
+        pytest.param(*case, marks=() if case in FEW_ESTIMATES else pytest.mark.long)
+        for case in itertools.product(SIZES, (torch.float32, torch.bfloat16), ("torch", "triton"))
+    ],
+    ids=str,
+)
 def test_the_estimate_of_what_training_keeps(count, monkeypatch, size, dtype, kernels):
     """It is what the tensors that live until the backward pass need, and at most a tenth more.
 

@@ -197,7 +197,7 @@ CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": "<&- >&- 2>&
 
 
 @pytest.mark.parametrize(
-    "streams", ["stderr", "all", *(pytest.param(name, marks=pytest.mark.long) for name in ("stdin", "stdout"))]
+    "streams", ["all", *(pytest.param(name, marks=pytest.mark.long) for name in ("stdin", "stdout", "stderr"))]
 )
 def test_closed_standard_streams(workplace, finished, streams):
     """No file of the run takes the place of one, whose messages it would then get."""

@@ -53,7 +53,7 @@ def test_it_is_trained_and_teaches_its_like(own, by):
     own.options["network_g"] = NETWORK
     own.options["path"]["pretrain_network_g"] = weights(own.folder / "t.pth")
     own.options["train"]["teacher_opt"] = {"path": "t.pth", "network": NETWORK, "share": 1.0}
-    own.options["datasets"]["train"]["num_worker_per_gpu"] = 1
+    own.options["datasets"]["train"]["num_worker_per_gpu"] = int(by == "command")
     own.options["logger"]["save_safetensors"] = True
     said = own.train(*give(own, by))
     lines = [line for line in said.splitlines() if "l_teacher" in line]

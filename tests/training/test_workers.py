@@ -106,7 +106,7 @@ def test_signal_to_all_processes_lets_the_workers_go_on_until_the_run_has_saved(
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_signal_to_all_processes_of_a_run_with_a_resource_tracker_of_its_own(endless, number):
     endless.options["datasets"]["train"]["num_worker_per_gpu"] = 1
     (endless.folder / "options.yml").write_text(yaml.safe_dump(endless.options))
