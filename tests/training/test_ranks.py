@@ -79,7 +79,7 @@ def test_shared_validation_gives_the_figures_of_a_single_process(workplace, rank
 def test_lost_rank_stops_the_run_which_resumes_on_another_number_of_ranks(workplace, finished, how):
     batch_per_rank(workplace, 2)
     # On a busy machine a rank may be slow to answer. One that has died is noticed earlier.
-    workplace.options["dist_params"] = {"timeout": 30 if how == signal.SIGSTOP else 600}
+    workplace.options["dist_params"] = {"timeout": 15 if how == signal.SIGSTOP else 600}
     first, second = workplace.start_ranks(2, stop=(7, how))
     last = first.end(2).splitlines()[-1]
     assert "rank 0" in last

@@ -1,7 +1,11 @@
 """`scripts/teacher_targets.py`: what a teacher makes of LR images, to train on."""
 
+import contextlib
+import io
+import runpy
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from dlgsanet.cli import main
 from dlgsanet.data.layout import hr_path, lr_path
 from tests.conftest import REPOSITORY
 
+SCRIPT = str(REPOSITORY / "scripts" / "teacher_targets.py")
 WEIGHTS = str(REPOSITORY / "weights" / "DLGSANet_Tiny_x2.safetensors")
 
 
@@ -26,11 +31,28 @@ def root(tmp_path, monkeypatch, photograph):
     return tmp_path / "datasets" / "Set"
 
 
-def run(root, *arguments):
-    script = str(REPOSITORY / "scripts" / "teacher_targets.py")
-    return subprocess.run(
-        [sys.executable, script, str(root), "--scale", "2", *arguments], capture_output=True, text=True
-    )
+def run(root, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPT, str(root), "--scale", "2", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def run_here(root, *arguments) -> subprocess.CompletedProcess:
+    """The same in this process, which has imported all that the script needs."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", [SCRIPT, str(root), "--scale", "2", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            runpy.run_path(SCRIPT, run_name="__main__")
+            code = 0
+        except SystemExit as stopped:
+            code = stopped.code
+            if isinstance(code, str):  # as Python ends
+                print(code, file=err)
+                code = 1
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def pixels(path):
@@ -47,7 +69,7 @@ def test_targets_are_what_upscale_writes(root):
 
     (root / "Teacher/X2/a.png").unlink()
     before = (root / "Teacher/X2/b.png").stat().st_mtime_ns
-    assert run(root, "--weights", WEIGHTS, "--share", "0.25").stdout.endswith("1 written, 1 were there\n")
+    assert run_here(root, "--weights", WEIGHTS, "--share", "0.25").stdout.endswith("1 written, 1 were there\n")
     assert (root / "Teacher/X2/b.png").stat().st_mtime_ns == before
     assert main(["upscale", str(lr_path(root, "a", 2)), "-o", "a.png", "--device", "cpu"]) == 0
     mixed = 0.25 * pixels("a.png") + 0.75 * pixels(hr_path(root, "a"))[:48, :50]
@@ -64,7 +86,7 @@ def test_targets_are_what_upscale_writes(root):
     ],
 )
 def test_wrong_arguments_are_one_line(root, arguments, named):
-    done = run(root, *arguments)
+    done = run_here(root, *arguments)
     assert done.returncode
     assert named in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -100,7 +122,7 @@ def test_images_that_the_teacher_refuses_are_named(root, wrong, said):
     (root / "own.py").write_text(OWN)
     torch.save({"weight": torch.ones(1)}, root / "teacher.pth")
     choosy = ["--network", f"{{type: Choosy, wrong: {wrong}}}", "--import", str(root / "own.py")]
-    done = run(root, "--weights", str(root / "teacher.pth"), *choosy)
+    done = run_here(root, "--weights", str(root / "teacher.pth"), *choosy)
     assert done.returncode
     assert "Traceback" not in done.stderr
     line = done.stderr.splitlines()[-1]
