@@ -20,6 +20,7 @@ from dlgsanet.archs.replays import can_replay, replay
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.archs.strips import CONVOLUTION_PIXELS, add, gather, strips
 from dlgsanet.ops.cached_tensors import cached_tensors
+from dlgsanet.ops.transforms import is_plain, is_traced
 
 LEAST_CHANNELS = 16  # from which on convolutions of strips are equal to those of the whole image, to the last bit
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training images
@@ -53,7 +54,7 @@ class RHDTG(nn.Module):
         self.conv = Conv3x3(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_traced():
             return self.conv(self.blocks(x), to=x)
         # Not by calling `blocks`: a block's input would stay in memory while its last layers run.
         y = x
@@ -203,8 +204,7 @@ class DLGSANet(nn.Module):
     def _layer_by_layer(self, x: Tensor) -> Tensor:
         shallow = self.embed(x)
         # A traced graph plans no memory, and not every release of PyTorch can trace the context.
-        traced = torch.compiler.is_compiling()
-        with nullcontext() if traced else ops.layers_of_network(self._layers):
+        with nullcontext() if is_traced() else ops.layers_of_network(self._layers):
             features = self.conv(self.norm_after(self.groups(self.norm_before(shallow))), to=shallow)
         return self.restore(features)
 
@@ -280,7 +280,7 @@ class DLGSANet(nn.Module):
 
     def _can_reuse_memory(self, x: Tensor) -> bool:
         """Whether `by_rows` gives the same bits as the modules called in turn, and nothing observes their calls."""
-        if torch.compiler.is_compiling() or not (x.is_cpu and x.dtype == torch.float32 and x.dim() == 4 and x.numel()):
+        if not (is_plain() and x.is_cpu and x.dtype == torch.float32 and x.dim() == 4 and x.numel()):
             return False
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
             return False
@@ -303,7 +303,7 @@ class DLGSANet(nn.Module):
         return can_replay(self, x) and not _is_watched(self)
 
     def _mean_like(self, image: Tensor) -> Tensor:
-        if type(image) is not Tensor or torch.compiler.is_compiling():  # a traced graph makes its own constants
+        if type(image) is not Tensor or not is_plain():  # graphs and transforms make their own constants
             return _constant(self.mean, image.dtype, image.device)
         return _kept_constant(self.mean, image.dtype, image.device)
 

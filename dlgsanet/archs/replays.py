@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dlgsanet.errors import brief, first_failure
 from dlgsanet.ops import tf32
 from dlgsanet.ops.backends.torch.frozen import is_frozen
+from dlgsanet.ops.transforms import is_plain
 
 LARGEST = 2**18  # pixels of a batch that is captured; with more, the GPU takes longer than the host
 SHAPES = 8  # that a network keeps graphs of
@@ -36,7 +37,7 @@ _replays = threading.Lock()
 def can_replay(network: nn.Module, x: Tensor) -> bool:
     """Whether `replay` may be used: the network is frozen, and `x` [B, C, H, W] is small and on an NVIDIA GPU."""
     return (
-        not torch.compiler.is_compiling()
+        is_plain()
         and _on_nvidia_gpu(x)
         and is_frozen(network)
         and x.dtype in TOLERANCE

@@ -73,7 +73,7 @@ def _keep_small_blocks() -> None:
     glibc maps blocks separately, and unmaps them, from a size that it raises to that of the largest block that it has
     unmapped so far (M_MMAP_THRESHOLD in mallopt(3)). The memory here is never touched.
     """
-    torch.empty(31 * 2**18)
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
 
 def _new_block(size: int) -> mmap.mmap:
@@ -94,7 +94,7 @@ def empty(*shape: int) -> Tensor:
     memory: KeptMemory | None = getattr(_active, "memory", None)
     count = math.prod(shape)
     if memory is None or 4 * count < LEAST:
-        return torch.empty(shape)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
     return memory.floats(count).view(shape)
 
 

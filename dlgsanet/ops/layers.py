@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import reference
 from dlgsanet.ops.records import Conv3x3, Layer, tensors_of
+from dlgsanet.ops.transforms import is_traced, is_transformed
 
 
 def apply(layer: Layer | Conv3x3, x: Tensor, *, backend: str | None = None) -> Tensor:
     """Compute a layer: those of blocks with their normalisation and residual connection, ``x + layer(norm(x))``.
 
     While a graph is traced (torch.compile, export), the layer becomes PyTorch's operations around the operator of the
-    dynamic convolution. That operator chooses its backend when the graph runs, and `backend` has no effect.
+    dynamic convolution. That operator chooses its backend when the graph runs, and `backend` has no effect. Within
+    `torch.func` and forward-mode differentiation the layer is its plain definition.
 
     Args:
         layer: a record of `dlgsanet.ops.records`, where its computation and shapes are documented.
@@ -28,8 +31,10 @@ def apply(layer: Layer | Conv3x3, x: Tensor, *, backend: str | None = None) -> T
         ValueError, RuntimeError: the record's tensors and x do not fit each other.
         UserError: ``DLGSANET_BACKEND`` is neither the name of a backend nor ``-NAME``.
     """
-    if torch.compiler.is_compiling():
+    if is_traced():
         return dispatch.traced().train(layer, x)
+    if is_transformed():
+        return reference.PLAIN.train(layer, x)
     training = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors_of(layer)))
     chosen = dispatch.select(layer, x, training, backend)
     if backend is None:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.autocast import in_autocast_dtype
+from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends.gradients import convolve
 from dlgsanet.ops.records import Convolution, DynamicConv, FusedDynamicConv
+from dlgsanet.ops.transforms import is_traced, is_transformed
 
 
 def dynamic_depthwise_conv(x: Tensor, filters: Tensor, *, backend: str | None = None) -> Tensor:
@@ -25,7 +27,8 @@ def dynamic_depthwise_conv(x: Tensor, filters: Tensor, *, backend: str | None = 
         x: [B, C, H, W], any float dtype.
         filters: [B, G, K, K, H, W] of the same dtype; K odd, C divisible by G.
         backend: the name of the backend to use; None: the fastest that supports the call. It has no effect while a
-            graph is traced (torch.compile, export): the operator chooses its backend when the graph runs.
+            graph is traced (torch.compile, export), when the operator chooses its backend as the graph runs, and within
+            `torch.func`, which follows the plain definition.
 
     Returns:
         [B, C, H, W] in the dtype of x; sums are formed in float32 (float64 for float64).
@@ -79,11 +82,12 @@ def fused_dynamic_depthwise_conv(
 def _is_traced(*tensors: Tensor | None) -> bool:
     """Whether a graph is traced, or tensors are not plain ones. Otherwise a call need not pass through `torch.ops`."""
     plain = (Tensor, torch.nn.Parameter, type(None))
-    tracing = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return tracing or any(type(t) not in plain for t in tensors)
+    return is_traced() or any(type(t) not in plain for t in tensors)
 
 
 def _convolve_on(backend: str | None, convolution: Convolution, x: Tensor) -> Tensor:
+    if is_transformed():
+        return reference.PLAIN.convolve(convolution, x)
     if backend is None:
         return convolve(None, convolution, x)
     return convolve(dispatch.select(convolution, x, backend=backend).functions(type(convolution)), convolution, x)

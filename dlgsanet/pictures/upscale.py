@@ -46,7 +46,7 @@ def upscale(
             - a NumPy array [H, W] or [H, W, C], C 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha); uint8,
               uint16, or floating point in [0, 1]; of subclasses (np.matrix) only the values count,
             - a tensor [C, H, W] or [B, C, H, W], C 1 or 3, uint8 or floating point in [0, 1].
-        model: what `load_model` returns, or what it takes; load it once for many pictures.
+        model: what `load_model` returns, in evaluation mode, or what it takes; load it once for many pictures.
         output: for a path: the file to write, in the format of its extension.
         outscale: upscale by this factor instead of the network's: its result is resized (Lanczos).
         tile: ``auto``, ``exact``, or the pixels that a tile keeps per side.
@@ -65,6 +65,8 @@ def upscale(
     if not isinstance(model, (DLGSANet, str, Path)):
         raise TypeError(f"upscale: model must be what load_model returns, or what it takes, not {type(model).__name__}")
     network = model if isinstance(model, DLGSANet) else load_model(model)
+    if network.training:  # its attention would cover whole tiles, in place of TLC's windows
+        raise ValueError("upscale: the model is in training mode; call model.eval() first")
 
     def work(picture: Picture, progress: Progress = progress) -> Picture:
         return upscale_picture(network, picture, outscale, tile, self_ensemble, progress)
@@ -131,7 +133,7 @@ def _through_arrays(work: Callable[[Picture, Progress], Picture], image: Tensor,
 def result_size(network: DLGSANet, picture: Picture, outscale: float | None) -> tuple[int, int]:
     """(height, width) of the upscaled picture."""
     factor = network.upscale if outscale is None else outscale
-    if not (isinstance(factor, Real) and 0 < factor <= LARGEST_FACTOR):
+    if isinstance(factor, bool) or not (isinstance(factor, Real) and 0 < factor <= LARGEST_FACTOR):
         raise ArgumentError("outscale", f"{outscale!r} is not a number above 0, at most {LARGEST_FACTOR}")
     height, width = picture.size
     return max(1, round(height * factor)), max(1, round(width * factor))

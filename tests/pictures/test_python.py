@@ -10,6 +10,7 @@ from PIL import Image
 
 from dlgsanet import load_model, upscale
 from dlgsanet.errors import UserError
+from tests.small_network import small_network
 
 
 def test_importing_the_package_loads_no_torch():
@@ -144,8 +145,10 @@ def test_what_is_no_picture_is_refused(network, image, error):
         ({"tile": -5}, ValueError, "tile -5"),
         ({"outscale": "2"}, UserError, "^outscale: "),
         ({"outscale": -1}, UserError, "^outscale: "),
+        ({"outscale": True}, UserError, "^outscale: "),
         ({"outscale": 1e9}, UserError, "^outscale: "),
         ({"model": torch.nn.Identity()}, TypeError, "model must be"),
+        ({"model": small_network().train()}, ValueError, r"training mode; call model\.eval"),
     ],
 )
 def test_impossible_arguments_are_refused(network, photo, arguments, error, message):

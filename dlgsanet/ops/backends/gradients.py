@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dlgsanet.ops import autocast
 from dlgsanet.ops.backends import ConvolutionFunctions
@@ -14,11 +13,17 @@ from dlgsanet.ops.records import Convolution, tensors_of
 Choose = Callable[[Convolution, Tensor, bool], ConvolutionFunctions[Any]]  # arguments: convolution, x, training
 
 _choose: list[Choose] = []
+_plain: list[Callable[[type], ConvolutionFunctions[Any]]] = []
 
 
 def choose_by(function: Choose) -> None:
     """Set how the fastest backend is found. `dispatch` does it, which backends cannot import."""
     _choose[:] = [function]
+
+
+def differentiate_again_by(function: Callable[[type], ConvolutionFunctions[Any]]) -> None:
+    """Set where gradients of PyTorch's operations are found. The reference does it, which imports this module."""
+    _plain[:] = [function]
 
 
 def convolve(functions: ConvolutionFunctions[Any] | None, convolution: Convolution, x: Tensor) -> Tensor:
@@ -54,10 +59,11 @@ class _Convolve(torch.autograd.Function):
         return _forward(functions, kind(*fields), x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, *tensors = ctx.saved_tensors
         convolution = ctx.kind(*(s if t is None else t for t, s in zip(tensors, ctx.settings, strict=True)))
+        # A gradient that will be differentiated again consists of PyTorch's operations.
+        functions = _plain[0](ctx.kind) if torch.is_grad_enabled() else ctx.functions
         # There is a gradient for a bias of None too; it is the last one and is dropped.
-        grads = iter(convolve_backward(ctx.functions, convolution, x, grad))
+        grads = iter(convolve_backward(functions, convolution, x, grad))
         return None, None, *(None if t is None else next(grads) for t in (x, *tensors))

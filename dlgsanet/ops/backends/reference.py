@@ -8,13 +8,15 @@ of the feature that filters are formed from, c channels of one attention head.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions
-from dlgsanet.ops.backends.gradients import convolve
+from dlgsanet.ops.backends.gradients import convolve, differentiate_again_by
 from dlgsanet.ops.constants import LAYER_NORM_EPS
 from dlgsanet.ops.records import (
     ChannelAttention,
@@ -25,6 +27,7 @@ from dlgsanet.ops.records import (
     LocalAttention,
     dynamic_conv_of,
 )
+from dlgsanet.ops.transforms import is_plain
 from dlgsanet.ops.windows import covering_windows
 
 # The dynamic depth-wise convolution ("On the Connection between Local Attention and Dynamic Depth-wise Convolution",
@@ -192,7 +195,7 @@ def _attend_in_windows(layer: ChannelAttention, qkv: Tensor, window: int) -> Ten
     windows = windows.view(batch, channels, *rows.shape, *cols.shape).permute(0, 2, 4, 1, 3, 5)
     out = _attend(layer, windows.flatten(-2))
     out = out.unflatten(-1, (rows.shape[1], cols.shape[1])).permute(0, 3, 1, 4, 2, 5)
-    out = out.reshape(batch, -1, rows.numel(), cols.numel())
+    out = out.reshape(batch, channels // 3, rows.numel(), cols.numel())
     return _average_overlap(_average_overlap(out, 2, rows, height), 3, cols, width)
 
 
@@ -217,7 +220,8 @@ def convolution(layer: Conv3x3, x: Tensor, convolve: Callable[[Conv3x3, Tensor],
     if layer.to is None:
         return out
     to = layer.to if layer.to.shape == out.shape else layer.to.to(out.dtype)  # numbers change no dtype
-    return out + to if torch.is_grad_enabled() else out.add_(to)
+    # In place only where nothing but the result counts: torch.jit.trace checks that it gets the same graph again.
+    return out + to if torch.is_grad_enabled() or not is_plain() else out.add_(to)
 
 
 BACKEND = Backend(
@@ -229,3 +233,9 @@ BACKEND = Backend(
     dynamic_depthwise_conv=ConvolutionFunctions(dynamic_depthwise_conv, dynamic_depthwise_conv_backward),
     fused_dynamic_depthwise_conv=FUSED_CONVOLUTION,
 )
+
+differentiate_again_by(BACKEND.functions)
+
+# PyTorch's operations alone, which `torch.func` follows; the gradient of the dynamic convolution keeps all its taps.
+_plain_local_attention = partial(dynamic_local_attention, convolve=fused_dynamic_depthwise_conv)
+PLAIN = replace(BACKEND, dynamic_local_attention=LayerFunctions(_plain_local_attention, _plain_local_attention))

@@ -106,7 +106,7 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record,
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, dtype: torch.dtype = use.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
     if use.path.startswith("gated"):
         channels, hidden = use.sizes

@@ -60,7 +60,7 @@ class _DynamicLocalAttention(torch.autograd.Function):
         groups = len(layer.filter_weight) // taps
         pitch, filter_pitch = round_up(channels), round_up(squeezed + 1)
         parts_of = (channels * pitch, groups * taps * filter_pitch)
-        parts = torch.zeros(strips(len(x), x.shape[2]), sum(parts_of))
+        parts = x.new_zeros(strips(len(x), x.shape[2]), sum(parts_of))
         grad_y, grad_z = torch.empty_like(y), torch.empty_like(z)
         weight = layer.filter_weight.flatten(1).contiguous()
         library.call(
@@ -99,7 +99,7 @@ def _local_features_gradients(layer: LocalAttention, sizes: dict[str, int], **im
     channels, squeezed, taps = sizes["channels"], sizes["squeezed"], layer.window_size**2
     pitch = round_up(channels)
     parts_of = (channels * pitch, squeezed * pitch, squeezed * (taps + 2), channels, channels)
-    parts = torch.zeros(strips(sizes["batch"], sizes["height"]), sum(parts_of))
+    parts = images["x"].new_zeros(strips(sizes["batch"], sizes["height"]), sum(parts_of))
     names = ("norm_weight", "norm_bias", "proj_in", "squeeze_weight", "squeeze_bias")
     library.call(
         "local_features_backward",
@@ -164,7 +164,7 @@ class _ChannelAttention(torch.autograd.Function):
         weights = ctx.weights.detach()[:, 0, 0]
         batch, heads, c, _ = weights.shape
         channels, height = x.shape[1:3]
-        parts = torch.zeros(strips(batch, height), channels, round_up(channels))
+        parts = x.new_zeros(strips(batch, height), channels, round_up(channels))
         library.call(
             "channel_attention_mixing_backward",
             grad=grad, projected=projected, depthwise=normed[3].contiguous(), parts=parts, **sizes_of(x),
@@ -206,7 +206,7 @@ class _Convolution(torch.autograd.Function):
         batch, channels, height, _ = x.shape
         outputs = len(weight)
         pitch = round_up(channels)
-        parts = torch.zeros(strips(batch, height), 12 * outputs * pitch + outputs)
+        parts = x.new_zeros(strips(batch, height), 12 * outputs * pitch + outputs)
         library.call(
             "convolution_backward", grad=grad, x=x.contiguous(), parts=parts, outputs=outputs, **sizes_of(x)
         )  # fmt: skip
@@ -235,7 +235,7 @@ def _gradients(
     batch, channels, height, _ = x.shape
     hidden, pitch = len(proj), round_up(channels)
     parts_of = (more_rows * pitch, hidden * pitch, 9 * hidden, channels, channels)
-    parts = torch.zeros(strips(batch, height), sum(parts_of))
+    parts = x.new_zeros(strips(batch, height), sum(parts_of))
     grad_x = torch.empty_like(x)
     library.call(
         function,

@@ -24,7 +24,7 @@ def fused_dynamic_depthwise_conv_backward(
     z, weight = tensors["z"], tensors["weight"]
     inputs = sizes["inputs"]
     grad_x, grad_z = torch.empty_like(x), torch.empty_like(z)
-    parts = torch.zeros(strips(sizes["batch"], sizes["height"]), len(weight), round_up(inputs + 1))
+    parts = x.new_zeros(strips(sizes["batch"], sizes["height"]), len(weight), round_up(inputs + 1))
     library.call(
         "fused_dynamic_depthwise_conv_backward",
         grad=grad.contiguous(),

@@ -83,7 +83,7 @@ def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:
 
 
 def _bias(layer: Conv3x3) -> Tensor:
-    return torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+    return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
 def _convolve(layer: Conv3x3, x: Tensor, out: Tensor, bias: Tensor, add: bool = False) -> None:
@@ -98,7 +98,7 @@ BAND = 16  # rows in one partial sum of the products of q and k; it does not dep
 @functools.lru_cache(maxsize=64)
 def _pieces(size: int, window: int | None, grid: int) -> Tensor:
     """`dlgsanet.ops.windows.pieces` as a tensor [pieces, 4], which the library reads."""
-    return torch.tensor(pieces(size, window, grid=grid), dtype=torch.int64)
+    return torch.tensor(pieces(size, window, grid=grid), dtype=torch.int64, device="cpu")
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
@@ -122,8 +122,8 @@ def attention_sums(layer: ChannelAttention, x: Tensor, kept: int) -> tuple[Tenso
     c = channels // heads
     sums = channels * c + 2 * channels
     windows = [int(cut[axis][-1, 3]) + 1 for axis in ("band_pieces", "column_pieces")]
-    v, piece_sums = empty_like(x), torch.empty(batch, cut["band_count"], cut["column_count"], sums)
-    window_sums, projected = torch.empty(batch, *windows, sums), x.new_empty(kept, 3 * channels, height, width)
+    v, piece_sums = empty_like(x), x.new_empty(batch, cut["band_count"], cut["column_count"], sums)
+    window_sums, projected = x.new_empty(batch, *windows, sums), x.new_empty(kept, 3 * channels, height, width)
     library.call(
         "channel_attention_sums",
         x=x,

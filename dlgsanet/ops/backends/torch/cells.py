@@ -26,7 +26,7 @@ class Cells:
         self.columns = [piece.pixels for piece in across]
         self.windows = len(window_starts(height, window or height)), len(window_starts(width, window or width))
         # [windows across, cells across], 1 where the window contains the cell
-        self._cover = torch.zeros(self.windows[1], len(across), dtype=torch.float64)
+        self._cover = torch.zeros(self.windows[1], len(across), dtype=torch.float64, device="cpu")
         for i, piece in enumerate(across):
             self._cover[piece.windows, i] = 1
 

@@ -42,8 +42,8 @@ def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
         height, width, _ = image.shape
         cells = Cells(height, width, layer.window, _rows(image, 3 * channels))
         values = torch.empty_like(image)
-        grams = torch.zeros(*cells.windows, channels, channels, dtype=dtype)
-        squares = torch.zeros(*cells.windows, 2 * channels, dtype=dtype)
+        grams = x.new_zeros(*cells.windows, channels, channels, dtype=dtype)
+        squares = x.new_zeros(*cells.windows, 2 * channels, dtype=dtype)
         for rows, windows in cells.bands:
             qkv = _normalise_project_filter(layer, layer.qkv_weight, image, rows)
             values[rows] = qkv[..., 2 * channels :]

@@ -128,7 +128,7 @@ def _difference(dtype: torch.dtype, device: torch.device) -> float:
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
     worst = 0.0
     with torch.inference_mode(False), torch.enable_grad(), autocast.off(device.type), choice.untimed():
@@ -154,7 +154,7 @@ def _difference_in_training(kind: Any, fields: tuple[Any, ...], dtype: torch.dty
 
     def random(shape: torch.Size) -> Tensor:
         # Positive: no similarity is near 0, where the gradient of ReLU jumps.
-        values = torch.randn(shape, generator=generator, dtype=torch.float64).abs()
+        values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").abs()
         return (values / max(1, shape[1:].numel())).to(dtype)
 
     layer: Any = kind(*(random(field) if isinstance(field, torch.Size) else field for field in fields))
