@@ -3,9 +3,9 @@
   python scripts/light_networks.py                         the table, in about two minutes
   python scripts/light_networks.py --output docs/benchmarks/light_networks.md
 
-The networks have random weights and the published numbers of parameters. PyTorch runs them eagerly, in the faster of
-the layouts NCHW and channels last. Parameters and multiply-accumulates are counted. SAFMN and SPAN are spandrel's,
-SMFANet is docs/examples/smfanet.py.
+The networks have random weights and the published numbers of parameters (CARN-M: those of x4 alone). PyTorch runs them
+eagerly, in the faster of the layouts NCHW and channels last. Parameters and multiply-accumulates are counted. SAFMN and
+SPAN are spandrel's, SMFANet is docs/examples/smfanet.py.
 """
 
 import argparse
