@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
+from dlgsanet.ops.constants import CONVOLVED_ROWS
+
 STRIP_PIXELS = 2**17  # per strip: the halo adds little, and hidden features stay below 100 MB for published sizes
 # For a convolution on a CPU: its copies in the library's own layout stay in the cache.
 CONVOLUTION_PIXELS = 2**14
@@ -12,13 +14,13 @@ MIN_ROWS = 16
 
 def rows_of_strip(width: int, halo: int = 0, pixels: int | None = None) -> int:
     """Rows of a strip of an image of this width, without the halo."""
-    return _even(max(MIN_ROWS, halo, (pixels or STRIP_PIXELS) // width))
+    return _whole(max(MIN_ROWS, halo, (pixels or STRIP_PIXELS) // width))
 
 
-def _even(rows: int) -> int:
-    # The native backend convolves rows in pairs. Strips from an even row on have the pairs of the whole image, so their
-    # results are the same to the last bit.
-    return rows + rows % 2
+def _whole(rows: int) -> int:
+    # The native backend convolves rows together. Strips from a multiple on have the same rows together as the whole
+    # image, so their results are the same to the last bit.
+    return -(-rows // CONVOLVED_ROWS) * CONVOLVED_ROWS
 
 
 def strips(
@@ -33,7 +35,7 @@ def strips(
         pixels: of a strip; None: `STRIP_PIXELS`.
     """
     height, width = x.shape[2:]
-    rows, halo = rows_of_strip(width, halo, pixels), _even(halo)
+    rows, halo = rows_of_strip(width, halo, pixels), _whole(halo)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first, last = max(top - halo, 0), min(bottom + halo, height)

@@ -72,7 +72,7 @@ void add_products(const Scratch& s, const Heads& heads, Index rows, Columns colu
     add_squares<8>(s.qk, rows, 0, 2 * all, columns, sums + heads.products() * lanes);
 }
 
-// The first pass over some bands (pieces of rows) and one tile of columns, which is divided into pieces.
+// The first pass over a band (a piece of rows) and one tile of columns, which is divided into pieces.
 struct FirstPass {
     const Shape& shape;
     const Heads& heads;
@@ -82,33 +82,21 @@ struct FirstPass {
     const Shape& projected_shape;
     float* projected;  // proj(norm(x)), for training; null: not kept
     Pieces bands, columns;
-    Index image, first_band, stop_band, first_column, stop_column;
+    Index image, band, first_column, stop_column;
 
-    Tile tile() const {
-        return {image, bands[first_band].start, bands[stop_band - 1].stop, columns[first_column].start,
-                columns[stop_column - 1].stop};
-    }
-
-    void run(const Scratch& s) const {
-        const Tile tile = this->tile();
-        make_row(tile.top - 1, tile, s, nullptr);
-        make_row(tile.top, tile, s, nullptr);
-        std::memset(s.sums, 0, sizeof(float) * lanes * heads.sums() * (stop_column - first_column));
-        for (Index band = first_band; band < stop_band; band++) {
-            for (Index y = bands[band].start; y < bands[band].stop; y += batch_rows) {
-                const Index rows = std::min(batch_rows, bands[band].stop - y);
-                for (Index i = 0; i < rows; i += 2) convolve(y + i, std::min<Index>(2, rows - i), tile, s, s.qk + i);
-                for (Index n = first_column; n < stop_column; n++)
-                    add_products(s, heads, rows, {columns[n].start - tile.left, columns[n].size()},
-                                 s.sums + (n - first_column) * heads.sums() * lanes);
-            }
-            hand_in(band, s);
+    // `follows`: the rows of the band above this one are in scratch.
+    void run(const Scratch& s, bool follows) const {
+        const Tile tile{image, bands[band].start, bands[band].stop, columns[first_column].start,
+                        columns[stop_column - 1].stop};
+        for (Index y = tile.first_row(1, follows); y <= tile.top; y++) enter.make_row(y, tile, 1, s.normed, s.qkv);
+        for (Index y = tile.top; y < tile.bottom; y += batch_rows) {
+            const Index rows = std::min(batch_rows, tile.bottom - y);
+            for (Index i = 0; i < rows; i += 2) convolve(y + i, std::min<Index>(2, rows - i), tile, s, s.qk + i);
+            for (Index n = first_column; n < stop_column; n++)
+                add_products(s, heads, rows, {columns[n].start - tile.left, columns[n].size()},
+                             s.sums + (n - first_column) * heads.sums() * lanes);
         }
-    }
-
-    void make_row(Index y, const Tile& tile, const Scratch& s, Ahead* ahead) const {
-        enter.make_row(y, tile, 1, s.normed, s.qkv, ahead);
-        if (projected && y >= tile.top && y < tile.bottom) projected_shape.strip(y, tile, 0).write(s.qkv[y], projected);
+        hand_in(s);
     }
 
     // Compute one or two rows from y on, after the rows of the projection that they need.
@@ -117,9 +105,9 @@ struct FirstPass {
         for (Index n = 0; n < rows; n++) {
             shape.strip(y + n + 3, tile, 1).expect(enter.x, ahead);
             shape.strip(y + n, tile, 0).expect(v, ahead);
-            if (projected) projected_shape.strip(y + n + 2, tile, 0).expect(projected, ahead);
+            if (projected) projected_shape.strip(y + n, tile, 0).expect(projected, ahead);
         }
-        for (Index n = 0; n < rows; n++) make_row(y + n + 1, tile, s, &ahead);
+        for (Index n = 0; n < rows; n++) enter.make_row(y + n + 1, tile, 1, s.normed, s.qkv, &ahead);
         if (rows == 2)
             convolve<2>(y, tile, s, qk);
         else
@@ -136,11 +124,14 @@ struct FirstPass {
             depthwise_3x3(rows, c, 0, tile.columns(), depthwise + 9 * c,
                           [=](Index x, const vec* sums) { out.store_all(x, sums); });
         }
-        for (int i = 0; i < Down; i++) shape.strip(y + i, tile, 0).write(s.v[i], v);
+        for (int i = 0; i < Down; i++) {
+            shape.strip(y + i, tile, 0).write(s.v[i], v);
+            if (projected) projected_shape.strip(y + i, tile, 0).write(s.qkv[y + i], projected);
+        }
     }
 
     // Reduce a band's sums to single floats and reset them.
-    void hand_in(Index band, const Scratch& s) const {
+    void hand_in(const Scratch& s) const {
         const Index count = heads.sums() * (stop_column - first_column);
         float* out = piece_sums + ((image * bands.count + band) * columns.count + first_column) * heads.sums();
         for (Index n = 0; n < count; n++) {
@@ -236,8 +227,6 @@ DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* n
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {qkv_weight, 3 * channels, channels}};
 
     const Index tiles = (width + tile_width - 1) / tile_width;
-    const Index together = std::max<Index>(1, std::min<Index>(4, batch * band_count * tiles / (4 * threads)));
-    const Index groups = (band_count + together - 1) / together;
     auto first_column = [&](Index tile) {
         Index n = 0;
         while (n < column_count && columns[n].start < tile * tile_width) n++;
@@ -247,12 +236,12 @@ DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* n
     for (Index tile = 0; tile < tiles; tile++) most = std::max(most, first_column(tile + 1) - first_column(tile));
     auto make = [&](Arena& arena) { return Scratch(arena, heads, std::min(tile_width, width), most); };
 
-    const bool done = parallel(threads, batch * groups * tiles, make, [&](Index task, const Scratch& s) {
-        const Index tile = task % tiles, band = task / tiles % groups * together;
+    const bool done = parallel(threads, batch * tiles * band_count, make, [&](Index task, bool follows,
+                                                                              const Scratch& s) {
+        const Index tile = task / band_count % tiles;
         FirstPass{shape, heads, enter, depthwise, v, piece_sums, projected_shape, kept ? projected : nullptr, bands,
-                  columns, task / (tiles * groups), band, std::min(band + together, band_count), first_column(tile),
-                  first_column(tile + 1)}
-            .run(s);
+                  columns, task / (tiles * band_count), task % band_count, first_column(tile), first_column(tile + 1)}
+            .run(s, follows);
     });
     sum_windows(batch, bands, columns, heads.sums(), piece_sums, window_sums);
     return done;
@@ -271,7 +260,7 @@ DLGSANET_API bool dlgsanet_channel_attention_apply(const float* x, const float* 
     const Index most = cache_floats() / (2 * channels + channels * channels / 16);
     auto make = [&](Arena& arena) { return SecondScratch(arena, heads, columns, most); };
 
-    return parallel(threads, batch * band_count, make, [&](Index task, const SecondScratch& s) {
+    return parallel(threads, batch * band_count, make, [&](Index task, bool, const SecondScratch& s) {
         const Index image = task / band_count;
         const Piece& band = bands[task % band_count];
         for (Index n = 0; n < column_count;) {

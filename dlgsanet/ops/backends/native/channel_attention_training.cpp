@@ -62,7 +62,7 @@ DLGSANET_API bool dlgsanet_channel_attention_mixing_backward(const float* grad, 
                        arena.rows(width, channels)};
     };
 
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, const Scratch& s) {
+    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const Scratch& s) {
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
         auto read = [&](Index y) {
             if (y < 0 || y >= height) return s.values.clear(y);
@@ -112,7 +112,7 @@ DLGSANET_API bool dlgsanet_channel_attention_backward(
                        {arena.rows(2 * channels, width), arena.rows(2 * channels, width)}};
     };
 
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, const Scratch& s) {
+    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const Scratch& s) {
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
         const Mixing mixing{of_similarities + tile.image * 4 * channels * (channels / heads),
                             mixing_transposed + tile.image * channels * channels};

@@ -1,5 +1,6 @@
 // 3x3 convolutions: see minimal_filtering.h.
 
+#include "depthwise.h"
 #include "gemm.h"
 #include "minimal_filtering.h"
 #include "parallel.h"
@@ -8,18 +9,19 @@ using namespace dlgsanet;
 
 namespace {
 
-constexpr int products = FilteredRows::products, taps = FilteredRows::taps;
+constexpr int together = FilteredRows::together, products = FilteredRows::products, taps = FilteredRows::taps;
+constexpr float root = FilteredRows::root;
 
 struct Scratch {
     FilteredRows rows;
     Rows filters[products];  // [O, C, 3], the second factors of the products
-    Rows out[2], difference;
+    Rows out[together];
 
     Scratch(Arena& arena, const float* weight, Index channels, Index outputs, Index width)
-        : rows(arena, channels, width), difference(arena.rows(outputs, width)) {
+        : rows(arena, channels, width) {
         for (Rows& filter : filters) filter = arena.rows(outputs, taps * channels);
         for (Rows& row : out) row = arena.rows(outputs, width);
-        if (difference.start) transform_filters(weight, channels, outputs);
+        if (out[0].start) transform_filters(weight, channels, outputs);
     }
 
     // weight [O, C, 3, 3].
@@ -29,27 +31,35 @@ struct Scratch {
                 const float* filter = weight + 9 * (o * channels + n / taps) + n % taps;
                 const float above = filter[0], at = filter[3], below = filter[6];
                 filters[0].row(o)[n] = above;
-                filters[1].row(o)[n] = 0.5f * (above + below + at);
-                filters[2].row(o)[n] = 0.5f * (above + below - at);
-                filters[3].row(o)[n] = -below;
+                filters[1].row(o)[n] = (above + 2 * below + root * at) / 6;
+                filters[2].row(o)[n] = (above + 2 * below - root * at) / 6;
+                filters[3].row(o)[n] = (2 * above + below + root * at) / 3;
+                filters[4].row(o)[n] = (2 * above + below - root * at) / 3;
+                filters[5].row(o)[n] = below;
             }
     }
 
-    // Two rows of the result from the sources.
+    // Four rows of the result from the sources.
     void convolve(const float* bias, Index outputs, Index columns, Ahead* ahead) const {
         auto filter = [&](int n) { return Weights(filters[n], outputs, rows.image.channels); };
-        Weights second = filter(1);
-        second.bias = bias;
-        gemm<Start::bias, taps>(second, rows.sources[1], out[0], columns, ahead);
-        gemm<Start::zero, taps>(filter(2), rows.sources[2], difference, columns, ahead);
-        for (Index o = 0; o < outputs; o++)
+#pragma GCC unroll 4
+        for (int n = 1; n < 5; n++)
+            gemm<Start::zero, taps>(filter(n), rows.sources[n], out[n - 1], columns, ahead);
+        for (Index o = 0; o < outputs; o++) {
+            const Addresses<together> at(out, o);
+            const vec constant = fill(bias[o]);
             for (Index x = 0; x < columns; x += lanes) {
-                const vec u = load(out[0].row(o) + x), v = load(difference.row(o) + x);
-                store(out[0].row(o) + x, u + v);
-                store(out[1].row(o) + x, u - v);
+                const vec p1 = load(at.row[0] + x), p2 = load(at.row[1] + x), p3 = load(at.row[2] + x),
+                          p4 = load(at.row[3] + x);
+                const vec even = p1 + p2, odd = root * (p1 - p2);
+                const vec other_even = p3 + p4, other_odd = root / 4 * (p3 - p4);
+                const vec values[] = {constant + even + other_even, constant + odd + 2 * other_odd,
+                                      constant + 2 * even + 0.5f * other_even, constant + 2 * odd + other_odd};
+                at.store_all(x, values);
             }
+        }
         gemm<Start::accumulate, taps>(filter(0), rows.sources[0], out[0], columns, ahead);
-        gemm<Start::accumulate, taps>(filter(3), rows.sources[3], out[1], columns, ahead);
+        gemm<Start::accumulate, taps>(filter(5), rows.sources[5], out[3], columns, ahead);
     }
 };
 
@@ -73,22 +83,22 @@ DLGSANET_API bool dlgsanet_convolution(const float* x, const float* weight, cons
                                        Index add, int threads) {
     const Shape shape{batch, channels, height, width};
     const Shape out_shape{batch, outputs / (factor * factor), height * factor, width * factor};
-    const Tiling tiles(shape, 8 * channels + 3 * outputs, 1, threads);
+    const Tiling tiles(shape, 12 * channels + 4 * outputs, 1);
     auto make = [&](Arena& arena) { return Scratch(arena, weight, channels, outputs, tiles.width()); };
 
-    return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
+    return parallel(threads, tiles.count(), make, [&](Index task, bool follows, const Scratch& s) {
         const Tile tile = tiles[task];
-        for (Index y = tile.top - 1; y <= tile.top; y++) s.rows.read(shape, x, tile, y);
-        for (Index y = tile.top; y < tile.bottom; y += 2) {
-            Ahead ahead(lines_per_block((channels + outputs + 1) / 2, outputs));
-            for (Index n = 0; n < 2; n++) {
+        for (Index y = tile.first_row(1, follows); y <= tile.top; y++) s.rows.read(shape, x, tile, y);
+        for (Index y = tile.top; y < tile.bottom; y += together) {
+            Ahead ahead(lines_per_block((2 * (channels + outputs) + 2) / 3, outputs));
+            for (Index n = 0; n < together; n++) {
                 s.rows.read(shape, x, tile, y + n + 1);
-                shape.strip(y + n + 3, tile, 1).expect(x, ahead);
+                shape.strip(y + n + 1 + together, tile, 1).expect(x, ahead);
                 if (factor == 1) out_shape.strip(y + n, tile, 0).expect(out, ahead);
             }
             s.rows.transform(y, tile.columns());
             s.convolve(bias, outputs, tile.columns(), &ahead);
-            for (Index n = 0; n < 2 && y + n < tile.bottom; n++) {
+            for (Index n = 0; n < together && y + n < tile.bottom; n++) {
                 const Strip strip = out_shape.strip(y + n, tile, 0);
                 if (factor > 1)
                     write_shuffled(out_shape, tile, y + n, s.out[n], factor, add, out);

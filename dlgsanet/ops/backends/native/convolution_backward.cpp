@@ -1,6 +1,7 @@
 // The gradient of a 3x3 convolution with respect to its weights; see minimal_filtering.h. The gradient with respect to
 // the image is a convolution itself.
 
+#include "depthwise.h"
 #include "gemm.h"
 #include "minimal_filtering.h"
 #include "parallel.h"
@@ -10,13 +11,14 @@ using namespace dlgsanet;
 
 namespace {
 
-constexpr int products = FilteredRows::products, taps = FilteredRows::taps;
+constexpr int together = FilteredRows::together, products = FilteredRows::products, taps = FilteredRows::taps;
+constexpr float root = FilteredRows::root;
 
 struct Scratch {
     FilteredRows rows;
-    Rows grad[products];                 // [O, columns], of the products; the first and last are rows of grad
-    Rows sources_by_pixel;               // [columns + 2, C]
-    float* grad_bias;                    // one register for each output
+    Rows grad[products];    // [O, columns], of the products
+    Rows sources_by_pixel;  // [columns + 2, C]
+    float* grad_bias;       // one register for each output
 
     Scratch(Arena& arena, Index channels, Index outputs, Index width)
         : rows(arena, channels, width),
@@ -25,20 +27,28 @@ struct Scratch {
         for (Rows& row : grad) row = arena.rows(outputs, width);
     }
 
+    // Where row n of the gradient is before the transformation: the first and the last product have its first and last.
+    Rows grad_row(int n) const { return grad[n + 1 < together ? n : products - 1]; }
+
     void transform_gradient(Index outputs, Index columns) const {
         for (Index o = 0; o < outputs; o++) {
+            const Addresses<products> at(grad, o);
             vec sum = load(grad_bias + o * lanes);  // columns past the last one are zero
             for (Index x = 0; x < columns; x += lanes) {
-                const vec first = load(grad[0].row(o) + x), second = load(grad[3].row(o) + x);
-                sum += first + second;
-                store(grad[1].row(o) + x, first + second);
-                store(grad[2].row(o) + x, first - second);
+                const vec first = load(at.row[0] + x), second = load(at.row[1] + x), third = load(at.row[2] + x),
+                          fourth = load(at.row[5] + x);
+                const vec even = first + 2 * third, odd = root * (second + 2 * fourth);
+                const vec other_even = first + 0.5f * third, other_odd = root / 2 * (second + 0.5f * fourth);
+                sum += first + second + third + fourth;
+                const vec values[] = {first,                  even + odd,             even - odd,
+                                      other_even + other_odd, other_even - other_odd, fourth};
+                at.store_all(x, values);
             }
             store(grad_bias + o * lanes, sum);
         }
     }
 
-    // Add the gradients of the transformed filters, [4, 3, O, C].
+    // Add the gradients of the transformed filters, [6, 3, O, C].
     void multiply(Index outputs, Index columns, Rows sums) const {
         const Index channels = rows.image.channels;
         for (int n = 0; n < products; n++) {
@@ -51,8 +61,8 @@ struct Scratch {
 
 }  // namespace
 
-// `parts` must be zero on entry. For each strip it receives, with rows padded to column_step, the gradients [4, 3, O,
-// C] of e, (e + f + g) / 2, (e - f + g) / 2 and -g at each column of the filters, and the gradient of the bias [O]. The
+// `parts` must be zero on entry. For each strip it receives, with rows padded to column_step, the gradients [6, 3, O,
+// C] of the second factors in minimal_filtering.h at each column of the filters, and the gradient of the bias [O]. The
 // part of the first strip receives the sums over all strips.
 DLGSANET_API bool dlgsanet_convolution_backward(const float* grad, const float* x, float* parts, Index batch,
                                                 Index channels, Index outputs, Index height, Index width, int threads) {
@@ -62,18 +72,20 @@ DLGSANET_API bool dlgsanet_convolution_backward(const float* grad, const float* 
     const Index floats = matrices + outputs;
     auto make = [&](Arena& arena) { return Scratch(arena, channels, outputs, width); };
 
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, const Scratch& s) {
+    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const Scratch& s) {
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
         std::memset(s.grad_bias, 0, sizeof(float) * outputs * lanes);
         for (Index y = tile.top - 1; y <= tile.top; y++) s.rows.read(shape, x, tile, y);
-        for (Index y = tile.top; y < tile.bottom; y += 2) {
-            for (Index n = 0; n < 2; n++) s.rows.read(shape, x, tile, y + n + 1);
+        for (Index y = tile.top; y < tile.bottom; y += together) {
+            for (Index n = 0; n < together; n++) s.rows.read(shape, x, tile, y + n + 1);
             s.rows.transform(y, width);
-            out_shape.strip(y, tile, 0).read(grad, s.grad[0]);
-            if (y + 1 < tile.bottom)
-                out_shape.strip(y + 1, tile, 0).read(grad, s.grad[3]);
-            else
-                for (Index o = 0; o < outputs; o++) std::fill(s.grad[3].row(o), s.grad[3].row(o) + width, 0.f);
+            for (int n = 0; n < together; n++) {
+                const Rows row = s.grad_row(n);
+                if (y + n < tile.bottom)
+                    out_shape.strip(y + n, tile, 0).read(grad, row);
+                else
+                    for (Index o = 0; o < outputs; o++) std::fill(row.row(o), row.row(o) + width, 0.f);
+            }
             s.transform_gradient(outputs, width);
             s.multiply(outputs, width, {parts + task * floats, pitch});
         }

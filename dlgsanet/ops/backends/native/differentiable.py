@@ -18,7 +18,7 @@ from dlgsanet.ops.backends.native.layers import (
 )
 from dlgsanet.ops.backends.native.layers import convolution as infer_convolution
 from dlgsanet.ops.backends.native.layers import gated_feed_forward as infer_gated_feed_forward
-from dlgsanet.ops.backends.native.signatures import round_up, strips
+from dlgsanet.ops.backends.native.signatures import FILTER_FACTORS, round_up, strips
 from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, LocalAttention
 
 
@@ -206,14 +206,18 @@ class _Convolution(torch.autograd.Function):
         batch, channels, height, _ = x.shape
         outputs = len(weight)
         pitch = round_up(channels)
-        parts = x.new_zeros(strips(batch, height), 12 * outputs * pitch + outputs)
+        parts = x.new_zeros(strips(batch, height), FILTER_FACTORS * outputs * pitch + outputs)
         library.call(
             "convolution_backward", grad=grad, x=x.contiguous(), parts=parts, outputs=outputs, **sizes_of(x)
         )  # fmt: skip
-        # Of filters with the rows e, f, g these are the gradients of e, (e + f + g) / 2, (e - f + g) / 2 and -g.
-        grad_rows, grad_bias = parts[0].split([12 * outputs * pitch, outputs])
-        first, plus, minus, last = grad_rows.view(4, 3, outputs, pitch)[..., :channels]
-        rows = [first + (plus + minus) / 2, (plus - minus) / 2, (plus + minus) / 2 - last]
+        # Of filters with the rows g, h, i these are the gradients of g, (g +- r h + 2 i) / 6, (2 g +- r h + i) / 3, i.
+        grad_rows, grad_bias = parts[0].split([FILTER_FACTORS * outputs * pitch, outputs])
+        first, p1, p2, p3, p4, last = grad_rows.view(6, 3, outputs, pitch)[..., :channels]
+        rows = [
+            first + (p1 + p2) / 6 + (p3 + p4) / 1.5,
+            ((p1 - p2) / 6 + (p3 - p4) / 3) * 2**0.5,
+            (p1 + p2 + p3 + p4) / 3 + last,
+        ]
         grad_weight = torch.stack(rows).permute(2, 3, 0, 1).contiguous()
         return grad_x, grad_weight, grad_bias.clone() if ctx.needs_input_grad[2] else None
 

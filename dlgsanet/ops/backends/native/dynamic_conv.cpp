@@ -31,11 +31,11 @@ DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv(const float* x, const fl
                                                       Index width, int threads) {
     const Shape shape{batch, channels, height, width}, z_shape{batch, inputs, height, width};
     const FilterMaker maker{weight, bias, groups, window_size, inputs};
-    const Tiling tiles(shape, (window_size + 2) * channels + inputs, window_size / 2, threads);
+    const Tiling tiles(shape, (window_size + 2) * channels + inputs, window_size / 2);
     const Index r = window_size / 2;
     auto make = [&](Arena& arena) { return Scratch(arena, maker, channels, tiles.width()); };
 
-    return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
+    return parallel(threads, tiles.count(), make, [&](Index task, bool follows, const Scratch& s) {
         const Tile tile = tiles[task];
         const Index left = std::max<Index>(0, tile.left - r), right = std::min(width, tile.right + r);
         auto read = [&](Index y) {
@@ -43,7 +43,7 @@ DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv(const float* x, const fl
             Strip{shape, tile.image, y, left, right}.read(x, s.source[y].at(left - tile.left));
             s.source.clear_around(y, left - tile.left, right - tile.left);
         };
-        for (Index y = tile.top - r; y < tile.top + r; y++) read(y);
+        for (Index y = tile.first_row(r, follows); y < tile.top + r; y++) read(y);
         for (Index y = tile.top; y < tile.bottom; y += filtered_together) {
             const Index rows = std::min<Index>(filtered_together, tile.bottom - y);
             for (Index n = 0; n < rows; n++) {

@@ -17,7 +17,7 @@ DLGSANET_API bool dlgsanet_fused_dynamic_depthwise_conv_backward(
     const Index pitch = round_up(inputs + 1, column_step), floats = groups * maker.taps() * pitch;
     auto make = [&](Arena& arena) { return DynamicConvScratch(arena, maker, channels, width); };
 
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, const DynamicConvScratch& s) {
+    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const DynamicConvScratch& s) {
         const DynamicConvBackward backward{
             shape, z_shape, maker, x, z, weight_transposed, grad_x, grad_z, Rows{parts + task * floats, pitch},
             strips.image(task), strips.top(task), strips.bottom(task)};

@@ -51,15 +51,14 @@ DLGSANET_API bool dlgsanet_gated_feed_forward(const float* x, const float* norm_
                                             float* out, Index batch, Index channels, Index half, Index height,
                                             Index width, int threads) {
     const Shape shape{batch, channels, height, width};
-    const Tiling tiles(shape, 10 * half + 2 * channels, 1, threads);
+    const Tiling tiles(shape, 10 * half + 2 * channels, 1);
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, 2 * half, channels}};
     const Weights leave(proj_out, channels, half);
     auto make = [&](Arena& arena) { return Scratch(arena, channels, half, tiles.width()); };
 
-    return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
+    return parallel(threads, tiles.count(), make, [&](Index task, bool follows, const Scratch& s) {
         const Tile tile = tiles[task];
-        enter.make_row(tile.top - 1, tile, 1, s.normed, s.hidden);
-        enter.make_row(tile.top, tile, 1, s.normed, s.hidden);
+        for (Index y = tile.first_row(1, follows); y <= tile.top; y++) enter.make_row(y, tile, 1, s.normed, s.hidden);
         for (Index y = tile.top; y < tile.bottom; y += together) {
             const Index rows = std::min<Index>(together, tile.bottom - y);
             Ahead ahead(lines_per_block(2 * channels, 2 * half));

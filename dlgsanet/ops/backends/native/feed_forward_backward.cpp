@@ -63,7 +63,7 @@ DLGSANET_API bool dlgsanet_gated_feed_forward_backward(
     const Index pitch = layer.projection_pitch(), floats = half * pitch + layer.floats();
     auto make = [&](Arena& arena) { return Scratch(arena, layer); };
 
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, const Scratch& s) {
+    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const Scratch& s) {
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
         const Rows grad_proj_out{parts + task * floats, pitch};
         auto gradient = [&](Index y, Ahead& ahead) {

@@ -25,6 +25,9 @@ struct Tile {
     Index image, top, bottom, left, right;
 
     Index columns() const { return right - left; }
+
+    // The first row to compute for windows of 2 * r + 1 rows. After the tile above it (`follows`) its rows remain.
+    Index first_row(Index r, bool follows) const { return follows && top > 0 ? top + r : top - r; }
 };
 
 // Floats of scratch memory that fit in a core's second-level cache, with room for weights and the rows of images.
@@ -38,38 +41,34 @@ inline Index cache_floats() {
 #endif
 }
 
-// The tiles of images. They are as wide as the second-level cache allows with `floats_per_column` floats per column,
-// and as tall as possible while each thread still gets several tiles. With `margin` more columns on both sides a tile
-// has whole registers. The tiling must not change the value of any pixel.
+// The tiles of images, from top to bottom, then from left to right. They are as wide as the second-level cache allows
+// with `floats_per_column` floats per column. With `margin` more columns on both sides a tile has whole registers. The
+// tiling must not change the value of any pixel.
 class Tiling {
 public:
-    Tiling(const Shape& shape, Index floats_per_column, Index margin, int threads) : shape_(shape) {
+    Tiling(const Shape& shape, Index floats_per_column, Index margin) : shape_(shape) {
         const Index fitting = std::max<Index>(64, cache_floats() / floats_per_column);
         const Index across = (shape.width + fitting - 1) / fitting, share = (shape.width + across - 1) / across;
         tile_width_ = across == 1 ? share : std::max(margin, round_up(share + 2 * margin, 16) - 2 * margin);
         columns_ = (shape.width + tile_width_ - 1) / tile_width_;
-        const Index others = shape.batch * columns_;
-        const Index wanted = (4 * threads + others - 1) / others;
-        const Index most = std::max<Index>(1, shape.height / least_rows);
-        const Index down = std::max(std::min(wanted, most), (shape.height + most_rows - 1) / most_rows);
-        tile_height_ = round_up((shape.height + down - 1) / down, 2);  // rows are processed in pairs
-        rows_ = (shape.height + tile_height_ - 1) / tile_height_;
+        rows_ = (shape.height + tile_height - 1) / tile_height;
     }
 
     Index count() const { return shape_.batch * rows_ * columns_; }
     Index width() const { return std::min(tile_width_, shape_.width); }
 
     Tile operator[](Index n) const {
-        const Index top = n / columns_ % rows_ * tile_height_, left = n % columns_ * tile_width_;
-        return {n / (columns_ * rows_), top, std::min(top + tile_height_, shape_.height), left,
+        const Index top = n % rows_ * tile_height, left = n / rows_ % columns_ * tile_width_;
+        return {n / (columns_ * rows_), top, std::min(top + tile_height, shape_.height), left,
                 std::min(left + tile_width_, shape_.width)};
     }
 
 private:
-    static constexpr Index least_rows = 16, most_rows = 64;
+    static constexpr Index tile_height = 8;
+    static_assert(tile_height % DLGSANET_CONVOLVED_ROWS == 0);
 
     Shape shape_;
-    Index tile_width_, tile_height_, columns_, rows_;
+    Index tile_width_, columns_, rows_;
 };
 
 // Short rows in registers: a call of memcpy takes longer than the copy.

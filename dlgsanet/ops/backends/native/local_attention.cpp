@@ -24,7 +24,7 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
     const LocalFeatures layer{
         enter, {squeeze_weight, squeezed, channels, squeeze_bias}, spatial_weight, spatial_bias, window_size};
     const Weights leave(proj_out, channels, channels);
-    const Tiling tiles(shape, (window_size + 3) * channels + (window_size + 1) * squeezed, window_size / 2, threads);
+    const Tiling tiles(shape, (window_size + 3) * channels + (window_size + 1) * squeezed, window_size / 2);
     auto make = [&](Arena& arena) {
         Scratch s{LocalFeatureRows(arena, layer, tiles.width(), filtered_together), Filters(arena, maker), {},
                   arena.rows(channels, tiles.width())};
@@ -32,15 +32,10 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
         return s;
     };
 
-    return parallel(threads, tiles.count(), make, [&](Index task, const Scratch& s) {
+    return parallel(threads, tiles.count(), make, [&](Index task, bool follows, const Scratch& s) {
         const Tile tile = tiles[task];
         const Index r = layer.r();
-        auto make_row = [&](Index row, Ahead* ahead) {
-            s.features.make(row, tile, ahead);
-            if (kept && row >= tile.top && row < tile.bottom)
-                shape.strip(row, tile, 0).write(s.features.projected[row], y);
-        };
-        for (Index row = tile.top - r; row < tile.top + r; row++) make_row(row, nullptr);
+        for (Index row = tile.first_row(r, follows); row < tile.top + r; row++) s.features.make(row, tile);
         for (Index top = tile.top; top < tile.bottom; top += filtered_together) {
             const Index rows = std::min<Index>(filtered_together, tile.bottom - top);
             Ahead ahead(lines_per_block((kept ? 2 : 1) * channels, channels));
@@ -48,20 +43,23 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
                 shape.strip(top + n + r + filtered_together, tile, r).expect(x, ahead);
                 shape.strip(top + n, tile, 0).expect(out, ahead);
                 if (!kept) continue;
-                shape.strip(top + n + r + filtered_together, tile, 0).expect(y, ahead);
+                shape.strip(top + n, tile, 0).expect(y, ahead);
                 shape.strip(top + n, tile, 0).expect(filtered, ahead);
             }
             Rows features[filtered_together];
             for (Index n = 0; n < rows; n++) {
-                make_row(top + n + r, &ahead);
+                s.features.make(top + n + r, tile, &ahead);
                 features[n] = s.features.z[top + n];
-                if (kept) z_shape.strip(top + n, tile, 0).write(features[n], z);
             }
             dynamic_conv_rows(maker, channels, s.filters, rows, features, s.features.projected, top, s.filtered,
                               tile.columns());
             for (Index n = 0; n < rows; n++) {
                 const Strip strip = shape.strip(top + n, tile, 0);
-                if (kept) strip.write(s.filtered[n], filtered);
+                if (kept) {
+                    strip.write(s.features.projected[top + n], y);
+                    z_shape.strip(top + n, tile, 0).write(features[n], z);
+                    strip.write(s.filtered[n], filtered);
+                }
                 gemm<Start::zero>(leave, s.filtered[n], s.output, tile.columns(), &ahead);
                 strip.write_sum(s.output, x, out);
             }

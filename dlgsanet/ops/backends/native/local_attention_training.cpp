@@ -167,7 +167,7 @@ DLGSANET_API bool dlgsanet_projected_dynamic_conv_backward(
                        arena.rows(channels, width), arena.rows(width, channels)};
     };
 
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, const Scratch& s) {
+    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const Scratch& s) {
         const Rows grad_proj_out{parts + task * floats, pitch};
         const DynamicConvBackward backward{
             shape, z_shape, maker, y, z, weight_transposed, grad_y, grad_z, {grad_proj_out.row(channels), filter_pitch},
@@ -209,7 +209,7 @@ DLGSANET_API bool dlgsanet_local_features_backward(
     const Strips strips{batch, height};
     auto make = [&](Arena& arena) { return Backward::Scratch(arena, layer, layout, proj_in_transposed); };
 
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, const Backward::Scratch& s) {
+    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const Backward::Scratch& s) {
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
         backward.run(tile, parts + task * layout.floats(), s);
     });

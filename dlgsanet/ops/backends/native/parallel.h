@@ -10,6 +10,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <new>
 
 #include "vector.h"
 
@@ -118,8 +119,50 @@ private:
     Index taken_ = 0;
 };
 
-// Call work(task, scratch) for every task in [0, tasks). make(arena) creates the scratch of a thread, which is zero
-// before its first task. Returns false if there is not enough memory; then no task has run.
+// The tasks that a thread has before it: [next, stop), which other threads may take from the end of.
+class Share {
+public:
+    void set(Index next, Index stop) { tasks_.store(packed(next, stop), std::memory_order_relaxed); }
+    Index left() const { return stop(now()) - next(now()); }
+
+    // The first task; -1 if none is left.
+    Index take() {
+        std::uint64_t tasks = now();
+        while (next(tasks) < stop(tasks))
+            if (replace(tasks, next(tasks) + 1, stop(tasks))) return next(tasks);
+        return -1;
+    }
+
+    // Take the second half of another thread's tasks. False if it has none.
+    bool take_from(Share& other) {
+        std::uint64_t tasks = other.now();
+        while (next(tasks) < stop(tasks)) {
+            const Index middle = next(tasks) + (stop(tasks) - next(tasks)) / 2;
+            if (!other.replace(tasks, next(tasks), middle)) continue;
+            set(middle, stop(tasks));
+            return true;
+        }
+        return false;
+    }
+
+private:
+    static std::uint64_t packed(Index next, Index stop) { return std::uint64_t(next) << 32 | std::uint64_t(stop); }
+    static Index next(std::uint64_t tasks) { return Index(tasks >> 32); }
+    static Index stop(std::uint64_t tasks) { return Index(tasks & 0xffffffff); }
+    std::uint64_t now() const { return tasks_.load(std::memory_order_relaxed); }
+
+    // If the tasks are still `tasks`; else `tasks` becomes what they are.
+    bool replace(std::uint64_t& tasks, Index next, Index stop) {
+        return tasks_.compare_exchange_weak(tasks, packed(next, stop), std::memory_order_relaxed);
+    }
+
+    std::atomic<std::uint64_t> tasks_;
+};
+
+// Call work(task, follows, scratch) for every task in [0, tasks). `follows`: the thread has just done the task before
+// it, with the same scratch. A thread begins with a share of consecutive tasks; then it takes half of those that the
+// slowest thread has left. make(arena) creates the scratch of a thread, which is zero before its first task. Returns
+// false if there is not enough memory; then no task has run.
 template <class Make, class Work>
 bool parallel(int threads, Index tasks, const Make& make, const Work& work) {
     Arena measure(nullptr);
@@ -127,19 +170,33 @@ bool parallel(int threads, Index tasks, const Make& make, const Work& work) {
     if (tasks <= 0) return true;
     threads = static_cast<int>(std::max<Index>(1, std::min<Index>(threads, tasks)));
 
-    const Index floats = measure.taken();
+    const Index floats = measure.taken() + floats_of_line;  // the first line of a thread's memory has its share
     constexpr std::size_t line = 64;  // bytes of a cache line; not every system has std::aligned_alloc
     void* block = std::malloc(sizeof(float) * threads * floats + line);
     if (!block) return false;
     auto* memory = reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(block) + line - 1) / line * line);
 
-    std::atomic<Index> next{0};
+    auto share = [=](int thread) { return reinterpret_cast<Share*>(memory + thread * floats); };
+    for (int n = 0; n < threads; n++) (new (share(n)) Share)->set(tasks * n / threads, tasks * (n + 1) / threads);
+    auto fill_share = [=](int thread) {
+        for (;;) {
+            int slowest = 0;
+            for (int n = 1; n < threads; n++)
+                if (share(n)->left() > share(slowest)->left()) slowest = n;
+            if (share(slowest)->left() == 0) return false;
+            if (share(thread)->take_from(*share(slowest))) return true;
+        }
+    };
     auto run = [&](int thread) {
-        float* mine = memory + thread * floats;
-        std::memset(mine, 0, sizeof(float) * floats);
+        float* mine = memory + thread * floats + floats_of_line;
+        std::memset(mine, 0, sizeof(float) * measure.taken());
         Arena arena(mine);
         auto scratch = make(arena);
-        for (Index task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) work(task, scratch);
+        Index before = tasks;
+        do
+            for (Index task; (task = share(thread)->take()) >= 0; before = task)
+                work(task, task == before + 1, scratch);
+        while (fill_share(thread));
     };
     if (threads == 1) {
         run(0);

@@ -17,6 +17,8 @@ from dlgsanet.ops import constants
 
 Shapes = dict[str, tuple[int | None, ...]]
 
+FILTER_FACTORS = 3 * (constants.CONVOLVED_ROWS + 2)  # numbers made from a 3x3 filter, in minimal_filtering.h
+
 
 def round_up(count: int) -> int:
     """Columns of a matrix in which the libraries add up `count` columns."""
@@ -246,7 +248,7 @@ def _convolution_backward(batch: int, channels: int, outputs: int, height: int, 
     return {
         "grad": (batch, outputs, height, width),
         "x": (batch, channels, height, width),
-        "parts": (strips(batch, height), 12 * outputs * round_up(channels) + outputs),
+        "parts": (strips(batch, height), FILTER_FACTORS * outputs * round_up(channels) + outputs),
     }
 
 
