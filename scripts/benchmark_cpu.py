@@ -48,12 +48,13 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from dlgsanet import allocator  # noqa: E402
+from dlgsanet import allocator, files  # noqa: E402
 from dlgsanet.archs.dlgsanet import DLGSANet  # noqa: E402
 from dlgsanet.archs.feed_forward import GDFN  # noqa: E402
 from dlgsanet.archs.mhdlsa import MHDLSA  # noqa: E402
 from dlgsanet.archs.sizes import size_options  # noqa: E402
 from dlgsanet.archs.sparse_gsa import SparseGSA  # noqa: E402
+from dlgsanet.errors import UserError  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
 from dlgsanet.ops import dispatch, operators  # noqa: E402
 from dlgsanet.ops.backends import LayerFunctions, reference  # noqa: E402
@@ -93,11 +94,20 @@ def main() -> None:
     parser.add_argument("--page-faults", action="store_true", help="only page faults, CPU time, peak memory of calls")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # what a child process measures
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds: at least 1")
     sizes = QUICK if arguments.quick else FULL
     rounds = 1 if arguments.quick else arguments.rounds
     if arguments.part:
         print(json.dumps(measure_part(arguments.part, sizes, rounds)))
         return
+    path: Path | None = arguments.output
+    if path:
+        path = path if path.suffix == ".md" else path / f"cpu_{instruction_set()}.md"
+        try:
+            files.check_can_write(path)
+        except UserError as error:  # before minutes of measurements
+            parser.error(f"--output: {error}")
     with tempfile.TemporaryDirectory() as folder:
         os.environ[EXPORTED_FILE] = str(Path(folder, "tiny_x4.onnx"))
         if arguments.compare:
@@ -110,10 +120,8 @@ def main() -> None:
             lines = page_faults(arguments.quick) if arguments.page_faults else tables(sizes, rounds, arguments.quick)
         text = "\n".join(lines)
     print(text)
-    if path := arguments.output:
-        path = path if path.suffix == ".md" else path / f"cpu_{instruction_set()}.md"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n", encoding="utf-8")
+    if path:
+        files.write_whole(path, f"{text}\n".encode())
 
 
 # The tables, from what child processes measured

@@ -27,6 +27,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from dlgsanet import files  # noqa: E402
 from dlgsanet.errors import UserError  # noqa: E402
 
 PHASES = ("data", "forward", "backward", "step")
@@ -69,14 +70,15 @@ def main() -> None:
     arguments = parser.parse_args()
     lines = []
     try:
+        if arguments.output:
+            files.check_can_write(arguments.output)
         for line in table(arguments):
             print(line, flush=True)
             lines.append(line)
     except UserError as error:
         sys.exit(f"benchmark_training.py: {error}")
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        files.write_whole(arguments.output, "\n".join([*lines, ""]).encode())
 
 
 def table(arguments: argparse.Namespace) -> Iterator[str]:

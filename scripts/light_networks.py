@@ -1,7 +1,7 @@
 """CPU time of Tiny x4 next to other light networks: alternating in one process, on one thread, in float32.
 
   python scripts/light_networks.py                         the table, in about two minutes
-  python scripts/light_networks.py --output docs/benchmarks/light_networks.md
+  python scripts/light_networks.py --output light.md       also writes it there, in place of an older file
 
 The networks have random weights and the published numbers of parameters (CARN-M: those of x4 alone). PyTorch runs them
 eagerly, in the faster of the layouts NCHW and channels last. Parameters and multiply-accumulates are counted. SAFMN and
@@ -23,8 +23,10 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from dlgsanet import files  # noqa: E402
 from dlgsanet.archs.dlgsanet import DLGSANet  # noqa: E402
 from dlgsanet.archs.sizes import size_options  # noqa: E402
+from dlgsanet.errors import UserError  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
 
 
@@ -335,6 +337,13 @@ def main() -> None:
     parser.add_argument("--image", default="320x180", metavar="WxH", help="size of the LR image; default 320x180")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table to this Markdown file")
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds: at least 1")
+    if arguments.output:
+        try:
+            files.check_can_write(arguments.output)
+        except UserError as error:  # before minutes of measurements
+            parser.error(f"--output: {error}")
     width, height = map(int, arguments.image.split("x"))
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -342,7 +351,7 @@ def main() -> None:
     text = "\n".join(table(networks, height, width, arguments.rounds))
     print(text)
     if arguments.output:
-        arguments.output.write_text(f"{text}\n", encoding="utf-8")
+        files.write_whole(arguments.output, f"{text}\n".encode())
 
 
 def table(networks: dict[str, nn.Module], height: int, width: int, rounds: int) -> list[str]:

@@ -59,3 +59,15 @@ def test_prints_the_time_of_every_network(script, tmp_path, monkeypatch, capsys)
         image = torch.rand(2, 3, 16, 24)
         assert make().eval()(image).shape == (2, 3, 64, 96)
     assert "| DLGSANet Tiny | 581 |" in printed
+
+
+@pytest.mark.parametrize(("option", "value"), [("--output", "file/table.md"), ("--rounds", "0")])
+def test_refuses_what_cannot_end_well_before_it_measures(script, tmp_path, monkeypatch, capsys, option, value):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setattr(sys, "argv", ["light_networks.py", option, value])
+    monkeypatch.setattr(script, "table", lambda *arguments: pytest.fail("it measures"))
+    with pytest.raises(SystemExit) as ended:
+        script.main()
+    assert ended.value.code == 2
+    assert f"{option}: " in capsys.readouterr().err.splitlines()[-1]
