@@ -18,11 +18,12 @@ The network runs on PyTorch's meta device. Every kernel that it would start is c
                         0.6 to 1.2 times this (docs/benchmarks/gpu.md)
   measured              median microseconds on the GPU of this machine, if its architecture is the row's
 
-Instructions outside of the main loop count once, or as often as a loop around it makes rounds. Where two ways are timed
-on a card (dlgsanet/ops/backends/choice.py), the network takes the one with the smaller prediction; the kernels of the
-other have 0 calls. PyTorch's own operators are predicted from their bytes, and from their multiply-adds at 70% of the
-card's rate; products in TF32 and in 16 bits at half of the rate of matrix products. DLGSANET_BACKEND=composed predicts
-the plain definition.
+Instructions outside of the main loop count once, or as often as a loop around it makes rounds. Where blocks compute one
+tile after another, those of the block that has most to do count. Where two ways are timed on a card
+(dlgsanet/ops/backends/choice.py), the network takes the one with the smaller prediction; the kernels of the other have
+0 calls. PyTorch's own operators are predicted from their bytes, and from their multiply-adds at 70% of the card's rate;
+products in TF32 and in 16 bits at half of the rate of matrix products. DLGSANET_BACKEND=composed predicts the plain
+definition.
 """
 
 import argparse
@@ -307,11 +308,17 @@ class Module:
 
     def launch(self, name: str, blocks: int, threads: int, shared_bytes: int, *args: Any) -> None:
         tensors, constants = [a for a in args if isinstance(a, Tensor)], dict(self.instance.constants)
-        tiles = args[-2] / blocks if name == "gated_feed_forward_backward" else 1  # of a block
+        trips, moved = counted_trips(name, constants, tensors), sum(map(count_gpu.bytes_of, tensors))
+        busy, rounds = blocks, 1
+        if name == "gated_feed_forward_backward":  # as if all multiprocessors had a block of those with most to do
+            whole, units, _, share, _ = args[-5:]
+            trips, rounds = whole // blocks * trips + (share if units > whole else 0), -(-units // blocks)
+            busy = -(-blocks // self.recorder.card.multiprocessors) * self.recorder.card.multiprocessors
+        if name == "gated_feed_forward_finish":  # the last tiles of images, from blocks' shares of them
+            moved = count_gpu.bytes_of(args[3]) + 3 * count_gpu.bytes_of(args[1]) * blocks // (args[-2] + blocks)
         kernel = Kernel(
-            name, self.cubin, blocks, threads, shared_bytes, tiles * counted_trips(name, constants, tensors),
-            multiply_adds(name, constants, tensors), sum(map(count_gpu.bytes_of, tensors)), tiles,
-        )  # fmt: skip
+            name, self.cubin, busy, threads, shared_bytes, trips, multiply_adds(name, constants, tensors), moved, rounds
+        )
         run = functools.partial(self.real.launch, name, blocks, threads, shared_bytes, *args) if self.real else _nothing
         self.recorder.launched(kernel, run)
         run()

@@ -52,6 +52,7 @@ BUDGET = {
     "local_projection": (208, 16),
     "local_attention": (255, 64),
     "gated_feed_forward_backward": (255, 520),  # exact with 90 channels; 32 otherwise
+    "gated_feed_forward_finish": (208, 0),
     "pack_feed_forward": (64, 0),
     "pack_for_backward": (32, 0),
     "add_rows": (48, 0),
@@ -240,11 +241,9 @@ def test_the_table_of_kernels(kernels_gpu, monkeypatch, capsys):
     assert kernels_gpu.main() == 0
     _, _, *lines = capsys.readouterr().out.splitlines()
     rows = {kernel: list(map(float, figures)) for _, _, kernel, *figures, _ in (re.split(r" *\| *", x) for x in lines)}
-    of_layers = [name for name in BUDGET if name.startswith(("gated", "attention", "local", "pack", "add_rows"))]
-    assert set(rows) == {
-        *(name for name in BUDGET if not name.startswith("plain")),
-        *(f"{name}, exact" for name in of_layers),
-    }
+    started = {name for name in BUDGET if not name.startswith("plain")} - {"gated_feed_forward_finish"}
+    of_layers = [name for name in started if name.startswith(("gated", "attention", "local", "pack", "add_rows"))]
+    assert set(rows) == started | {f"{name}, exact" for name in of_layers}
     for kernel, (registers, spilled, shared, warps, blocks, waves) in rows.items():
         assert registers <= BUDGET[kernel.removesuffix(", exact")][0]
         assert spilled <= BUDGET[kernel.removesuffix(", exact")][1]

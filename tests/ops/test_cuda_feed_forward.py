@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -92,9 +93,21 @@ def check_gradients(
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_gradients_follow_the_reference(emulate, order):
-    """Blocks have two tiles each."""
+    """Each block has a tile, and two share the fourth one."""
     emulate(order)
     check_gradients(calls.feed_forward(RAGGED, channels=13, half=21, seed=1))
+
+
+@given(tiles=st.integers(1, 2000), chunks=st.integers(1, 12), most=st.integers(1, 140))
+def test_tiles_are_shared_out_in_at_most_the_time_of_whole_ones(tiles, chunks, most):
+    blocks, whole, shares, of_share = feed_forward.share_out(tiles, chunks, most)
+    left = tiles - whole
+    assert 0 < blocks <= most
+    assert left * shares <= blocks <= whole  # each block has a tile before its share
+    assert not left or whole % blocks == 0
+    assert (shares - 1) * of_share < chunks <= shares * of_share
+    time = math.ceil(whole / blocks) + (of_share / chunks if left else 0)
+    assert time <= math.ceil(tiles / most)
 
 
 @pytest.mark.parametrize("channels", [48, 90])
@@ -113,6 +126,7 @@ def test_gradients_in_any_memory_layout(emulate, layout):
 
 
 def test_gradients_depend_on_no_order(emulate):
+    """Blocks have two tiles each."""
     call = calls.feed_forward((1, 20, 17), channels=13, half=21, seed=1)
     found = []
     for order in ORDERS:

@@ -32,6 +32,7 @@ TWO_BLOCKS = 48  # channels, with which two blocks fit into a multiprocessor
 HALVES, TAPS = 2, 9
 BORDER = 2  # of the tile in which the backward pass needs hidden channels
 TERMS = 8  # of its products, which are in TF32 for all dtypes
+SHARING = 0.25  # what it takes to share a tile, in times of a tile: by prediction, a fifth for its pixels and the rest
 
 EXACT, ROUNDED = "gated feed-forward", "gated feed-forward with rounded factors"  # to TF32, or to 16 bits like x
 BACKWARD = {EXACT: "gated feed-forward backward", ROUNDED: "gated feed-forward backward with rounded factors"}
@@ -96,11 +97,16 @@ class _Trained(torch.autograd.Function):
 def gradients(layer: GatedFeedForward, x: Tensor, grad: Tensor, of: str) -> tuple[Tensor, ...]:
     """The gradients of x and of the layer's tensors, from that of its result; of: as in `gated_feed_forward`."""
     x, grad = x.contiguous(), grad.contiguous()
-    pack, run, add_up, numbers = plan_backward(x.shape, x.dtype, x.device, layer.proj_out.shape[1], of == EXACT)
-    weights = pack(*layer[2:])
+    pack, run, finish, add_up, numbers, of_shares = plan_backward(
+        x.shape, x.dtype, x.device, layer.proj_out.shape[1], of == EXACT
+    )
+    weights, (scale, shift) = pack(*layer[2:]), (t.contiguous() for t in layer[:2])
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = torch.empty((run.blocks, numbers), dtype=torch.float32, device=x.device)
-    run(grad, x, *(t.contiguous() for t in layer[:2]), weights, grad_x, rows)
+    shares = torch.empty((of_shares,), dtype=torch.float32, device=x.device)
+    run(grad, x, scale, shift, weights, grad_x, rows, shares)
+    if finish:
+        finish(grad, x, scale, shares, grad_x, rows)
     sums = torch.empty((numbers,), dtype=x.dtype, device=x.device)
     add_up(rows, sums)
     return grad_x, *(s.view(t.shape) for s, t in zip(sums.split([t.numel() for t in layer]), layer, strict=True))
@@ -119,12 +125,19 @@ class Pack(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """The launches of a backward pass, and the numbers of all gradients of weights."""
+    """The launches of a backward pass, of which `finish` is for tiles that blocks share.
+
+    Attributes:
+        numbers: of all gradients of weights.
+        of_shares: numbers that blocks write for `finish`.
+    """
 
     pack: Pack
     run: Launch
+    finish: Launch | None
     add_up: Launch
     numbers: int
+    of_shares: int
 
 
 @functools.lru_cache(maxsize=1024)  # images of every size may come
@@ -171,15 +184,53 @@ def plan_backward(shape: torch.Size, dtype: torch.dtype, device: torch.device, h
     of_chunk = _words((HALVES + 1) * steps + HALVES * ROWS // TERMS * outputs, halo_tile.FILTER)
     words = math.ceil(hidden / ROWS) * of_chunk
     numbers = channels * (2 + (HALVES + 1) * hidden) + HALVES * hidden * TAPS
-    tiles = halo_tile.tiles(batch, height, width)
-    # As few blocks as take no longer: each has a row of sums.
-    blocks = math.ceil(tiles / math.ceil(tiles / cuda_modules.multiprocessors(device)))
+    tiles, chunks = halo_tile.tiles(batch, height, width), math.ceil(hidden / ROWS)
+    out = share_out(tiles, chunks, cuda_modules.multiprocessors(device))
+    units = out.whole + (tiles - out.whole) * out.shares
+    lane_sums = 2 * whole(channels, ROWS) * (THREADS // 8 + 1)
+    finish = Launch(
+        module, "gated_feed_forward_finish", tiles - out.whole, THREADS, 4 * lane_sums,
+        (height, width, out.whole, out.shares)
+    )  # fmt: skip
     return Backward(
         Pack(Launch(module, "pack_for_backward", math.ceil(words / THREADS), THREADS, 0, ()), words),
-        Launch(module, "gated_feed_forward_backward", blocks, THREADS, 4 * elements, (height, width, tiles, blocks)),
-        Launch(module, "add_rows", math.ceil(numbers / WARP), THREADS, 4 * THREADS, (blocks,)),
+        Launch(
+            module, "gated_feed_forward_backward", out.blocks, THREADS, 4 * elements,
+            (height, width, out.whole, units, out.shares, out.chunks, out.blocks)
+        ),
+        finish if finish.blocks else None,
+        Launch(module, "add_rows", math.ceil(numbers / WARP), THREADS, 4 * THREADS, (out.blocks,)),
         numbers,
-    )
+        (units - out.whole) * whole(channels, ROWS) * PIXELS,
+    )  # fmt: skip
+
+
+class SharedOut(NamedTuple):
+    """How blocks share out tiles: the first `whole` ones among all, each of the others among `shares` of them.
+
+    Attributes:
+        chunks: of hidden channels that a share has, at most.
+    """
+
+    blocks: int
+    whole: int
+    shares: int
+    chunks: int
+
+
+def share_out(tiles: int, chunks: int, most: int) -> SharedOut:
+    """In the least time with at most `most` blocks at once, then with the fewest blocks: each has a row of sums."""
+
+    def found(blocks: int) -> tuple[float, SharedOut]:
+        rounds, left = divmod(tiles, blocks)
+        of_share = math.ceil(chunks / max(1, blocks // max(1, left)))
+        if left and of_share < chunks:
+            time = rounds + of_share / chunks + SHARING
+            if time < rounds + 1:
+                return time, SharedOut(blocks, tiles - left, math.ceil(chunks / of_share), of_share)
+        return math.ceil(tiles / blocks), SharedOut(blocks, tiles, 1, chunks)
+
+    return min(map(found, range(1, min(most, tiles) + 1)))[1]
 
 
 def _words(matrices: int, of_channel: int) -> int:

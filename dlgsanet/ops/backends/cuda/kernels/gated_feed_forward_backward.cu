@@ -9,6 +9,9 @@
 // with that of the gate, which is proj_out^T @ grad; the gradients of the filters' taps and of the hidden channels are
 // formed, and that of proj_out is added up; those of proj_in and of the normalised pixels are.
 //
+// Where the last tiles are fewer than the blocks, several blocks share one: each computes some of its chunks, and writes
+// the gradient of the normalised pixels from these. `gated_feed_forward_finish` adds them up and does the rest.
+//
 // Gradients of weights are added to the block's own row of sums, each number by the same thread, so that the results do
 // not depend on the order of threads or blocks. `add_rows` adds up the rows. Factors of products are in TF32 for x of
 // 16 bits too, and all else is in float32.
@@ -42,6 +45,8 @@ static_assert(kLaneSums <= kOfFiltered, "see above");
 // pass as factors a of products, then the filters, [kHalves][kRows][kFilter].
 constexpr int kOfGate = kSteps * kHalves, kBack = kOfGate + kSteps, kBackSteps = kHalves * kRows / kTerms;
 constexpr int kFilters = (kBack + kBackSteps * kOutputs) * kWarp * 4, kChunk = kFilters + kHalves * kRows * kFilter;
+
+constexpr int kOfNormalised = kOutputs * kAdded * 4;  // numbers of the gradient of normalised pixels, of a thread
 
 // Gradients of weights in a row of sums.
 constexpr int kOfShift = CHANNELS, kOfProjIn = 2 * CHANNELS, kOfTaps = kOfProjIn + kHalves * HIDDEN * CHANNELS;
@@ -117,11 +122,82 @@ __device__ __forceinline__ void read_taps(float (&taps)[kFilter], const unsigned
   }
 }
 
+// The gradient of x from that of its normalised pixels, and the sums of the gradients of scale and shift. Lanes of the
+// same t have the channels of the same pixels. lane_sums: shared memory for kLaneSums numbers.
+__device__ __forceinline__ void finish(const float (&of_normalised)[kOutputs][kAdded][4], const Tile& tile,
+                                       const Scalar* __restrict__ grad, const Scalar* __restrict__ x,
+                                       const Scalar* __restrict__ scale, Scalar* __restrict__ grad_x, float* lane_sums,
+                                       float* sums, bool first, int height, int width) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  const unsigned plane = (unsigned)height * width;
+  const long long image = (long long)tile.batch * CHANNELS * plane;
+  float of_scale[kOutputs * 2] = {}, of_shift[kOutputs * 2] = {};
+#pragma unroll
+  for (int n = 0; n < kAdded; n++) {
+    const int row = tile.top + warp, column = tile.left + n * kColumns + t * 2;
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const bool inside = row < height && column + j < width;
+      const long long at = image + (long long)g * plane + (long long)row * width + column + j;
+      float values[kOutputs * 2], of_scaled[kOutputs * 2];
+#pragma unroll
+      for (int i = 0; i < kOutputs * 2; i++) {
+        Scalar value = {};
+        if (inside && i * 8 + g < CHANNELS) value = x[at + (long long)(i * 8) * plane];
+        values[i] = widen(value);
+      }
+      const float mean = sum_over_channels(values) * (1.0f / CHANNELS);
+      float squares[kOutputs * 2];
+#pragma unroll
+      for (int i = 0; i < kOutputs * 2; i++) {
+        values[i] = i * 8 + g < CHANNELS ? values[i] - mean : 0;
+        squares[i] = values[i] * values[i];
+      }
+      const float deviation = rsqrtf(sum_over_channels(squares) * (1.0f / CHANNELS) + EPS);
+#pragma unroll
+      for (int i = 0; i < kOutputs * 2; i++) {
+        const float of_value = inside ? of_normalised[i / 2][n][i % 2 * 2 + j] : 0;
+        values[i] *= deviation;
+        of_shift[i] += of_value;
+        of_scale[i] += of_value * values[i];
+        of_scaled[i] = i * 8 + g < CHANNELS ? of_value * widen(scale[i * 8 + g]) : 0;
+        squares[i] = of_scaled[i] * values[i];
+      }
+      const float of_mean = sum_over_channels(of_scaled) * (1.0f / CHANNELS);
+      const float of_deviation = sum_over_channels(squares) * (1.0f / CHANNELS);
+#pragma unroll
+      for (int i = 0; i < kOutputs * 2; i++)
+        if (inside && i * 8 + g < CHANNELS) {
+          const long long place = at + (long long)(i * 8) * plane;
+          narrow(widen(grad[place]) + deviation * (of_scaled[i] - of_mean - values[i] * of_deviation), grad_x[place]);
+        }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kOutputs * 2; i++) {
+    float* const to = lane_sums + (i * 8 + g) * (kWarps * 4 + 1) + warp * 4 + t;
+    to[0] = of_scale[i];
+    to[kPadded * (kWarps * 4 + 1)] = of_shift[i];
+  }
+  __syncthreads();
+  if (threadIdx.x < 2 * CHANNELS) {
+    const int kind = threadIdx.x / CHANNELS, channel = threadIdx.x % CHANNELS;
+    const float* from = lane_sums + (kind * kPadded + channel) * (kWarps * 4 + 1);
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps * 4; i++) sum += from[i];
+    add_to(sums + kind * kOfShift + channel, sum, first);
+  }
+}
+
+// Of tiles, the first `whole` are computed by one block each, the others by `shares` blocks, of share_chunks chunks each.
+// shared_out [units - whole][kOfNormalised][THREADS].
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     gated_feed_forward_backward(const Scalar* __restrict__ grad, const Scalar* __restrict__ x,
                                 const Scalar* __restrict__ scale, const Scalar* __restrict__ shift,
                                 const unsigned* __restrict__ all_weights, Scalar* __restrict__ grad_x,
-                                float* __restrict__ sums, int height, int width, int tiles, int blocks) {
+                                float* __restrict__ sums, float* __restrict__ shared_out, int height, int width,
+                                int whole, int units, int shares, int share_chunks, int blocks) {
   SHARED_MEMORY(shared);
   float* const hidden = shared;                                            // [kHalves * kRows][kPlane]
   float* const of_filtered = hidden + kHidden;                             // [kHalves * kRows][kBorderPlane]
@@ -150,9 +226,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   sums += (long long)blockIdx.x * kNumbers;
 
 #pragma unroll 1
-  for (int number = blockIdx.x; number < tiles; number += blocks) {
-    const bool first = number == blockIdx.x;
-    const Tile tile(number, height, width);
+  for (int unit = blockIdx.x; unit < units; unit += blocks) {
+    const bool first = unit == blockIdx.x;
+    const int share = unit - whole, chunks = share < 0 ? CHUNKS : share_chunks;
+    const int first_chunk = share < 0 ? 0 : share % shares * share_chunks;
+    const Tile tile(share < 0 ? unit : whole + share / shares, height, width);
     const long long image = (long long)tile.batch * CHANNELS * plane;
     unsigned normalised[kSteps][kProjected][2];
     {
@@ -193,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     float of_normalised[kOutputs][kAdded][4] = {};
 #pragma unroll 1
-    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+    for (int chunk = first_chunk; chunk < CHUNKS && chunk < first_chunk + chunks; chunk++) {
       const unsigned* weights = all_weights + chunk * kChunk;
       const Factors* matrices = reinterpret_cast<const Factors*>(weights) + lane;
       {
@@ -377,65 +455,34 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
       }
     }
 
-    // The gradient of x from that of its normalised pixels. Lanes of the same t have the channels of the same pixels.
-    float of_scale[kOutputs * 2] = {}, of_shift[kOutputs * 2] = {};
-#pragma unroll
-    for (int n = 0; n < kAdded; n++) {
-      const int row = tile.top + warp, column = tile.left + n * kColumns + t * 2;
-#pragma unroll
-      for (int j = 0; j < 2; j++) {
-        const bool inside = row < height && column + j < width;
-        const long long at = image + (long long)g * plane + (long long)row * width + column + j;
-        float values[kOutputs * 2], of_scaled[kOutputs * 2];
-#pragma unroll
-        for (int i = 0; i < kOutputs * 2; i++) {
-          Scalar value = {};
-          if (inside && i * 8 + g < CHANNELS) value = x[at + (long long)(i * 8) * plane];
-          values[i] = widen(value);
-        }
-        const float mean = sum_over_channels(values) * (1.0f / CHANNELS);
-        float squares[kOutputs * 2];
-#pragma unroll
-        for (int i = 0; i < kOutputs * 2; i++) {
-          values[i] = i * 8 + g < CHANNELS ? values[i] - mean : 0;
-          squares[i] = values[i] * values[i];
-        }
-        const float deviation = rsqrtf(sum_over_channels(squares) * (1.0f / CHANNELS) + EPS);
-#pragma unroll
-        for (int i = 0; i < kOutputs * 2; i++) {
-          const float of_value = inside ? of_normalised[i / 2][n][i % 2 * 2 + j] : 0;
-          values[i] *= deviation;
-          of_shift[i] += of_value;
-          of_scale[i] += of_value * values[i];
-          of_scaled[i] = i * 8 + g < CHANNELS ? of_value * widen(scale[i * 8 + g]) : 0;
-          squares[i] = of_scaled[i] * values[i];
-        }
-        const float of_mean = sum_over_channels(of_scaled) * (1.0f / CHANNELS);
-        const float of_deviation = sum_over_channels(squares) * (1.0f / CHANNELS);
-#pragma unroll
-        for (int i = 0; i < kOutputs * 2; i++)
-          if (inside && i * 8 + g < CHANNELS) {
-            const long long place = at + (long long)(i * 8) * plane;
-            narrow(widen(grad[place]) + deviation * (of_scaled[i] - of_mean - values[i] * of_deviation), grad_x[place]);
-          }
-      }
+    if (share < 0) {
+      finish(of_normalised, tile, grad, x, scale, grad_x, of_filtered, sums, first, height, width);
+      continue;
     }
 #pragma unroll
-    for (int i = 0; i < kOutputs * 2; i++) {
-      float* const to = of_filtered + (i * 8 + g) * (kWarps * 4 + 1) + warp * 4 + t;
-      to[0] = of_scale[i];
-      to[kPadded * (kWarps * 4 + 1)] = of_shift[i];
-    }
-    __syncthreads();
-    if (threadIdx.x < 2 * CHANNELS) {
-      const int kind = threadIdx.x / CHANNELS, channel = threadIdx.x % CHANNELS;
-      const float* from = of_filtered + (kind * kPadded + channel) * (kWarps * 4 + 1);
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < kWarps * 4; i++) sum += from[i];
-      add_to(sums + kind * kOfShift + channel, sum, first);
-    }
+    for (int i = 0; i < kOfNormalised; i++)
+      shared_out[((long long)share * kOfNormalised + i) * THREADS + threadIdx.x] =
+          of_normalised[i / (kAdded * 4)][i / 4 % kAdded][i % 4];
   }
+}
+
+// Of a tile that `shares` blocks share, one for each block.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    gated_feed_forward_finish(const Scalar* __restrict__ grad, const Scalar* __restrict__ x,
+                              const Scalar* __restrict__ scale, const float* __restrict__ shared_out,
+                              Scalar* __restrict__ grad_x, float* __restrict__ sums, int height, int width, int whole,
+                              int shares) {
+  SHARED_MEMORY(lane_sums);
+  const Tile tile(whole + blockIdx.x, height, width);
+  shared_out += (long long)blockIdx.x * shares * (kOfNormalised * THREADS) + threadIdx.x;
+  float of_normalised[kOutputs][kAdded][4] = {};
+#pragma unroll 1
+  for (int share = 0; share < shares; share++, shared_out += kOfNormalised * THREADS)
+#pragma unroll
+    for (int i = 0; i < kOfNormalised; i++)
+      of_normalised[i / (kAdded * 4)][i / 4 % kAdded][i % 4] += shared_out[i * THREADS];
+  sums += (long long)blockIdx.x * kNumbers;
+  finish(of_normalised, tile, grad, x, scale, grad_x, lane_sums, sums, false, height, width);
 }
 
 // out [kNumbers]: the sum of rows [count][kNumbers]. A block adds up kWarp numbers, each of its warps some of the rows.
