@@ -70,6 +70,7 @@ try:
     from triton.runtime.jit import JITFunction
 
     from dlgsanet.ops.backends.triton import steps
+    from dlgsanet.ops.backends.triton import training as triton_training
 except ModuleNotFoundError:
     require("cupy", "triton")
     raise
@@ -405,6 +406,7 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
             mock.patch.object(triton_backend, "DEVICES", ("meta",)),
             mock.patch.object(steps, "_on", return_value=contextlib.nullcontext()),
             mock.patch.object(steps, "_has_tf32", return_value=True),
+            mock.patch.object(triton_training, "_multiprocessors", return_value=CARDS[architecture].multiprocessors),
             mock.patch.object(steps, "tiles_of", lambda *sizes: tiles_of(*sizes[:-1], torch.device("cpu"))),
             mock.patch.object(choice, "is_faster", recorder.is_faster),
             mock.patch.object(dispatch, "load", lambda name: on_meta if name == "cuda" else load(name)),

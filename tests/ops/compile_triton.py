@@ -111,9 +111,8 @@ def gradients(architecture: str, dtype: str) -> None:
         exact = precision.replace("tf32x3", "ieee")
         of_products = {"PRECISION": exact if dtype == "fp32" else "tf32", "FACTOR": triton.language.float32}
         for features in (0, triton.next_power_of_2(FEATURES)):
-            sizes = {"FEATURES": features, "BORDER": not features, "PIXELS": steps.NORMALISED // CHANNELS}
-            sizes["PRECISION"] = exact
-            compile("project", **factors | sizes)
+            sizes = {"FEATURES": features, "BORDER": not features}
+            compile("project", PIXELS=training._at_once(training.PROJECTED, factors) // CHANNELS, **factors | sizes)
         compile("gate_project", steps.FEWEST_TERMS, **factors | {"ROWS": steps.rows_of_values(CHANNELS)})
         compile("gate_project_backward", **factors)
         for side in sides:

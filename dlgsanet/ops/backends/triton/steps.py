@@ -422,11 +422,11 @@ def _filter(kernel: Any, x: Tensor, bias: Tensor, weight: Tensor, out: Tensor) -
         )
 
 
-def _columns(x: Tensor, fewest: int = 1) -> tuple[tuple[int], dict[str, Any]]:
-    """The grid and the constants of the kernels that normalise, with room for at least `fewest` channels."""
+def _columns(x: Tensor, fewest: int = 1, values: int = NORMALISED) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid and the constants of kernels that normalise so many values, with room for at least `fewest` channels."""
     batch, channels, height, width = x.shape
     wide = max(fewest, triton.next_power_of_2(channels))
-    pixels = max(16, NORMALISED // wide)
+    pixels = max(16, values // wide)
     acc = _triton_dtype(accumulation_dtype(x.dtype))
     sizes = {"CHANNELS": wide, "PIXELS": pixels, "ACC": acc, "num_warps": WARPS}
     return (batch * triton.cdiv(height * width, pixels),), sizes

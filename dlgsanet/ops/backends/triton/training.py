@@ -36,7 +36,7 @@ from dlgsanet.ops.records import (
 PROGRAMS = 264  # that share out the pixels of a batch, at most, unless it has more images: two for each of 132 SMs
 COLUMNS = 16  # of a tile
 SHARE = 64  # pixels of the smallest share
-FILTERED, PROJECTED = 1024, 4096  # values of a tile that a program filters and projects at a time
+FILTERED, PROJECTED = 1024, 8192  # values of a tile that a program filters and projects at a time
 SUMMED = 64  # columns of a program that adds up
 WARPS = 8
 WIDEST, WIDEST_HEAD = 128, 32  # channels of x, and of a head: with more, tiles would not fit into shared memory
@@ -77,9 +77,10 @@ class _FeedForward(torch.autograd.Function):
         hidden, x, norm_weight, norm_bias, proj_in, depthwise, proj_out = ctx.saved_tensors
         grad, half, (channels, height, width) = grad.contiguous(), proj_out.shape[1], x.shape[1:]
         parts = triton.cdiv(half, steps.FEWEST_TERMS)
+        most = _multiprocessors(x)
         sums = _Sums(
-            x, _programs_of_image(x), [norm_weight, norm_bias, proj_in],
-            _programs_of_image(x, min(PROGRAMS, 2 * PROGRAMS // parts)), depthwise, proj_out
+            x, _programs_of_image(x, most), [norm_weight, norm_bias, proj_in],
+            _programs_of_image(x, min(most, 2 * PROGRAMS // parts)), depthwise, proj_out
         )  # fmt: skip
         grad_halves = _bordered(x, 2 * half, hidden.dtype)
         sizes = _shared_out(x, hidden, _filtered_pixels(channels), sums.per_image_of_parts)
@@ -132,7 +133,7 @@ class _ChannelAttention(torch.autograd.Function):
         )
         grad, (batch, channels, height, width) = grad.contiguous(), x.shape
         heads = _heads(x, temperature)
-        per_image, parts = _programs_of_image(x), triton.cdiv(channels, steps.FEWEST_TERMS)
+        per_image, parts = _programs_of_image(x, _multiprocessors(x)), triton.cdiv(channels, steps.FEWEST_TERMS)
         sums = _Sums(x, per_image, [norm_weight, norm_bias, qkv_weight, depthwise])
         of_images = _Sums(x, 1, [temperature, proj_out])
         folded_sums = folded.new_empty(sums.programs, channels, channels)
@@ -182,7 +183,7 @@ class _LocalAttention(torch.autograd.Function):
         y, squeezed, z, filtered, x = ctx.saved_tensors[:5]
         layer = LocalAttention._make([*ctx.saved_tensors[5:], ctx.window_size])
         grad, (channels, height, width), features = grad.contiguous(), x.shape[1:], squeezed.shape[1]
-        sums = _Sums(x, _programs_of_image(x), [*layer[:5], layer.proj_out])
+        sums = _Sums(x, _programs_of_image(x, _multiprocessors(x)), [*layer[:5], layer.proj_out])
         grad_filtered, grad_x = torch.empty_like(filtered), torch.empty_like(x)
         sizes = _shared_out(x, y, PROJECTED // steps.block_size(channels), sums.per_image)
         sizes |= {"CHANNELS": steps.block_size(channels), "TERMS": steps.FEWEST_TERMS, "num_warps": WARPS}
@@ -233,13 +234,13 @@ def _project(
     squeezed = torch.empty(len(x), features, height, width, dtype=dtype, device=x.device)
     size = len(x), len(weight), height, width
     out = squeezed.new_empty(size) if features else _bordered(x, len(weight), dtype)
-    grid, sizes = steps._columns(x, steps.FEWEST_TERMS)
+    factors = _factors(x, out)
+    grid, sizes = steps._columns(x, steps.FEWEST_TERMS, _at_once(PROJECTED, factors))
     with steps._on(x):
         kernels.project[grid](
             x, scale, shift, weight, out, squeeze, squeeze_bias, squeezed, x.shape[1], len(weight), features, height,
             width, EPS=LAYER_NORM_EPS, OUTPUTS=steps.OUTPUTS, PARTS=triton.cdiv(len(weight), steps.OUTPUTS),
-            FEATURES=steps.block_size(features) if features else 0, BORDER=not features, PRECISION=steps._precision(x),
-            FACTOR=steps._factor(x, dtype), **sizes
+            FEATURES=steps.block_size(features) if features else 0, BORDER=not features, **factors, **sizes
         )  # fmt: skip
     return out, squeezed
 
@@ -269,7 +270,12 @@ def _filter_project_backward(
     return grad_x
 
 
-def _programs_of_image(x: Tensor, most: int = PROGRAMS) -> int:
+def _multiprocessors(x: Tensor) -> int:
+    """Of which each has room for one program of most kernels of a backward pass."""
+    return modules.multiprocessors(x.device) if x.device.type == "cuda" else PROGRAMS // 2
+
+
+def _programs_of_image(x: Tensor, most: int) -> int:
     """Among how many programs the pixels of an image are shared out, if all images have about `most` programs."""
     shares = triton.cdiv(x.shape[2:].numel(), SHARE)
     return triton.cdiv(shares, triton.cdiv(len(x) * shares, max(1, most)))
@@ -283,10 +289,13 @@ def _filtered_pixels(channels: int) -> int:
 def _shared_out(x: Tensor, hidden: Tensor, pixels: int, per_image: int) -> dict[str, Any]:
     """The constants of kernels whose programs share out the tiles of so many pixels."""
     factors = _factors(x, hidden)
-    if factors["PRECISION"] == "tf32x3":  # it needs more registers
-        pixels //= 2
-    tiles, sizes = steps._tiles(x, max(steps.FEWEST_TERMS, pixels), COLUMNS)
+    tiles, sizes = steps._tiles(x, max(steps.FEWEST_TERMS, _at_once(pixels, factors)), COLUMNS)
     return sizes | factors | {"ROUNDS": triton.cdiv(tiles, per_image)}
+
+
+def _at_once(count: int, factors: dict[str, Any]) -> int:
+    """How many pixels or values of so many: exact products need more registers and shared memory."""
+    return count // 2 if factors["PRECISION"] == "tf32x3" else count
 
 
 def _factors(x: Tensor, hidden: Tensor) -> dict[str, Any]:
