@@ -206,6 +206,11 @@ NESTED = ("filter_project_backward", "project_backward", "squeeze_project_backwa
 TRIPS |= dict.fromkeys(NESTED, ("ROUNDS", "PARTS"))
 
 
+def on_all(blocks: int, card: Card) -> int:
+    """As many blocks with most tiles as take as long on a whole card as these blocks, some of which may have fewer."""
+    return -(-blocks // card.multiprocessors) * card.multiprocessors
+
+
 @functools.cache
 def predict(kernel: Kernel, card: Card) -> Prediction:
     code = read_code(kernel.cubin, kernel.name)
@@ -310,16 +315,17 @@ class Module:
     def launch(self, name: str, blocks: int, threads: int, shared_bytes: int, *args: Any) -> None:
         tensors, constants = [a for a in args if isinstance(a, Tensor)], dict(self.instance.constants)
         trips, moved = counted_trips(name, constants, tensors), sum(map(count_gpu.bytes_of, tensors))
-        busy, rounds = blocks, 1
-        if name == "gated_feed_forward_backward":  # as if all multiprocessors had a block of those with most to do
+        counted, rounds = blocks, 1
+        if name == "gated_feed_forward_backward":
             whole, units, _, share, _ = args[-5:]
             trips, rounds = whole // blocks * trips + (share if units > whole else 0), -(-units // blocks)
-            busy = -(-blocks // self.recorder.card.multiprocessors) * self.recorder.card.multiprocessors
+            counted = on_all(blocks, self.recorder.card)
         if name == "gated_feed_forward_finish":  # the last tiles of images, from blocks' shares of them
             moved = count_gpu.bytes_of(args[3]) + 3 * count_gpu.bytes_of(args[1]) * blocks // (args[-2] + blocks)
         kernel = Kernel(
-            name, self.cubin, busy, threads, shared_bytes, trips, multiply_adds(name, constants, tensors), moved, rounds
-        )
+            name, self.cubin, counted, threads, shared_bytes, trips, multiply_adds(name, constants, tensors), moved,
+            rounds,
+        )  # fmt: skip
         run = functools.partial(self.real.launch, name, blocks, threads, shared_bytes, *args) if self.real else _nothing
         self.recorder.launched(kernel, run)
         run()
@@ -375,8 +381,9 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
         compiled = run(function, *args, grid=grid, warmup=True, **constants)
         tensors = [a for a in args if isinstance(a, Tensor)]
         metadata, name = compiled.metadata, function.__name__
+        programs = on_all(grid[0], recorder.card) if name in NESTED else grid[0]
         kernel = Kernel(
-            name, compiled.asm["cubin"], grid[0], metadata.num_warps * WARP, metadata.shared,
+            name, compiled.asm["cubin"], programs, metadata.num_warps * WARP, metadata.shared,
             counted_trips(name, constants, tensors), multiply_adds_in_triton(name, constants, grid[0]),
             sum(map(count_gpu.bytes_of, tensors)), constants["ROUNDS"] if name in NESTED else 1,
         )  # fmt: skip
