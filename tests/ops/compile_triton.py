@@ -107,7 +107,7 @@ def gradients(architecture: str, dtype: str) -> None:
     for precision in ("tf32x3", "tf32") if dtype == "fp32" else ("ieee",):
         factors = {"PRECISION": precision, "FACTOR": getattr(triton.language, FACTORS[dtype])}
         columns = training.COLUMNS * (2 if precision == "tf32x3" else 1)  # which halves the rows
-        factors["ROWS"] = max(1, training._filtered_pixels(DIM) // columns)
+        factors["ROWS"] = max(1, training._pixels_at_once(DIM) // columns)
         exact = precision.replace("tf32x3", "ieee")
         of_products = {"PRECISION": exact if dtype == "fp32" else "tf32", "FACTOR": triton.language.float32}
         for features in (0, triton.next_power_of_2(FEATURES)):

@@ -83,7 +83,7 @@ class _FeedForward(torch.autograd.Function):
             _programs_of_image(x, min(most, 2 * PROGRAMS // parts)), depthwise, proj_out
         )  # fmt: skip
         grad_halves = _bordered(x, 2 * half, hidden.dtype)
-        sizes = _shared_out(x, hidden, _filtered_pixels(channels), sums.per_image_of_parts)
+        sizes = _shared_out(x, hidden, _pixels_at_once(channels), sums.per_image_of_parts)
         with steps._on(x):
             kernels.gate_project_backward[sums.fewer * parts,](
                 grad, hidden, depthwise, proj_out, grad_halves, sums.of(depthwise), sums.of(proj_out),
@@ -148,7 +148,7 @@ class _ChannelAttention(torch.autograd.Function):
                 grad, hidden[:, 2 * channels :], depthwise[2 * channels :], folded, grad_features[:, 2 * channels :],
                 of_depthwise[:, 18 * channels :], folded_sums, sums.stride, channels, height, width, per_image,
                 PARTS=parts, CHANNELS=steps.block_size(channels), TERMS=steps.FEWEST_TERMS, num_warps=WARPS,
-                **_shared_out(x, hidden, _filtered_pixels(channels), per_image)
+                **_shared_out(x, hidden, _pixels_at_once(channels), per_image)
             )  # fmt: skip
             kernels.fold_backward[batch * heads["HEADS"],](
                 products, temperature, proj_out, folded_sums, grad_products, of_images.of(temperature),
@@ -185,7 +185,7 @@ class _LocalAttention(torch.autograd.Function):
         grad, (channels, height, width), features = grad.contiguous(), x.shape[1:], squeezed.shape[1]
         sums = _Sums(x, _programs_of_image(x, _multiprocessors(x)), [*layer[:5], layer.proj_out])
         grad_filtered, grad_x = torch.empty_like(filtered), torch.empty_like(x)
-        sizes = _shared_out(x, y, PROJECTED // steps.block_size(channels), sums.per_image)
+        sizes = _shared_out(x, y, _pixels_at_once(channels), sums.per_image)
         sizes |= {"CHANNELS": steps.block_size(channels), "TERMS": steps.FEWEST_TERMS, "num_warps": WARPS}
         sizes["PARTS"] = triton.cdiv(channels, steps.FEWEST_TERMS)
         with steps._on(x):
@@ -259,7 +259,7 @@ def _filter_project_backward(
     """The gradient of x, plus that of its shortcut, from that of depthwise_3x3(_project(x, scale, shift, weight))."""
     grad_x = torch.empty_like(x)
     channels, height, width = x.shape[1:]
-    sizes = _shared_out(x, grad, PROJECTED // steps.block_size(channels), sums.per_image)
+    sizes = _shared_out(x, grad, _pixels_at_once(channels), sums.per_image)
     with steps._on(x):
         kernels.filter_project_backward[sums.programs,](
             grad, depthwise, x, scale, shift, weight, shortcut, grad_x, sums.of(scale), sums.of(shift),
@@ -281,8 +281,8 @@ def _programs_of_image(x: Tensor, most: int) -> int:
     return triton.cdiv(shares, triton.cdiv(len(x) * shares, max(1, most)))
 
 
-def _filtered_pixels(channels: int) -> int:
-    """Pixels of a tile of which a program filters a part of the channels, and projects them from or to all channels."""
+def _pixels_at_once(channels: int) -> int:
+    """Pixels of a tile of which a program of a backward pass filters a part of the channels, and projects all."""
     return min(FILTERED // steps.FEWEST_TERMS, PROJECTED // steps.block_size(channels))
 
 
