@@ -213,6 +213,7 @@ def _backends(counted: Counted, kernels: bool, reference: bool, triton: bool) ->
             lambda record, x: operator.fused_dynamic_depthwise_conv(x, *record),
             lambda record, x, grad: operator.fused_dynamic_depthwise_conv_backward(grad, x, *record),
         ),
+        keeps_x_alone=True,
     )
     layers = [*(["triton"] if triton else []), "torch"] if not reference else ["composed"] if kernels else []
     used = [*(["cuda"] if kernels else []), *layers, "reference"]

@@ -160,7 +160,7 @@ class DLGSANet(nn.Module):
         self.shallow = Conv3x3(in_chans, dim, bias=False)
         self.norm_before = LayerNorm(dim) if body_norm else nn.Identity()
         self.groups = nn.Sequential(*(RHDTG(dim, [block() for _ in range(blocks)]) for _ in range(groups)))
-        self._layers = sum(len(group.layers()) for group in cast("list[RHDTG]", self.groups))
+        self._layers = len(self._all_layers())
         self.norm_after = LayerNorm(dim) if body_norm else nn.Identity()
         self.conv = Conv3x3(dim, dim)
         self.reconstruct = reconstruction(upsampler, dim, in_chans, upscale)
@@ -204,7 +204,7 @@ class DLGSANet(nn.Module):
     def _layer_by_layer(self, x: Tensor) -> Tensor:
         shallow = self.embed(x)
         # A traced graph plans no memory, and not every release of PyTorch can trace the context.
-        with nullcontext() if is_traced() else ops.layers_of_network(self._layers):
+        with ops.layers_of_network(self._layers, self._keep_x_alone(shallow)) if is_plain() else nullcontext():
             features = self.conv(self.norm_after(self.groups(self.norm_before(shallow))), to=shallow)
         return self.restore(features)
 
@@ -295,9 +295,19 @@ class DLGSANet(nn.Module):
 
     def _bounds_memory(self, x: Tensor) -> dict[type[nn.Module], bool]:
         """Whether the backend of the layers of a class needs little memory but for the result."""
-        layers = {type(layer): layer for group in cast("list[RHDTG]", self.groups) for layer in group.layers()}
-        records = {kind: getattr(layer, "record", None) for kind, layer in layers.items()}
+        records = {type(layer): getattr(layer, "record", None) for layer in self._all_layers()}
         return {kind: record is not None and ops.bounds_memory(record(), x) for kind, record in records.items()}
+
+    def _keep_x_alone(self, x: Tensor) -> int:
+        """How many layers keep only their input for the backward pass, if there is one."""
+        if not torch.is_grad_enabled():
+            return 0
+        records = {type(layer): getattr(layer, "record", None) for layer in self._all_layers()}
+        alone = {kind for kind, record in records.items() if record and ops.keeps_x_alone(record(), x)}
+        return sum(type(layer) in alone for layer in self._all_layers())
+
+    def _all_layers(self) -> list[nn.Module]:
+        return [layer for group in cast("list[RHDTG]", self.groups) for layer in group.layers()]
 
     def _can_replay(self, x: Tensor) -> bool:
         return can_replay(self, x) and not _is_watched(self)

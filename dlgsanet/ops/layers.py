@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import dispatch
-from dlgsanet.ops.backends import reference
+from dlgsanet.ops.backends import Backend, reference
 from dlgsanet.ops.records import Conv3x3, Layer, tensors_of
 from dlgsanet.ops.transforms import is_traced, is_transformed
 
@@ -36,10 +36,12 @@ def apply(layer: Layer | Conv3x3, x: Tensor, *, backend: str | None = None) -> T
     if is_transformed():
         return reference.PLAIN.train(layer, x)
     training = torch.is_grad_enabled() and (x.requires_grad or any(t.requires_grad for t in tensors_of(layer)))
-    chosen = dispatch.select(layer, x, training, backend)
-    if backend is None:
-        chosen = dispatch.faster(chosen, layer, x, training)
+    chosen = _chosen(layer, x, training) if backend is None else dispatch.select(layer, x, training, backend)
     return chosen.train(layer, x) if training else chosen.infer(layer, x)
+
+
+def _chosen(layer: Layer | Conv3x3, x: Tensor, training: bool = False) -> Backend:
+    return dispatch.faster(dispatch.select(layer, x, training), layer, x, training)
 
 
 def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:
@@ -57,9 +59,14 @@ def adds_in_place(layer: Conv3x3, x: Tensor, to: Tensor) -> bool:
 
 def _addition(layer: Conv3x3, x: Tensor, to: Tensor) -> Callable[[Conv3x3, Tensor, Tensor], None] | None:
     layer = layer._replace(to=to)
-    return dispatch.faster(dispatch.select(layer, x), layer, x).add_convolution
+    return _chosen(layer, x).add_convolution
 
 
 def bounds_memory(layer: Layer | Conv3x3, x: Tensor) -> bool:
     """Whether the backend for a call without gradients needs little memory but for the result."""
     return dispatch.select(layer, x).bounds_memory
+
+
+def keeps_x_alone(layer: Layer, x: Tensor) -> bool:
+    """Whether the layer, where it is trained, keeps its input and parameters alone for the backward pass."""
+    return _chosen(layer, x, training=True).keeps_x_alone

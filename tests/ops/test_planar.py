@@ -245,28 +245,32 @@ def test_memory_of_a_4k_image(count, size, free, gigabytes, triton):
     assert counted.layout_copies == 0
 
 
+WAYS = {("torch", False): 1.1, ("triton", False): 1.1, ("triton", True): 1.2}
 FEW_ESTIMATES = [
-    ("Tiny", torch.float32, "torch"), ("Large", torch.bfloat16, "torch"),
-    ("Large", torch.float32, "triton"), ("Light", torch.bfloat16, "triton"),
+    ("Tiny", torch.float32, ("torch", False)), ("Large", torch.bfloat16, ("torch", False)),
+    ("Large", torch.float32, ("triton", False)), ("Light", torch.bfloat16, ("triton", False)),
+    ("Tiny", torch.float32, ("triton", True)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("size", "dtype", "kernels"),
+    ("size", "dtype", "way"),
     [
         pytest.param(*case, marks=() if case in FEW_ESTIMATES else pytest.mark.long)
-        for case in itertools.product(SIZES, (torch.float32, torch.bfloat16), ("torch", "triton"))
+        for case in itertools.product(SIZES, (torch.float32, torch.bfloat16), WAYS)
     ],
     ids=str,
 )
-def test_the_estimate_of_what_training_keeps(count, monkeypatch, size, dtype, kernels):
+def test_the_estimate_of_what_training_keeps(count, monkeypatch, size, dtype, way):
     """It is what the tensors that live until the backward pass need, and at most a tenth more.
 
-    Where GDFN is trained by CUDA kernels, which keep x alone, it is too much.
+    Where GDFN is trained by CUDA kernels, which keep x alone, a fifth: the other layers keep less than the mean.
     """
+    kernels, of_gdfn = way
     if kernels == "triton":
         pytest.importorskip("triton")
-    monkeypatch.setattr(feed_forward, "takes", lambda layer, x: False)
+    if not of_gdfn:
+        monkeypatch.setattr(feed_forward, "takes", lambda layer, x: False)
     estimates, fits = set(), strip_rows._fits
 
     def noted(shape, device, bytes_per_value):
@@ -277,14 +281,14 @@ def test_the_estimate_of_what_training_keeps(count, monkeypatch, size, dtype, ke
     noted.cache_clear = fits.cache_clear
     counted = count("training", size, 2, "64x64", batch=16, dtype=dtype, kernels=True, triton=kernels == "triton")
     (estimate,) = estimates
-    assert counted.peak < estimate < 1.1 * counted.peak
+    assert counted.peak < estimate < WAYS[way] * counted.peak
 
 
 def test_batches_of_the_demo_are_not_computed_again(count):
     """Tiny with 32 patches of 64x64 keeps 2.4 GB; it was computed again with less than 70 GB."""
     pytest.importorskip("triton")
     batch = {"batch": 32, "kernels": True, "triton": True}
-    kept, again = (count("training", "Tiny", 2, "64x64", free=free, **batch) for free in (16, 8))
+    kept, again = (count("training", "Tiny", 2, "64x64", free=free, **batch) for free in (7, 4))
     assert kept.peak > 1.5 * again.peak
     assert kept.operators.total() < again.operators.total()
 

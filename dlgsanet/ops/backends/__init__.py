@@ -57,6 +57,7 @@ class Backend:
         add_convolution: adds a convolution of x, the second argument, to the third argument in place, without
             gradients.
         bounds_memory: layers without gradients need little memory but for the tensor [B, C, H, W] that they return.
+        keeps_x_alone: layers that are trained keep their input and parameters alone for the backward pass.
         timed: what the time of a layer depends on, apart from the card, the code, the number of pixels and whether it
             is trained. The layer is then used where it is faster than that of the next backend; None, or a function
             that returns None: always.
@@ -73,6 +74,7 @@ class Backend:
     fused_dynamic_depthwise_conv: ConvolutionFunctions[FusedDynamicConv] | None = None
     feature_maps: float = 18
     bounds_memory: bool = False
+    keeps_x_alone: bool = False
     timed: Callable[[Any, Tensor], tuple[object, ...] | None] | None = None
 
     def functions(self, kind: type) -> Any:

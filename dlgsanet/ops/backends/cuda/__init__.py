@@ -273,6 +273,7 @@ BACKEND = Backend(
     fused_dynamic_depthwise_conv=ConvolutionFunctions(
         fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward
     ),
+    keeps_x_alone=True,
     timed=lambda layer, x: LAYERS[type(layer)].timed(layer, x),
 )
 

@@ -38,10 +38,11 @@ def _plan(shape: tuple[int, ...], item: int, device: torch.device, floats: float
 
 
 @contextmanager
-def layers_of_network(count: int) -> Iterator[None]:
-    """Within the context, `fits` expects that a network of so many layers runs in this thread."""
-    before = getattr(_network, "layers", MOST_LAYERS)
-    _network.layers = count
+def layers_of_network(count: int, keep_x_alone: int = 0) -> Iterator[None]:
+    """Within the context, `fits` expects that a network of so many layers runs in this thread, of which so many keep
+    their input alone."""
+    before = getattr(_network, "layers", (MOST_LAYERS, 0))
+    _network.layers = count, keep_x_alone
     try:
         yield
     finally:
@@ -55,8 +56,9 @@ def fits(x: Tensor, bytes_per_value: float) -> bool:
         x: the input of a layer.
         bytes_per_value: kept by a layer, for every value of x.
     """
-    layers = getattr(_network, "layers", MOST_LAYERS)
-    return _fits(tuple(x.shape), x.device, layers * bytes_per_value)
+    layers, keep_x_alone = getattr(_network, "layers", (MOST_LAYERS, 0))
+    per_value = (layers - keep_x_alone) * bytes_per_value + keep_x_alone * x.element_size()
+    return _fits(tuple(x.shape), x.device, per_value)
 
 
 @functools.lru_cache(maxsize=256)
