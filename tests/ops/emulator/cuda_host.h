@@ -23,6 +23,10 @@ struct dim3 {
 };
 
 template <typename T>
+inline T max(T a, T b) {
+  return a < b ? b : a;
+}
+template <typename T>
 inline T min(T a, T b) {
   return b < a ? b : a;
 }

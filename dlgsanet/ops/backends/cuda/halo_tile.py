@@ -15,7 +15,7 @@ PIXELS = TILE_WIDTH * TILE_HEIGHT
 THREADS, WARP = 256, 32
 MOST_CHANNELS = 96  # whose factors and sums fit into the registers of a block
 ROWS, COLUMNS = 16, 8  # of a product on tensor cores
-PAIRS = 5  # of a filter's row in the kernels for 16 bits
+KINDS = 7  # of factors that lanes have of a filter in the kernels for 16 bits
 FILTER = 12  # numbers of a filter in the kernels for float32: nine taps and padding
 BANKS = 8  # numbers between the rows of arrays in shared memory
 VALUE_ROW = PIXELS + BANKS  # words: kValueStride of `kernels/projection.h`
@@ -108,11 +108,11 @@ def factors(matrices: Tensor, dtype: torch.dtype, exact: bool) -> Tensor:
 
 def taps(filters: Tensor, dtype: torch.dtype) -> Tensor:
     """Filters [channels, 9] in float32 as kernels read them: [channels, numbers]."""
-    return pairs(filters, dtype) if dtype.itemsize == 2 else padded(filters, len(filters), FILTER)
+    return kinds(filters, dtype) if dtype.itemsize == 2 else padded(filters, len(filters), FILTER)
 
 
 def words_of_filter(dtype: torch.dtype) -> int:
-    return PAIRS * 4 if dtype.itemsize == 2 else FILTER
+    return KINDS * 8 if dtype.itemsize == 2 else FILTER
 
 
 def pack(matrices: Tensor, bias: Tensor, filters: Tensor) -> Tensor:
@@ -134,8 +134,9 @@ def words(matrices: Tensor) -> Tensor:
     return lanes.reshape(chunks, -1).view(torch.int32)
 
 
-def pairs(filters: Tensor, dtype: torch.dtype) -> Tensor:
-    """[..., 9] -> words [..., PAIRS * 4]: neighbours of each row of a filter, as `kernels/hidden_16bit.h` describes."""
-    rows = F.pad(filters.unflatten(-1, (3, 3)), (1, 2)).unfold(-1, 2, 1)  # [..., row, pair, 2]
-    in_pairs = F.pad(rows.transpose(-3, -2), (0, 0, 0, 1)).to(dtype)
-    return in_pairs.contiguous().view(torch.float32).flatten(-3)
+def kinds(filters: Tensor, dtype: torch.dtype) -> Tensor:
+    """Filters [..., 9] as `kernels/hidden_16bit.h` describes them: words [..., KINDS * 8]."""
+    pairs = F.pad(filters.unflatten(-1, (3, 3)), (1, 1)).unfold(-1, 2, 1).transpose(-3, -2)  # [..., pair, row, 2]
+    above, below = F.pad(pairs, (0, 2, 0, 1)), F.pad(pairs[..., 2:, :, :], (2, 0, 0, 1))
+    of_kinds = F.pad(torch.cat([above, below], -3), (0, 0, 0, 0, 0, 1))
+    return of_kinds.to(dtype).contiguous().view(torch.float32).flatten(-3)

@@ -33,7 +33,7 @@ constexpr int kHalves = 2;
 // Of the terms of a product a lane has kTerms / 4: neighbours, as many as a register holds, then those kTerms / 2 on.
 constexpr int kNeighbours = kTerms / 8, kValues = kSteps * kTerms / 4;
 
-static_assert(TILE_WIDTH == 2 * kColumns && kAdded * kWarps * kColumns == kPixels, "lanes have pixels as below");
+static_assert(kHaloWidth % 2 == 0 && TILE_WIDTH == 2 * kColumns && kAdded * kWarps * kColumns == kPixels && kAdded == 2, "lanes have pixels as below");
 
 struct alignas(16) Factors {
   unsigned v[4];
@@ -49,14 +49,20 @@ __device__ __forceinline__ int channel_of(int i, int t) {
   return i / kNeighbours * 4 * kNeighbours + t * kNeighbours + i % kNeighbours;
 }
 
-// at: a pixel, in the first channel of this lane.
-__device__ __forceinline__ void read_channels(float (&values)[kValues], const Scalar* __restrict__ at,
-                                              unsigned channel_stride, bool inside) {
+// Reads a lane's channels of a pixel, or of the nearest one in the image; x: of this image.
+__device__ __forceinline__ void read_channels(float (&values)[kValues], const Scalar* __restrict__ x, int row,
+                                              int column, unsigned channel_stride, int height, int width) {
+  const int t = threadIdx.x % 4;
+  const Scalar* at = x + (unsigned)(t * kNeighbours) * (long long)channel_stride +
+                     (long long)min(max(row, 0), height - 1) * width + min(max(column, 0), width - 1);
+  keep(at);
 #pragma unroll
   for (int i = 0; i < kValues; i++) {
     Scalar value = {};
-    if (inside && channel_of(i, threadIdx.x % 4) < CHANNELS) value = at[(long long)channel_of(i, 0) * channel_stride];
+    if (channel_of(i, t) < CHANNELS) value = *at;
     values[i] = widen(value);
+    // Each address follows from the last one, so that it takes one instruction.
+    at += (long long)(channel_of(i + 1, 0) - channel_of(i, 0)) * channel_stride;
   }
 }
 
@@ -89,15 +95,16 @@ __device__ __forceinline__ void standardise(float (&values)[kCount][kValues]) {
 struct Tile {
   int left, top, batch;
 
-  __device__ Tile(int number, int height, int width) {
-    const int across = (width + TILE_WIDTH - 1) / TILE_WIDTH, down = (height + TILE_HEIGHT - 1) / TILE_HEIGHT;
-    left = number % across * TILE_WIDTH;
-    top = number / across % down * TILE_HEIGHT;
-    batch = number / (across * down);
+  __device__ Tile(unsigned number, int height, int width) {
+    const unsigned across = (width + TILE_WIDTH - 1u) / TILE_WIDTH, down = (height + TILE_HEIGHT - 1u) / TILE_HEIGHT;
+    const unsigned row = number / across;
+    left = (number - row * across) * TILE_WIDTH;
+    batch = row / down;
+    top = (row - batch * down) * TILE_HEIGHT;
   }
 
-  // The normalised pixels of a lane of the halo tile, for groups of 8 pixels; x: of this image. Returns the bits of the
-  // pixels outside the image of which the lane has sums of the first projection.
+  // The normalised pixels of a lane of the halo tile, for groups of 8 pixels; those outside the image have the values of
+  // others. x: of this image. Returns the bits of the pixels outside of which the lane has sums of the first projection.
   __device__ __forceinline__ unsigned normalise(float (&values)[kProjected][kValues], const Scalar* __restrict__ x,
                                                 unsigned channel_stride, int height, int width) const {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
@@ -106,16 +113,13 @@ struct Tile {
     for (int n = 0; n < kProjected; n++) {
       const int first = (warp * kProjected + n) * kColumns, pixel = first + g;
       const int row = top - BORDER + pixel / kHaloWidth, column = left - BORDER + pixel % kHaloWidth;
-      const bool inside = pixel < kHaloPixels && (unsigned)row < (unsigned)height && (unsigned)column < (unsigned)width;
-      const Scalar* at = x + (long long)row * width + column + (long long)t * kNeighbours * channel_stride;
-      keep(at);
-      read_channels(values[n], at, channel_stride, inside);
+      read_channels(values[n], x, row, column, channel_stride, height, width);
+      const int of_sums = first + t * 2;  // and the next pixel, in the same row
+      const bool has_row = (unsigned)(top - BORDER + of_sums / kHaloWidth) < (unsigned)height;
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const int of_sum = first + t * 2 + i;
-        const bool has_row = (unsigned)(top - BORDER + of_sum / kHaloWidth) < (unsigned)height;
-        const bool has_column = (unsigned)(left - BORDER + of_sum % kHaloWidth) < (unsigned)width;
-        if (of_sum < kHaloPixels && !(has_row && has_column)) outside |= 1u << (n * 2 + i);
+        const bool has_column = (unsigned)(left - BORDER + of_sums % kHaloWidth + i) < (unsigned)width;
+        if (of_sums < kHaloPixels && !(has_row && has_column)) outside |= 1u << (n * 2 + i);
       }
     }
     standardise(values);
@@ -127,39 +131,46 @@ struct Tile {
                                       Scalar* __restrict__ out, unsigned channel_stride, int height, int width,
                                       bool paired) const {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+    const int row = top + warp, column = left + t * 2;
+    if (row >= height || column >= width) return;
     const unsigned plane = (unsigned)height * width;
+    const long long pixel = (long long)row * width + column;
+    const Scalar* from = x + (long long)g * channel_stride + pixel;
+    Scalar* to = out + (long long)g * plane + pixel;
+    keep(from);
+    keep(to);
+    if (paired) {
+      const bool inside[kAdded] = {true, column + kColumns < width};
+      Pair<Scalar> pairs[kOutputs * 2][kAdded];  // all loads start before one result is used
 #pragma unroll
-    for (int n = 0; n < kAdded; n++) {
-      const int first = warp * kAdded + n, row = top + first / 2, column = left + first % 2 * kColumns + t * 2;
-      if (row >= height || column >= width) continue;
-      const long long pixel = (long long)row * width + column;
-      const Scalar* first_from = x + (long long)g * channel_stride + pixel;
-      Scalar* first_to = out + (long long)g * plane + pixel;
-      keep(first_from);
-      keep(first_to);
-      const bool second = column + 1 < width;
+      for (int i = 0; i < kOutputs * 2; i++, from += 8ll * channel_stride)
 #pragma unroll
-      for (int i = 0; i < kOutputs * 2; i++) {
-        if (i * 8 + g < CHANNELS) {
-          const Scalar* from = first_from + (long long)(i * 8) * channel_stride;
-          Scalar* to = first_to + (long long)(i * 8) * plane;
-          Pair<Scalar> pair = {};
-          if (paired) {
-            pair = *reinterpret_cast<const Pair<Scalar>*>(from);
-          } else {
-            pair.v[0] = from[0];
-            if (second) pair.v[1] = from[1];
+        for (int n = 0; n < kAdded; n++)
+          if (inside[n] && i * 8 + g < CHANNELS)
+            pairs[i][n] = *reinterpret_cast<const Pair<Scalar>*>(from + n * kColumns);
+#pragma unroll
+      for (int i = 0; i < kOutputs * 2; i++, to += 8ll * plane)
+#pragma unroll
+        for (int n = 0; n < kAdded; n++)
+          if (inside[n] && i * 8 + g < CHANNELS) {
+            Pair<Scalar>& pair = pairs[i][n];
+#pragma unroll
+            for (int j = 0; j < 2; j++) narrow(widen(pair.v[j]) + sums[i / 2][n][i % 2 * 2 + j], pair.v[j]);
+            *reinterpret_cast<Pair<Scalar>*>(to + n * kColumns) = pair;
           }
+      return;
+    }
+    float of_lane[kOutputs * 2 * kAdded * 2];  // in local memory: this is rare, and so it is short
 #pragma unroll
-          for (int j = 0; j < 2; j++) narrow(widen(pair.v[j]) + sums[i / 2][n][i % 2 * 2 + j], pair.v[j]);
-          if (paired) {
-            *reinterpret_cast<Pair<Scalar>*>(to) = pair;
-          } else {
-            to[0] = pair.v[0];
-            if (second) to[1] = pair.v[1];
-          }
-        }
-      }
+    for (int i = 0; i < kOutputs * 2; i++)
+#pragma unroll
+      for (int n = 0; n < kAdded * 2; n++) of_lane[i * kAdded * 2 + n] = sums[i / 2][n / 2][i % 2 * 2 + n % 2];
+#pragma unroll 1
+    for (int i = 0; i < kOutputs * 2 * kAdded * 2; i++) {
+      const int channel = i / (kAdded * 2) * 8, offset = i / 2 % kAdded * kColumns + i % 2;
+      if (channel + g < CHANNELS && column + offset < width)
+        narrow(widen(from[(long long)channel * channel_stride + offset]) + of_lane[i],
+               to[(long long)channel * plane + offset]);
     }
   }
 };

@@ -15,11 +15,11 @@
 // those outside the halo tile are zero. A row is added for the pixels of the last warp that are not in the halo tile.
 constexpr int kHaloRow = (TILE_WIDTH + kColumns) / 2, kHaloRows = TILE_HEIGHT + 3;
 constexpr int kPlane = kHaloRows * kHaloRow;
-constexpr int kSpare = kHaloRow - kHaloWidth / 2;  // words of a row outside the halo tile
-// The filters' taps: pairs (0, w0), (w0, w1), (w1, w2), (w2, 0) and (0, 0), [kPairs][4], of which the last index is the
-// row of the filter and padding.
-constexpr int kPairs = 5;
-constexpr int kFilter = kPairs * 4;
+// A filter as lanes have it in products: factors b of its rows, and padding, [kKinds][4][2]. Of kinds 0 to 3 the upper
+// factor is (0, w0), (w0, w1), (w1, w2) or (w2, 0), of kinds 4 and 5 the lower one is (w1, w2) or (w2, 0). All others
+// are zero.
+constexpr int kKinds = 7;
+constexpr int kFilter = kKinds * 8;
 // Features, in words of two pixels: rows of channels, with the left half of the tile's columns first.
 constexpr int kFeatureHalf = kPixels / 4, kFeatureStride = kPixels / 2 + 4;
 static_assert(kHaloWidth * kHaloRows >= kProjected * kWarps * kColumns, "see above");
@@ -28,9 +28,10 @@ static_assert(kHaloRow % 4 == 0, "products read four words at once");
 
 // A word of a packed filter; taps: of the filter, which is multiplied by `factor`.
 __device__ __forceinline__ unsigned taps_of(const Scalar* __restrict__ taps, int word, float factor) {
-  const int pair = word / 4, row = word % 4;
-  const float first = row < 3 && pair > 0 && pair < 4 ? widen(taps[row * 3 + pair - 1]) : 0;
-  const float second = row < 3 && pair < 3 ? widen(taps[row * 3 + pair]) : 0;
+  const int kind = word / 8, row = word % 8 / 2, lower = word % 2, pair = lower ? kind - 2 : kind;
+  const bool is_zero = row > 2 || kind > 5 || (kind > 3) != lower;
+  const float first = is_zero || pair == 0 ? 0 : widen(taps[row * 3 + pair - 1]);
+  const float second = is_zero || pair == 3 ? 0 : widen(taps[row * 3 + pair]);
   return pack<Scalar>(first * factor, second * factor);
 }
 
@@ -42,14 +43,18 @@ struct Hidden : Projection<kParts, kMore, kFilter> {
   // Of the projection's sums of this lane: places in shared memory, and bits that clear pixels outside the image.
   unsigned inside[kProjected];
   int places[kProjected];
-  int pixels, taps, d;
+  int pixels, taps;
 
   __device__ __forceinline__ Hidden(unsigned* shared, const Tile& tile, const Scalar* __restrict__ x,
                                     unsigned channel_stride, int height, int width)
       : Projection<kParts, kMore, kFilter>(tile, x, channel_stride, height, width), planes(shared) {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-    for (int i = threadIdx.x; i < kParts * kRows * kHaloRows * kSpare; i += THREADS)
-      planes[i / kSpare * kHaloRow + kHaloWidth / 2 + i % kSpare] = 0;
+    constexpr int kAllRows = kParts * kRows * kHaloRows;
+#pragma unroll
+    for (int i = 0; i < kAllRows; i += THREADS)
+      if (i + (int)threadIdx.x < kAllRows)
+#pragma unroll
+        for (int j = kHaloWidth / 2; j < kHaloRow; j++) planes[(i + threadIdx.x) * kHaloRow + j] = 0;
 #pragma unroll
     for (int n = 0; n < kProjected; n++) {
       const int pixel = (warp * kProjected + n) * kColumns + t * 2;
@@ -57,14 +62,13 @@ struct Hidden : Projection<kParts, kMore, kFilter> {
       keep(places[n]);
       inside[n] = (this->outside >> n * 2 & 1 ? 0 : 0xffffu) | (this->outside >> n * 2 & 2 ? 0 : 0xffff0000u);
     }
-    // Lanes 8 i ... 8 i + 7 read the ith block of 8 columns of 8 rows, of the first channel that this warp filters.
-    pixels = 2 * warp * kPlane + lane % 8 * kHaloRow + lane / 8 % 2 * 4;
+    // Of the first channel that this warp filters, lanes read 8 rows of the columns 0, 8, 8 and 16 and the next seven.
+    pixels = 2 * warp * kPlane + lane % 8 * kHaloRow + (lane / 8 + 1) / 2 * 4;
     // This lane's taps are (w[d], w[d + 1]), or else (w[d + 8], w[d + 9]); all others are zero.
-    d = 2 * t - g;
-    taps = 2 * warp * kPairs + (d >= -1 && d <= 2 ? d + 1 : d <= -6 ? d + 9 : kPairs - 1);
+    const int d = 2 * t - g;
+    taps = 2 * warp * kKinds + (d >= -1 && d <= 2 ? d + 1 : d <= -6 ? d + 11 : kKinds - 1);
     keep(pixels);
     keep(taps);
-    keep(d);
   }
 
   // weights: of the chunk. All threads have to wait before the chunk is filtered, and before the next one is projected.
@@ -104,18 +108,18 @@ struct Hidden : Projection<kParts, kMore, kFilter> {
 #pragma unroll
       for (int c = 0; c < 2; c++) {
         const int channel = part * kRows + c;
-        const Factors pairs = reinterpret_cast<const Factors*>(weights + this->kFilters)[taps + channel * kPairs];
+        const Factors* factors = reinterpret_cast<const Factors*>(weights + this->kFilters) + taps * 2 +
+                                 channel * (kFilter / 4);
+        const Factors above = factors[0];
+        const Pair<unsigned> below = *reinterpret_cast<const Pair<unsigned>*>(factors + 1);
+        const unsigned b[3][2] = {{above.v[0], above.v[1]}, {above.v[2], above.v[3]}, {below.v[0], below.v[1]}};
 #pragma unroll
         for (int i = 0; i < 4; i++) filtered[part][c][i] = 0;
 #pragma unroll
         for (int i = 0; i < 3; i++) {
-          const unsigned* row = planes + pixels + channel * kPlane + i * kHaloRow;
-          unsigned two[2], one[1];
-          load_matrices(two, row);
-          load_matrices(one, row + 8);
-          const unsigned a[4] = {two[0], two[1], two[1], one[0]};
-          const unsigned b[2] = {d >= -1 ? pairs.v[i] : 0, d <= -6 ? pairs.v[i] : 0};
-          multiply_add<Scalar>(filtered[part][c], a, b);
+          unsigned a[4];
+          load_matrices(a, planes + pixels + channel * kPlane + i * kHaloRow);
+          multiply_add<Scalar>(filtered[part][c], a, b[i]);
         }
       }
   }

@@ -85,10 +85,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int n = 0; n < OWN; n++) {
       const int row = (first + n) / across - kRadius, column = (first + n) % across * kColumns - MARGIN + g;
-      const bool inside = (unsigned)row < (unsigned)height && (unsigned)column < (unsigned)width;
-      const Scalar* at = x + (long long)row * width + column + (long long)t * kNeighbours * channel_stride;
-      keep(at);
-      read_channels(values[n], at, channel_stride, inside);
+      read_channels(values[n], x, row, column, channel_stride, height, width);
     }
     standardise(values);
     as_factors(factors, values);
