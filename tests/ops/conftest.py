@@ -20,10 +20,11 @@ def _compiled_kernels(tmp_path_factory):
 
 @pytest.fixture
 def emulate(monkeypatch):
-    """Run launches in the emulator, with an order of the threads, and without a barrier ("file:line")."""
+    """Run launches in the emulator: an order of the threads, a missing barrier ("file:line"), a compute capability."""
 
-    def use(order: str = "ascending", without_barrier: str = "") -> None:
+    def use(order: str = "ascending", without_barrier: str = "", capability: tuple[int, int] = (9, 0)) -> None:
         cuda.forget_plans()
+        monkeypatch.setattr(cuda_modules, "capability", lambda device: capability)
         monkeypatch.setattr(cuda_modules, "multiprocessors", lambda device: 3)
         monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
 

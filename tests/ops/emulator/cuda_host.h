@@ -54,15 +54,20 @@ inline void call(void (*kernel)(A...), void** arguments) {
 #define SHARED_MEMORY(name) Accumulator* name = (Accumulator*)emulator::shared
 
 template <typename T>
-inline T __shfl_xor_sync(unsigned, T value, int mask) {
+inline T __shfl_sync(unsigned, T value, int source) {
   using namespace emulator;
   const unsigned warp = thread / 32, lane = thread % 32;
   auto& slots = exchanged[parity[thread] ^= 1][warp];  // used alternately, so that one wait per exchange is enough
   memcpy(slots[lane], &value, sizeof value);
   wait_for_warp();
   T other;
-  memcpy(&other, slots[lane ^ mask], sizeof other);
+  memcpy(&other, slots[source % 32], sizeof other);
   return other;
+}
+
+template <typename T>
+inline T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  return __shfl_sync(mask, value, (emulator::thread % 32) ^ lanes);
 }
 
 // As described in mma.h: each lane publishes its factors, then computes its own four sums. `value(bits, term)` is the
@@ -115,18 +120,35 @@ inline unsigned pack(float first, float second) {
   return bits;
 }
 
-template <size_t kCount>
-inline void load_matrices(unsigned (&to)[kCount], const unsigned* row) {
+// A row of a matrix that a lane reads; ends the program if it is misaligned.
+inline const unsigned* aligned(const unsigned* row) {
+  if ((uintptr_t)row % 16) __builtin_trap();
+  return row;
+}
+
+// The rows that the lanes of a warp publish.
+inline const unsigned** exchanged_rows(const unsigned* row) {
   using namespace emulator;
   static const unsigned* rows[2][kMostThreads / 32][32];
-  const unsigned lane = thread % 32;
   auto& warp = rows[parity[thread] ^= 1][thread / 32];
-  warp[lane] = row;
+  warp[thread % 32] = row;
   wait_for_warp();
-  for (unsigned i = 0; i < kCount; i++) {
-    const unsigned* of_lane = warp[i * 8 + lane / 4];
-    if ((uintptr_t)of_lane % 16) __builtin_trap();
-    to[i] = of_lane[lane % 4];
+  return warp;
+}
+
+template <size_t kCount>
+inline void load_matrices(unsigned (&to)[kCount], const unsigned* row) {
+  const unsigned lane = emulator::thread % 32, *const* rows = exchanged_rows(row);
+  for (unsigned i = 0; i < kCount; i++) to[i] = aligned(rows[i * 8 + lane / 4])[lane % 4];
+}
+
+inline void load_transposed(unsigned (&to)[4], const unsigned* row) {
+  const unsigned lane = emulator::thread % 32, *const* rows = exchanged_rows(row);
+  for (unsigned i = 0; i < 4; i++) {
+    unsigned short pair[2];
+    for (unsigned j = 0; j < 2; j++)
+      memcpy(pair + j, (const char*)aligned(rows[i * 8 + lane % 4 * 2 + j]) + lane / 4 * 2, 2);
+    memcpy(to + i, pair, 4);
   }
 }
 

@@ -33,6 +33,7 @@ EXACT, ROUNDED = "local attention", "local attention with rounded factors"  # to
 WINDOWS = (3, 5, 7)
 MOST_FEATURES, MOST_SHARED = 23, 6  # channels of z, and channels that share a filter, so that registers suffice
 MARGIN = 4  # columns of the border of projected images
+FAST = ((8, 0), (9, 0), (10, 0), (10, 3))  # compute capabilities: products of 16 bits are 16 times as fast as others
 OWN = 2  # groups of 8 pixels that a warp projects
 AT_ONCE = THREADS // WARP * COLUMNS // TILE_WIDTH  # groups that a block filters at once
 QUAD = 4  # words that a lane loads at once
@@ -60,6 +61,11 @@ def sizes(layer: LocalAttention) -> tuple[int, int, int, int]:
 def timed(layer: LocalAttention, x: Tensor) -> tuple[object, ...]:
     """What the time depends on, apart from the pixels. Weights that are not frozen are packed in every call."""
     return path(x), x.dtype, autocast.dtype_of(x), *sizes(layer), hasattr(layer.proj_out, KEPT)
+
+
+def applies_by_products(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether filters are applied by products: most factors are zero, so tensor cores have to be fast."""
+    return dtype.itemsize == 2 and cuda_modules.capability(device) in FAST
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor, of: str | None = None) -> Tensor:
@@ -93,13 +99,21 @@ def pack(layer: LocalAttention, exact: bool) -> tuple[Tensor, Tensor]:
         rows = padded(weight.flatten(1), whole(len(weight), ROWS), weight.shape[1]).view(1, -1, ROWS, weight.shape[1])
         return halo_tile.words(halo_tile.factors(halo_tile.projection(rows, terms), dtype, exact))
 
-    # Columns of products: two taps of four rows of a filter. Terms: features, those of a lane in two halves.
-    passes, pairs, steps = math.ceil(window / 4), math.ceil(window / 2), features // terms + 1
+    # Terms of products: features, those of a lane in two halves.
     filters = torch.cat([layer.filter_weight.flatten(1), layer.filter_bias[:, None]], 1)
-    filters = padded(filters.view(groups, window, window, -1), groups, 4 * passes, 2 * pairs, steps * terms)
-    filters = halo_tile.factors(filters, dtype, exact).view(groups, passes, 4, pairs, 2, steps, 2, 4, terms // 8)
-    lanes = filters.permute(0, 1, 2, 4, 7, 5, 3, 6, 8).reshape(groups, passes, WARP, -1).view(torch.int32)
-    lanes = F.pad(lanes, (0, -lanes.shape[-1] % QUAD)).unflatten(-1, (-1, QUAD)).transpose(2, 3)
+    filters, steps = filters.view(groups, window, window, -1), features // terms + 1
+    if applies_by_products(dtype, weight.device):  # columns: taps of a row, and taps after a zero
+        columns = torch.stack(
+            [padded(F.pad(filters, (0, 0, n, 0)), groups, window, COLUMNS, steps * terms) for n in (0, 1)]
+        )
+        columns = halo_tile.factors(columns, dtype, exact).view(2, groups, window, COLUMNS, steps, 2, 4, 2)
+        lanes = columns.permute(1, 2, 4, 3, 6, 0, 5, 7).contiguous().view(torch.int32)
+    else:  # columns: two taps of four rows
+        passes, pairs = math.ceil(window / 4), math.ceil(window / 2)
+        columns = padded(filters, groups, 4 * passes, 2 * pairs, steps * terms)
+        columns = halo_tile.factors(columns, dtype, exact).view(groups, passes, 4, pairs, 2, steps, 2, 4, terms // 8)
+        lanes = columns.permute(0, 1, 2, 4, 7, 5, 3, 6, 8).reshape(groups, passes, WARP, -1).view(torch.int32)
+        lanes = F.pad(lanes, (0, -lanes.shape[-1] % QUAD)).unflatten(-1, (-1, QUAD)).transpose(2, 3)
     spatial = layer.spatial_weight.flatten(0, 1)
     taps = banded(spatial, dtype) if dtype.itemsize == 2 else padded(spatial, features, window, whole(window, QUAD))
     floats = (t.flatten().view(torch.int32) for t in (taps, layer.spatial_bias))
@@ -144,9 +158,14 @@ def plan(
     """The launches for tensors of these sizes."""
     batch, channels, height, width = shape
     share, rows = channels // groups, TILE_HEIGHT + window - 1
-    plane = whole(rows * (TILE_WIDTH + 2 * MARGIN + 2) - WARP // 2, WARP) + WARP // 2
-    steps = features // terms_of(dtype) + 1
-    factors = TILE_WIDTH // 2 * steps * WARP * QUAD
+    steps, columns = features // terms_of(dtype) + 1, TILE_WIDTH + 2 * MARGIN
+    by_products = applies_by_products(dtype, device)
+    if by_products:
+        plane = (rows * columns + COLUMNS) // 2
+        factors = TILE_WIDTH // COLUMNS * (TILE_HEIGHT // 2) * (2 * steps * WARP * QUAD + ROWS)
+    else:
+        plane = whole(rows * (columns + 2) - WARP // 2, WARP) + WARP // 2
+        factors = TILE_WIDTH // 2 * steps * WARP * QUAD
     values = whole(channels, terms_of(dtype)) * dtype.itemsize // 4 * VALUE_ROW
     elements = max(AT_ONCE * share, features) * plane + factors + values
     constants = halo_tile.constants(dtype, channels, exact) | {
@@ -157,6 +176,7 @@ def plan(
         "MARGIN": MARGIN,
         "ROUNDS": math.ceil(groups / AT_ONCE),
         "OWN": OWN,
+        "PRODUCTS": int(by_products),
         "SHARED_ELEMENTS": elements,
     }
     module = cuda_modules.load(Instance("local_attention.cu", tuple(constants.items())), device)

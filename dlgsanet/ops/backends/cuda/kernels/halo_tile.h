@@ -33,7 +33,8 @@ constexpr int kHalves = 2;
 // Of the terms of a product a lane has kTerms / 4: neighbours, as many as a register holds, then those kTerms / 2 on.
 constexpr int kNeighbours = kTerms / 8, kValues = kSteps * kTerms / 4;
 
-static_assert(kHaloWidth % 2 == 0 && TILE_WIDTH == 2 * kColumns && kAdded * kWarps * kColumns == kPixels && kAdded == 2, "lanes have pixels as below");
+static_assert(TILE_WIDTH == 2 * kColumns && TILE_HEIGHT == kWarps && kAdded == 2, "a warp adds a row of the tile");
+static_assert(kHaloWidth % 2 == 0, "two pixels of a lane are in a row");
 
 struct alignas(16) Factors {
   unsigned v[4];
@@ -103,8 +104,8 @@ struct Tile {
     top = (row - batch * down) * TILE_HEIGHT;
   }
 
-  // The normalised pixels of a lane of the halo tile, for groups of 8 pixels; those outside the image have the values of
-  // others. x: of this image. Returns the bits of the pixels outside of which the lane has sums of the first projection.
+  // The normalised pixels of a lane of the halo tile, for groups of 8 pixels; outside the image, those of its border.
+  // x: of this image. Returns the bits of the pixels outside of which the lane has sums of the first projection.
   __device__ __forceinline__ unsigned normalise(float (&values)[kProjected][kValues], const Scalar* __restrict__ x,
                                                 unsigned channel_stride, int height, int width) const {
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;

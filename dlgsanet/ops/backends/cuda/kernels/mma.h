@@ -63,7 +63,7 @@ __device__ __forceinline__ void multiply_add<float>(float (&sum)[4], const unsig
 DLGSANET_MULTIPLY_ADD(Half, "f16")
 DLGSANET_MULTIPLY_ADD(BFloat16, "bf16")
 
-// Matrices of 8 rows of 4 words from shared memory: four, two or one. Lane 8 i + r has the address of row r of the ith
+// Matrices of 8 rows of 4 words from shared memory: four or two. Lane 8 i + r has the address of row r of the ith
 // matrix; other lanes' addresses are ignored. Lane 4 g + t gets the word (g, t) of each.
 __device__ __forceinline__ void load_matrices(unsigned (&to)[4], const unsigned* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -79,9 +79,10 @@ __device__ __forceinline__ void load_matrices(unsigned (&to)[2], const unsigned*
                : "memory");
 }
 
-__device__ __forceinline__ void load_matrices(unsigned (&to)[1], const unsigned* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];"
-               : "=r"(to[0])
+// Four matrices of 8 rows of 8 numbers of 16 bits; lane 4 g + t gets the numbers (2 t, g) and (2 t + 1, g) of each.
+__device__ __forceinline__ void load_transposed(unsigned (&to)[4], const unsigned* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"((unsigned)__cvta_generic_to_shared(row))
                : "memory");
 }
