@@ -9,7 +9,7 @@ from dlgsanet.archs.sizes import SCALES, dlgsanet_large, dlgsanet_light, dlgsane
 from dlgsanet.cli import main
 from dlgsanet.evaluation import complexity
 from dlgsanet.evaluation.complexity import input_size, measure, multiply_accumulates, parameters
-from dlgsanet.pictures.tile_sizes import needed_memory
+from dlgsanet.pictures.tile_sizes import OTHER_MEMORY, needed_memory
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,8 @@ def test_sizes_that_do_not_fit_are_refused(own, option_file, monkeypatch, capsys
 def test_the_memory_of_a_network_is_planned():
     network = dlgsanet_tiny(2).eval().requires_grad_(False)
     cost = measure(network, 500, 600, torch.device("cpu"), runs=1)
-    assert cost.peak_bytes < needed_memory(network, 500, 600, None) + 12 * 4 * 500 * 600 < 1.2 * cost.peak_bytes
+    needed = needed_memory(network, 500, 600, None) + 12 * 4 * 500 * 600  # of the features, and the result
+    assert cost.peak_bytes < needed < 1.15 * cost.peak_bytes + OTHER_MEMORY
 
 
 @pytest.mark.parametrize(
