@@ -1,7 +1,7 @@
-// 3x3 convolutions with zero padding for four rows at a time, by Winograd's minimal filtering F(4, 3) along the columns:
-// six products in place of twelve (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016). From
-// the rows a, b, c, d, e, f of an image around four rows of the result, and the rows g, h, i of a filter, with r the
-// root of 2:
+// 3x3 convolutions with zero padding for four rows at a time, by Winograd's minimal filtering F(4, 3) along the
+// columns: six products in place of twelve (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
+// 2016). From the rows a, b, c, d, e, f of an image around four rows of the result, and the rows g, h, i of a filter,
+// with r the root of 2:
 //
 //     first  = p0 + p1 + p2 + p3 + p4                   p0 = (a - 5/2 c + e) g
 //     second = r (p1 - p2) + (p3 - p4) / r              p1, p2 = (e - c / 2 +- r (d - b / 2)) (g +- r h + 2 i) / 6
