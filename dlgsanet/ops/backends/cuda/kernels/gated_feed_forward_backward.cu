@@ -9,8 +9,8 @@
 // with that of the gate, which is proj_out^T @ grad; the gradients of the filters' taps and of the hidden channels are
 // formed, and that of proj_out is added up; those of proj_in and of the normalised pixels are.
 //
-// Where the last tiles are fewer than the blocks, several blocks share one: each computes some of its chunks, and writes
-// the gradient of the normalised pixels from these. `gated_feed_forward_finish` adds them up and does the rest.
+// Where the last tiles are fewer than the blocks, several blocks share one: each computes some of its chunks, and
+// writes the gradient of the normalised pixels from these. `gated_feed_forward_finish` adds them up and does the rest.
 //
 // Gradients of weights are added to the block's own row of sums, each number by the same thread, so that the results do
 // not depend on the order of threads or blocks. `add_rows` adds up the rows. Factors of products are in TF32 for x of
@@ -190,7 +190,8 @@ __device__ __forceinline__ void finish(const float (&of_normalised)[kOutputs][kA
   }
 }
 
-// Of tiles, the first `whole` are computed by one block each, the others by `shares` blocks, of share_chunks chunks each.
+// Of tiles, the first `whole` are computed by one block each, the others by `shares` blocks, of share_chunks chunks
+// each.
 // shared_out [units - whole][kOfNormalised][THREADS].
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     gated_feed_forward_backward(const Scalar* __restrict__ grad, const Scalar* __restrict__ x,
