@@ -20,6 +20,7 @@ from dlgsanet.archs.replays import can_replay, replay
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.archs.strips import CONVOLUTION_PIXELS, add, gather, strips
 from dlgsanet.ops.cached_tensors import cached_tensors
+from dlgsanet.ops.constants import CONVOLVED_ROWS
 from dlgsanet.ops.transforms import is_plain, is_traced
 
 LEAST_CHANNELS = 16  # from which on convolutions of strips are equal to those of the whole image, to the last bit
@@ -263,7 +264,9 @@ class DLGSANet(nn.Module):
         return y
 
     def _restore_by_rows(self, features: Tensor) -> Iterator[tuple[int, Tensor]]:
-        halo = sum(isinstance(module, Conv3x3) for module in self.reconstruct.modules())
+        # A convolution computes rows together. So that all bits are those of the whole image, the rows that the last
+        # one needs must have been computed together with the same rows.
+        halo = CONVOLVED_ROWS * sum(isinstance(module, Conv3x3) for module in self.reconstruct.modules())
         pixels = CONVOLUTION_PIXELS if features.is_cpu else None
         for rows, part in strips(self.restore, features, halo, self.upscale, pixels):
             yield rows.start * self.upscale, part

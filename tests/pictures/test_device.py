@@ -152,7 +152,7 @@ def test_an_address_space_that_is_too_small_is_one_line(weights, tmp_path):
     command = [sys.executable, "-c", code, str(weights)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "out of memory" in done.stderr.splitlines()[-1]
+    assert "of memory" in done.stderr.splitlines()[-1]  # "out of memory", or an estimate: "need N GiB of memory"
     assert not (tmp_path / "b.png").exists()
 
 
