@@ -11,7 +11,7 @@ from dlgsanet.commands.arguments import ArgumentParser, add_shard, part_of_name,
 from dlgsanet.errors import UserError, one_line
 from dlgsanet.files import check_can_write
 from dlgsanet.pictures.bounds import LARGEST_FACTOR
-from dlgsanet.pictures.find_files import STREAM, Found, Job, find_files
+from dlgsanet.pictures.find_files import DEFAULT_OUTPUT, STREAM, Found, Job, find_files
 from dlgsanet.pictures.formats import WRITTEN
 from dlgsanet.pictures.shares import upscale_on_devices
 from dlgsanet.startup import quick_imports
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="files, folders (with everything below them), globs, or - for stdin")
     add("-i", "--input", nargs="+", action="extend", default=[], metavar="INPUT", help="the same as INPUT")
-    add("-o", "--output", type=Path, default=Path("results"), metavar="OUT", help="a file, a folder, or - for stdout "
+    add("-o", "--output", type=Path, default=DEFAULT_OUTPUT, metavar="OUT", help="a file, a folder, or - for stdout "
         "(default: the folder results)")  # fmt: skip
     add("-n", "--weights", default="Tiny", metavar="WEIGHTS", help="a .safetensors or .pth file, or the name of "
         "shipped weights, such as Tiny or DLGSANet_Tiny_x4 (default: Tiny)")  # fmt: skip

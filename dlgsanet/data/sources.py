@@ -1,6 +1,7 @@
 """Where images come from: files in a folder, or members of a ZIP or tar archive, read without unpacking it."""
 
 import lzma
+import os
 import tarfile
 import threading
 import zipfile
@@ -102,8 +103,12 @@ Members = Iterator[tuple[PurePosixPath, Source]]
 
 
 def _files(root: Path) -> Members:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+
+    names = (Path(parent, name) for parent, _, files in os.walk(root, onerror=refuse) for name in files)
     with Counter(f"listing {root}", None, "files") as counter:
-        paths = sorted(counter.each(root.rglob("*")))
+        paths = sorted(counter.each(names))
     for path in paths:
         inside = path.relative_to(root)
         if _is_image(PurePosixPath(inside)) and path.is_file():

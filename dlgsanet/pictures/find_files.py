@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from dlgsanet.errors import ArgumentError, UserError
 from dlgsanet.pictures.formats import OTHER_PICTURES, PICTURES, VIDEOS, WRITTEN
 
 STREAM = Path("-")  # standard input or output
+DEFAULT_OUTPUT = Path("results")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Found:
 
     Attributes:
         jobs: what is to be done.
-        faults: one line for each input that does not exist, or that has no usable place for its result.
+        faults: one line for each input that does not exist, folder that cannot be read, or picture that has no usable
+            place for its result.
         results: pictures that are results of an earlier run, and are left out.
         other_files: extension, or another kind -> how many in folders are no pictures.
     """
@@ -57,12 +59,16 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
         UserError: several pictures for one file; a suffix or another extension for a file whose name is given.
     """
     found = Found()
-    sources: list[tuple[Path, Path]] = []  # the file, and its path below the output folder
+    # The file, and its path below the output folder: of a file that several inputs name, as the first one gives it.
+    sources: dict[Path, Path] = {}
     for given in inputs:
-        here = list(_sources(given, output, found.other_files))
-        sources += here
-        if not here:
-            named_as_result = len(inputs) > 1 and given == inputs[-1] and Path(given).suffix.lower() in WRITTEN
+        faults = len(found.faults)
+        here = list(_sources(given, output, found))
+        for source, below in here:
+            sources.setdefault(source, below)
+        if not here and len(found.faults) == faults:
+            last = len(inputs) > 1 and given == inputs[-1]
+            named_as_result = last and output == DEFAULT_OUTPUT and Path(given).suffix.lower() in WRITTEN
             found.faults.append(_nothing_found(given) + "; -o names the result" * named_as_result)
     if _is_one_file(inputs, output):
         if len(sources) > 1:
@@ -71,25 +77,25 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
             raise ArgumentError("suffix", f"is for results in a folder; -o names the file {output}")
         if output != STREAM and extension and WRITTEN[extension] != WRITTEN[output.suffix.lower()]:
             raise ArgumentError("ext", f"{extension[1:]} does not fit the file {output} of -o; leave one of them out")
-        for source, _ in sources:
+        for source in sources:
             _add(found, Job(source, output), "give -o another name")
         return found
     if output.suffix.lower() in WRITTEN and not os.path.isdir(output):
         raise UserError(f"-o: {output} is the name of a file, but {inputs[0]} is a folder; give a folder")
     if output.suffix.lower() in PICTURES + VIDEOS + OTHER_PICTURES and not os.path.isdir(output):
         raise UserError(f"-o: cannot write {output.suffix} files; use one of {', '.join(WRITTEN)}, or give a folder")
-    _add_for_folder(found, dict.fromkeys(sources), output, extension, suffix)
+    _add_for_folder(found, sources, output, extension, suffix)
     return found
 
 
 def _add_for_folder(
-    found: Found, sources: Collection[tuple[Path, Path]], output: Path, extension: str | None, suffix: str
+    found: Found, sources: Mapping[Path, Path], output: Path, extension: str | None, suffix: str
 ) -> None:
     jobs: dict[Path, Job] = {}
-    found.results = [source for source, _ in sources if suffix and _is_result(source, output, suffix)]
+    found.results = [source for source in sources if suffix and _is_result(source, output, suffix)]
     results = set(found.results)
-    pictures = {os.path.realpath(source) for source, _ in sources if source not in results}
-    for source, below in sources:
+    pictures = {os.path.realpath(source) for source in sources if source not in results}
+    for source, below in sources.items():
         job = Job(source, output / below.with_name(result_name(below, extension, suffix)))
         if source in results:
             continue
@@ -138,27 +144,31 @@ def result_name(below: Path, extension: str | None, suffix: str) -> str:
     return f"{below.stem}{suffix}{extension}"
 
 
-def _sources(given: str, output: Path, other_files: Counter[str]) -> Iterator[tuple[Path, Path]]:
+def _sources(given: str, output: Path, found: Found) -> Iterator[tuple[Path, Path]]:
     path = Path(given)
     if path == STREAM:
         yield STREAM, Path("stdin")
     elif os.path.isdir(path):
-        for file in _pictures_below(path, output, other_files):
+        for file in _pictures_below(path, output, found):
             yield file, file.relative_to(path)
     elif os.path.lexists(path):
         yield path, Path(path.name)
     elif glob.has_magic(given):
         for match in sorted(glob.glob(given, recursive=True)):
-            yield from _sources(match, output, other_files)
+            yield from _sources(match, output, found)
 
 
-def _pictures_below(folder: Path, output: Path, other_files: Counter[str]) -> Iterator[Path]:
+def _pictures_below(folder: Path, output: Path, found: Found) -> Iterator[Path]:
     """Pictures and videos; hidden files and earlier results are left out. (Videos are refused later, by name.)"""
+
+    def refuse(error: OSError) -> None:
+        found.faults.append(f"{error.filename}: {error.strerror}")
+
     top, results = os.path.realpath(folder), os.path.realpath(output)
     results_are_inside = results != top and results.startswith(os.path.join(top, ""))
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         # They are not followed: they may lead around in circles.
-        other_files.update("link to a folder" for name in folders if os.path.islink(os.path.join(parent, name)))
+        found.other_files.update("link to a folder" for name in folders if os.path.islink(os.path.join(parent, name)))
         folders[:] = sorted(
             name
             for name in folders
@@ -171,11 +181,11 @@ def _pictures_below(folder: Path, output: Path, other_files: Counter[str]) -> It
                 continue
             file = Path(parent, name)
             if os.path.exists(file) and not os.path.isfile(file):  # to read a pipe would take forever
-                other_files["pipe or device"] += 1
+                found.other_files["pipe or device"] += 1
             elif extension in PICTURES + VIDEOS:
                 yield file
             else:
-                other_files[extension or "no extension"] += 1
+                found.other_files[extension or "no extension"] += 1
 
 
 def _nothing_found(given: str) -> str:

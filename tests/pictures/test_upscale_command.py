@@ -15,6 +15,9 @@ from PIL import Image
 
 from dlgsanet import upscale
 from dlgsanet.cli import main
+from dlgsanet.data.sources import images_by_folder
+from dlgsanet.errors import UserError
+from dlgsanet.pictures.find_files import find_files
 from tests.conftest import REPOSITORY
 
 
@@ -55,6 +58,14 @@ def test_names_and_formats_of_results(folder, weights):
 def test_globs(folder, weights):
     assert run(weights, folder / "in/**/*.[jw]*", "-o", folder / "out") == 0
     assert files(folder / "out") == ["b.jpg", "c.webp"]
+
+
+def test_a_file_that_several_inputs_name_is_upscaled_once(folder):
+    (folder / "in/notes.txt").unlink()
+    found = find_files([f"{folder}/in/**", f"{folder}/in/sub"], folder / "out")
+    assert not found.faults
+    targets = [str(job.target.relative_to(folder / "out")) for job in found.jobs]
+    assert targets == ["a.png", "sub/b.jpg", "sub/deep/c.webp"]
 
 
 def test_results_inside_the_input_folder_are_no_input(folder, weights, capsys):
@@ -108,9 +119,12 @@ def test_one_bad_picture_does_not_stop_the_others(folder, weights, capsys):
     assert "clip.mp4: a video" in errors[2]
 
 
-def test_a_result_named_without_o_is_explained(folder, weights, capsys):
-    assert run(weights, folder / "in/a.png", folder / "a_x2.png", "-o", folder / "out") == 2
+def test_a_result_named_without_o_is_explained(folder, weights, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert run(weights, "in/a.png", "a_x2.png") == 2
     assert "a_x2.png: there is no such file or folder; -o names the result" in capsys.readouterr().err
+    assert run(weights, "in/a.png", "a_x2.png", "-o", "out") == 2
+    assert capsys.readouterr().err.endswith("a_x2.png: there is no such file or folder\n")
 
 
 def test_pipes(folder, weights, monkeypatch):
@@ -374,8 +388,6 @@ def test_few_open_files(folder, weights):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes to another user")
 def test_folders_without_access(folder, weights):
-    from dlgsanet.pictures.find_files import find_files
-
     (folder / "closed").mkdir(mode=0o700)
     (folder / "closed/a.png").write_bytes((folder / "in/a.png").read_bytes())
     for parent in (folder, *folder.parents):
@@ -391,6 +403,12 @@ def test_folders_without_access(folder, weights):
             assert "Permission denied" in found.faults[0]
             found = find_files([str(folder / "in/a.png")], folder / "closed/out")
             assert len(found.jobs) == 1
+            found = find_files([str(folder)], folder / "out")
+            assert found.faults == [f"{folder}/closed: Permission denied"]
+            assert len(found.jobs) == 3
+            assert find_files([str(folder / "closed")], folder / "out").faults == found.faults
+            with pytest.raises(UserError, match="closed: Permission denied"):
+                images_by_folder(folder)
             code = 0
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
