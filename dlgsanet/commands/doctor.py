@@ -71,10 +71,10 @@ def _processors() -> Iterator[str]:
 
     from dlgsanet.device import accelerators, describe_accelerator, threads
     from dlgsanet.ops.backends.native.build import instruction_sets
-    from dlgsanet.ops.backends.native.library import instruction_set, library_path
+    from dlgsanet.ops.backends.native.library import instruction_set, library_path, problem
 
     yield f"CPU: {os.cpu_count()} cores, PyTorch uses {threads()}"
-    state = "built" if library_path().exists() else "not built"
+    state = "not built" if not library_path().exists() else "built, but not usable here" if problem() else "built"
     built = f"native layers for {instruction_set()} (of {', '.join(instruction_sets())}): {state}"
     yield f"CPU: PyTorch's instruction set is {torch.backends.cpu.get_cpu_capability()}; {built}"
     gpus = list(accelerators())

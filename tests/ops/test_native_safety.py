@@ -239,6 +239,18 @@ def test_results_without_openmp_are_the_same(monkeypatch, tmp_path):
     assert all(got.equal(_compute_one()) for got in loader)
 
 
+def test_a_library_that_cannot_be_loaded_is_not_used(monkeypatch, tmp_path, caplog):
+    """As one that a machine with another processor or a newer C library has built in a shared folder."""
+    path = tmp_path / "library.so"
+    path.write_bytes(build.HERE.joinpath("convolution.cpp").read_bytes())
+    monkeypatch.setattr(library, "library_path", lambda: path)
+    for call in CALLS.values():
+        answers = dict(dispatch.explain(call.record, call.x))
+        assert "its library cannot be loaded" in answers.pop("native")
+        assert None in answers.values()
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.long
 def test_the_sources_compile_for_windows(tmp_path):
     """With MinGW and registers of 4 floats. Nothing runs the library."""

@@ -23,9 +23,7 @@ def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
         return "it computes in float32 only"
     if reason := strips.unsuited(record, x, training):
         return reason
-    if not library.library_path().exists():
-        return "its library is not built (python dlgsanet/ops/backends/native/build.py, with a C++ compiler)"
-    return None
+    return library.problem()
 
 
 BACKEND = Backend(

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import logging
 import operator
 import os
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlgsanet.ops.backends.native import build
 from dlgsanet.ops.backends.native.build import instruction_sets, library_name
 from dlgsanet.ops.backends.native.signatures import SIGNATURES
+
+logger = logging.getLogger("dlgsanet")
 
 _INTEGERS = frozenset({"band_pieces", "column_pieces"})  # int64; all other tensors are float32
 
@@ -43,9 +47,29 @@ def _path(instruction_set: str) -> Path:
     return Path(__file__).with_name(library_name(instruction_set))
 
 
+def problem() -> str | None:
+    """Why there is no library that this process can call, or None."""
+    path = library_path()
+    if not path.exists():
+        return f"its library is not built (python {build.__file__}, with a C++ compiler)"
+    library = _loaded(path)
+    return library if isinstance(library, str) else None
+
+
+@functools.cache
+def _loaded(path: Path) -> ctypes.CDLL | str:
+    """The library, or why it cannot be loaded: it may be damaged, or of a machine with a newer C library."""
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        problem = f"its library cannot be loaded ({error}); delete it, then build it here: python {build.__file__}"
+        logger.warning("CPU: the native backend is not used: %s", problem)
+        return problem
+
+
 @functools.cache
 def _entry(path: Path, function: str, tensors: int, sizes: int) -> Any:
-    entry = getattr(ctypes.CDLL(str(path)), f"dlgsanet_{function}")
+    entry = getattr(_loaded(path), f"dlgsanet_{function}")
     entry.argtypes = [ctypes.c_void_p] * tensors + [ctypes.c_ssize_t] * sizes + [ctypes.c_int]
     entry.restype = ctypes.c_bool
     return entry
