@@ -365,16 +365,23 @@ def benchmark_layer(part: str, chosen: Chosen) -> None:
     print_table(head, rows())
 
 
-def measure_layer(function, size: tuple[int, int, int], dtype: torch.dtype, channels: int, groups: int, features: int):
-    """(forward ms, backward ms, peak MB) of one way; weights in float32."""
+def layer_inputs(
+    size: tuple[int, int, int], dtype: torch.dtype, channels: int, groups: int, features: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, z, weight and bias of a layer, on torch's default device; weight and bias in float32."""
     batch, height, width = size
     outputs = groups * WINDOW**2
-    x = torch.randn(batch, channels, height, width, device=DEVICE, dtype=dtype, requires_grad=True)
-    z = torch.randn(batch, features, height, width, device=DEVICE, dtype=dtype, requires_grad=True)
-    weight = (torch.randn(outputs, features, device=DEVICE) / features**0.5).requires_grad_()
-    bias = torch.randn(outputs, device=DEVICE, requires_grad=True)
-    grad = torch.randn_like(x)
-    inputs = (x, z, weight, bias)
+    x = torch.randn(batch, channels, height, width, dtype=dtype, requires_grad=True)
+    z = torch.randn(batch, features, height, width, dtype=dtype, requires_grad=True)
+    weight = (torch.randn(outputs, features) / features**0.5).requires_grad_()
+    return x, z, weight, torch.randn(outputs, requires_grad=True)
+
+
+def measure_layer(function, size: tuple[int, int, int], dtype: torch.dtype, channels: int, groups: int, features: int):
+    """(forward ms, backward ms, peak MB) of one way."""
+    with torch.device(DEVICE):
+        inputs = layer_inputs(size, dtype, channels, groups, features)
+    grad = torch.randn_like(inputs[0])
 
     def differentiate(out: Tensor) -> None:
         torch.autograd.grad(out, inputs, grad)

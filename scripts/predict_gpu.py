@@ -431,28 +431,80 @@ def record(
     what: str, size: str, scale: int, dtype: torch.dtype, batch: int, image: str, architecture: str, device: str,
     way: str = benchmark_gpu.OURS,
 ) -> Recorder:  # fmt: skip
-    """What a network starts in a call, or a training step without the optimiser's; way: of `benchmark_gpu.served`."""
+    """What is started by `what`, one of `WORK`; way: of `benchmark_gpu.served`."""
     width, height = map(int, image.split("x"))
     recorder = Recorder(architecture, device == "cuda")
     with recording(recorder, device), benchmark_gpu.served(way):
         with torch.device(device):
-            network = DLGSANet(**size_options(size, scale)).to(dtype).train(what == "training")
-            x = torch.zeros(batch, 3, height, width, dtype=dtype)
-        if what == "inference":
-            ops.freeze(network)
+            work = WORK[what](size, scale, dtype, (batch, height, width), way)
         for _ in range(2):  # what is planned once per shape is not recorded
-            network.zero_grad()
+            run = work()
             recorder.starts.clear()
-            with recorder, torch.set_grad_enabled(what == "training"):
-                out = network(x)
-                if what == "training":
-                    out.abs().mean().backward()
+            with recorder:
+                run()
     return recorder
+
+
+Run = Callable[[], object]
+Shape = tuple[int, int, int]  # images, their height and width
+
+
+def inference(size: str, scale: int, dtype: torch.dtype, shape: Shape, way: str) -> Callable[[], Run]:
+    network, x = network_and_images(size, scale, dtype, shape)
+    ops.freeze(network.eval())
+    return lambda: functools.partial(torch.no_grad()(network), x)
+
+
+def training(size: str, scale: int, dtype: torch.dtype, shape: Shape, way: str) -> Callable[[], Run]:
+    network, x = network_and_images(size, scale, dtype, shape)
+
+    def work() -> Run:
+        network.zero_grad()
+        return lambda: network(x).abs().mean().backward()
+
+    return work
+
+
+def network_and_images(size: str, scale: int, dtype: torch.dtype, shape: Shape) -> tuple[DLGSANet, Tensor]:
+    batch, *sides = shape
+    return DLGSANet(**size_options(size, scale)).to(dtype), torch.zeros(batch, 3, *sides, dtype=dtype)
+
+
+def convolution(size: str, scale: int, dtype: torch.dtype, shape: Shape, way: str) -> Callable[[], Run]:
+    layer, inputs = layer_and_inputs(size, dtype, shape, way)
+    return lambda: functools.partial(torch.no_grad()(layer), *inputs)
+
+
+def convolution_backward(size: str, scale: int, dtype: torch.dtype, shape: Shape, way: str) -> Callable[[], Run]:
+    layer, inputs = layer_and_inputs(size, dtype, shape, way)
+    grad = torch.zeros_like(inputs[0])
+
+    def work() -> Run:
+        out = layer(*inputs)
+        return lambda: torch.autograd.grad(out, inputs, grad)
+
+    return work
+
+
+def layer_and_inputs(size: str, dtype: torch.dtype, shape: Shape, way: str) -> tuple[Callable, tuple[Tensor, ...]]:
+    """The dynamic convolution as `benchmark_gpu.py tiny` and `large` measure it."""
+    _, *sizes = benchmark_gpu.LAYERS["large" if size == "Large" else "tiny"]
+    layer = benchmark_gpu.published if way == benchmark_gpu.PUBLISHED else benchmark_gpu.fused
+    return layer, benchmark_gpu.layer_inputs(shape, dtype, *sizes)
+
+
+# What makes the work to predict: each call prepares it, without being recorded, and returns it.
+WORK = {
+    "inference": inference,
+    "training": training,
+    "convolution": convolution,
+    "convolution-backward": convolution_backward,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["inference", "training"])
+    parser.add_argument("what", choices=list(WORK))
     parser.add_argument("--size", choices=list(SIZES), default="Tiny")
     parser.add_argument("--scale", type=int, choices=SCALES, default=4)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")

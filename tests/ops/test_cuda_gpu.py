@@ -480,14 +480,19 @@ def test_compute_sanitizer_finds_nothing(tool):
         pytest.skip("compute-sanitizer is not installed")
     program = (
         "import torch; from dlgsanet.ops import dispatch\n"
-        "from tests.ops.test_cuda_gpu import fused_arguments, plain_arguments, results\n"
+        "from tests.ops.test_cuda_gpu import fused_arguments, on_gpu, plain_arguments, results\n"
         "dispatch.BACKENDS = {'cuda': 'dlgsanet.ops.backends.cuda'}\n"
         "torch.backends.cudnn.allow_tf32 = False\n"
         "for shape in [(1, 12, 2, 12, 7, 27, 20), (1, 11, 1, 30, 3, 25, 17)]:\n"
-        "    for dtype in torch.float32, torch.bfloat16:\n"  # on FMA units, and on tensor cores
+        "    for dtype in torch.float32, torch.bfloat16:\n"
         "        results('fused_dynamic_depthwise_conv', fused_arguments(shape, dtype))\n"
         "        results('dynamic_depthwise_conv', plain_arguments(shape, dtype))\n"
         "from dlgsanet.ops.backends import cuda\n"
+        "from dlgsanet.ops.records import FusedDynamicConv\n"
+        "x, *rest = on_gpu(fused_arguments((1, 12, 2, 12, 7, 27, 20), torch.float32))\n"
+        "for path in cuda.PATHS:\n"  # on FMA units, and on tensor cores
+        "    if path.startswith('fused'):\n"
+        "        cuda.PATHS[path](FusedDynamicConv(*rest), x, x)\n"
         "from tests.ops import calls\n"
         "for size in (1, 9, 17), (2, 8, 16):\n"
         "    gated = calls.feed_forward(size, 13, 21, seed=1).map(torch.Tensor.cuda)\n"

@@ -215,11 +215,17 @@ def check_tensor_cores(emulate, shape, dtype, without_barrier=""):
         emulate(order, without_barrier, tf32=True, enough_blocks=enough_blocks)
         on_tensor_cores = results(cuda.BACKEND, operation, arguments)
         assert relative_error(on_tensor_cores, expected) <= max(TOLERANCE[dtype], TF32_TOLERANCE), order
-    if dtype == torch.float32:
-        emulate(order, tf32=False, enough_blocks=enough_blocks)
-        same = map(torch.equal, on_tensor_cores, results(cuda.BACKEND, operation, arguments))
+        if dtype != torch.float32:
+            continue
+        emulate(order, without_barrier, enough_blocks=enough_blocks)
+        exact = results(cuda.BACKEND, operation, arguments)
+        assert relative_error(exact, expected) <= TOLERANCE[dtype], order
+        emulate(order, without_barrier, enough_blocks=enough_blocks, capability=(7, 5))
+        others = results(cuda.BACKEND, operation, arguments)
         forward_too = shape[1] // shape[2] <= 6
-        assert list(same) == [not forward_too, True, False, False, False]  # all but the gradient of x
+        for out, forward in (on_tensor_cores, forward_too), (exact, False):
+            # The gradient of x has no such kernel.
+            assert list(map(torch.equal, out, others)) == [not forward, True, False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -149,3 +149,21 @@ def test_the_table_of_a_network(what, compiled, calls, multiplies, fewest_starts
     starts, milliseconds = re.search(r"(\d+) starts, predicted ([\d.]+) ms", printed).groups()
     assert int(starts) > fewest_starts
     assert 0 < float(milliseconds) < 20
+
+
+def test_the_dynamic_convolution_next_to_the_published_one():
+    command = [sys.executable, "scripts/predict_gpu.py", "convolution-backward", "--image", "48x48", "--batch", "16"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [*command, "--published", "--architectures", "sm_90"],
+        cwd=REPOSITORY, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    calls = dict(re.findall(r"^\| (fused_\w+) \| (\d)", done.stdout, re.M))
+    assert calls["fused_grad_x"] == "1"
+    for gradient in ("fused_grad_z", "fused_grad_expansion"):  # the faster of two kernels
+        assert {calls[gradient], calls[f"{gradient}_mma"]} == {"0", "1"}
+    found = re.search(r"^as published: (\d+) starts, predicted .*; ([\d.]+) times as long$", done.stdout, re.M)
+    starts, times = found.groups()
+    assert int(starts) == 3  # two kernels, and the 1x1 convolution's gradients
+    assert 1 < float(times) < 4

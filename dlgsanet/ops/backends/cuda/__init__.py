@@ -66,6 +66,7 @@ LAYERS: dict[type, Any] = {
     ChannelAttention: channel_attention,
     LocalAttention: local_attention,
 }
+BACKWARD_EXACT = "fused backward on tensor cores with exact factors"
 EXACT = (*(layer.EXACT for layer in LAYERS.values()), feed_forward.BACKWARD[feed_forward.EXACT])
 ROUNDED = (*(layer.ROUNDED for layer in LAYERS.values()), feed_forward.BACKWARD[feed_forward.ROUNDED])
 OF_LAYERS = (*EXACT, *ROUNDED)
@@ -204,21 +205,24 @@ def _fused_forward(convolution: FusedDynamicConv, x: Tensor, on_tensor_cores: bo
 def fused_dynamic_depthwise_conv_backward(
     convolution: FusedDynamicConv, x: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not _on_tensor_cores(BACKWARD_MMA, convolution, x):
-        return _fused_backward(convolution, x, grad, lambda *gradient: False)
-    use = _use("fused backward", convolution, x)
-    return _fused_backward(convolution, x, grad, lambda name, run: _is_faster(_choice(use, name), x, run))
+    path = BACKWARD_MMA if _tf32_suffices(x) else BACKWARD_EXACT
+    if not _on_tensor_cores(path, convolution, x):
+        return _fused_backward(convolution, x, grad, path, lambda *gradient: False)
+    use = _use(path, convolution, x)
+    return _fused_backward(convolution, x, grad, path, lambda name, run: _is_faster(_choice(use, name), x, run))
 
 
 def _fused_backward(
     convolution: FusedDynamicConv,
     x: Tensor,
     grad: Tensor,
+    path: str,
     on_tensor_cores: Callable[[str, Callable[[bool], Tensor]], bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, z, weight and bias.
 
     Args:
+        path: `BACKWARD_MMA` or `BACKWARD_EXACT`: how tensor cores are used.
         on_tensor_cores: whether a gradient is formed there; called with its name for messages, and a function that
             forms it there or not.
     """
@@ -226,7 +230,7 @@ def _fused_backward(
     grad, x = grad.contiguous(), x.contiguous()
     z, weight, bias, window_size = _prepare(convolution)
     grad_x = torch.empty_like(x)
-    plan = _fused_plan(weight, window_size, x, z, grad, grad_x)
+    plan = _fused_plan(weight, window_size, x, z, grad, grad_x, exact=path == BACKWARD_EXACT)
     plan.grad_x(grad, z, weight, bias, grad_x)
     of_z = functools.partial(plan.grad_z, grad, x, z, weight)
     of_expansion = functools.partial(plan.grad_expansion, grad, x, z, weight)
@@ -251,14 +255,19 @@ def _gradients(path: str) -> first_use.Run:
     return lambda layer, x, grad: feed_forward.gradients(layer, x, grad, path)
 
 
+def _backward(path: str, on_tensor_cores: bool) -> first_use.Run:
+    return lambda convolution, x, grad: _fused_backward(convolution, x, grad, path, lambda *gradient: on_tensor_cores)
+
+
 # Each is compared with the reference at its first use.
 PATHS: dict[str, first_use.Run] = {
     "plain forward": lambda convolution, x, grad: (dynamic_depthwise_conv(convolution, x),),
     "plain backward": dynamic_depthwise_conv_backward,
     "fused forward": lambda convolution, x, grad: (_fused_forward(convolution, x, False),),
     FORWARD_MMA: lambda convolution, x, grad: (_fused_forward(convolution, x, True),),
-    "fused backward": lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: False),
-    BACKWARD_MMA: lambda convolution, x, grad: _fused_backward(convolution, x, grad, lambda *gradient: True),
+    "fused backward": _backward(BACKWARD_MMA, False),
+    BACKWARD_MMA: _backward(BACKWARD_MMA, True),
+    BACKWARD_EXACT: _backward(BACKWARD_EXACT, True),
     **{path: _inference(path) for layer in LAYERS.values() for path in (layer.EXACT, layer.ROUNDED)},
     **{path: _gradients(of) for of, path in feed_forward.BACKWARD.items()},
 }
@@ -289,12 +298,15 @@ def _prepare(convolution: FusedDynamicConv) -> FusedDynamicConv:
     return FusedDynamicConv(z.contiguous(), weight.contiguous(), bias, window_size)
 
 
+def _tf32_suffices(x: Tensor) -> bool:
+    """Whether factors may be rounded to TF32."""
+    return x.dtype in (torch.float16, torch.bfloat16) or (x.dtype == torch.float32 and tf32.allowed_in_convolutions())
+
+
 def _on_tensor_cores(path: str, convolution: FusedDynamicConv, x: Tensor) -> bool:
-    """Whether TF32 is exact enough, and the kernels for tensor cores serve these sizes and agreed at first use."""
+    """Whether a path is exact enough, and its kernels serve these sizes and agreed at first use."""
     window, features = convolution.window_size, convolution.z.shape[1]
-    exact_enough = x.dtype in (torch.float16, torch.bfloat16) or (
-        x.dtype == torch.float32 and tf32.allowed_in_convolutions()
-    )
+    exact_enough = path == BACKWARD_EXACT or _tf32_suffices(x)
     parts, channels = _parts(x.shape[1] * window**2 // convolution.weight.shape[0])
     fits = window <= 7 and features <= FEATURES_IN_REGISTERS and (channels <= 6 if path == FORWARD_MMA else parts == 1)
     if not exact_enough or not fits or no_tensor_cores(path, x.dtype, x.device):
@@ -310,12 +322,13 @@ def forget_plans() -> None:
 
 def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device, channels: int = 0) -> str | None:
     """Why a kernel of `PATHS` is never used for a dtype and so many channels on a GPU, or None."""
-    needed = path.endswith("tensor cores") or path in OF_LAYERS
+    needed = "tensor cores" in path or path in OF_LAYERS
     if needed and (dtype == torch.float64 or cuda_modules.capability(device) < (8, 0)):
         return "not used: float64 has no tensor cores" if dtype == torch.float64 else "not used: needs sm_80 or later"
     if path in TRAINED and not feed_forward.trains(channels, device):
         return "not used: its shared memory does not fit into a multiprocessor"
-    return "not used: rounded factors are exact enough" if path in EXACT and dtype != torch.float32 else None
+    exact = path in EXACT or path == BACKWARD_EXACT
+    return "not used: rounded factors are exact enough" if exact and dtype != torch.float32 else None
 
 
 def _parts(channels: int) -> tuple[int, int]:
@@ -419,9 +432,9 @@ class _PlainPlan(_Plan):
 
 
 class _FusedPlan(_Plan):
-    def __init__(self, *call: Any, features: int):
+    def __init__(self, *call: Any, features: int, exact: bool):
         super().__init__(*call)
-        self.features = features
+        self.features, self.exact = features, exact
         self.grad_x_side = GRAD_X_SIDE if self.item == 4 else GRAD_X_SIDE_FLOAT64
         self.shared_limit = cuda_modules.shared_memory_limit(self.device)
 
@@ -489,7 +502,7 @@ class _FusedPlan(_Plan):
         threads = TILE_WIDTH * TILE_HEIGHT // GRAD_Z_MMA_PIXELS * WARP
         factors = math.ceil(self.window / 4) * self._mma_taps * math.ceil(self.features / MMA_COLUMNS) * WARP
         elements = self._mma_elements(TILE_HEIGHT) + factors
-        constants = {"FEATURES": self.features, "IN_FLIGHT": self._in_flight(TILE_HEIGHT, threads)}
+        constants = self._mma_constants(TILE_HEIGHT, threads)
         module = self.module("fused_grad_z_mma.cu", TILE_HEIGHT, 2, threads, elements, **constants)
         blocks, sizes = self.tiles(TILE_HEIGHT) * slices, (self.batch, self.groups, groups, *self.image)
         return Launch(module, "fused_grad_z_mma", blocks, threads, elements * self.item, sizes)
@@ -533,7 +546,7 @@ class _FusedPlan(_Plan):
         height, threads = TILE_HEIGHT, GRAD_EXPANSION_MMA_WARPS * WARP
         sums = self._mma_taps * (self.features // MMA_COLUMNS + 1) * 2  # of a thread
         elements = max(self._mma_elements(height), sums * threads)
-        constants = {"FEATURES": self.features, "IN_FLIGHT": self._in_flight(height, threads)}
+        constants = self._mma_constants(height, threads)
         module = self.module("fused_grad_expansion_mma.cu", height, 3, threads, elements, **constants)
         return self._in_chunks(module, "fused_grad_expansion_mma", height, 1, threads, elements)
 
@@ -560,11 +573,12 @@ class _FusedPlan(_Plan):
         """Taps of a row of the filters, in whole pairs."""
         return math.ceil(self.window / 2) * 2
 
-    def _in_flight(self, height: int, threads: int) -> int:
-        """Loads of quads that a thread starts at once, so that no trip over a tile of x has much less to load."""
+    def _mma_constants(self, height: int, threads: int) -> dict[str, int]:
+        # Of the loads of quads that a thread starts at once, so that no trip over a tile of x has much less to load.
         lines = threads // ((TILE_WIDTH + 2 * MARGIN) // QUAD)
         own = math.ceil(self.channels * (height + self.window - 1) / lines)
-        return _passes(own, IN_FLIGHT_BYTES // (QUAD * self.item))
+        in_flight = _passes(own, IN_FLIGHT_BYTES // (QUAD * self.item))
+        return {"FEATURES": self.features, "IN_FLIGHT": in_flight, "EXACT": int(self.exact)}
 
     def _mma_elements(self, height: int) -> int:
         """Numbers in tiles of x and of the gradient for tensor cores: rows of an odd number of quads."""
@@ -588,15 +602,16 @@ class _FusedPlan(_Plan):
 
 
 @functools.lru_cache(maxsize=1024)  # images of every size may come
-def plan(*call: Any, features: int = 0) -> Any:
+def plan(*call: Any, features: int = 0, exact: bool = False) -> Any:
     """The plan for (shape, dtype, device, groups, window, vectorized), of filters formed from features or given (0)."""
-    return _FusedPlan(*call, features=features) if features else _PlainPlan(*call)
+    return _FusedPlan(*call, features=features, exact=exact) if features else _PlainPlan(*call)
 
 
 def _plain_plan(x: Tensor, filters: Tensor, *more: Tensor) -> _PlainPlan:
     return plan(x.shape, x.dtype, x.device, *filters.shape[1:3], _vectorized(x, filters, *more))
 
 
-def _fused_plan(weight: Tensor, window: int, x: Tensor, z: Tensor, *more: Tensor) -> _FusedPlan:
-    groups = weight.shape[0] // window**2
-    return plan(x.shape, x.dtype, x.device, groups, window, _vectorized(x, z, *more), features=z.shape[1])
+def _fused_plan(weight: Tensor, window: int, x: Tensor, z: Tensor, *more: Tensor, exact: bool = False) -> _FusedPlan:
+    """The plan for a call; exact: whether products of gradients on tensor cores are as exact as in float32."""
+    call = x.shape, x.dtype, x.device, weight.shape[0] // window**2, window, _vectorized(x, z, *more)
+    return plan(*call, features=z.shape[1], exact=exact)

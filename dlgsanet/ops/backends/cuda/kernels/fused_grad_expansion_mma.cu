@@ -54,14 +54,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
 #pragma unroll
           for (int odd = 0; odd < 2; odd++) {
             const bool of_bias = b == FEATURES / kColumns && g == FEATURES % kColumns;
-            factors[b][odd] = to_tf32(of_bias ? 1 : features[j / kQuad][b][j % kQuad + odd]);
+            factors[b][odd] = as_factor(of_bias ? 1 : features[j / kQuad][b][j % kQuad + odd]);
           }
 #pragma unroll
         for (int n = 0; n < kTapPairs; n++) {
           const float *even = grad_filter[n * 2] + j, *odd = grad_filter[n * 2 + 1] + j;
-          const unsigned a[4] = {to_tf32(even[0]), to_tf32(odd[0]), to_tf32(even[1]), to_tf32(odd[1])};
-#pragma unroll
-          for (int b = 0; b < kBlocks; b++) multiply_add(sums[n][b], a, factors[b]);
+          const unsigned a[4] = {as_factor(even[0]), as_factor(odd[0]), as_factor(even[1]), as_factor(odd[1])};
+          multiply_factors(sums[n], a, factors);
         }
       }
     }

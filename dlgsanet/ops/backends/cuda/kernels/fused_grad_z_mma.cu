@@ -44,8 +44,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
       const float* weights = weight + ((group * kWindow + filter_row) * kWindow + n * 2) * FEATURES + k;
       Factors factor = {};
       if (filter_row < kWindow && k < FEATURES) {
-        factor.v[0] = to_tf32(weights[0]);
-        if (n * 2 + 1 < kWindow) factor.v[1] = to_tf32(weights[FEATURES]);
+        factor.v[0] = as_factor(weights[0]);
+        if (n * 2 + 1 < kWindow) factor.v[1] = as_factor(weights[FEATURES]);
       }
       factors[number * kWarp + lane] = factor;
     }
@@ -58,16 +58,18 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
       tile.form(grad_filter, filter_row, row, column);
 #pragma unroll
       for (int n = 0; n < kTapPairs; n++) {
-        Factors b[kBlocks];
+        unsigned b[kBlocks][2];
 #pragma unroll
-        for (int block = 0; block < kBlocks; block++)
-          b[block] = factors[((pass * kTapPairs + n) * kBlocks + block) * kWarp + lane];
+        for (int block = 0; block < kBlocks; block++) {
+          const Factors factor = factors[((pass * kTapPairs + n) * kBlocks + block) * kWarp + lane];
+          b[block][0] = factor.v[0];
+          b[block][1] = factor.v[1];
+        }
 #pragma unroll
         for (int m = 0; m < kPixels / 2; m++) {
           const float *even = grad_filter[n * 2] + m * 2, *odd = grad_filter[n * 2 + 1] + m * 2;
-          const unsigned a[4] = {to_tf32(even[0]), to_tf32(even[1]), to_tf32(odd[0]), to_tf32(odd[1])};
-#pragma unroll
-          for (int block = 0; block < kBlocks; block++) multiply_add(sums[m][block], a, b[block].v);
+          const unsigned a[4] = {as_factor(even[0]), as_factor(even[1]), as_factor(odd[0]), as_factor(odd[1])};
+          multiply_factors(sums[m], a, b);
         }
       }
     }

@@ -1,7 +1,7 @@
 // The gradient of the filters (see grad_filter.h) for kernels that multiply it on tensor cores: a lane forms a row of
 // it for eight pixels.
 #pragma once
-#include "mma.h"
+#include "exact.h"
 #include "tile.h"
 
 constexpr int kPixels = 8;                       // of a lane

@@ -1,10 +1,9 @@
 // The projection of a normalised halo tile to hidden channels, and the products that kernels of layers consist of, on
 // tensor cores.
 //
-// With EXACT, for float32, a factor of 22 bits is the sum of its first 11 bits, the head, and a rest of as many. Three
-// products then add up to what float32 gives: all but rest times rest. Without, factors are rounded to TF32, or to x's
-// 16 bits.
+// With EXACT, for float32, see exact.h. Without, factors are rounded to TF32, or to x's 16 bits.
 #pragma once
+#include "exact.h"
 #include "halo_tile.h"
 
 #if TERMS == 16
@@ -19,10 +18,9 @@ __device__ __forceinline__ unsigned as_factor(const float* numbers) {
   return pack<T>(numbers[0], numbers[1]);
 }
 
-// Tensor cores ignore all bits below TF32, so with EXACT a factor, rounded to 22 bits, is its own head.
 template <>
 __device__ __forceinline__ unsigned as_factor<float>(const float* numbers) {
-  return EXACT ? (__float_as_uint(numbers[0]) + 2) & ~3u : to_tf32(numbers[0]);
+  return as_factor(numbers[0]);
 }
 
 // Factors b of products, for groups of 8 pixels.
@@ -34,10 +32,6 @@ __device__ __forceinline__ void as_factors(unsigned (&factors)[kSteps][kCount][2
 #pragma unroll
     for (int i = 0; i < kValues / kNeighbours; i++)
       factors[i / 2][n][i % 2] = as_factor<Factor>(values[n] + i * kNeighbours);
-}
-
-__device__ __forceinline__ unsigned rest_of(unsigned factor) {
-  return __float_as_uint(__uint_as_float(factor) - __uint_as_float(factor & 0xffffe000u));
 }
 
 // Of matrices that are factors a of products, [matrices][kWarp][4]: which one, row and first term a word has.
