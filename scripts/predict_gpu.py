@@ -3,8 +3,9 @@
 python scripts/predict_gpu.py inference                      Tiny x4, 320x180, float32, for sm_80, sm_90 and sm_120
 python scripts/predict_gpu.py training --batch 16 --image 64x64 --scale 2 --tf32
 python scripts/predict_gpu.py inference --size Large --dtype bfloat16 --architectures sm_90
+python scripts/predict_gpu.py convolution --published        the dynamic convolution alone; convolution-backward
 
-The network runs on PyTorch's meta device. Every kernel that it would start is compiled, and its machine code is read:
+The network or convolution runs on PyTorch's meta device. Every kernel that it would start is compiled, and its machine code is read:
 
   registers, spilled    of a thread; bytes
   KB, warps             shared memory of a block; warps that a multiprocessor holds (CUDA's occupancy rules)
