@@ -5,7 +5,8 @@ python scripts/predict_gpu.py training --batch 16 --image 64x64 --scale 2 --tf32
 python scripts/predict_gpu.py inference --size Large --dtype bfloat16 --architectures sm_90
 python scripts/predict_gpu.py convolution --published        the dynamic convolution alone; convolution-backward
 
-The network or convolution runs on PyTorch's meta device. Every kernel that it would start is compiled, and its machine code is read:
+The network or convolution runs on PyTorch's meta device. Every kernel that it would start is compiled, and its machine
+code is read:
 
   registers, spilled    of a thread; bytes
   KB, warps             shared memory of a block; warps that a multiprocessor holds (CUDA's occupancy rules)
