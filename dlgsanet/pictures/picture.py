@@ -54,5 +54,10 @@ class Picture:
         return self.with_pixels(_to_8_bits(self.color), None if self.alpha is None else _to_8_bits(self.alpha))
 
 
+def is_of_gray(icc_profile: bytes) -> bool:
+    """Whether a colour profile is for gray pixels, and means nothing for RGB."""
+    return icc_profile[16:20] == b"GRAY"
+
+
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

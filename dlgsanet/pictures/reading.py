@@ -23,7 +23,7 @@ from dlgsanet.errors import UserError, missing_package, reason_of
 from dlgsanet.pictures.bounds import LARGEST_FILE, MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.jpeg_quality import jpeg_quality
-from dlgsanet.pictures.picture import Picture, UnfitPictureError
+from dlgsanet.pictures.picture import Picture, UnfitPictureError, is_of_gray
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow; their colour profiles are not valid for RGB
@@ -150,10 +150,11 @@ def _picture(
 ) -> Picture:
     pixels = _UPRIGHT.get(orientation, lambda a: a)(pixels)
     colors = 1 if pixels.shape[2] < 3 else 3
+    kept = profile if isinstance(profile, bytes) and profile else None
     return Picture(
         np.ascontiguousarray(pixels[..., :colors]),
         np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] > colors else None,
-        profile if isinstance(profile, bytes) and profile else None,
+        None if kept and colors == 3 and is_of_gray(kept) else kept,
         exif,
         file_format,
     )

@@ -4,15 +4,16 @@ import io
 import struct
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 from dlgsanet.pictures.formats import WRITTEN
-from dlgsanet.pictures.picture import Picture
+from dlgsanet.pictures.picture import Picture, is_of_gray
 
 # Pixels a side; JPEG's header could say 65,535, libjpeg writes up to 65,500.
 LARGEST_SIDE = {"WEBP": 16383, "JPEG": 65500, "BMP": 2**31 - 1, "TIFF": 2**31 - 1, "PNG": 2**31 - 1}
@@ -63,11 +64,14 @@ def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:
     file_format = WRITTEN[extension.lower()]
     if picture.color.dtype == np.uint16 and file_format in _DEEP:
         pixels = picture.pixels
-        if pixels.shape[2] == 2:  # most readers know no 16-bit gray with transparency
+        # Most readers know no 16-bit gray with transparency. For RGB a profile for gray would mean nothing.
+        if pixels.shape[2] == 2 and not _is_of_gray(picture):
             pixels = pixels[..., [0, 0, 0, 1]]
         return (_deep_png if file_format == "PNG" else _deep_tiff)(pixels, picture)
     pixels = picture.in_8_bits().pixels
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    if file_format == "WEBP" and _is_of_gray(picture):  # it has RGB alone
+        image, picture = _gray_as_srgb(image, picture.icc_profile), replace(picture, icc_profile=None)
     options: dict[str, dict[str, object]] = {
         "JPEG": {"quality": quality, "subsampling": 0},
         "WEBP": {"quality": quality},
@@ -82,6 +86,24 @@ def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:
     image.save(buffer, file_format, **options.get(file_format, {}), **{k: v for k, v in kept.items() if v})
     content = buffer.getvalue()
     return _with_chunks(content, picture.png_chunks) if file_format == "PNG" else content
+
+
+def _is_of_gray(picture: Picture) -> bool:
+    """Whether it is a gray picture with a profile for gray."""
+    return picture.color.shape[2] == 1 and picture.icc_profile is not None and is_of_gray(picture.icc_profile)
+
+
+def _gray_as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """A gray image, perhaps with transparency, of these colours as RGB; as it is if the profile is damaged."""
+    gray, given, srgb = image.getchannel(0), io.BytesIO(profile or b""), ImageCms.createProfile("sRGB")
+    try:
+        rgb = ImageCms.profileToProfile(gray, given, srgb, outputMode="RGB")
+    except ImageCms.PyCMSError:
+        return image
+    assert rgb is not None
+    if image.mode == "LA":
+        rgb.putalpha(image.getchannel(1))
+    return rgb
 
 
 def _deep_png(pixels: np.ndarray, picture: Picture) -> bytes:
@@ -111,7 +133,7 @@ def _deep_tiff(pixels: np.ndarray, picture: Picture) -> bytes:
     tifffile.imwrite(
         buffer,
         pixels[..., 0] if pixels.shape[2] == 1 else pixels,
-        photometric="minisblack" if pixels.shape[2] == 1 else "rgb",
+        photometric="minisblack" if pixels.shape[2] < 3 else "rgb",
         planarconfig="contig" if pixels.shape[2] > 1 else None,
         extrasamples=["unassalpha"] if picture.alpha is not None else None,
         compression="adobe_deflate",

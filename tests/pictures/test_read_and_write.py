@@ -1,5 +1,6 @@
 """Reading and writing: what a picture has is kept."""
 
+import dataclasses
 import io
 import struct
 import sys
@@ -57,6 +58,45 @@ def test_missing_package_is_not_called_a_damaged_picture(photo, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
     with pytest.raises(UserError, match="pip install imagecodecs"):
         read_picture(NAME, content)
+
+
+def gray_profile(gamma: float) -> bytes:
+    """A colour profile (ICC.1:2001-04) for gray pixels."""
+    white = struct.pack(">3i", 63190, 65536, 54061)  # D50
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I5s78x", 5, b"gray\0"),
+        b"wtpt": b"XYZ \0\0\0\0" + white,
+        b"kTRC": b"curv\0\0\0\0" + struct.pack(">IHxx", 1, round(gamma * 256)),
+        b"cprt": b"text\0\0\0\0none",
+    }
+    table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        content += b"\0" * (-len(content) % 4)
+        table += name + struct.pack(">2I", start + len(body), len(content))
+        body += content
+    size = struct.pack(">I", start + len(body))
+    header = size + b"lcms\2\x10\0\0mntrGRAYXYZ " + bytes(12) + b"acsp" + bytes(28) + white
+    return header.ljust(128, b"\0") + table + body
+
+
+@pytest.mark.parametrize("extension", [".png", ".tif", ".jpg", ".webp"])
+def test_a_profile_for_gray_is_in_no_file_of_rgb(photo, extension):
+    for name, picture in pictures(photo):
+        if "gray" not in name or (extension == ".jpg" and picture.alpha is not None):
+            continue
+        picture = dataclasses.replace(picture, icc_profile=gray_profile(1.0))  # linear light
+        back = read_picture(NAME, encode(picture, extension, quality=100))
+        if extension != ".webp":
+            assert back.color.shape[2] == 1, name
+            assert back.icc_profile == picture.icc_profile, name
+            continue
+        assert back.icc_profile is None, name
+        light = picture.in_8_bits().color / 255
+        srgb = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
+        assert np.abs(back.color - 255 * srgb).mean() < 2, name
+        assert picture.alpha is None or np.array_equal(back.alpha, picture.in_8_bits().alpha), name
+    rgb = saved(Image.fromarray(photo), "WEBP", icc_profile=gray_profile(1.0))
+    assert read_picture(NAME, rgb).icc_profile is None
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".webp"])
