@@ -29,7 +29,7 @@ def proven_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     if not is_dlgsanet(state):
         raise ValueError(
-            f"not a DLGSANet: there is no {SHALLOW}; other networks need an option file (docs/own_network.md)"
+            f"not a DLGSANet: there is no {SHALLOW}; benchmark and test take other networks (docs/own_network.md)"
         )
     try:
         return _proven_options(state)

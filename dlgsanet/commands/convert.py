@@ -41,10 +41,10 @@ def main(argv: list[str]) -> int:
 
     from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint, write_checkpoint
 
+    network = {"network_g": _network_options_of(args.opt)} if args.opt else {}
     checkpoint = read_checkpoint(args.source, args.key)
+    checkpoint = replace(checkpoint, metadata=checkpoint.metadata | network)
     entries = dict(_key_and_value(text) for text in args.metadata)
-    if args.opt:
-        checkpoint = replace(checkpoint, metadata=checkpoint.metadata | {"network_g": _network_options_of(args.opt)})
     options = network_options(checkpoint)
     build_network(checkpoint)  # or the new file could not be used
     if args.average:
@@ -89,6 +89,8 @@ def _network_options_of(path: Path) -> str:
 
     with within("-opt"):
         options = load_yaml(path).get("network_g")
+    if isinstance(options, dict) and options.get("type", "DLGSANet") != "DLGSANet":
+        raise UserError(f"-opt: {path}: its network is {options['type']}; convert takes weights of a DLGSANet alone")
     try:
         return json.dumps(dict(options))  # type: ignore[arg-type]  # refused below
     except (ValueError, TypeError):

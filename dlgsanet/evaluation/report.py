@@ -109,7 +109,8 @@ def _notes(outcome: Outcome, metrics: tuple[str, ...], published: bool) -> list[
         parts.append("Parameters, multiply-accumulates, latency and memory at a 1280x720 output, batch 1.")
     parts += {f"Measured on {cost['device']}." for cost in outcome.costs.values() if "device" in cost}
     if published:
-        parts.append(f"Published figures: {sources(outcome.scale, outcome.pairs)}.")
+        of = f"at ×{outcome.scale} there are none of these test sets"
+        parts.append(f"Published figures: {sources(outcome.scale, outcome.pairs) or of}.")
     return parts
 
 

@@ -78,11 +78,11 @@ def load_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
             content = file.read(LARGEST_FILE + 1)
         text = content.decode()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); -opt names an option file") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); an option file is needed here") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a text file; -opt names an option file") from error
+        raise UserError(f"{path}: is not a text file; an option file is needed here") from error
     if len(content) > LARGEST_FILE:
-        raise UserError(f"{path}: is larger than {LARGEST_FILE:,} bytes; -opt names an option file")
+        raise UserError(f"{path}: is larger than {LARGEST_FILE:,} bytes; an option file is needed here")
     options = parse_yaml(text, str(path))
     if not isinstance(options, dict):
         raise UserError(f"{path}: holds no options")

@@ -141,6 +141,9 @@ def test_published_figures_of_others(tmp_path, monkeypatch, capsys):
     imdn = next(method for method in data["published"] if method["name"].startswith("IMDN"))
     assert imdn["means"]["Set5"] == {"psnr": 38.0, "ssim": 0.9605}
     assert (imdn["parameters"], imdn["macs"]) == (694_000, 158.8e9)
+    (tmp_path / "Set5").rename("Mine")
+    assert main(["benchmark", "A.pth", "--data", "Mine", *arguments[3:]]) == 0
+    assert "Published figures: at ×2 there are none of these test sets." in capsys.readouterr().out
 
 
 def test_every_published_row_is_within_the_range_of_its_kind_and_has_a_source():

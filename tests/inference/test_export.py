@@ -206,11 +206,14 @@ def test_an_option_file_adds_what_weights_do_not_show(tmp_path):
         (["{weights}", "b.pth", "-opt", "none.yml"], "-opt: none.yml"),
         (["{weights}", "b.pth", "-opt", "deep.yml"], "-opt: deep.yml"),
         (["{weights}", "b.pth", "-opt", "list.yml"], "list.yml"),
+        (["own.pth", "b.pth", "-opt", "own.yml"], "-opt: own.yml: its network is OwnNetwork"),
     ],
 )
 def test_conversions_that_fail(weights, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.yml").write_text("- 1")
+    (tmp_path / "own.yml").write_text("network_g: {type: OwnNetwork}")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "own.pth")
     (tmp_path / "deep.yml").write_text("[" * 3000)
     part = dict([*small_network().state_dict().items()][:-1])
     write_checkpoint(tmp_path / "part.pth", part, SMALL, {"scale": "2"})
