@@ -22,4 +22,5 @@ class Conv3x3(nn.Conv2d):
         return ops.apply(self.record(mean, to), x)
 
     def record(self, mean: Tensor | None = None, to: Tensor | None = None) -> ops.Conv3x3:
+        """The weights and settings, for the functions in `dlgsanet.ops`; arguments as for `forward`."""
         return ops.Conv3x3(self.weight, self.bias, mean, self.factor, to)

@@ -1,9 +1,8 @@
 """DLGSANet (Li et al., ICCV 2023, arXiv 2301.02031), in the order of its Figure 2."""
 
 import inspect
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +10,17 @@ from torch import Tensor, nn
 from dlgsanet import ops
 from dlgsanet.archs.convolution import Conv3x3
 from dlgsanet.archs.feed_forward import FEED_FORWARDS
+from dlgsanet.archs.low_memory import LowMemory
 from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
 from dlgsanet.archs.norm import LayerNorm
 from dlgsanet.archs.options import check_network_options
 from dlgsanet.archs.published_names import published_name
 from dlgsanet.archs.reconstruction import reconstruction
-from dlgsanet.archs.replays import can_replay, replay
+from dlgsanet.archs.replays import replay
 from dlgsanet.archs.sparse_gsa import SparseGSA
-from dlgsanet.archs.strips import CONVOLUTION_PIXELS, add, gather, strips
 from dlgsanet.ops.cached_tensors import cached_tensors
-from dlgsanet.ops.constants import CONVOLVED_ROWS
 from dlgsanet.ops.transforms import is_plain, is_traced
 
-LEAST_CHANNELS = 16  # from which on convolutions of strips are equal to those of the whole image, to the last bit
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training images
 
 
@@ -68,7 +65,7 @@ class RHDTG(nn.Module):
         return [layer for block in self.blocks for layer in block.children()]
 
 
-class DLGSANet(nn.Module):
+class DLGSANet(LowMemory):
     """Lightweight dynamic local and global self-attention network for image super-resolution.
 
     The arguments are the `network_g` options of published files, with the published defaults.
@@ -161,7 +158,6 @@ class DLGSANet(nn.Module):
         self.shallow = Conv3x3(in_chans, dim, bias=False)
         self.norm_before = LayerNorm(dim) if body_norm else nn.Identity()
         self.groups = nn.Sequential(*(RHDTG(dim, [block() for _ in range(blocks)]) for _ in range(groups)))
-        self._layers = len(self._all_layers())
         self.norm_after = LayerNorm(dim) if body_norm else nn.Identity()
         self.conv = Conv3x3(dim, dim)
         self.reconstruct = reconstruction(upsampler, dim, in_chans, upscale)
@@ -189,131 +185,26 @@ class DLGSANet(nn.Module):
         return image + self._mean_like(image)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._can_reuse_memory(x):
-            features = self._features(x, embed_whole=True)
-            if len(self.reconstruct) == 1:  # one convolution, which needs no memory but for the result
-                return self.restore(features)
-            batch, channels, height, width = x.shape
-            out = x.new_empty(batch, channels, height * self.upscale, width * self.upscale)
-            for top, part in self._restore_by_rows(features):
-                out[:, :, top : top + part.shape[2]] = part
-            return out
-        if self._can_replay(x):
+        if self.can_reuse_memory(x) and all(type(group) is RHDTG for group in self.groups):
+            return self.in_reused_memory(x)
+        if self.can_replay(x):
             return replay(DLGSANet._layer_by_layer, self, x)
         return self._layer_by_layer(x)
 
     def _layer_by_layer(self, x: Tensor) -> Tensor:
         shallow = self.embed(x)
         # A traced graph plans no memory, and not every release of PyTorch can trace the context.
-        with ops.layers_of_network(self._layers, self._keep_x_alone(shallow)) if is_plain() else nullcontext():
+        with ops.layers_of_network(len(self.layers()), self._keep_x_alone(shallow)) if is_plain() else nullcontext():
             features = self.conv(self.norm_after(self.groups(self.norm_before(shallow))), to=shallow)
         return self.restore(features)
-
-    def by_rows(self, image: Tensor, tick: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Tensor]]:
-        """`forward` without gradients, in as few feature maps as possible: two, and what one layer needs.
-
-        The output of a local layer at a row depends on a few rows around it, so the layer runs strip by strip, in
-        place, unless its backend bounds its memory itself. Global layers run over the whole image.
-
-        Args:
-            image: [B, in_chans, H, W] in [0, 1].
-            tick: called `steps()` times, after about equal amounts of work.
-
-        Yields:
-            (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped. The values may differ from
-            those of `forward` in the last bit.
-        """
-        if self._can_replay(image):
-            yield 0, replay(DLGSANet._rows_joined, self, image)
-            for _ in range(self.steps()):
-                tick()
-        else:
-            yield from self._restore_by_rows(self._features(image, tick))
-            tick()
-
-    def _rows_joined(self, image: Tensor) -> Tensor:
-        return torch.cat([part for _, part in self._restore_by_rows(self._features(image))], 2)
-
-    def _features(self, image: Tensor, tick: Callable[[], None] = lambda: None, embed_whole: bool = False) -> Tensor:
-        """What `restore` takes. In strips the shallow features need less memory and may differ in the last bit."""
-        pixels = CONVOLUTION_PIXELS if image.is_cpu else None
-
-        def shallow(function: Callable[[Tensor], Tensor]) -> Tensor:
-            return function(image) if embed_whole else gather(function, image, 1, self._features_of(image), pixels)
-
-        with ops.KeptMemory() as memory:
-            x = shallow(lambda part: self.norm_before(self.embed(part)))
-            bounded = self._bounds_memory(x)
-            for group in cast("list[RHDTG]", self.groups):
-                y = x
-                for layer in group.layers():
-                    if layer.halo is None or bounded[type(layer)]:
-                        y = layer(y)
-                    else:
-                        y = gather(layer, y, cast("int", layer.halo), self._features_of(image) if y is x else y)
-                    tick()
-                _add(group.conv, y, x, pixels)
-                del y
-                tick()
-            # The shallow features are made again here: cheaper than keeping them all the way.
-            y = shallow(self.embed)
-            normed = not isinstance(self.norm_after, nn.Identity)
-            _add(nn.Sequential(self.norm_after, self.conv) if normed else self.conv, x, y, pixels)
-            del x
-            memory.clear()
-        return y
-
-    def _restore_by_rows(self, features: Tensor) -> Iterator[tuple[int, Tensor]]:
-        # A convolution computes rows together. So that all bits are those of the whole image, the rows that the last
-        # one needs must have been computed together with the same rows.
-        halo = CONVOLVED_ROWS * sum(isinstance(module, Conv3x3) for module in self.reconstruct.modules())
-        pixels = CONVOLUTION_PIXELS if features.is_cpu else None
-        for rows, part in strips(self.restore, features, halo, self.upscale, pixels):
-            yield rows.start * self.upscale, part
-
-    def steps(self) -> int:
-        """How often `by_rows` calls `tick`."""
-        return sum(len(group.layers()) + 1 for group in cast("list[RHDTG]", self.groups)) + 1
-
-    def _features_of(self, image: Tensor) -> Tensor:
-        """Memory for the features of an image: [B, dim, H, W]."""
-        shape = (len(image), len(self.shallow.weight), *image.shape[2:])
-        on_cpu = image.is_cpu and self.shallow.weight.dtype == torch.float32
-        return ops.empty(*shape) if on_cpu else self.shallow.weight.new_empty(shape)
-
-    def _can_reuse_memory(self, x: Tensor) -> bool:
-        """Whether `by_rows` gives the same bits as the modules called in turn, and nothing observes their calls."""
-        if not (is_plain() and x.is_cpu and x.dtype == torch.float32 and x.dim() == 4 and x.numel()):
-            return False
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
-            return False
-        # PyTorch's sums over channels in a normalisation, and over few channels in a convolution, may differ in strips.
-        if not isinstance(self.norm_before, nn.Identity) or len(self.shallow.weight) < LEAST_CHANNELS:
-            return False
-        if _is_watched(self):
-            return False
-        if any(type(group) is not RHDTG for group in self.groups):
-            return False
-        return all(self._bounds_memory(x).values())
-
-    def _bounds_memory(self, x: Tensor) -> dict[type[nn.Module], bool]:
-        """Whether the backend of the layers of a class needs little memory but for the result."""
-        records = {type(layer): getattr(layer, "record", None) for layer in self._all_layers()}
-        return {kind: record is not None and ops.bounds_memory(record(), x) for kind, record in records.items()}
 
     def _keep_x_alone(self, x: Tensor) -> int:
         """How many layers keep only their input for the backward pass, if there is one."""
         if not torch.is_grad_enabled():
             return 0
-        records = {type(layer): getattr(layer, "record", None) for layer in self._all_layers()}
+        records = {type(layer): getattr(layer, "record", None) for layer in self.layers()}
         alone = {kind for kind, record in records.items() if record and ops.keeps_x_alone(record(), x)}
-        return sum(type(layer) in alone for layer in self._all_layers())
-
-    def _all_layers(self) -> list[nn.Module]:
-        return [layer for group in cast("list[RHDTG]", self.groups) for layer in group.layers()]
-
-    def _can_replay(self, x: Tensor) -> bool:
-        return can_replay(self, x) and not _is_watched(self)
+        return sum(type(layer) in alone for layer in self.layers())
 
     def _mean_like(self, image: Tensor) -> Tensor:
         if type(image) is not Tensor or not is_plain():  # graphs and transforms make their own constants
@@ -333,22 +224,6 @@ def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
 
 
 _kept_constant = cached_tensors(maxsize=16)(_constant)
-
-
-def _add(convolution: nn.Module, x: Tensor, to: Tensor, pixels: int | None) -> None:
-    """Add a convolution of x to another feature map, in place; in strips unless the backend does it in place."""
-    if isinstance(convolution, Conv3x3) and ops.adds_in_place(convolution.record(), x, to):
-        ops.add_convolution(convolution.record(), x, to)
-    else:
-        add(convolution, x, 1, to, pixels)
-
-
-def _is_watched(network: nn.Module) -> bool:
-    """Whether calls of submodules are observed by hooks, or a submodule is compiled."""
-    parts = (module for module in network.modules() if module is not network)
-    return nn.modules.module._has_any_global_hook() or any(
-        part._forward_hooks or part._forward_pre_hooks or part._compiled_call_impl for part in parts
-    )
 
 
 def _to_published_names(network: DLGSANet, state_dict: dict[str, Tensor], prefix: str, _metadata: object) -> None:

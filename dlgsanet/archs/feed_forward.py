@@ -28,6 +28,7 @@ class GDFN(nn.Module):
         self.proj_out = nn.Conv2d(hidden, dim, 1, bias=False)
 
     def record(self) -> ops.GatedFeedForward:
+        """The weights, for the functions in `dlgsanet.ops`."""
         return ops.GatedFeedForward(
             norm_weight=self.norm.weight,
             norm_bias=self.norm.bias,

@@ -33,6 +33,7 @@ class MHDLSA(nn.Module):
         self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
 
     def record(self) -> ops.LocalAttention:
+        """The weights and settings, for the functions in `dlgsanet.ops`."""
         squeeze_bias, spatial_bias, filter_bias = self.squeeze.bias, self.spatial.bias, self.filters.bias
         assert squeeze_bias is not None
         assert spatial_bias is not None

@@ -43,7 +43,7 @@ def strips(
         yield slice(top, bottom), out[:, :, (top - first) * scale : (bottom - first) * scale]
 
 
-def gather(
+def write(
     function: Callable[[Tensor], Tensor], x: Tensor, halo: int, into: Tensor, pixels: int | None = None
 ) -> Tensor:
     """Write ``function(x)``, which has the height of x, into `into` strip by strip. `into` may be x itself."""
