@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 FIRST, EVERY = 3.0, 9.0  # seconds until the first line, and between lines
 THREAD = "progress"  # the name of threads that write such lines
+LONGEST_NAME = 30  # characters in front of a bar: tqdm would cut off the bar and the time left
 
 
 @contextmanager
@@ -34,10 +35,9 @@ def progress_of(name: str) -> Iterator[Callable[[float], None]]:
         yield lambda share: bar.update(min(steps, int(share * steps)) - bar.n) and None
 
 
-def _shortened(name: str, most: int = 30) -> str:
-    """A name that leaves room for the bar and the time left; tqdm would cut these off."""
-    half = (most - 1) // 2
-    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+def _shortened(name: str) -> str:
+    half = (LONGEST_NAME - 1) // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
 
 
 def _lines(name: str) -> Callable[[float], None]:

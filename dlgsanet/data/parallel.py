@@ -13,6 +13,9 @@ from typing import TypeVar
 from dlgsanet.data.images import UnreadableImageError
 from dlgsanet.progress import Counter
 
+FILES_PER_THREAD = 4  # open at a time: an image, its copy under a temporary name, its folder, a module
+MOST_SHOWN = 20  # messages in a line
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -47,9 +50,6 @@ def for_each(
     return [future.result() for future in futures if not future.exception()], failures
 
 
-FILES_PER_THREAD = 4  # open at a time: an image, its copy under a temporary name, its folder, a module
-
-
 def _with_open_files(workers: int) -> int:
     """As many of the threads as can open files at the same time."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -66,7 +66,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_one_line(complaints: Sequence[str], most: int = 20) -> str:
-    """Join messages, of which only the first ones are shown."""
-    more = f"; and {len(complaints) - most} more" if len(complaints) > most else ""
-    return "; ".join(complaints[:most]) + more
+def in_one_line(complaints: Sequence[str]) -> str:
+    """Join messages; only the first `MOST_SHOWN` are shown."""
+    more = f"; and {len(complaints) - MOST_SHOWN} more" if len(complaints) > MOST_SHOWN else ""
+    return "; ".join(complaints[:MOST_SHOWN]) + more

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from dlgsanet.errors import NOT_FINITE, UserError
 from dlgsanet.memory import is_out_of_memory
 
+SIGMA = 1.2  # LR pixels, of the Gaussian blur that the path starts from
+
 
 @dataclass(frozen=True)
 class Attribution:
@@ -50,7 +52,6 @@ def attribute(
     y: int,
     window: int = 16,
     steps: int = 50,
-    sigma: float = 1.2,
     done: Callable[[], None] = lambda: None,
 ) -> Attribution:
     """The local attribution map of a window of the output.
@@ -61,7 +62,6 @@ def attribute(
         x, y: left and top of the window in output pixels.
         window: its side in output pixels.
         steps: points on the path.
-        sigma: of the Gaussian blur that the path starts from, in LR pixels.
         done: called after each step.
 
     Raises:
@@ -74,7 +74,7 @@ def attribute(
         if min(x, y) < 0 or x + window > width or y + window > height:
             raise UserError(f"a window of {window} pixels at {x}, {y} is not within the {width}x{height} output")
         total = torch.zeros_like(image)
-        path = list(_blurring_path(image, steps, sigma))
+        path = list(_blurring_path(image, steps))
         for start, end in pairwise(path):
             middle = ((start + end) / 2).requires_grad_()
             edges = _edges(network(middle), x, y, window)
@@ -99,10 +99,10 @@ def _edges(output: Tensor, x: int, y: int, window: int) -> Tensor:
     return (down.square() + right.square() + 1e-12).sqrt().sum()  # the root has no slope at 0
 
 
-def _blurring_path(image: Tensor, steps: int, sigma: float) -> Iterator[Tensor]:
+def _blurring_path(image: Tensor, steps: int) -> Iterator[Tensor]:
     """steps + 1 images from the most blurred to the image itself."""
     for step in range(steps):
-        yield _blurred(image, sigma * (1 - step / steps))
+        yield _blurred(image, SIGMA * (1 - step / steps))
     yield image.clone()
 
 

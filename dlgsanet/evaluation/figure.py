@@ -98,22 +98,23 @@ def panel_files(stem: Path) -> list[Path]:
     return [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
 
 
-def write_panels(panels: Sequence[Panel], stem: Path, width: float = 7.16) -> list[Path]:
-    """Write `stem`.pdf and `stem`.png; `width` in inches is by default that of two columns of an IEEE page.
+def write_panels(panels: Sequence[Panel], stem: Path) -> list[Path]:
+    """Write `stem`.pdf and `stem`.png, one panel below the other.
 
     Raises:
         UserError: they cannot be written.
     """
-    heights = [_height(panel, width) for panel in panels]
-    page = new_figure(width, sum(heights))
+    heights = [_height(panel) for panel in panels]
+    page = new_figure(WIDTH, sum(heights))
     parts = page.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)
     for part, panel in zip(parts.ravel(), panels, strict=True):
-        _draw(part, panel, width)
+        _draw(part, panel)
     for path in panel_files(stem):
         write_figure(page, path, dpi=300)
     return panel_files(stem)
 
 
+WIDTH = 7.16  # inches: two columns of an IEEE page
 _CAPTION, _TITLE, _GAP = 0.27, 0.18, 0.06  # inches: two lines below a crop, one below the whole picture, between
 
 
@@ -121,27 +122,27 @@ def _columns(panel: Panel) -> int:
     return -(-len(panel.crops) // 2)
 
 
-def _sides(panel: Panel, width: float) -> tuple[float, float]:
+def _sides(panel: Panel) -> tuple[float, float]:
     """Inches: the side of a crop and the width of the whole picture, so that both halves are equally high."""
     columns, aspect = _columns(panel), panel.original.shape[1] / panel.original.shape[0]
     # the whole picture's height is 2 crops, 2 captions and a gap, less its own title; widths add up to the page's
     fixed = 2 * _CAPTION + _GAP - _TITLE
-    side = (width - aspect * fixed - (columns + 2) * _GAP) / (columns + 2 * aspect)
+    side = (WIDTH - aspect * fixed - (columns + 2) * _GAP) / (columns + 2 * aspect)
     return side, aspect * (2 * side + fixed)
 
 
-def _height(panel: Panel, width: float) -> float:
-    return 2 * (_sides(panel, width)[0] + _CAPTION) + 3 * _GAP
+def _height(panel: Panel) -> float:
+    return 2 * (_sides(panel)[0] + _CAPTION) + 3 * _GAP
 
 
-def _draw(part: Any, panel: Panel, width: float) -> None:
+def _draw(part: Any, panel: Panel) -> None:
     from matplotlib.patches import Rectangle
 
-    side, whole = _sides(panel, width)
-    height = _height(panel, width)
+    side, whole = _sides(panel)
+    height = _height(panel)
 
     def place(left: float, top: float, wide: float, high: float) -> Any:
-        axes = part.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
+        axes = part.add_axes((left / WIDTH, 1 - (top + high) / height, wide / WIDTH, high / height))
         axes.set_axis_off()
         return axes
 

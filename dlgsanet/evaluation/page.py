@@ -22,23 +22,20 @@ from dlgsanet.files import write_whole
 
 WHOLE_BUDGET = 14_000_000  # bytes of base64 of the whole pictures, so that a page stays below 20 MB
 QUALITIES = (90, 80, 70, 60, 50, 35, 20)  # of WebP, tried in turn
+PICTURES_PER_SET = 10
 
 
-def write_page(
-    outcome: Outcome, metrics: tuple[str, ...], output: Path, pictures_per_set: int = 10, published: bool = False
-) -> Path:
+def write_page(outcome: Outcome, metrics: tuple[str, ...], output: Path, published: bool = False) -> Path:
     """Write `x4.html` with the pictures that `run_scale` wrote below `output`.
 
-    With `published` the page also shows the published figures of other networks. Of larger test sets it shows the
-    `pictures_per_set` pictures on which the PSNR of the methods differs most.
+    With `published` the page also shows the published figures of other networks. Of test sets with more pictures it
+    shows the `PICTURES_PER_SET` on which the PSNR of the methods differs most.
 
     Raises:
         UserError: a picture cannot be read, or the page cannot be written.
     """
     shown = [
-        (dataset, pair)
-        for dataset, pairs in outcome.pairs.items()
-        for pair in _most_telling(outcome, dataset, pairs, pictures_per_set)
+        (dataset, pair) for dataset, pairs in outcome.pairs.items() for pair in _most_telling(outcome, dataset, pairs)
     ]
     quality, wholes = _fitting_wholes(outcome, output, shown)
     pictures = [_picture(outcome, output, *which) | {"whole": wholes[number]} for number, which in enumerate(shown)]
@@ -62,13 +59,13 @@ def write_page(
     return path
 
 
-def _most_telling(outcome: Outcome, dataset: str, pairs: list[Pair], count: int) -> list[Pair]:
+def _most_telling(outcome: Outcome, dataset: str, pairs: list[Pair]) -> list[Pair]:
     values: dict[str, list[float]] = {}
     for row in outcome.rows:
         if row.dataset == dataset:
             values.setdefault(row.image, []).append(row.scores["psnr"])
     scored = [pair for pair in pairs if len(values.get(pair.name, [])) == len(outcome.entries)]
-    chosen = sorted(scored, key=lambda p: min(values[p.name]) - max(values[p.name]))[:count]
+    chosen = sorted(scored, key=lambda p: min(values[p.name]) - max(values[p.name]))[:PICTURES_PER_SET]
     return sorted(chosen, key=lambda pair: pair.name)
 
 
@@ -78,10 +75,10 @@ def outputs_of(outcome: Outcome, output: Path, dataset: str, pair: Pair) -> dict
     return {name: read_image(path) for name, path in paths.items()}
 
 
-def telling_crop(outputs: Mapping[str, np.ndarray], original: np.ndarray, scale: int, side: int = 96) -> Crop:
+def telling_crop(outputs: Mapping[str, np.ndarray], original: np.ndarray, scale: int) -> Crop:
     """`best_crop` among networks; with one network, between it and bicubic."""
     networks = [image for name, image in outputs.items() if name != BICUBIC]
-    return best_crop(networks if len(networks) > 1 else list(outputs.values()), original, scale, side)
+    return best_crop(networks if len(networks) > 1 else list(outputs.values()), original, scale)
 
 
 def _picture(outcome: Outcome, output: Path, dataset: str, pair: Pair) -> dict[str, Any]:

@@ -203,15 +203,15 @@ class DLGSANetModel(SRModel):
         with nullcontext() if wait_for_ranks else self.net_g.no_sync():
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 output = self.net_g(lq)
-                taught = self.teacher(lq) if self.teacher else None
-            terms = self._loss_terms(output.float(), gt, taught)
+                teacher_output = self.teacher(lq) if self.teacher else None
+            terms = self._loss_terms(output.float(), gt, teacher_output)
             total = torch.stack([*terms.values()]).sum() / parts
             self._end_phase("forward")
             self.scaler.scale(total).backward()
             self._end_phase("backward")
         return {name: term.detach() / parts for name, term in terms.items()}
 
-    def _loss_terms(self, output: Tensor, gt: Tensor, taught: Tensor | None) -> dict[str, Tensor]:
+    def _loss_terms(self, output: Tensor, gt: Tensor, teacher_output: Tensor | None) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for option, loss in self.losses.items():
             if option == "perceptual_opt":
@@ -219,9 +219,9 @@ class DLGSANetModel(SRModel):
                 terms |= {"l_percep": perceptual, "l_style": style}
             else:
                 terms[f"l_{option.removesuffix('_opt').replace('pixel', 'pix')}"] = loss(output, gt)
-        if taught is not None:
+        if teacher_output is not None:
             terms["l_pix"] = (1 - self.teacher_share) * terms["l_pix"]
-            terms["l_teacher"] = self.teacher_share * self.losses["pixel_opt"](output, taught)
+            terms["l_teacher"] = self.teacher_share * self.losses["pixel_opt"](output, teacher_output)
         return {name: term for name, term in terms.items() if term is not None}
 
     def _update(self, share: float | Tensor) -> None:

@@ -36,6 +36,8 @@ from dlgsanet.training.samples import SampleStream, SeededSamples
 from dlgsanet.training.trial import try_network
 from dlgsanet.training.validation import ValidationSet, score
 
+FIRST_SAMPLES = 400  # from which `train.network_init` computes weights
+
 
 def train(
     options: dict[str, Any],
@@ -209,11 +211,11 @@ def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
     return train_set, validation_sets
 
 
-def first_samples(options: dict[str, Any], train_set: Any, epoch_length: int, count: int = 400) -> Iterator[Any]:
-    """The samples that a run begins with."""
+def first_samples(options: dict[str, Any], train_set: Any, epoch_length: int) -> Iterator[Any]:
+    """The first `FIRST_SAMPLES` samples of a run."""
     seed = options["manual_seed"]
     stream, samples = SampleStream(epoch_length, 1, seed), SeededSamples(train_set, seed)
-    return (samples[stream.key(number)] for number in range(count))
+    return (samples[stream.key(number)] for number in range(FIRST_SAMPLES))
 
 
 def _data_set(opt: dict[str, Any], metrics: dict[str, Any]) -> Any:
