@@ -228,7 +228,7 @@ def instruction_set() -> str:
 
 
 def second_level_cache() -> str:
-    """Of the first core, as Linux reports it."""
+    """The size of the first core's second-level cache, as Linux reports it."""
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         if (index / "level").read_text().strip() == "2":
             return (index / "size").read_text().strip()
@@ -363,7 +363,7 @@ def sgemm_rate(side: int) -> float:
 
 
 def shares_of_sgemm(sizes: Sizes, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Of each that `counted` yields, on one thread and on all: the share of sgemm's rate, and seconds."""
+    """The share of sgemm's rate, and seconds, of each that `counted` yields, on one thread and on all."""
     factors, shares = torch.rand(2, sizes.sgemm, sizes.sgemm), {}
     for title, run, macs in counted(sizes):
         shares[title] = []

@@ -88,7 +88,7 @@ def photograph(path: Path | None, height: int, width: int) -> np.ndarray:
 
 
 def compared(pixels: np.ndarray, exact: np.ndarray, measured: dict) -> str:
-    """Of 8-bit pixels: PSNR, the largest difference, and how much larger steps at tile borders are."""
+    """PSNR of 8-bit pixels, the largest difference, and how much larger steps at tile borders are."""
     square, largest = 0.0, 0
     for top in range(0, len(pixels), 256):
         difference = pixels[top : top + 256].astype(int) - exact[top : top + 256]

@@ -37,7 +37,7 @@ from dlgsanet.ops.records import FusedDynamicConv, tensors_of
 
 
 class Card(NamedTuple):
-    """Of a multiprocessor and a card; from the CUDA programming guide and the data sheets."""
+    """Figures of a card and of its multiprocessors, from the CUDA programming guide and the data sheets."""
 
     shared: int  # KB of shared memory of a multiprocessor; a block has at most one less
     warps: int  # that a multiprocessor holds

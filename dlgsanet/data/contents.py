@@ -12,7 +12,7 @@ BLOCK, BLOCKS = 4096, 16  # bytes; an image of up to `BLOCK * BLOCKS` bytes is r
 
 
 def fingerprint(sources: Sequence[Source]) -> str:
-    """Of samples of the bytes of each image, in their order, wherever their folder is.
+    """A digest of samples of the bytes of each image, in their order, wherever their folder is.
 
     The samples are blocks at equal distances, with the first and the last one. The last bytes of a PNG are checksums of
     all of its pixels. In files that are not compressed, a change is seen if it is longer than the distance.

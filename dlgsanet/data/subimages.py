@@ -20,7 +20,7 @@ from dlgsanet.files import write_whole
 
 @dataclass(frozen=True)
 class Recipe:
-    """In pixels of the HR image."""
+    """How sub-images are cut, in pixels of the HR image."""
 
     size: int = 480
     step: int = 240

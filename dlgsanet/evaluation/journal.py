@@ -77,7 +77,7 @@ class Journal:
 
 @functools.cache
 def digest_of_package() -> str:
-    """Of all code of this package: another version may give other pictures, scores and times."""
+    """A digest of all code of this package: another version may give other pictures, scores and times."""
     return digest(*code_in(Path(dlgsanet.__file__).parent))
 
 

@@ -136,7 +136,7 @@ def faster(backend: Backend, layer: Layer | Conv3x3, x: Tensor, training: bool =
 
 
 def _gradient(backend: Backend, layer: Layer | Conv3x3, x: Tensor) -> Tensor:
-    """That of x, from one of the layer's result; the gradients of its tensors are computed too."""
+    """The gradient of x, for the layer's result as the gradient of itself. Those of its tensors are computed too."""
     x, *tensors = (t.detach().requires_grad_() for t in (x, *tensors_of(layer)))
     remaining = iter(tensors)
     out = backend.train(map_tensors(layer, lambda t: next(remaining)), x)

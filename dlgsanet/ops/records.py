@@ -33,7 +33,12 @@ class LocalAttention(NamedTuple):
 
 
 class ChannelAttention(NamedTuple):
-    """(Sparse) global self-attention between channels (DLGSANet, section 3.3)."""
+    """(Sparse) global self-attention between the channels of each head (DLGSANet, section 3.3).
+
+    ``q, k, v = depthwise_3x3(qkv(norm(x)))``; in each head, with c channels as rows of all pixels,
+    ``weights = activation(unit(q) @ unit(k).T * temperature)`` [c, c]; ``x + proj_out(weights @ v)``.
+    With windows this is done within each of them, and the mean is taken where they overlap.
+    """
 
     norm_weight: Tensor  # [C]
     norm_bias: Tensor  # [C]

@@ -120,7 +120,7 @@ def _flat(where: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _start(options: dict[str, Any]) -> str | None:
-    """Of the weights that a run starts from, and how they are read; None: from none."""
+    """A digest of the weights that a run starts from, and of how they are read. None: random weights."""
     path = options["path"]
     if options["rank"] != 0 or not (weights := path.get("pretrain_network_g")):
         return None
@@ -129,13 +129,13 @@ def _start(options: dict[str, Any]) -> str | None:
 
 
 def _teacher(options: dict[str, Any]) -> str | None:
-    """Of the teacher's file; None: there is no teacher."""
+    """A digest of the teacher's file. None: there is no teacher."""
     teacher = options["train"].get("teacher_opt")
     return _digest([Path(teacher["path"])]) if teacher and options["rank"] == 0 else None
 
 
 def _code(options: dict[str, Any]) -> str | None:
-    """Of all files of `import` and `--import`, wherever they are; None: nothing is imported."""
+    """A digest of all files of `import` and `--import`, wherever they are. None: nothing is imported."""
     files = imported_sources() if options["rank"] == 0 else []
     return _digest(files) if files else None
 
@@ -146,7 +146,7 @@ def _digest(files: list[Path]) -> str:
 
 
 def _contents(options: dict[str, Any], train_set: Any) -> str | None:
-    """None on ranks other than the first, which do not record anything."""
+    """A fingerprint of the training images. None on ranks other than the first, which do not record anything."""
     return fingerprint(_sources(options["datasets"]["train"], train_set)) if options["rank"] == 0 else None
 
 
@@ -162,7 +162,10 @@ def _paths(train_set: Any) -> list[Path]:
 
 
 def _names_and_sizes(train_set: Any) -> str | None:
-    """Of the names and sizes of the image files, in their order, wherever their folder is; None: it has no `paths`."""
+    """A digest of the names and sizes of the image files in their order, wherever their folder is.
+
+    None: the data set has no `paths`.
+    """
     if not hasattr(train_set, "paths"):
         return None
     digest = hashlib.sha256()

@@ -103,7 +103,7 @@ class Loop:
             self.board.close()
 
     def _check_steps(self) -> None:
-        """At the end of a run that is too short for `max_bad_steps`."""
+        """Check, at the end of a run that is too short for `max_bad_steps`, that steps were taken."""
         if not (bad := self._bad_steps_in_row()):
             return
         what = "the loss or its gradient was not finite"

@@ -35,6 +35,7 @@ from dlgsanet.ops.windows import covering_windows
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums are formed: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -49,6 +50,7 @@ def _taps(x: Tensor, groups: int, window_size: int) -> Iterator[Tensor]:
 
 
 def dynamic_depthwise_conv(convolution: DynamicConv, x: Tensor) -> Tensor:
+    """Filter each pixel of x [B, C, H, W] with its own filters: [B, C, H, W]."""
     filters = convolution.filters
     groups, window_size = filters.shape[1:3]
     dtype = accumulation_dtype(x.dtype)
@@ -89,6 +91,7 @@ def form_filters(convolution: FusedDynamicConv) -> Tensor:
 
 
 def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
+    """`dynamic_depthwise_conv` with filters from z."""
     filters = form_filters(convolution)
     return dynamic_depthwise_conv(DynamicConv(filters), x.to(filters.dtype)).to(x.dtype)
 
@@ -128,6 +131,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def dynamic_local_attention(
     layer: LocalAttention, x: Tensor, convolve: Callable[[FusedDynamicConv, Tensor], Tensor] = _convolve
 ) -> Tensor:
+    """MHDLSA: [B, C, H, W] -> [B, C, H, W]. convolve: computes the dynamic convolution."""
     y = F.conv2d(layer_norm(x, layer.norm_weight, layer.norm_bias), layer.proj_in)
     z = F.conv2d(y, layer.squeeze_weight, layer.squeeze_bias)
     z = F.conv2d(z, layer.spatial_weight, layer.spatial_bias, padding=layer.window_size // 2, groups=z.shape[1])
@@ -135,6 +139,7 @@ def dynamic_local_attention(
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
+    """GDFN: [B, C, H, W] -> [B, C, H, W]."""
     hidden = F.conv2d(layer_norm(x, layer.norm_weight, layer.norm_bias), layer.proj_in)
     a, b = F.conv2d(hidden, layer.depthwise, padding=1, groups=hidden.shape[1]).chunk(2, 1)
     return x + F.conv2d(F.gelu(a) * b, layer.proj_out)
@@ -168,6 +173,7 @@ def select_similarities(similarities: Tensor, activation: str, topk_ratio: float
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
+    """SparseGSA, or MDTA with softmax: [B, C, H, W] -> [B, C, H, W]."""
     qkv = F.conv2d(layer_norm(x, layer.norm_weight, layer.norm_bias), layer.qkv_weight)
     qkv = F.conv2d(qkv, layer.depthwise, padding=1, groups=qkv.shape[1])
     if layer.window is None:
@@ -213,7 +219,10 @@ def _convolve_3x3(layer: Conv3x3, x: Tensor) -> Tensor:
 
 
 def convolution(layer: Conv3x3, x: Tensor, convolve: Callable[[Conv3x3, Tensor], Tensor] = _convolve_3x3) -> Tensor:
-    """convolve: computes the convolution with its bias alone, as a new tensor."""
+    """The 3x3 convolution with what comes before and after it; shapes as in `Conv3x3`.
+
+    convolve: computes the convolution with its bias alone, as a new tensor.
+    """
     out = convolve(layer, x if layer.mean is None else x - layer.mean)
     if layer.factor != 1:
         out = F.pixel_shuffle(out, layer.factor)

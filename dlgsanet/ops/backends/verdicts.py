@@ -115,7 +115,7 @@ def warn(verdict: Verdict) -> Verdict:
 
 
 def largest_difference(actual: Iterable[Tensor], expected: Iterable[Tensor]) -> float:
-    """Of the results of kernels from those of the reference in float64, relative to each one's largest value."""
+    """The largest difference of results from the reference's in float64, relative to each one's largest value."""
     worst = 0.0
     for a, e in zip(actual, expected, strict=True):
         error = (a.cpu().double() - e).abs().max() / e.abs().max()

@@ -332,7 +332,7 @@ def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device, channel
 
 
 def _parts(channels: int) -> tuple[int, int]:
-    """In how many parts the channels of a group are computed, and the channels of the largest."""
+    """The number of parts in which the channels of a group are computed, and the channels of the largest."""
     parts = math.ceil(channels / MOST_CHANNELS)
     return parts, math.ceil(channels / parts)
 

@@ -155,7 +155,7 @@ def axis(size: int, window: int | None, tile: int, device: torch.device) -> Axis
 
 
 class Launches(NamedTuple):
-    """Of the kernels, in their order."""
+    """The launches of the kernels, in their order."""
 
     sums: Launch
     matrices: Launch

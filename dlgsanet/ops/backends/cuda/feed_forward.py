@@ -219,7 +219,10 @@ class SharedOut(NamedTuple):
 
 
 def share_out(tiles: int, chunks: int, most: int) -> SharedOut:
-    """In the least time with at most `most` blocks at once, then with the fewest blocks: each has a row of sums."""
+    """The fastest way with at most `most` blocks at once; if several are, the one with the fewest blocks.
+
+    Each block has a row of sums, so fewer are better.
+    """
 
     def found(blocks: int) -> tuple[float, SharedOut]:
         rounds, left = divmod(tiles, blocks)
@@ -234,7 +237,7 @@ def share_out(tiles: int, chunks: int, most: int) -> SharedOut:
 
 
 def _words(matrices: int, of_channel: int) -> int:
-    """Of the packed weights of a chunk: matrices of products, and so many for each hidden channel."""
+    """The words of the packed weights of a chunk: matrices of products, and so many words for each hidden channel."""
     return matrices * WARP * 4 + HALVES * ROWS * of_channel
 
 

@@ -153,7 +153,7 @@ def _reference(record: Any, x: Tensor, grad: Tensor, backward: bool) -> tuple[Te
 
 
 def _gradients(layer: Layer, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """Of x and of the layer's tensors, by the reference."""
+    """The gradients of x and of the layer's tensors, by the reference."""
     with torch.inference_mode(False), torch.enable_grad():
         x, layer = x.clone().requires_grad_(), map_tensors(layer, lambda t: t.clone().requires_grad_())
         return torch.autograd.grad(reference.BACKEND.train(layer, x), (x, *tensors_of(layer)), grad.clone())

@@ -34,7 +34,7 @@ def serves(x: Tensor, *weights: Tensor) -> bool:
 
 
 def constants(dtype: torch.dtype, channels: int, exact: bool, border: int = 1) -> dict[str, str | int]:
-    """Of `kernels/halo_tile.h`, apart from those of a layer. exact: products are as exact as in float32."""
+    """The constants of `kernels/halo_tile.h` that all layers have. exact: products are as exact as in float32."""
     return {
         "SCALAR": SCALARS[dtype],
         "CHANNELS": channels,
@@ -53,7 +53,7 @@ def tiles(batch: int, height: int, width: int) -> int:
 
 
 def terms_of(dtype: torch.dtype) -> int:
-    """Of a product on tensor cores: twice as many of 16 bits."""
+    """The number of terms of a product on tensor cores: with 16 bits twice as many."""
     return 32 // dtype.itemsize
 
 

@@ -137,7 +137,7 @@ def banded(filters: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Launches(NamedTuple):
-    """Of the kernels, in their order."""
+    """The launches of the kernels, in their order."""
 
     projection: Launch
     attention: Launch

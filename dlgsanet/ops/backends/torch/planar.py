@@ -308,7 +308,7 @@ def tensors_of_features(layer: ChannelAttention) -> tuple[Tensor, Tensor, Tensor
 
 
 def some(tensors: tuple[Tensor, ...], of: slice) -> tuple[Tensor, ...]:
-    """Some channels of each; the same tensors for all channels."""
+    """Some channels of each tensor. For all channels these are the tensors themselves."""
     return tensors if of == slice(None) else tuple(t[of] for t in tensors)
 
 
@@ -318,7 +318,7 @@ def _epsilon(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _exact(x: Tensor) -> Tensor:
-    """In the dtype in which sums are formed."""
+    """x in the dtype in which sums are formed."""
     return x.to(accumulation_dtype(x.dtype))
 
 

@@ -391,7 +391,7 @@ def _similarities(
     sums, image, rows, head, channels,
     HEADS: tl.constexpr, EPS: tl.constexpr, SIDE: tl.constexpr, TERMS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Of a head: normalised products of q and k [TERMS, TERMS], 1 / their norms, from `rows` sums of `products`."""
+    """A head's normalised products of q and k [TERMS, TERMS], and 1 / their norms, from `rows` sums of `products`."""
     i = tl.arange(0, TERMS)
     inside = i < channels
     both = inside[:, None] & inside[None, :]
@@ -509,7 +509,9 @@ def fold_backward(
     HEADS: tl.constexpr, EPS: tl.constexpr, SIDE: tl.constexpr, TERMS: tl.constexpr, OUTPUTS: tl.constexpr,
     PARTS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """From the sums of `products` and of `attend_backward`, of which an image has `rows` and `folded_rows`.
+    """The backward pass of a head's matrices.
+
+    From the sums of `products` and of `attend_backward`, of which an image has `rows` and `folded_rows`.
 
     grad_products [B, heads, 2 * SIDE, 2 * SIDE]: the gradient of a head's products plus its transpose. A row of sums
     for each image: of the gradients of temperature [heads] and projection [C, C].

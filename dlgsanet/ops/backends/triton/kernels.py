@@ -267,7 +267,7 @@ def convolve(
 
 @triton.jit
 def _similarities(gram, channels, HEADS: tl.constexpr, EPS: tl.constexpr, SIDE: tl.constexpr, ACC: tl.constexpr):
-    """Of one head of one image: normalised products of queries and keys, the queries, and which products there are.
+    """Normalised products of queries and keys of one head of one image, the queries, and which products there are.
 
     gram: [2 * C, 2 * C], the products of the channels of q and k with each other; channels: of a head.
     """

@@ -178,7 +178,7 @@ def _faster(which: choice.Choice, x: Tensor, steps: Callable[[], Tensor], one_ke
 
 
 def _precision(x: Tensor) -> str:
-    """Of products in float32."""
+    """The precision of products in float32."""
     return "tf32" if tf32.allowed_in_matrix_products() and _has_tf32(x.device) else "ieee"
 
 
@@ -189,7 +189,8 @@ def _formed(x: Tensor) -> str:
 
 
 def _precision_of_convolution(x: Tensor) -> str:
-    """Of products in float32: three in TF32, of halves of the factors, are as exact, and faster."""
+    """The precision of a convolution's products in float32: three in TF32, of halves of the factors, are as exact, and
+    faster."""
     if not _has_tf32(x.device):
         return "ieee"
     return "tf32" if tf32.allowed_in_convolutions() else "tf32x3"
@@ -358,7 +359,7 @@ def _attend_by_windows(layer: ChannelAttention, x: Tensor) -> Tensor:
 
 
 def _attend_by_tiles(layer: ChannelAttention, x: Tensor) -> Tensor:
-    """In strips of rows where memory is short. Then q and k are projected first, and later the values."""
+    """In tiles. Where memory is short, in strips of rows: then q and k are projected first, and later the values."""
     assert layer.window is not None
     x = _with_contiguous_planes(x)
     batch, channels, height, width = x.shape
@@ -456,7 +457,7 @@ def block_size(channels: int) -> int:
 
 
 def side_of_head(channels: int) -> int:
-    """Of the matrices that `channel_sums` sums for a head, half of it; at least 8, for products of 16 terms."""
+    """Half of the side of the matrices that `channel_sums` sums for a head: at least 8, for products of 16 terms."""
     return max(FEWEST_TERMS // 2, triton.next_power_of_2(channels))
 
 

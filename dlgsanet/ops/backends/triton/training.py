@@ -271,7 +271,7 @@ def _filter_project_backward(
 
 
 def _multiprocessors(x: Tensor) -> int:
-    """Of which each has room for one program of most kernels of a backward pass."""
+    """The multiprocessors of the GPU of x. Each has room for one program of most kernels of a backward pass."""
     return modules.multiprocessors(x.device) if x.device.type == "cuda" else PROGRAMS // 2
 
 
