@@ -3,10 +3,15 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlgsanet.commands.arguments import ArgumentParser, add_import, add_shard, whole_number
 from dlgsanet.errors import ArgumentError, UserError, unknown
 from dlgsanet.folder_lock import InUseError, owned
+
+if TYPE_CHECKING:
+    from dlgsanet.evaluation.benchmark import Outcome, Settings
+    from dlgsanet.evaluation.entries import Entry
 
 EXAMPLES = """examples:
   dlgsanet benchmark weights/*.safetensors --data datasets/Set5 datasets/Set14
@@ -16,61 +21,31 @@ EXAMPLES = """examples:
 
 
 def main(argv: list[str]) -> int:
-    arguments = _parser().parse_args(argv)
+    """Score the networks and write the tables; exit code 2 (a UserError) if a part failed, after all others."""
+    a = _parser().parse_args(argv)
 
     from dlgsanet.device import find_device, preferred_gpus
-    from dlgsanet.evaluation.benchmark import METRICS, Settings, add_costs, available, run_scale
-    from dlgsanet.evaluation.entries import read_entry
-    from dlgsanet.evaluation.page import write_page
-    from dlgsanet.evaluation.report import write_reports
+    from dlgsanet.evaluation.benchmark import METRICS, Settings, available, run_scale
     from dlgsanet.extensions import import_all
 
-    for name in arguments.metrics:
+    for name in a.metrics:
         if name not in METRICS:
             raise ArgumentError("metrics", unknown("metric", name, METRICS))
-    imports = import_all(arguments.imports)
+    imports = import_all(a.imports)
     failures: list[str] = []
-    networks = []
-    for argument in arguments.networks:
-        for ensemble in (False, True) if arguments.self_ensemble else (False,):
-            try:
-                networks.append(read_entry(argument, ensemble, arguments.random_weights))
-            except UserError as error:
-                failures += [str(error)] if str(error) not in failures else []
+    networks = _networks(a, failures)
     there = sorted({entry.scale for entry in networks})
-    if there and (absent := [scale for scale in arguments.scales or [] if scale not in there]):
+    if there and (absent := [scale for scale in a.scales or [] if scale not in there]):
         of = ", ".join(f"x{scale}" for scale in there)
         raise ArgumentError("scales", f"no network given is of x{absent[0]}; they are of {of}")
-    named = [(entry.name, entry.scale) for entry in networks]
-    if twice := sorted({name for name in named if named.count(name) > 1}):
-        raise UserError(f"two networks are called {twice[0][0]!r}; name them apart: NAME=FILE")
-    devices = tuple(str(find_device(name, "devices")) for name in arguments.devices or preferred_gpus() or ["cpu"])
-    metrics = available(["psnr", "ssim", *arguments.metrics], devices[0], failures)
+    devices = tuple(str(find_device(name, "devices")) for name in a.devices or preferred_gpus() or ["cpu"])
+    metrics = available(["psnr", "ssim", *a.metrics], devices[0], failures)
     imports += [name for entry in networks for name in entry.options.get("imports", ())]
-    a = arguments
     settings = Settings(a.output, metrics, a.batch, devices, a.runs, tuple(imports), a.shard)
     for scale in a.scales or there:
         outcome = run_scale(scale, [e for e in networks if e.scale == scale], a.data, settings)
-        if not any(outcome.pairs.values()):  # nothing to put into tables
-            failures += outcome.failures
-            continue
-        if a.shard and outcome.missing:
-            print(
-                f"x{scale}: pictures missing: {outcome.missing}, in parts that have failed or not ended; the part that "
-                "ends last makes the tables, or a run without --shard"
-            )
-        else:
-            try:
-                # Of two parts that end together, one measures and makes the tables.
-                with owned(a.output / f"x{scale}"):
-                    add_costs(outcome, settings)
-                    print(write_reports(outcome, metrics, a.output, a.published), end="\n\n")
-                    if outcome.rows:
-                        print(f"Page: {write_page(outcome, metrics, a.output, published=a.published)}\n")
-            except InUseError:
-                if not a.shard:
-                    raise
-                print(f"x{scale}: another part makes the tables")
+        if any(outcome.pairs.values()):  # otherwise there is nothing to put into tables
+            _report(outcome, settings, a.published)
         failures += outcome.failures
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
@@ -78,6 +53,48 @@ def main(argv: list[str]) -> int:
         parts = "1 part" if len(failures) == 1 else f"{len(failures)} parts"
         raise UserError(f"{parts} of the benchmark failed, see above; the rest is done")
     return 0
+
+
+def _networks(arguments: argparse.Namespace, failures: list[str]) -> "list[Entry]":
+    """The networks that were given; a line for each that cannot be read is added to `failures`."""
+    from dlgsanet.evaluation.entries import read_entry
+
+    found = []
+    for argument in arguments.networks:
+        for ensemble in (False, True) if arguments.self_ensemble else (False,):
+            try:
+                found.append(read_entry(argument, ensemble, arguments.random_weights))
+            except UserError as error:
+                failures += [str(error)] if str(error) not in failures else []
+    named = [(entry.name, entry.scale) for entry in found]
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise UserError(f"two networks are called {twice[0][0]!r}; name them apart: NAME=FILE")
+    return found
+
+
+def _report(outcome: "Outcome", settings: "Settings", published: bool) -> None:
+    """Measure the costs, and write the tables and the page of a scale, unless other parts are still at work."""
+    from dlgsanet.evaluation.benchmark import add_costs
+    from dlgsanet.evaluation.page import write_page
+    from dlgsanet.evaluation.report import write_reports
+
+    scale, output = outcome.scale, settings.output
+    if settings.shard and outcome.missing:
+        print(
+            f"x{scale}: pictures missing: {outcome.missing}, in parts that have failed or not ended; the part that "
+            "ends last makes the tables, or a run without --shard"
+        )
+        return
+    try:
+        with owned(output / f"x{scale}"):  # of two parts that end together, one makes the tables
+            add_costs(outcome, settings)
+            print(write_reports(outcome, settings.metrics, output, published), end="\n\n")
+            if outcome.rows:
+                print(f"Page: {write_page(outcome, settings.metrics, output, published)}\n")
+    except InUseError:
+        if not settings.shard:
+            raise
+        print(f"x{scale}: another part makes the tables")
 
 
 def _parser() -> argparse.ArgumentParser:

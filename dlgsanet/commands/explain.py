@@ -2,10 +2,16 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
 from dlgsanet.files import check_can_write
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from dlgsanet.evaluation.entries import Entry
 
 EXAMPLES = """examples:
   dlgsanet explain lam weights/*_x4.safetensors edsr_x4.yml \\
@@ -118,7 +124,9 @@ def _filters(arguments: argparse.Namespace) -> None:
     filters_picture(arguments.output, lr, arguments.points, filters)
 
 
-def _ready(arguments: argparse.Namespace, files: list[str]) -> Any:
+def _ready(
+    arguments: argparse.Namespace, files: list[str]
+) -> "tuple[list[Entry], dict[str, nn.Module], np.ndarray, Tensor]":
     """The networks' entries, the networks by name, the image uint8 [H, W, 3], and as a tensor [1, 3, H, W]."""
     from dlgsanet.data.images import read_rgb
     from dlgsanet.device import find_device
