@@ -79,3 +79,11 @@ def test_lines_of_compiled_code_are_as_long_as_pythons():
     lines = [(file.name, line) for file in sources for line in file.read_text().splitlines()]
     assert lines
     assert [place for place in lines if len(place[1]) > limit] == []
+
+
+def test_prose_of_documents_is_as_wide_as_code():
+    """Tables, pictures and what is in code blocks may be wider."""
+    for document in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]:
+        text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        prose = [line for line in text.splitlines() if not line.lstrip().startswith(("|", "!["))]
+        assert [(document.name, line) for line in prose if len(line) > 120] == []
