@@ -77,6 +77,29 @@ def test_16_bits(emulate, dtype, order):
     check(calls.feed_forward((2, 16, 6), channels=13, half=21, seed=3), dtype)
 
 
+CALLS = {
+    cuda.feed_forward: calls.feed_forward(RAGGED, channels=13, half=21, seed=1),
+    cuda.channel_attention: calls.channel_attention(RAGGED, 3, 5, "relu", 9, seed=1),
+    cuda.local_attention: calls.local_attention(RAGGED, 5, 2, 3, 7, seed=1),
+}
+
+
+@pytest.mark.parametrize("layer", CALLS, ids=lambda layer: layer.EXACT)
+@pytest.mark.parametrize("rounded", [False, True])
+def test_nan_is_kept(emulate, layer, rounded):
+    """As GPUs form it: all bits but the sign."""
+    record, x, _ = CALLS[layer]
+    if layer is cuda.channel_attention:
+        record = record._replace(topk_ratio=1)
+    x = x.clone()
+    x.view(torch.int32)[0, :, 4, 6] = 0x7FFFFFFF
+    with torch.no_grad():
+        (out,) = cuda.PATHS[layer.ROUNDED if rounded else layer.EXACT](record, x, x)
+        expected = reference.BACKEND.infer(record, x).isnan()
+    assert expected.sum() >= 9 * x.shape[1]  # filters pass it on
+    assert out[expected].isnan().all()
+
+
 def check_gradients(
     call: calls.Call, dtype: torch.dtype = torch.float32, layout: Callable[[Tensor], Tensor] = lambda t: t
 ):

@@ -155,7 +155,7 @@ inline void load_transposed(unsigned (&to)[4], const unsigned* row) {
 inline unsigned to_tf32(float value) {
   unsigned bits;
   memcpy(&bits, &value, 4);
-  return (bits + 0x1000u) & 0xffffe000u;
+  return value == value ? (bits + 0x1000u) & 0xffffe000u : 0x7fffffffu;
 }
 
 template <typename T>

@@ -7,9 +7,10 @@
 #pragma once
 #include "mma.h"
 
-// Tensor cores ignore all bits below TF32, so with EXACT a factor, rounded to 22 bits, is its own head.
+// Tensor cores ignore all bits below TF32, so with EXACT a factor, rounded to 22 bits, is its own head. The NaN that
+// GPUs form has all bits but the sign, so it must not be rounded up.
 __device__ __forceinline__ unsigned as_factor(float number) {
-  return EXACT ? (__float_as_uint(number) + 2) & ~3u : to_tf32(number);
+  return EXACT ? (min((int)__float_as_uint(number), 0x7ffffffc) + 2) & ~3 : to_tf32(number);
 }
 
 __device__ __forceinline__ unsigned rest_of(unsigned factor) {
