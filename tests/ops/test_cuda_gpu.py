@@ -93,8 +93,10 @@ def only_the_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_kernels_compute_the_definition(seed):
+def test_kernels_compute_the_definition(monkeypatch, seed):
+    """With and without tensor cores."""
     shape, dtype = random_shape(seed), list(TOLERANCE)[seed % len(TOLERANCE)]
+    monkeypatch.setattr(choice, "is_faster", lambda *call: seed // len(TOLERANCE) % 2 == 0)
     for operation, arguments_of in (
         ("dynamic_depthwise_conv", plain_arguments),
         ("fused_dynamic_depthwise_conv", fused_arguments),
