@@ -83,6 +83,10 @@ def test_sub_images_again_and_by_another_recipe(root):
     assert piece.stat().st_mtime_ns == written
     with pytest.raises(UserError, match=r"HR_sub was cut by Recipe\(size=96, step=48, threshold=0\)"):
         data("subimages", root, "--size", 48, "--step", 48, "--scales", 4)
+    # The last pieces of 200x150 pixels would be others: those of HR are there, and those of X3 would not fit them.
+    with pytest.raises(UserError, match="multiples of 4, not by .* multiples of 3; remove it, and cut all scales"):
+        data("subimages", root, "--size", 96, "--step", 48, "--scales", 3)
+    assert not list((root / "LR_bicubic/X3_sub").glob("*.png"))
 
 
 @pytest.mark.parametrize(
