@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules by name: PyTorch's, those of BasicSR that differ, and ours."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -88,6 +89,12 @@ def build_scheduler(options: Mapping[str, Any], optimizer: Optimizer, total_iter
     return schedulers()[options["type"]](optimizer, **arguments)
 
 
+def end_of(scheduler: LRScheduler) -> float:
+    """The iteration after which a schedule has no rates, and fails: of OneCycleLR and CosineAnnealingRestartLR."""
+    ends = getattr(scheduler, "cumulative_period", None) or [math.inf]
+    return getattr(scheduler, "total_steps", ends[-1])
+
+
 def optimization_faults(train: Mapping[str, Any]) -> list[str]:
     """What the optimizer and the schedule of a `train` section refuse: both are tried on a network of three layers.
 
@@ -103,7 +110,10 @@ def optimization_faults(train: Mapping[str, Any]) -> list[str]:
             optimizer = build_optimizer(options, network)
         where = "train.scheduler"
         with faults_of(where):
-            warm_up = WarmUp(optimizer, build_scheduler(train["scheduler"], optimizer, train["total_iter"]), 0)
+            scheduler = build_scheduler(train["scheduler"], optimizer, train["total_iter"])
+        if (end := end_of(scheduler)) < train["total_iter"]:
+            return [f"train.scheduler: ends at iteration {end}, before train.total_iter, {train['total_iter']}"]
+        warm_up = WarmUp(optimizer, scheduler, 0)
         for iteration in (1, 2):
             before = _other_than_rates(optimizer)
             warm_up.set_rates(iteration)

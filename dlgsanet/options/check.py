@@ -260,18 +260,9 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
 def _optimization(options: dict[str, Any]) -> Iterator[str]:
     """Faults of optimizer and schedule."""
     train = options["train"]
-    # Schedules that have an end must not reach it before the run: they fail there.
-    schedule = train["scheduler"]
-    milestones, periods = schedule.get("milestones", []), schedule.get("periods")
+    milestones = train["scheduler"].get("milestones", [])
     if milestones != sorted({*milestones}):
         yield f"train.scheduler.milestones: {shown(milestones)} must ascend"
-    ends = {
-        "CosineAnnealingRestartLR": sum(periods) if isinstance(periods, list) else None,
-        "OneCycleLR": schedule.get("total_steps"),
-    }
-    end = ends.get(schedule["type"])
-    if isinstance(end, (int, float)) and end < train["total_iter"]:
-        yield f"train.scheduler: ends at iteration {end}, before train.total_iter, {train['total_iter']}"
     of_basicsr = options["model_type"] in _FROM_BASICSR["MODEL"]
     unknown_to_it = [name for name, types in _OF_BASICSR.items() if of_basicsr and train[name]["type"] not in types]
     for section in unknown_to_it:

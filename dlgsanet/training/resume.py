@@ -3,6 +3,7 @@
 Works with any BasicSR model: its networks are the attributes `net_*` (`net_g_ema` holds the averages of `net_g`).
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from torch import nn
 
 from dlgsanet.distributed import gather
 from dlgsanet.errors import UserError, brief
+from dlgsanet.models.optimization import end_of
 from dlgsanet.models.weights import misfits
 from dlgsanet.training.checkpoints import Checkpoint, Checkpoints, iteration_of
 
@@ -110,6 +112,10 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
         raise UserError(f"{unfit}: {error}; restore network_g, or set another name for a new run") from error
     except (RuntimeError, ValueError, AssertionError, KeyError) as error:
         raise UserError(f"{unfit}: {brief(error, 200)}; {start_over}") from error
+    end, total = min(map(end_of, model.schedulers), default=math.inf), model.opt["train"]["total_iter"]
+    if end < total:
+        kept = f"its {now[-1]}, which continues as it was saved, ends at iteration {end}"
+        raise UserError(f"{unfit}: {kept}, before train.total_iter, {total}; {start_over}")
     if checkpoint.state.get("scaler"):
         model.scaler.load_state_dict(checkpoint.state["scaler"])
     for name, count in zip(BAD_STEPS, checkpoint.state.get("bad_steps", []), strict=False):

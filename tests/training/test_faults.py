@@ -169,6 +169,7 @@ def test_error_that_nobody_foresaw_ends_the_run(workplace):
         ("optim_g", {"type": "Adam", "lr": 1e-3, "betas": [0.9, 1.5]}, "beta"),
         ("scheduler", {"type": "CosineAnnealingRestartLR", "periods": [6, 6]}, "periods"),
         ("scheduler", {"type": "CosineAnnealingRestartLR", "periods": [4]}, "train.total_iter"),
+        ("scheduler", {"type": "OneCycleLR", "max_lr": 1e-3, "epochs": 2, "steps_per_epoch": 4}, "ends at iteration 8"),
     ],
 )
 def test_values_that_classes_do_not_take(workplace, section, value, expected):

@@ -91,6 +91,22 @@ def test_muon_its_schedule_and_warm_averages_are_resumed_too(workplace):
     assert same_end(workplace, workplace, "stopped", "run")
 
 
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 2}, {"total_steps": 6}),
+        ({"type": "CosineAnnealingRestartLR", "periods": [2]}, {"periods": [6]}),
+    ],
+)
+def test_run_goes_on_no_further_than_its_saved_schedule(workplace, before, now):
+    workplace.options["train"] |= {"total_iter": 2, "scheduler": before}
+    workplace.train()
+    workplace.options["train"] |= {"total_iter": 6, "scheduler": before | now}
+    said = workplace.train("--auto_resume", code=2).splitlines()[-1]
+    assert "as it was saved, ends at iteration 2, before train.total_iter, 6" in said
+    assert "path.pretrain_network_g" in said
+
+
 def test_run_goes_on_from_a_chosen_checkpoint_in_its_own_folder_and_in_another(trained, finished):
     trained.options["path"]["resume_state"] = "experiments/run/training_states/8.state"
     trained.options["name"] = "other"
