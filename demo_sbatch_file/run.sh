@@ -19,8 +19,10 @@ set -- -opt "$options" "$@"
 [ "$command" != train ] || set -- "$@" --auto-resume
 
 if [ -z "$SLURM_JOB_ID" ]; then
-    gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
-    if [ "$command" = train ] && [ "$gpus" -gt 1 ]; then
+    # Those that the run can use: CUDA_VISIBLE_DEVICES may leave out some.
+    gpus=0
+    [ "$command" != train ] || gpus=$(python -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null)
+    if [ "${gpus:-0}" -gt 1 ]; then
         exec torchrun --standalone --nproc_per_node="$gpus" "$script" "$@" --launcher pytorch
     fi
     exec python "$script" "$@"

@@ -26,6 +26,8 @@ slurm = {key: value for key, value in os.environ.items() if key.startswith("SRUN
 json.dump({"argv": sys.argv, "cwd": os.getcwd(), "slurm": slurm}, open("called.json", "w"))
 sys.exit(int(os.environ.get("STAND_IN_CODE", "0")))
 """
+# Stands for torch where the scripts count GPUs.
+TORCH = "import os\nclass cuda: device_count = lambda: len(os.environ['CUDA_VISIBLE_DEVICES'].split(','))\n"
 SBATCH = """#!/bin/sh
 # A stand-in for sbatch: copies the script to a spool folder and runs the copy, from the folder of submission.
 cp "$1" spool/slurm_script
@@ -50,6 +52,7 @@ def repository(tmp_path) -> Path:
     (root / "dlgsanet").mkdir()
     for command in ("train", "test"):
         (root / "dlgsanet" / f"{command}.py").write_text(COMMAND)
+    (root / "torch.py").write_text(TORCH)
     return root
 
 
@@ -121,6 +124,17 @@ def test_under_a_shell_from_any_folder(repository, elsewhere, shell, script):
     assert call["cwd"] == str(repository)
     assert call["argv"][:4] == [f"dlgsanet/{command}.py", "-opt", f"options/{command}/{script.stem}.yml", "--debug"]
     assert ("--auto-resume" in call["argv"]) == (command == "train")
+
+
+@pytest.mark.parametrize(("script", "visible", "ranks"), [(TRAIN, "0,3", "2"), (TRAIN, "3", None), (TEST, "0,3", None)])
+def test_under_a_shell_each_visible_gpu_has_a_process(repository, elsewhere, script, visible, ranks):
+    (elsewhere.parent / "bin/torchrun").write_text('#!/bin/sh\necho "$@"\n')
+    (elsewhere.parent / "bin/torchrun").chmod(0o755)
+    path = repository / script.relative_to(REPOSITORY)
+    done = run("sh", str(path), cwd=elsewhere, CUDA_VISIBLE_DEVICES=visible)
+    assert done.returncode == 0, done.stderr
+    assert (f"--nproc_per_node={ranks}" in done.stdout) == (ranks is not None)
+    assert (repository / "called.json").exists() == (ranks is None)
 
 
 @pytest.mark.parametrize("tasks", ["1", "8"])
