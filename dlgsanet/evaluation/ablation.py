@@ -18,7 +18,7 @@ from dlgsanet.evaluation.networks import network_of, registered_network
 from dlgsanet.evaluation.rows import BICUBIC, Row, means
 from dlgsanet.evaluation.scoring import bicubic, score, standard_metrics, super_resolve
 from dlgsanet.evaluation.tables import Table, figure, terminal_width
-from dlgsanet.evaluation.testing import pairs_to_test
+from dlgsanet.evaluation.testing import pairs_to_test, sets_to_test
 from dlgsanet.extensions import import_all, names_in
 from dlgsanet.files import write_whole
 from dlgsanet.options.parse import load_yaml
@@ -55,6 +55,8 @@ MEANING = {
 }
 FAULT = 2  # the exit code for what the user has to change
 ONE_KIND = ("local", "global")
+# Arguments of schedules that are numbers of iterations.
+ITERATIONS = ("decay_iter", "total_steps", "total_iters", "step_size", "step_size_up", "step_size_down", "T_0", "T_max")
 
 
 def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations: int) -> dict[str, Any]:
@@ -81,15 +83,31 @@ def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations
     elif variant != BASE:
         for change in re.split(r",(?=[\w:]+=)", variant):
             change_option(network, change)
-    share = iterations / options["train"]["total_iter"]
-    scheduler = options["train"]["scheduler"]
+    _scale_schedule(options["train"], iterations)
+    options["train"]["total_iter"] = iterations
+    options["logger"]["save_checkpoint_freq"] = min(iterations, options["logger"]["save_checkpoint_freq"])
+    options.setdefault("val", {})["val_freq"] = iterations
+    # The iterations are in the name: a run of other length has had other rates, and is no start for this one.
+    of_folder = re.sub(r"[/\\]", "_", variant)
+    return options | {"name": f"{options['name']}_{of_folder}_{iterations}_seed{seed}", "manual_seed": seed}
+
+
+def _scale_schedule(train: dict[str, Any], iterations: int) -> None:
+    """Scale all that a `train` section says about the learning rate to a run of another length."""
+    share, scheduler = iterations / train["total_iter"], train["scheduler"]
 
     def scaled(iteration: int) -> int:
-        return max(1, round(iteration * share)) if iteration else 0
+        return max(1, round(iteration * share)) if iteration > 0 else iteration
 
-    for key in ("decay_iter", "total_steps"):
+    if "warmup_iter" in train:
+        train["warmup_iter"] = scaled(train["warmup_iter"])
+    if scheduler.get("epochs") and not scheduler.get("total_steps"):
+        scheduler["total_steps"] = scheduler.pop("epochs") * scheduler.pop("steps_per_epoch")
+    for key in ITERATIONS:
         if scheduler.get(key):
             scheduler[key] = scaled(scheduler[key])
+    if scheduler["type"] in ("ExponentialLR", "CyclicLR") and "gamma" in scheduler:  # of each iteration
+        scheduler["gamma"] **= 1 / share
     if "restarts" in scheduler:
         scheduler["restarts"] = [scaled(at) for at in scheduler["restarts"]]
     if "milestones" in scheduler:  # of a short run several may be one
@@ -97,14 +115,6 @@ def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations
     if "periods" in scheduler:
         ends = [0, *(round(end * share) for end in accumulate(scheduler["periods"]))]
         scheduler["periods"] = [max(1, end - start) for start, end in pairwise(ends)]
-    if "T_max" in scheduler:
-        scheduler["T_max"] = iterations
-    options["train"]["total_iter"] = iterations
-    options["logger"]["save_checkpoint_freq"] = min(iterations, options["logger"]["save_checkpoint_freq"])
-    options.setdefault("val", {})["val_freq"] = iterations
-    # The iterations are in the name: a run of other length has had other rates, and is no start for this one.
-    of_folder = re.sub(r"[/\\]", "_", variant)
-    return options | {"name": f"{options['name']}_{of_folder}_{iterations}_seed{seed}", "manual_seed": seed}
 
 
 def _is_of_the_paper(base: Mapping[str, Any]) -> bool:
@@ -146,6 +156,8 @@ def ablate(
     check_options(base, True, file)
     if not variants and not _is_of_the_paper(base):
         raise ArgumentError("variants", f"give some: {BASE}, or changes of network_g, KEY=VALUE[,KEY=VALUE]")
+    if base["path"].get("resume_state"):
+        raise UserError(f"{file}: path.resume_state: variants begin anew; remove it")
     variants = variants or list(VARIANTS)
     if wrong := [name for name in variants if "=" not in name and name not in (*VARIANTS, BASE)]:
         choices = unknown("variant", wrong[0], (BASE, *VARIANTS))
@@ -159,7 +171,11 @@ def ablate(
             write_whole(path, yaml.safe_dump(options, sort_keys=False).encode())
             made[variant, seed] = path
     for path in made.values():
-        _options(path, data_root)  # every file is checked before the first is trained
+        options = _options(path, data_root)  # every file is checked before the first is trained
+    with within(file):  # the data sets are the same in all
+        if not _validation_sets(options):
+            raise UserError("datasets: has no data set val, on which the variants are scored")
+        sets_to_test(_validation_sets(options), standard_metrics(options["scale"]), options["scale"])
     favoured = _favoured(base)
     if favoured:
         print(favoured, flush=True)
@@ -200,6 +216,10 @@ def _options(path: Path, data_root: str | None) -> dict[str, Any]:
     return read_options(path, is_train=True, data_root=data_root)
 
 
+def _validation_sets(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [opt for opt in options["datasets"].values() if opt["phase"] == "val"]
+
+
 def _train(path: Path, data_root: str | None, signals: StopSignals) -> int:
     """Train in a process of its own; the exit code if it was stopped, else 0."""
     argv = ["train", "-opt", str(path), "--auto-resume", "--same-options"]
@@ -221,7 +241,7 @@ def _score(options: dict[str, Any], variant: str, seed: int, with_bicubic: bool)
     tested["path"]["param_key_g"] = "params_ema" if options["train"].get("ema_decay") else "params"
     network, device = network_of(tested)
     metrics = standard_metrics(scale)
-    for dataset in (opt for key, opt in options["datasets"].items() if key.startswith("val")):
+    for dataset in _validation_sets(options):
         color = dataset.get("color")
         for picture in super_resolve(network, pairs_to_test(dataset), scale, device, color=color):
             name = f"{variant} {seed}"

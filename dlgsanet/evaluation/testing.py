@@ -1,7 +1,7 @@
 """`dlgsanet test`: the scores and pictures of a network on the test sets of an option file."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from dlgsanet.data.parallel import for_each
 from dlgsanet.errors import UserError, within
 from dlgsanet.evaluation.networks import network_of
 from dlgsanet.evaluation.rows import BICUBIC, Row, every_image, summary
-from dlgsanet.evaluation.scoring import Picture, bicubic, metric, score, standard_metrics, super_resolve
+from dlgsanet.evaluation.scoring import Metric, Picture, bicubic, metric, score, standard_metrics, super_resolve
 from dlgsanet.evaluation.tables import terminal_width
 from dlgsanet.files import check_can_write, write_whole
 from dlgsanet.progress import Counter
@@ -39,10 +39,7 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
                 "path.pretrain_network_g is empty: a network of random weights would be tested; "
                 "name its weights, or allow this with --random-weights"
             )
-        datasets = {opt["name"]: pairs_to_test(opt) for _, opt in sorted(options["datasets"].items())}
-        check_images(datasets, scale)
-        for pairs in datasets.values():
-            check_metrics(metrics, min(pairs, key=lambda pair: min(pair.sizes(scale)[0])), scale)
+        datasets = sets_to_test([opt for _, opt in sorted(options["datasets"].items())], metrics, scale)
         network, device = network_of(options)
 
     def target(dataset: str, pair: Pair) -> Path:
@@ -69,6 +66,21 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
             for picture in counter.each(super_resolve(network, pairs, scale, device, color=colors[dataset])):
                 rows += finish(dataset, picture)
     return _report(rows, list(metrics), Path(options["path"]["results_root"]), f"{method}, ×{scale}")
+
+
+def sets_to_test(
+    datasets: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric], scale: int
+) -> dict[str, list[Pair]]:
+    """The pairs of test sets by name, after all images were read and the metrics tried on the smallest of each set.
+
+    Raises:
+        UserError: see `pairs_to_test`, `check_images` and `check_metrics`.
+    """
+    found = {opt["name"]: pairs_to_test(opt) for opt in datasets}
+    check_images(found, scale)
+    for pairs in found.values():
+        check_metrics(metrics, min(pairs, key=lambda pair: min(pair.sizes(scale)[0])), scale)
+    return found
 
 
 def pairs_to_test(opt: Mapping[str, Any]) -> list[Pair]:

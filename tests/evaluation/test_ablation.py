@@ -127,6 +127,16 @@ def test_runs_of_another_base_file_are_not_continued(base, in_this_process, capf
             {"type": "CosineAnnealingRestartLR", "periods": [50, 50], "restart_weights": [1, 1]},
             {"periods": [2, 3]},
         ),
+        ({"type": "OneCycleLR", "max_lr": 1e-3, "epochs": 5, "steps_per_epoch": 20}, {"total_steps": 5}),
+        ({"type": "CosineAnnealingLR", "T_max": 200}, {"T_max": 10}),
+        ({"type": "CosineAnnealingWarmRestarts", "T_0": 40, "T_mult": 2}, {"T_0": 2}),
+        ({"type": "StepLR", "step_size": 20, "gamma": 0.5}, {"step_size": 1}),
+        ({"type": "PolynomialLR", "total_iters": 100}, {"total_iters": 5}),
+        (
+            {"type": "CyclicLR", "base_lr": 1e-4, "max_lr": 1e-3, "step_size_up": 40, "cycle_momentum": False},
+            {"step_size_up": 2},
+        ),
+        ({"type": "ExponentialLR", "gamma": 0.5**0.05}, {"gamma": pytest.approx(0.5)}),
     ],
 )
 def test_every_schedule_is_scaled_to_a_run_of_any_length(base, schedule, expected):
@@ -135,7 +145,15 @@ def test_every_schedule_is_scaled_to_a_run_of_any_length(base, schedule, expecte
     check_options(options, True, base)
     short = variant_options(options, "relu", 3, 5)
     check_options(short, True, base)
-    assert short["train"]["scheduler"] == schedule | expected
+    kept = {key: value for key, value in schedule.items() if "epoch" not in key}
+    assert short["train"]["scheduler"] == kept | expected
+
+
+def test_the_warm_up_is_scaled_too(base):
+    options = yaml.safe_load(base.read_text())
+    assert variant_options(options, "relu", 3, 5)["train"]["warmup_iter"] == -1
+    options["train"]["warmup_iter"] = 40
+    assert variant_options(options, "relu", 3, 5)["train"]["warmup_iter"] == 2
 
 
 def test_runs_of_other_lengths_are_other_runs(base):
@@ -165,6 +183,36 @@ def test_a_faulty_file_is_named(base, section, option, value, capsys):
     assert main(["ablate", "-opt", str(base), "--iterations", "2"]) == 2
     assert f"{base}: {f'{section}.' if section else ''}{option}: " in capsys.readouterr().err
     assert not (base.parent / "results").exists()
+
+
+def without_validation(options):
+    del options["datasets"]["val"], options["val"]
+
+
+def normalised(options):
+    for section in options["datasets"].values():
+        section |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+def resumed(options):
+    options["path"]["resume_state"] = "1.state"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (without_validation, "datasets: has no data set val"),
+        (normalised, "mean, std: not for testing"),
+        (resumed, "path.resume_state: variants begin anew"),
+    ],
+)
+def test_what_cannot_be_scored_is_not_trained(base, change, named, capsys):
+    options = yaml.safe_load(base.read_text())
+    change(options)
+    base.write_text(yaml.safe_dump(options))
+    assert main(["ablate", "-opt", str(base), "--iterations", "2", "--variants", "base"]) == 2
+    assert named in capsys.readouterr().err
+    assert not (base.parent / "experiments").exists()
 
 
 @pytest.mark.parametrize(
