@@ -120,7 +120,8 @@ def parameters(network: nn.Module) -> int:
 
 
 def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
-    """Multiply-accumulates of all convolutions and matrix products for one input [1, 3, height, width].
+    """Multiply-accumulates of all convolutions and matrix products for one input [1, 3, height, width],
+    or [1, 1, height, width] of a DLGSANet on luma.
 
     They are counted as PyTorch dispatches them, with fake tensors, so nothing is computed and no term is forgotten. For
     DLGSANet this includes the dynamic filtering and the products of the attention in every TLC window. Norms,
@@ -138,11 +139,15 @@ def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
     try:
         # With gradients, so that DLGSANet composes its layers of operators that can be counted.
         with torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
-            twin(torch.empty(1, 3, height, width))
+            twin(torch.empty(1, _channels(network), height, width))
     except Exception as error:  # networks of other projects may raise any exception
         what = f"{type(network).__name__} cannot be counted at {width}x{height}"
         raise UserError(f"{what}: {reason_of(error, 300)}") from error
     return counter.get_total_flops() // 2
+
+
+def _channels(network: nn.Module) -> int:
+    return network.shallow.weight.shape[1] if isinstance(network, DLGSANet) else 3
 
 
 def _fused_dynamic_flops(x: Any, z: Any, weight: Any, bias: Any, window_size: int, *args: Any, **kwargs: Any) -> int:
@@ -171,7 +176,7 @@ def measure(network: nn.Module, height: int, width: int, device: torch.device, r
     if free is not None and _least_memory(network, height, width) > free:
         raise UserError(too_large)
     try:
-        x = torch.rand(1, 3, height, width, device=device)
+        x = torch.rand(1, _channels(network), height, width, device=device)
         return (_measure_cuda if x.is_cuda else _measure_cpu)(network, x, runs)
     except Exception as error:
         if not is_out_of_memory(error):
@@ -182,7 +187,7 @@ def measure(network: nn.Module, height: int, width: int, device: torch.device, r
 def _least_memory(network: nn.Module, height: int, width: int) -> int:
     """Bytes that one run on a CPU needs: of a DLGSANet with its output, of others no less than the tensors that are
     alive at once; PyTorch's convolutions may copy some of them."""
-    pixels = 4 * 3 * height * width
+    pixels = 4 * _channels(network) * height * width
     if isinstance(network, DLGSANet):
         return needed_memory(network, height, width, None) + pixels * (1 + network.upscale**2)
     live = _LiveTensors()

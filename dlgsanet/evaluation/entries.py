@@ -51,7 +51,8 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
     """An entry from `FILE` or `NAME=FILE`. FILE is a weight file of a DLGSANet, or an option file that names weights.
 
     Raises:
-        UserError: the file cannot be read, is neither, or names no weights and none are allowed.
+        UserError: the file cannot be read, is neither, names no weights and none are allowed, or its network is not
+            one for RGB images.
     """
     name, _, file = argument.rpartition("=")
     path = expanded(file)
@@ -74,6 +75,10 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
         network = {"type": "DLGSANet", **network_options(read_checkpoint(path))}
         options, scale, content = {"network_g": network}, network["upscale"], [path]
         name = printable(name or path.stem)
+    if (channels := network.get("num_in_ch", network.get("in_chans", 3))) != 3:
+        raise UserError(
+            f"{path}: is for images of {channels} channel(s), not for RGB; `dlgsanet test` scores it on luma"
+        )
     if Path(name).name != name or name in ("..", BICUBIC):
         raise UserError(f"{argument}: {name!r} cannot name a network: its pictures go to a folder of that name")
     size = size_of(network) if network["type"] == "DLGSANet" else None

@@ -10,6 +10,7 @@ from dlgsanet.cli import main
 from dlgsanet.evaluation import complexity
 from dlgsanet.evaluation.complexity import input_size, measure, multiply_accumulates, parameters
 from dlgsanet.pictures.tile_sizes import OTHER_MEMORY, needed_memory
+from tests.evaluation.conftest import SMALL, small_weights
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,15 @@ def test_the_command_counts_any_option_file(option_file, capsys):
     assert "581,298" in out
     assert "34.7" in out
     assert "small" in out
+
+
+def test_a_network_on_luma(tmp_path, capsys):
+    of_rgb, of_luma = (DLGSANet(**SMALL | {"upscale": 2, "in_chans": channels}).eval() for channels in (3, 1))
+    fewer = 2 * 9 * SMALL["dim"] * (1 + 2**2) * 24 * 32  # of the first and of the last convolution
+    assert multiply_accumulates(of_rgb, 24, 32) - multiply_accumulates(of_luma, 24, 32) == fewer
+    path = small_weights(tmp_path / "luma.pth", in_chans=1)
+    assert main(["complexity", str(path), "--output", "64x48", "--runs", "1"]) == 0
+    assert "luma" in capsys.readouterr().out
 
 
 def test_latency_and_memory_are_measured():

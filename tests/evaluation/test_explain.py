@@ -88,6 +88,7 @@ def place(tmp_path, monkeypatch):
     small_weights(tmp_path / "A.pth")
     small_weights(tmp_path / "global.pth", buildblock_type="restormer")
     small_weights(tmp_path / "local.pth", buildblock_type="idynamic")
+    small_weights(tmp_path / "luma.pth", in_chans=1)
     save(tmp_path / "lr.png", data.astronaut()[40:64, 200:230])
     return tmp_path
 
@@ -138,6 +139,7 @@ def test_weights_that_overflow_are_named(place, arguments, large, capsys):
         (["kept", "local.pth"], "SparseGSA"),
         (["filters", "global.pth", "--points", "1,1"], "MHDLSA"),
         (["filters", "A.pth", "--points", "30,1"], "--points 30,1"),
+        (["lam", "A.pth", "luma.pth"], "luma.pth: is for images of 1 channel(s)"),
     ],
 )
 def test_errors_name_the_argument(place, arguments, named, capsys):
