@@ -44,8 +44,10 @@ def metric(options: Mapping[str, Any]) -> Metric:
     import dlgsanet.plugin  # noqa: F401, I001  # before BasicSR
     from basicsr.metrics import calculate_metric
 
+    arguments = {key: value for key, value in options.items() if key != "better"}
+
     def of_basicsr(image: np.ndarray, reference: np.ndarray) -> float:
-        return float(calculate_metric({"img": image[..., ::-1], "img2": reference[..., ::-1]}, options))
+        return float(calculate_metric({"img": image[..., ::-1], "img2": reference[..., ::-1]}, arguments))
 
     return of_basicsr
 

@@ -54,6 +54,24 @@ def test_scores_are_basicsrs_and_pictures_are_saved(run, option_file, photograph
     assert f"| Photos | small | {np.mean(values):.2f} |" in (option_file.parent / "results/small/scores.md").read_text()
 
 
+METRIC = """
+from basicsr.utils.registry import METRIC_REGISTRY
+
+@METRIC_REGISTRY.register()
+def mean_difference(img, img2):
+    return abs(img.astype(float) - img2).mean()
+"""
+
+
+def test_a_metric_of_ones_own_of_which_less_is_better(run, option_file):
+    (option_file.parent / "metric.py").write_text(METRIC)
+    metric = "val:metrics:psnr={type: mean_difference, better: lower}"
+    code, _, lines = run("--import", "metric.py", "--force_yml", metric)
+    assert (code, lines) == (0, [])
+    found = scores(option_file.parent)
+    assert found["chelsea", "small"] > found["chelsea", "bicubic"] > 0
+
+
 def test_second_test_of_a_name_stops_before_it_writes(run, option_file):
     with owned(option_file.parent / "results/small"):
         code, _, lines = run()
