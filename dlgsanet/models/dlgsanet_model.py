@@ -259,3 +259,6 @@ class DLGSANetModel(SRModel):
             torch._foreach_add_(averages, steps)
         else:
             torch._foreach_lerp_(averages, current, share)
+        # They are averages already: the statistics of batch normalisation.
+        for kept, new in zip(self.net_g_ema.buffers(), self.get_bare_model(self.net_g).buffers(), strict=True):
+            kept.copy_(new)

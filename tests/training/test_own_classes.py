@@ -61,6 +61,27 @@ def test_it_is_trained_and_teaches_its_like(own, by):
     assert own.weights(2)["params"].keys() == torch.load(own.folder / "t.pth")["params"].keys()
 
 
+NORMALISED = """
+from torch import nn
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class Normalised(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
+"""
+
+
+def test_averaged_weights_have_the_statistics_of_batch_normalisation(own):
+    (own.folder / "normalised.py").write_text(NORMALISED)
+    own.options |= {"network_g": {"type": "Normalised"}, "import": "normalised.py"}
+    own.train()
+    weights = own.weights("latest")
+    for name in ("1.running_mean", "1.running_var"):
+        assert torch.equal(weights["params_ema"][name], weights["params"][name])
+    assert not torch.equal(weights["params_ema"]["1.weight"], weights["params"]["1.weight"])
+
+
 def test_without_the_import_the_class_is_unknown(own):
     own.options["network_g"] = NETWORK
     assert "unknown type 'SMFANet'" in own.train(code=2).splitlines()[-1]
