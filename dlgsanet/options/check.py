@@ -24,7 +24,7 @@ _COLUMNS = (BELOW_BICUBIC, "data set", "image", "method")  # what stands next to
 # BasicSR's models and data sets that our loop can run. Others need discriminators, video, or degradations.
 _FROM_BASICSR = {
     "MODEL": {"SRModel", "SwinIRModel"},
-    "DATASET": {"PairedImageDataset", "SingleImageDataset", "RealESRGANPairedDataset"},
+    "DATASET": {"PairedImageDataset", "SingleImageDataset"},
 }
 _WITH_CHANNELS = ("PairedImageDataset", "CachedPairedImageDataset", "DegradedPairedImageDataset", "SingleImageDataset")
 
@@ -248,6 +248,8 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
         yield from _computed_weights(options, train["network_init"])
     if train.get("teacher_opt") and not train.get("pixel_opt"):
         yield "train.teacher_opt: pixel_opt compares with the teacher; set it"
+    if train.get("teacher_opt") and any(opt.get("mean") is not None for opt in options["datasets"].values()):
+        yield "train.teacher_opt: a teacher takes images in [0, 1]; remove mean and std of the data sets"
     if teacher := (train.get("teacher_opt") or {}).get("network"):
         yield from _built("train.teacher_opt.network", teacher)
     if train.get("ema_warmup") and not train.get("ema_decay"):

@@ -36,11 +36,15 @@ Weights = dict[str, dict[str, Any]]  # label (`net_g`) -> key (`params`, `params
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read: `weights` by network label (`net_g`), each by key (`params`, `params_ema`)."""
+    """A checkpoint as read: `weights` by network label (`net_g`), each by key (`params`, `params_ema`).
+
+    `root` is the folder of the run that wrote it.
+    """
 
     iteration: int
     weights: Weights
     state: dict[str, Any]
+    root: Path = Path()
 
 
 def iteration_of(path: Path) -> int | None:
@@ -129,7 +133,7 @@ class Checkpoints:
         for label in state.get("networks", ["net_g"]):
             if label not in weights:
                 raise UserError(f"{self.root}/models/{label}_{iteration}.pth: missing")
-        return Checkpoint(iteration, weights, state)
+        return Checkpoint(iteration, weights, state, self.root)
 
     def set_aside(self, after: int) -> None:
         """Rename the states of later iterations to `.state.aside`: no run continues from them any more."""

@@ -138,17 +138,19 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
     now = conditions(options, train_set, batch_size)
     if same_options and before and options["rank"] == 0:
         refuse_other_run(before, now, checkpoints.root)
-    if checkpoint is None:
+    own = checkpoint if checkpoint and checkpoint.root.resolve() == checkpoints.root.resolve() else None
+    if own is None:  # it begins, perhaps from another run's checkpoint
         _make_folders(options)
     elif options["rank"] == 0:
-        checkpoints.root.mkdir(parents=True, exist_ok=True)  # of another run's checkpoint
-        checkpoints.set_aside(after=checkpoint.iteration)
+        checkpoints.set_aside(after=own.iteration)
     if options["rank"] == 0:
         log_to_file(checkpoints.root)
     position = Position()
     if checkpoint:
         with within(options.get("option_file", "")):
             position = restore(model, checkpoint, options["rank"], epoch_length)
+            if own is None:
+                position.best = {}  # those weights are in the other run's folder
     introduce(options, validation_sets, batch_size, epoch_length, position, before, now)
     write_record(options, position.iteration)
     return Loop(
@@ -207,7 +209,8 @@ def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
         if opt["phase"] == "train":
             train_set = data_set
         else:
-            validation_sets.append(ValidationSet(data_set, opt["name"], options["rank"], options["world_size"]))
+            share, normalisation = (options["rank"], options["world_size"]), (opt.get("mean"), opt.get("std"))
+            validation_sets.append(ValidationSet(data_set, opt["name"], *share, *normalisation))
     return train_set, validation_sets
 
 

@@ -1,6 +1,6 @@
 """Validation. Each rank takes a share of the images; the scores are those of a single process to the last digit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import tensor2img
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
@@ -33,10 +34,20 @@ class ValidationSet:
         dataset: gives `lq`, `lq_path` and, for metrics, `gt`.
         name: its name in the log.
         rank, world_size: this rank takes every `world_size`-th image.
+        mean, std: with which the data set normalises the channels of its samples, if it does.
     """
 
-    def __init__(self, dataset: Any, name: str, rank: int, world_size: int):
+    def __init__(
+        self,
+        dataset: Any,
+        name: str,
+        rank: int,
+        world_size: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ):
         self.dataset, self.name = dataset, name
+        self.normalisation = mean, std
         self.indices = range(rank, len(dataset), world_size)
         self._bicubic: dict[int, float] = {}  # scores of bicubic interpolation by index, computed once
 
@@ -78,7 +89,7 @@ class ValidationSet:
                 data = default_collate([read_sample(self.dataset, index)])
                 if stopped():
                     break
-                image, scores[index] = _upscale_and_score(model, data, metrics)
+                image, scores[index] = _upscale_and_score(model, data, metrics, *self.normalisation)
                 if compared and self._is_below_bicubic(index, data, metrics[compared], scores[index][compared]):
                     below.append(index)
                 first = np.atleast_3d(image) if index == 0 else first
@@ -93,10 +104,17 @@ class ValidationSet:
 
     def _is_below_bicubic(self, index: int, data: dict[str, Any], metric: dict[str, Any], value: float) -> bool:
         if index not in self._bicubic:
-            lq, gt = tensor2img([data["lq"]]), tensor2img([data["gt"]])
+            lq, gt = (_levels(data[key], *self.normalisation) for key in ("lq", "gt"))
             self._bicubic[index] = score(imresize(lq, len(gt) // len(lq)), gt, metric)
         bicubic = self._bicubic[index]
         return value > bicubic if metric.get("better") == "lower" else value < bicubic
+
+
+def _levels(image: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> np.ndarray:
+    """uint8 BGR [H, W, 3] (or gray [H, W]) of a sample or an output [1, C, H, W], which may be normalised."""
+    if mean is not None and std is not None:
+        image = image * image.new_tensor(std)[:, None, None] + image.new_tensor(mean)[:, None, None]
+    return tensor2img([image])
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -115,15 +133,19 @@ def _each_rank_for_itself(model: BaseModel) -> Iterator[None]:
 
 
 def _upscale_and_score(
-    model: BaseModel, data: dict[str, Any], metrics: dict[str, Any]
+    model: BaseModel,
+    data: dict[str, Any],
+    metrics: dict[str, Any],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
     model.feed_data(data)
     model.test()
     visuals = model.get_current_visuals()
     if not visuals["result"].isfinite().all():
         raise DivergedError(f"{data['lq_path'][0]}: {NOT_FINITE}")
-    image = tensor2img([visuals["result"]])
-    gt = tensor2img([visuals["gt"]]) if metrics else None
+    image = _levels(visuals["result"], mean, std)
+    gt = _levels(visuals["gt"], mean, std) if metrics else None
     return image, {name: score(image, gt, options) for name, options in metrics.items()}
 
 

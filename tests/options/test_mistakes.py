@@ -126,6 +126,9 @@ def test_the_scale_of_means_is_that_of_the_images(options):
     for name in ("train", "val"):
         change(options, {f"datasets.{name}.mean": [0.5] * 3, f"datasets.{name}.std": [0.5] * 3})
     read(options)
+    change(options, {"train.teacher_opt": {"path": "weights.pth"}})
+    assert "train.teacher_opt: a teacher takes images in [0, 1]" in fault(options)
+    change(options, {"train.teacher_opt": None})
     for other in ([0.4] * 3, None):
         change(options, {"datasets.val.mean": other, "datasets.val.std": other})
         assert "mean" in fault(options)

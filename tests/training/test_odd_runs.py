@@ -73,6 +73,36 @@ def test_gray_samples_are_basicsrs(workplace):
         assert torch.equal(one["gt"], other["gt"])
 
 
+NEAREST = """
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class Nearest(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return torch.nn.functional.interpolate(x, scale_factor=2) + self.nothing
+"""
+
+
+def test_normalised_samples_are_validated_as_images(workplace):
+    (workplace.folder / "nearest.py").write_text(NEAREST)
+    workplace.options |= {"import": "nearest.py", "network_g": {"type": "Nearest"}}
+    workplace.options["train"] |= {"total_iter": 1, "optim_g": {"type": "Adam", "lr": 0.0}}
+    workplace.options["val"]["save_img"] = True
+    found = []
+    for mean, std in (([0.5, 0.4, 0.3], [0.5, 0.25, 0.2]), (None, None)):
+        for data_set in workplace.options["datasets"].values():
+            data_set |= {"mean": mean, "std": std}
+        (line,) = (line for line in workplace.train().splitlines() if "Validation at" in line)
+        pictures = sorted(workplace.experiment().glob("visualization/*/1/*.png"))
+        found.append((line.partition("Validation")[2], [path.read_bytes() for path in pictures]))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("form", ["params", "bare", "safetensors"])
 def test_basicsrs_model_starts_from_every_form_of_weights(workplace, finished, form):
     source = finished.experiment() / "models/net_g_latest.pth"

@@ -111,12 +111,27 @@ def test_run_goes_on_from_a_chosen_checkpoint_in_its_own_folder_and_in_another(t
     trained.options["path"]["resume_state"] = "experiments/run/training_states/8.state"
     trained.options["name"] = "other"
     assert resumed(trained.train("--auto_resume")) == (8, True)  # there is nothing else to resume
-    assert identical(trained.checkpoint(12, "other"), finished.checkpoint(12))
+    other, whole = trained.checkpoint(12, "other"), finished.checkpoint(12)
+    assert whole["position"].pop("best")["iteration"] == 6
+    assert other["position"].pop("best") == {}  # those weights are in the folder of the run
+    assert identical(other, whole)
+    assert identical(trained.weights("best", "other"), trained.weights("latest", "other"))
     trained.options |= {"name": "run"}
     said = trained.train()
     assert "12.state" in said
     assert "10.state" in said
     assert same_end(trained, finished)
+
+
+def test_checkpoint_of_another_run_begins_a_folder_of_its_own(trained):
+    shutil.copytree(trained.experiment(), trained.experiment("other"))
+    (trained.experiment("other") / "models/net_g_best.pth").write_text("of an older run")
+    trained.options["path"]["resume_state"] = "experiments/run/training_states/8.state"
+    trained.options["name"] = "other"
+    assert resumed(trained.train()) == (8, True)
+    assert len([*trained.experiment().parent.glob("other_archived_*")]) == 1
+    assert not (trained.experiment("other") / "record_0.yml").exists()
+    assert identical(trained.weights("best", "other"), trained.weights("latest", "other"))
 
 
 @pytest.mark.parametrize("model_type", ["SRModel", "DLGSANetModel"])
