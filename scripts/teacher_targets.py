@@ -5,10 +5,11 @@
 
 writes datasets/Photos542/Teacher/X4; name it in a training file as `dataroot_gt`. Unlike `train.teacher_opt`, the
 teacher computes each image once, not once for each crop, and as a whole, and `--self-ensemble` can be used. Images that
-are there already are not computed again.
+are there already are not computed again; targets of other weights or another share are refused.
 """
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import dlgsanet.plugin  # noqa: F401  # registers the networks
 from dlgsanet.archs.sizes import SCALES
 from dlgsanet.commands.arguments import add_import
 from dlgsanet.data.images import UnreadableImageError, png_bytes
+from dlgsanet.data.layout import check_recipe, write_recipe
 from dlgsanet.data.pairs import Pair, find_pairs_in
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.device import find_device
@@ -58,14 +60,20 @@ def main() -> None:
         teacher = self_ensemble(teacher)
     folder = arguments.root / "Teacher" / f"X{arguments.scale}"
     pairs = find_pairs_in(arguments.root, arguments.scale)
-    written = write_targets(pairs, folder, teacher, arguments.scale, arguments.share, device)
+    digest = hashlib.sha256(Path(arguments.weights).read_bytes()).hexdigest()[:16]
+    how = f"weights {digest} ({Path(arguments.weights).name}), network {network}, share {arguments.share:g}"
+    how += ", self-ensemble" * arguments.self_ensemble
+    check_recipe(folder, how, "remove it to make it again")
+    written = write_targets(pairs, folder, teacher, arguments.scale, arguments.share, device, how)
     print(f"{folder}: {written} written, {len(pairs) - written} were there")
 
 
 def write_targets(
-    pairs: list[Pair], folder: Path, teacher: Network, scale: int, share: float, device: torch.device
+    pairs: list[Pair], folder: Path, teacher: Network, scale: int, share: float, device: torch.device, how: str
 ) -> int:
     """Write the target of each pair: `share` times the teacher's output plus `1 - share` times the HR image.
+
+    `how` is the recipe of the folder.
 
     Returns:
         How many were written; those that were there already are left as they are.
@@ -82,6 +90,7 @@ def write_targets(
         lr, hr = (torch.from_numpy(image.transpose(2, 0, 1).copy())[None] for image in pair.read(scale))
         with one_at_a_time, refusals_name(pair):
             target = blend(teacher(lr.to(device) / 255), hr, share)
+        write_recipe(folder, how)
         write_whole(path, png_bytes(target.numpy(), compress_level=1))
         return True
 

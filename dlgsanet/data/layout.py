@@ -19,6 +19,8 @@ from dlgsanet.data.sources import Source
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 
+RECIPE = ".recipe"  # in a folder of images that are made from others
+
 
 @dataclass
 class Outcome:
@@ -68,6 +70,24 @@ def scales_of(root: Path) -> list[int]:
     """The scales that a data root has LR images of."""
     folders = (root / "LR_bicubic").glob("X*")
     return sorted(int(folder.name[1:]) for folder in folders if folder.name[1:].isdecimal())
+
+
+def check_recipe(folder: Path, how: str, again: str) -> None:
+    """Check that what is in a folder was made in the same way, where that is written down (`write_recipe`).
+
+    Raises:
+        UserError: it was not; the message says how and ends with what to do, `again`.
+    """
+    recipe = folder / RECIPE
+    if recipe.exists() and (found := recipe.read_bytes()) != f"{how}\n".encode():
+        by = found.decode(errors="replace").strip()
+        raise UserError(f"{folder} was made by {by}, not by {how}; {again}")
+
+
+def write_recipe(folder: Path, how: str) -> None:
+    """Write down how the images of a folder are made, so that a later run does not mix them with others."""
+    if not (folder / RECIPE).exists():
+        write_whole(folder / RECIPE, f"{how}\n".encode())
 
 
 def lay_out(originals: Mapping[str, Source], root: Path, scales: Sequence[int], workers: int | None = None) -> Outcome:

@@ -12,7 +12,7 @@ from math import lcm
 from pathlib import Path
 
 from dlgsanet.data.images import UnreadableImageError, list_images, png_bytes, read_image
-from dlgsanet.data.layout import hr_folder, lr_path
+from dlgsanet.data.layout import check_recipe, hr_folder, lr_path, write_recipe
 from dlgsanet.data.parallel import for_each
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
@@ -53,23 +53,14 @@ def cut(root: Path, scales: Sequence[int], recipe: Recipe, workers: int | None =
             raise UserError(f"{name}: must be a multiple of every scale, of {lcm(*scales)}, not {value}")
     originals = list_images(hr_folder(root), "ROOT")
     for folder in sub_folders(root, scales).values():
-        _sign(folder / ".recipe", f"{recipe}, in images cropped to multiples of {lcm(*scales)}")
+        # The scales are part of it: the last pieces of HR end where the images of all scales do.
+        how = f"{recipe}, in images cropped to multiples of {lcm(*scales)}"
+        check_recipe(folder, how, "remove it, and cut all scales at once")
+        write_recipe(folder, how)
     pieces, skipped = for_each(
         partial(_cut_one, root=root, scales=scales, recipe=recipe), originals, "cutting", workers
     )
     return sum(pieces), skipped
-
-
-def _sign(signature: Path, recipe: str) -> None:
-    """Write down the recipe of a folder, so that a later run does not mix it with another one.
-
-    The scales are part of it: the last pieces of HR end where the images of all scales do.
-    """
-    content = f"{recipe}\n".encode()
-    if signature.exists() and (found := signature.read_bytes()) != content:
-        by = found.decode(errors="replace").strip()
-        raise UserError(f"{signature.parent} was cut by {by}, not by {recipe}; remove it, and cut all scales at once")
-    write_whole(signature, content)
 
 
 def _cut_one(original: Path, root: Path, scales: Sequence[int], recipe: Recipe) -> int:

@@ -81,10 +81,10 @@ def test_sub_images_again_and_by_another_recipe(root):
     data("subimages", root, "--size", 96, "--step", 48, "--scales", 4)
     assert (root / "HR_sub/coffee_s002.png").exists()
     assert piece.stat().st_mtime_ns == written
-    with pytest.raises(UserError, match=r"HR_sub was cut by Recipe\(size=96, step=48, threshold=0\)"):
+    with pytest.raises(UserError, match=r"HR_sub was made by Recipe\(size=96, step=48, threshold=0\)"):
         data("subimages", root, "--size", 48, "--step", 48, "--scales", 4)
     # The last pieces of 200x150 pixels would be others: those of HR are there, and those of X3 would not fit them.
-    with pytest.raises(UserError, match="multiples of 4, not by .* multiples of 3; remove it, and cut all scales"):
+    with pytest.raises(UserError, match=r"multiples of 4, not by .* multiples of 3; remove it, and cut all scales"):
         data("subimages", root, "--size", 96, "--step", 48, "--scales", 3)
     assert not list((root / "LR_bicubic/X3_sub").glob("*.png"))
 
@@ -270,5 +270,5 @@ def test_lmdb_names_what_is_not_utf8(root):
 def test_a_damaged_recipe_of_sub_images_is_named(root):
     (root / "HR_sub").mkdir()
     (root / "HR_sub/.recipe").write_bytes(b"\xff")
-    with pytest.raises(UserError, match="HR_sub was cut by"):
+    with pytest.raises(UserError, match="HR_sub was made by"):
         data("subimages", root, "--size", 96, "--step", 48, "--scales", 4)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import runpy
+import shutil
 import subprocess
 import sys
 from unittest import mock
@@ -67,6 +68,11 @@ def test_targets_are_what_upscale_writes(root):
     assert target.shape == (48, 50, 3)
     np.testing.assert_array_equal(target, pixels("b.png"))
 
+    done = run_here(root, "--weights", WEIGHTS, "--share", "0.25")  # the targets that are there are others
+    assert done.returncode == 1
+    assert "share 1, self-ensemble, not by weights" in done.stderr
+    shutil.rmtree(root / "Teacher")
+    assert run_here(root, "--weights", WEIGHTS, "--share", "0.25").stdout.endswith("2 written, 0 were there\n")
     (root / "Teacher/X2/a.png").unlink()
     before = (root / "Teacher/X2/b.png").stat().st_mtime_ns
     assert run_here(root, "--weights", WEIGHTS, "--share", "0.25").stdout.endswith("1 written, 1 were there\n")
