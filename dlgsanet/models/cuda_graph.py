@@ -11,11 +11,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dlgsanet.errors import UserError, brief, first_failure
 from dlgsanet.memory import is_out_of_memory
+from dlgsanet.models.optimization import optimization_faults
 
 logger = logging.getLogger("dlgsanet")
 
@@ -38,6 +39,25 @@ def faults_of_cuda_graph(train: Mapping[str, Any]) -> Iterator[str]:
         yield f"train.cuda_graph: compile: {train['compile']} makes CUDA graphs itself; choose compile: true or false"
 
 
+def captures(options: Mapping[str, Any], train: Mapping[str, Any], parts: Iterable[nn.Module]) -> bool:
+    """Whether iterations are captured.
+
+    A graph repeats what Python decided in the captured iteration, for example by a random number. So `auto` captures
+    only what is known to do the same each time.
+
+    Args:
+        options: of the run, on an NVIDIA GPU or not.
+        train: its complete `train` section.
+        parts: the network and the losses.
+    """
+    if train["cuda_graph"] != "auto":
+        return train["cuda_graph"]
+    if options["num_gpu"] == 0 or options["dist"] or torch.version.hip or train["compile"] or train["teacher_opt"]:
+        return False
+    known = all(type(part).__module__.split(".")[0] in ("dlgsanet", "basicsr") for part in parts)
+    return known and not any(faults_of_cuda_graph(train)) and not optimization_faults({**train, "cuda_graph": True})
+
+
 class CudaGraphs:
     """The two parts of an iteration, run eagerly in the first steps, then captured, then replayed.
 
@@ -48,16 +68,23 @@ class CudaGraphs:
         optimizer: Adam, AdamW or Muon.
         gradients: computes the clipped gradients of a batch, in `.grad` of the parameters, and the values to report.
         update: makes the optimizer's step and updates the averages, with the share of the weights in them.
+        required: what cannot be captured is an error. Else the iterations stay eager.
     """
 
     def __init__(
-        self, optimizer: Optimizer, gradients: Callable[[Tensor, Tensor], Values], update: Callable[[Any], None]
+        self,
+        optimizer: Optimizer,
+        gradients: Callable[[Tensor, Tensor], Values],
+        update: Callable[[Any], None],
+        required: bool,
     ):
-        self._optimizer, self._gradients, self._update = optimizer, gradients, update
+        self._optimizer, self._gradients, self._update, self._required = optimizer, gradients, update, required
         self._stream = torch.cuda.Stream()
         self._device = optimizer.param_groups[0]["params"][0].device
         self._rates = [self._scalar() for _ in optimizer.param_groups]
         self._share = self._scalar()
+        self._inputs: tuple[Tensor, Tensor]
+        self._values: Values
         optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are meant to
         self.capturing = False
         self.reset()
@@ -74,13 +101,17 @@ class CudaGraphs:
         """Compute the gradients of a batch; its losses and gradient norm.
 
         Raises:
-            UserError: the batch has another shape than those before.
+            UserError: graphs are required, and the batch has another shape than those before.
         """
         with self._aside():
+            if self._graphs and (lq.shape, gt.shape) != tuple(kept.shape for kept in self._inputs):
+                shapes = " and ".join("x".join(map(str, tensor.shape)) for tensor in (self._inputs[0], lq))
+                self._refuse(f"all batches must have one shape, not {shapes}")
             if not self._graphs:
                 self._inputs = lq, gt
                 return self._gradients(lq, gt)
-            self._copy_inputs(lq, gt)
+            for kept, new in zip(self._inputs, (lq, gt), strict=True):
+                kept.copy_(new, non_blocking=True)
             self._graphs[0].replay()
             return self._values
 
@@ -88,7 +119,7 @@ class CudaGraphs:
         """Make the optimizer's step and update the averages, with this share of the weights in them.
 
         Raises:
-            UserError: the iteration cannot be captured.
+            UserError: graphs are required, and the iteration cannot be captured.
         """
         with self._aside():
             for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
@@ -114,12 +145,13 @@ class CudaGraphs:
         with _on_gpu(self._optimizer, self._rates):
             self._update(self._share)
 
-    def _copy_inputs(self, *batch: Tensor) -> None:
-        for kept, new in zip(self._inputs, batch, strict=True):
-            if kept.shape != new.shape:
-                shapes = " and ".join("x".join(map(str, tensor.shape)) for tensor in (kept, new))
-                raise UserError(f"train.cuda_graph: all batches must have one shape, not {shapes}; set it to false")
-            kept.copy_(new, non_blocking=True)
+    def _refuse(self, reason: str, error: Exception | None = None) -> None:
+        """Go on without graphs, or raise a UserError if they are required."""
+        if self._required:
+            raise UserError(f"train.cuda_graph: {reason}; set it to false") from error
+        logger.warning("%-11snot used from now on, which is slower: %s", "CUDA graph", reason)
+        self._graphs = []
+        self._optimizer.zero_grad()  # gradients may lie in memory of a graph
 
     def _capture(self) -> None:
         """Capture both parts. Nothing is computed: neither weights nor the optimizer's state change."""
@@ -136,10 +168,9 @@ class CudaGraphs:
                 self._update_from_tensors()
         except RuntimeError as error:
             first_error = first_failure(error)
-            if is_out_of_memory(first_error):
+            if self._required and is_out_of_memory(first_error):
                 raise
-            reason = brief(first_error)
-            raise UserError(f"train.cuda_graph: this run cannot be captured ({reason}); set it to false") from error
+            return self._refuse(f"this run cannot be captured ({brief(first_error)})", error)
         finally:
             self.capturing = False
         self._graphs = [first, second]

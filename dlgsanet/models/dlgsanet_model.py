@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dlgsanet.distributed import from_first, mean_over_ranks
 from dlgsanet.errors import faults_of, within
-from dlgsanet.models.cuda_graph import CudaGraphs, Values
+from dlgsanet.models.cuda_graph import CudaGraphs, Values, captures
 from dlgsanet.models.linear_start import fit_filter, fit_last_convolution, start_linear
 from dlgsanet.models.optimization import WarmUp, build_optimizer, build_scheduler
 from dlgsanet.models.teacher import build_teacher
@@ -100,8 +100,9 @@ class DLGSANetModel(SRModel):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.setup_optimizers()
         self.setup_schedulers()
-        if train["cuda_graph"]:
-            self._graphed = CudaGraphs(self.optimizer_g, self._gradients, self._update)
+        if captures(self.opt, train, [self.get_bare_model(self.net_g), *self.losses.values()]):
+            required = train["cuda_graph"] is True
+            self._graphed = CudaGraphs(self.optimizer_g, self._gradients, self._update, required)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)

@@ -117,7 +117,7 @@ def optimization_faults(train: Mapping[str, Any]) -> list[str]:
         for iteration in (1, 2):
             before = _other_than_rates(optimizer)
             warm_up.set_rates(iteration)
-            if train.get("cuda_graph") and _other_than_rates(optimizer) != before:
+            if train.get("cuda_graph") is True and _other_than_rates(optimizer) != before:
                 return [
                     "train.cuda_graph: this schedule changes more than rates; set train.scheduler.cycle_momentum: false"
                 ]

@@ -49,9 +49,9 @@ def faults_of_hardware(options: dict[str, Any]) -> list[str]:
     elif train.get("precision") == "tf32" and (capability := torch.cuda.get_device_capability()) < (8, 0):
         card = "{} (sm_{}{})".format(torch.cuda.get_device_name(), *capability)
         faults.append(f"train.precision: tf32 has no effect on {card}, only from sm_80 on; choose fp32 or fp16")
-    if train.get("cuda_graph") and not has_nvidia:
+    if train.get("cuda_graph") is True and not has_nvidia:
         faults.append("train.cuda_graph: needs an NVIDIA GPU, and none is used here; set it to false")
-    elif train.get("cuda_graph") and options["dist"]:
+    elif train.get("cuda_graph") is True and options["dist"]:
         faults.append(
             "train.cuda_graph: several ranks cannot be captured; set it to false, or train without a launcher"
         )
@@ -240,7 +240,7 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
     for option in TRAIN.options:
         if option.only and option.name in train and options["model_type"] != option.only:
             yield f"train.{option.name}: {options['model_type']} would ignore it; set model_type: {OURS}"
-    if train.get("cuda_graph"):
+    if train.get("cuda_graph") is True:
         from dlgsanet.models.cuda_graph import faults_of_cuda_graph
 
         yield from faults_of_cuda_graph(TRAIN.completed(train))

@@ -307,10 +307,10 @@ TRAIN = Section(
         Option("compile", _COMPILE, False, "Compile the training step; true or a mode of `torch.compile`.", only=OURS),
         Option(
             "cuda_graph",
-            Flag(),
-            False,
+            OneOf(("auto", True, False)),
+            "auto",
             "Capture an iteration as CUDA graphs after the first ones and replay it, which takes next to no host time. "
-            "Needs an NVIDIA GPU, a single process, and Adam, AdamW or Muon.",
+            "Needs an NVIDIA GPU, a single process, and Adam, AdamW or Muon. `auto`: of DLGSANet, where this is so.",
             only=OURS,
         ),
         Option("channels_last", Flag(), False, "Use the channels-last memory format.", only=OURS),

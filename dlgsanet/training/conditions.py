@@ -20,7 +20,7 @@ _HOW_READ |= {"pin_memory", "cache_dir", "io_backend", "dataroot_gt", "dataroot_
 _HOW_READ |= {"batch_size_per_gpu"}
 IMAGE_CONTENTS = "image contents"
 # Where a run computes, and with what; it learns the same.
-_WHERE = {"ranks", "threads", "device", "torch", "dlgsanet", "DLGSANET_BACKEND"}
+_WHERE = {"ranks", "threads", "device", "torch", "dlgsanet", "DLGSANET_BACKEND", "train.cuda_graph"}
 START, TEACHER, CODE = "initial weights", "teacher's weights", "imported code"
 _ADDED = (IMAGE_CONTENTS, START, TEACHER, CODE)  # earlier versions did not record them
 # Options of schedules that their saved state does not contain.

@@ -56,7 +56,7 @@ def introduce(
         if position.iteration < total
         else f"none: the checkpoint has reached train.total_iter, {total:,}; a larger one trains on",
         "Hardware": ranks + hardware(options["num_gpu"]) + idle,
-        "Precision": ", ".join([train["precision"], *(k for k in SWITCHES if train[k])]),
+        "Precision": ", ".join([train["precision"], *(k for k in SWITCHES if train[k] not in (False, "auto"))]),
         "Weights": _weights(options, position),
     }
     for what, text in lines.items():

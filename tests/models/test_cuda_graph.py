@@ -9,6 +9,7 @@ import torch
 from dlgsanet.errors import UserError
 from dlgsanet.models import cuda_graph
 from dlgsanet.models.dlgsanet_model import DivergedError, DLGSANetModel
+from dlgsanet.options.table import TRAIN
 from dlgsanet.training.checkpoints import Checkpoint
 from dlgsanet.training.resume import Position, restore, state_of, weights_of
 from tests.models.checkpoint_file import checkpoint_file
@@ -176,6 +177,54 @@ def test_what_cannot_be_captured_is_named(monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: torch.full((), clip(*given).item()))
     with pytest.raises(UserError, match=r"train\.cuda_graph.*not permitted when stream is capturing"):
         train(trained)
+
+
+@pytest.mark.parametrize("what", ["cannot be captured", "all batches must have one shape"])
+def test_auto_goes_on_without_graphs(what, graphs, monkeypatch, caplog):
+    def run(captured: bool) -> DLGSANetModel:
+        trained = built("Muon")
+        trained._graphed._required = False
+        with monkeypatch.context() as patch:
+            if not captured:
+                patch.setattr(cuda_graph, "EAGER_STEPS", math.inf)
+            elif what == "cannot be captured":
+                clip = torch.nn.utils.clip_grad_norm_
+                patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: torch.full((), clip(*given).item()))
+            train(trained, last=6)
+            if "shape" in what:
+                step(trained, {name: image[:2] for name, image in batch(7).items()}, 7)
+            train(trained, 8)
+        return trained
+
+    trained = run(captured=True)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert what in warning
+    assert trained._graphed._graphs == []
+    assert torch.equal(weights(trained), weights(run(captured=False)))
+
+
+@pytest.mark.parametrize(
+    ("change", "captured"),
+    [
+        ({}, True),
+        ({"precision": "bf16"}, True),
+        ({"precision": "fp16"}, False),
+        ({"optim_g": {"type": "SGD", "lr": 0.1}}, False),
+        ({"scheduler": {"type": "OneCycleLR", "max_lr": 0.1, "total_steps": 99}}, False),
+        ({"compile": True}, False),
+        ({"cuda_graph": False}, False),
+    ],
+    ids=str,
+)
+def test_auto_captures_what_it_knows(change, captured):
+    one_gpu = {"num_gpu": 1, "dist": False}
+    given = TRAIN.completed({"optim_g": OPTIMIZERS["Muon"], "scheduler": {"type": "WSD"}, "total_iter": 99} | change)
+    trained = built(graph=False)
+    ours = [trained.net_g, *trained.losses.values()]
+    assert cuda_graph.captures(one_gpu, given, ours) is captured
+    assert not cuda_graph.captures(one_gpu, given, [*ours, torch.nn.Identity()])  # another's may do anything
+    for other in {"num_gpu": 0}, {"dist": True}:
+        assert not cuda_graph.captures(one_gpu | other, given, ours)
 
 
 def test_gradients_laid_out_in_other_ways(monkeypatch):

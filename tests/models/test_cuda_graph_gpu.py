@@ -44,7 +44,7 @@ def the_same_numbers_every_time(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
-def built(optimizer: dict[str, Any], graph: bool, **train: Any) -> DLGSANetModel:
+def built(optimizer: dict[str, Any], graph: bool | str, **train: Any) -> DLGSANetModel:
     network = {"type": "DLGSANet", "dim": 48, "groups": 1, "blocks": 1, "upscale": 2}
     options = {"ema_decay": 0.99, "ema_warmup": True, "accumulate": 2, "grad_clip": 0.05, "warmup_iter": 3}
     options |= {"scheduler": {"type": "CosineAnnealingLR", "T_max": 14}, "total_iter": 14}
@@ -147,9 +147,10 @@ def test_a_capture_and_a_bad_step_change_nothing(monkeypatch):
 
 
 def test_validation_of_many_sizes_takes_nothing_from_the_graphs():
-    expected, trained = built(MUON, graph=True), built(MUON, graph=True)
+    expected, trained = built(MUON, graph=True), built(MUON, graph="auto")
     train(expected)
     train(trained, last=5)
+    assert len(trained._graphed._graphs) == 2
     for side in range(40):  # more than the caches hold
         trained.feed_data({"lq": torch.rand(1, 3, 24 + side, 31)})
         trained.test()

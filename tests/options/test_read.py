@@ -293,7 +293,7 @@ def test_tf32_needs_a_gpu_that_has_it(options, monkeypatch):
 def test_what_cuda_graphs_do_not_take(options, monkeypatch, change):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     options["train"] |= change
-    assert read(options)["train"]["cuda_graph"] is False
+    assert read(options)["train"]["cuda_graph"] == "auto"
     options["train"]["cuda_graph"] = True
     assert "train.cuda_graph" in faults(options)
 
