@@ -14,6 +14,7 @@ from dlgsanet.archs.low_memory import LowMemory
 from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
 from dlgsanet.archs.norm import LayerNorm
 from dlgsanet.archs.options import check_network_options
+from dlgsanet.archs.parts import record_of
 from dlgsanet.archs.published_names import published_name
 from dlgsanet.archs.reconstruction import reconstruction
 from dlgsanet.archs.replays import replay
@@ -202,7 +203,7 @@ class DLGSANet(LowMemory):
         """How many layers keep only their input for the backward pass, if there is one."""
         if not torch.is_grad_enabled():
             return 0
-        records = {type(layer): getattr(layer, "record", None) for layer in self.layers()}
+        records = {type(layer): record_of(layer) for layer in self.layers()}
         alone = {kind for kind, record in records.items() if record and ops.keeps_x_alone(record(), x)}
         return sum(type(layer) in alone for layer in self.layers())
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from dlgsanet import ops
 from dlgsanet.archs.norm import LayerNorm
+from dlgsanet.archs.parts import has_plain_parts
 
 
 class GDFN(nn.Module):
@@ -38,11 +39,15 @@ class GDFN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.apply(self.record(), x)
+        return ops.apply(self.record(), x) if has_plain_parts(self) else self._by_parts(x, self.norm(x))
 
     def portable(self, x: Tensor) -> Tensor:
         """`forward` in plain operations, for export."""
-        a, b = self.depthwise(self.proj_in(self.norm.portable(x))).chunk(2, 1)
+        return self._by_parts(x, self.norm.portable(x))
+
+    def _by_parts(self, x: Tensor, normed: Tensor) -> Tensor:
+        """`forward` by calls of its parts; normed: x after the norm, of its shape."""
+        a, b = self.depthwise(self.proj_in(normed)).chunk(2, 1)
         return x + self.proj_out(F.gelu(a) * b)
 
 

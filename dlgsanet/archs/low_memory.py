@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dlgsanet import ops
 from dlgsanet.archs.convolution import Conv3x3
+from dlgsanet.archs.parts import is_plain_part, record_of
 from dlgsanet.archs.replays import can_replay, replay
 from dlgsanet.archs.strips import CONVOLUTION_PIXELS, add, strips, write
 from dlgsanet.ops.constants import CONVOLVED_ROWS
@@ -138,7 +139,7 @@ class LowMemory(nn.Module):
 
     def _bounds_memory(self, x: Tensor) -> dict[type[nn.Module], bool]:
         """Whether the backend of the layers of a class needs little memory but for the result."""
-        records = {type(layer): getattr(layer, "record", None) for layer in self.layers()}
+        records = {type(layer): record_of(layer) for layer in self.layers()}
         return {kind: record is not None and ops.bounds_memory(record(), x) for kind, record in records.items()}
 
     def _is_watched(self) -> bool:
@@ -155,7 +156,11 @@ def _layers_of(group: nn.Module) -> list[nn.Module]:
 
 def _add(convolution: nn.Module, x: Tensor, to: Tensor, pixels: int | None) -> None:
     """Add a convolution of x to another feature map, in place; in strips unless the backend does it in place."""
-    if isinstance(convolution, Conv3x3) and ops.adds_in_place(convolution.record(), x, to):
+    if (
+        isinstance(convolution, Conv3x3)
+        and is_plain_part(convolution)
+        and ops.adds_in_place(convolution.record(), x, to)
+    ):
         ops.add_convolution(convolution.record(), x, to)
     else:
         add(convolution, x, 1, to, pixels)

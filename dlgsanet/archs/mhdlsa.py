@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dlgsanet import ops
 from dlgsanet.archs.norm import LayerNorm
+from dlgsanet.archs.parts import has_plain_parts
 
 
 class MHDLSA(nn.Module):
@@ -53,7 +54,11 @@ class MHDLSA(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.apply(self.record(), x)
+        if has_plain_parts(self):
+            return ops.apply(self.record(), x)
+        y = self.proj_in(self.norm(x))
+        filters = self.filters(self.spatial(self.squeeze(y))).unflatten(1, (-1, self.window_size, self.window_size))
+        return x + self.proj_out(ops.dynamic_depthwise_conv(y, filters))
 
     def portable(self, x: Tensor) -> Tensor:
         """`forward` in plain operations, for export."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from dlgsanet import ops
 from dlgsanet.archs.norm import LayerNorm, as_dtype
+from dlgsanet.archs.parts import has_plain_parts
 from dlgsanet.ops.windows import TracedWindows
 
 ACTIVATIONS = ("relu", "gelu", "sigmoid", "softmax", "topk")
@@ -60,11 +61,21 @@ class SparseGSA(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.apply(self.record(), x)
+        if has_plain_parts(self):
+            return ops.apply(self.record(), x)
+        side, (height, width) = self.tlc_kernel, x.shape[2:]
+        windows = None
+        if side and not self.training:
+            windows = TracedWindows(height, side, x.device), TracedWindows(width, side, x.device)
+        return self._by_parts(x, self.norm(x), windows)
 
     def portable(self, x: Tensor, windows: tuple[TracedWindows, TracedWindows] | None) -> Tensor:
         """`forward` in plain operations, for export; windows: (down, across), or None for the whole image."""
-        qkv = self.depthwise(self.qkv(self.norm.portable(x))).permute(0, 2, 3, 1)
+        return self._by_parts(x, self.norm.portable(x), windows)
+
+    def _by_parts(self, x: Tensor, normed: Tensor, windows: tuple[TracedWindows, TracedWindows] | None) -> Tensor:
+        """`forward` by calls of its parts; normed: x after the norm, of its shape."""
+        qkv = self.depthwise(self.qkv(normed)).permute(0, 2, 3, 1)
         qkv = qkv.unflatten(3, (3, self.temperature.shape[0], -1))  # [B, H, W, 3, heads, c]
         if windows is None:
             heads = _laid_out(qkv.permute(3, 0, 4, 1, 2, 5))

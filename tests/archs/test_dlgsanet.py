@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.norm import LayerNorm
 
 SIZES = {"Tiny": (48, 3, 3), "Light": (48, 4, 3), "Large": (90, 6, 4)}
 PUBLISHED_PARAMETERS = {
@@ -107,6 +108,40 @@ def test_torch_compile_and_export_see_the_whole_graph():
         compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(image), expected)
         torch.testing.assert_close(torch.export.export(network, (image,)).module()(image), expected)
+
+
+class _Louder(torch.nn.Conv2d):
+    """As LoRA and quantisation replace a module: the weights that it shows are not all that it does."""
+
+    def forward(self, x):
+        return super().forward(1.5 * x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_parts_with_hooks_and_replaced_parts_are_called(training):
+    network, image = small().train(training), torch.rand(1, 3, 12, 20)
+    for name, part in network.named_modules():
+        if not isinstance(part, (torch.nn.Conv2d, LayerNorm)) or name == "shallow":  # whose mean is subtracted later
+            continue
+        scaled, hooked, replaced = (copy.deepcopy(network) for _ in range(3))
+        with torch.no_grad():
+            scaled.get_submodule(name).weight.mul_(1.5)
+        if isinstance(part, LayerNorm):
+            scale = lambda norm, _, out: 1.5 * out - 0.5 * norm.bias.view(-1, 1, 1)  # noqa: E731
+            hooked.get_submodule(name).register_forward_hook(scale)
+        else:
+            hooked.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (1.5 * inputs[0],))
+        changed = [hooked]
+        if type(part) is torch.nn.Conv2d:
+            replaced.get_submodule(name).__class__ = _Louder
+            changed.append(replaced)
+        wanted = scaled(image)
+        for other in changed:
+            torch.testing.assert_close(other(image), wanted, msg=name)
+            if not training:
+                with torch.no_grad():
+                    rows = torch.cat([part for _, part in other.by_rows(image)], 2)
+                torch.testing.assert_close(rows, wanted, msg=name)
 
 
 def test_gray_images_and_no_enlargement():

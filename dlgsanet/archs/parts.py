@@ -1,0 +1,27 @@
+"""Layers compute with the weights of their parts. They call these only where one does more than its weights say."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from dlgsanet.archs.convolution import Conv3x3
+from dlgsanet.archs.norm import LayerNorm
+
+_PLAIN = (nn.Conv2d.forward, Conv3x3.forward, LayerNorm.forward)
+
+
+def is_plain_part(part: nn.Module) -> bool:
+    """Whether a convolution or norm has no hooks, and no other `forward` (LoRA, quantisation)."""
+    hooked = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    return not hooked and getattr(part.forward, "__func__", None) in _PLAIN
+
+
+def has_plain_parts(layer: nn.Module) -> bool:
+    """Whether all parts of a layer are plain."""
+    return all(map(is_plain_part, layer.children()))
+
+
+def record_of(layer: nn.Module) -> Callable[[], Any] | None:
+    """The function `record` of a layer that is computed by one; None: the layer calls its parts."""
+    return getattr(layer, "record", None) if has_plain_parts(layer) else None
