@@ -84,8 +84,8 @@ def read_picture(path: Path, content: bytes | None = None, max_pixels: int = MAX
     """
     if path.suffix.lower() in VIDEOS:
         raise UnreadableImageError(
-            f"{path}: a video; extract its frames first, for example: ffmpeg -i VIDEO frames/%06d.png, and give that "
-            "folder"
+            f"{path}: a video; extract its frames first, for example: mkdir frames; ffmpeg -i VIDEO frames/%06d.png, "
+            "and give that folder"
         )
     content = _content(path) if content is None else content
     if not content:
@@ -164,8 +164,9 @@ def _refuse_what_is_not_one_picture(path: Path, image: ImageFile, content: bytes
     if image.format not in READ_FORMATS:
         raise UnreadableImageError(f"{path}: {image.format} is not read here; convert it to PNG")
     if getattr(image, "is_animated", False) and image.format not in _SEVERAL:
+        tool = "magick FILE -coalesce" if image.format == "WEBP" else "ffmpeg -i FILE"  # which reads no animated WebP
         raise UnreadableImageError(
-            f"{path}: animated; extract its frames first, for example: ffmpeg -i FILE frames/%06d.png"
+            f"{path}: animated; extract its frames first, for example: mkdir frames; {tool} frames/%06d.png"
         )
     bytes_per_pixel = 1 if image.mode in ("1", "L") else 4
     if problem := excess(image.width, image.height, bytes_per_pixel, len(content), max_pixels):
