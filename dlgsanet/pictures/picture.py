@@ -19,7 +19,7 @@ class Picture:
         color: [H, W, C], C 1 (gray) or 3 (RGB): uint8, uint16, or a float type with values in [0, 1].
         alpha: [H, W] of the same type, 0 is transparent; None: opaque.
         icc_profile: what the colours mean, as the file had it; None: sRGB, as people assume.
-        png_chunks: kind and content of what says so in a PNG without a profile: gAMA, cHRM, sRGB.
+        png_chunks: kind and content of what says so in a PNG: cICP, mDCV and cLLI; without a profile gAMA, cHRM, sRGB.
         exif: EXIF entries as a file has them; the orientation among them is "upright".
         format: of the file it came from, as Pillow names it.
         jpeg_quality: 1 to 100, of a JPEG file that it came from.

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
+from zlib import crc32
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -30,6 +31,10 @@ NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow; their colour profi
 # MPO is what many phones call JPEG.
 READ_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF", "HEIF")
 _SEVERAL = ("MPO", "HEIF")  # the other frames of these are previews, depth, or the other eye's view
+
+# Chunks of a PNG that say what its colours mean, with their lengths. These come before a profile, it before the others.
+_BEFORE_A_PROFILE = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8}
+_COLOR_CHUNKS = {**_BEFORE_A_PROFILE, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
 
 # How to turn [H, W, C] upright, for each value of the EXIF entry.
 _UPRIGHT = {
@@ -106,8 +111,9 @@ def read_picture(path: Path, content: bytes | None = None, max_pixels: int = MAX
             pixels = _decoded(image, content)
             profile = image.info.get("icc_profile") if image.mode not in NOT_RGB else None
             picture = _picture(pixels, profile, exif, orientation, image.format)
-            chunks = () if picture.icc_profile else tuple(_png_chunks(image))
-            return replace(picture, jpeg_quality=_quality(image), png_chunks=chunks)
+            chunks = _png_chunks(content) if image.format == "PNG" else ()
+            kept = tuple(chunk for chunk in chunks if not picture.icc_profile or chunk[0] in _BEFORE_A_PROFILE)
+            return replace(picture, jpeg_quality=_quality(image), png_chunks=kept)
 
 
 def refuse_other_files(path: Path, content: bytes) -> None:
@@ -175,15 +181,19 @@ def _refuse_what_is_not_one_picture(path: Path, image: ImageFile, content: bytes
         raise UnreadableImageError(f"{path}: over {MAX_SCANS} scans; save it again")
 
 
-def _png_chunks(image: ImageFile) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content of the chunks of a PNG that say what its colours mean, from what Pillow has read of them."""
-    info = image.info if image.format == "PNG" else {}
-    if "gamma" in info:
-        yield b"gAMA", struct.pack(">I", round(info["gamma"] * 100_000))
-    if len(primaries := info.get("chromaticity", ())) == 8:
-        yield b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in primaries))
-    if "srgb" in info:
-        yield b"sRGB", bytes([info["srgb"]])
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of the chunks of a PNG file that say what its colours mean, each kind once, none damaged."""
+    place, found = 8, set()
+    while place + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        if kind in (b"PLTE", b"IDAT"):  # they come before these
+            return
+        data, end = content[place + 8 : place + 8 + length], place + 8 + length
+        whole = content[end : end + 4] == struct.pack(">I", crc32(kind + data))
+        if whole and _COLOR_CHUNKS.get(kind) == length and kind not in found:
+            found.add(kind)
+            yield kind, data
+        place += length + 12
 
 
 def _quality(image: ImageFile) -> int | None:

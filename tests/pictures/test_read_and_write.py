@@ -154,13 +154,18 @@ def test_what_the_colours_of_a_png_mean_is_kept(photo, deep, profile):
         (b"gAMA", struct.pack(">I", 100000)),
         (b"cHRM", struct.pack(">8I", *primaries)),
         (b"sRGB", b"\2"),
+        (b"cICP", b"\x09\x10\0\1"),  # BT.2100 PQ
+        (b"cLLI", bytes(7)),  # damaged
     ):
         chunks.add(kind, data)
     content = saved(Image.fromarray(photo), "PNG", pnginfo=chunks, **({"icc_profile": profile} if profile else {}))
     picture = read_picture(NAME, content)
     if deep:
         picture = picture.with_pixels(picture.color.astype(np.uint16) * 257, None)
-    info = Image.open(io.BytesIO(encode(picture, ".png"))).info
+    written = encode(picture, ".png")
+    assert b"\0\0\0\4cICP\x09\x10\0\1" in written[: written.index(b"IDAT")]
+    assert b"cLLI" not in written
+    info = Image.open(io.BytesIO(written)).info
     if profile:
         assert info["icc_profile"] == profile
         assert "gamma" not in info
