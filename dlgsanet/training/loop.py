@@ -225,11 +225,14 @@ class Loop:
         if metric is None:
             return
         name = (self.val.get("best") or {}).get("dataset", self.validation_sets[0].name)
-        value, former = scores[name][metric], self.position.best.get("value")
+        value, entry = scores[name][metric], self.val["metrics"][metric]
+        # What was best by another metric or on other images, before this start, is no measure now.
+        best, by = self.position.best, f"{metric} on {name}, {sorted(entry.items())}"
+        former = best.get("value") if best.get("by", by) == by else None
         self.scores = scores[name]
-        lower = self.val["metrics"][metric].get("better") == "lower"
+        lower = entry.get("better") == "lower"
         if former is None or (value < former if lower else value > former):
-            self.position.best = {"value": value, "iteration": self.position.iteration}
+            self.position.best = {"value": value, "iteration": self.position.iteration, "by": by}
             if self.options["rank"] == 0:
                 self.checkpoints.save_weights(weights_of(self.model), "best")
         logger.info("Best %s on %s: %.4f at %s", metric, name, *_best(self.position))

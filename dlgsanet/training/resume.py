@@ -34,7 +34,7 @@ class Position:
     iteration: int = 0
     samples: int = 0  # consumed by all ranks together
     validated: int = 0  # the last iteration with a completed validation
-    best: dict[str, Any] = field(default_factory=dict)  # value and iteration of the best validation
+    best: dict[str, Any] = field(default_factory=dict)  # value and iteration of the best validation, by which metric
     seconds: float = 0.0  # spent so far, over all starts
     by_epoch: bool = False  # BasicSR saved it: this start began at the start of the epoch
 

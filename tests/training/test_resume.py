@@ -123,6 +123,13 @@ def test_run_goes_on_from_a_chosen_checkpoint_in_its_own_folder_and_in_another(t
     assert same_end(trained, finished)
 
 
+def test_another_metric_chooses_the_best_weights_anew(trained):
+    trained.options["val"]["best"] = {"metric": "ssim"}
+    (best,) = re.findall(r"Best ssim on Crops: (\S+) at 12", trained.train("--auto_resume"))  # it is validated again
+    assert float(best) < 1  # no PSNR
+    assert identical(trained.weights("best"), trained.weights("latest"))
+
+
 def test_checkpoint_of_another_run_begins_a_folder_of_its_own(trained):
     shutil.copytree(trained.experiment(), trained.experiment("other"))
     (trained.experiment("other") / "models/net_g_best.pth").write_text("of an older run")
