@@ -186,6 +186,9 @@ def _lmdb(arguments: argparse.Namespace) -> int:
 
     root, scales = arguments.data_root, arguments.scales or scales_of(arguments.data_root)
     folders = sub_folders(root, scales) if arguments.sub else _whole_folders(root, scales)
+    if absent := [folder for folder in folders.values() if not folder.is_dir()]:
+        cut = "; `dlgsanet data subimages` cuts them, --scales names those that there are" if arguments.sub else ""
+        raise UserError(f"ROOT: there is no folder {absent[0]}{cut}")
     for scale, folder in folders.items():
         target = hr_lmdb(root, arguments.sub) if scale == 1 else lr_lmdb(root, scale, arguments.sub)
         if target.exists():

@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     lam.add_argument(
         "--at", type=whole_number(0), nargs=2, metavar=("X", "Y"), help="left and top of the window in output pixels"
     )
-    lam.add_argument("--window", type=whole_number(), default=16, help="its side in output pixels; default: 16")
+    lam.add_argument("--window", type=whole_number(2), default=16, help="its side in output pixels; default: 16")
     lam.add_argument("--steps", type=whole_number(), default=50, help="points on the path; default: 50")
     lam.set_defaults(run=_lam)
 

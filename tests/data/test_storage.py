@@ -140,6 +140,9 @@ def test_lmdb_reads_the_same_with_basicsr_and_with_ours(root):
 
 def test_lmdb_of_sub_images(root):
     data("subimages", root, "--size", 96, "--step", 48, "--scales", 2)
+    with pytest.raises(UserError, match="X3_sub; `dlgsanet data subimages` cuts them"):
+        data("lmdb", root, "--sub")  # of all scales that the root has
+    assert not list(root.glob("*.lmdb"))
     data("lmdb", root, "--scales", 2, "--sub")
     lines = (root / "HR_sub.lmdb/meta_info.txt").read_text().splitlines()
     assert "coffee_s001.png (96,96,3) 1" in lines

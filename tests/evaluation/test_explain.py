@@ -106,6 +106,12 @@ def test_each_command_draws_its_picture(place, arguments):
     assert np.array(Image.open("out.png").convert("L")).std() > 10
 
 
+def test_a_window_of_one_pixel_has_no_edges(place, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["explain", "lam", "A.pth", "--image", "lr.png", "--window", "1"])
+    assert "--window: '1' is not a whole number from 2 up" in capsys.readouterr().err
+
+
 def test_output_that_cannot_be_written_is_found_before_the_image_is_read(place, capsys):
     assert main(["explain", "kept", "A.pth", "--image", "none.png", "-o", "A.pth/out.png"]) == 2
     assert "A.pth/out.png" in capsys.readouterr().err
