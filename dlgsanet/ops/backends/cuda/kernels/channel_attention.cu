@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #pragma unroll
           for (int n = 0; n < 2; n++)
             b[0][n] = row >= top && row < bottom ? b[0][n] & inside[step % kStepsOfRow][n] : 0;
-          multiply_loaded(products[step % 2], a, b);
+          multiply_loaded<Factor>(products[step % 2], a, b);
         }
         float* of_cell = sums + ((long long)i * columns.count + j) * (HEADS * kSums);
 #pragma unroll

@@ -17,20 +17,33 @@ __device__ __forceinline__ unsigned rest_of(unsigned factor) {
   return __float_as_uint(__uint_as_float(factor) - __uint_as_float(factor & 0xffffe000u));
 }
 
-// sums[n] += a b[n]. Successive products have different sums, since each waits for the last one of its own.
-template <int kN>
-__device__ __forceinline__ void multiply_factors(float (&sums)[kN][4], const unsigned (&a)[4],
-                                                 const unsigned (&b)[kN][2]) {
+struct alignas(16) Factors {
+  unsigned v[4];
+};
+
+// sums[m][n] += a[m] b[n]. Successive products have different sums, since each waits for the last one of its own.
+template <typename T, int kM, int kN>
+__device__ __forceinline__ void multiply_loaded(float (&sums)[kM][kN][4], const Factors (&a)[kM],
+                                                const unsigned (&b)[kN][2]) {
   if constexpr (EXACT) {
-    const unsigned rest[4] = {rest_of(a[0]), rest_of(a[1]), rest_of(a[2]), rest_of(a[3])};
+    unsigned rests[kN][2];
 #pragma unroll
-    for (int n = 0; n < kN; n++) {
-      const unsigned rest_of_b[2] = {rest_of(b[n][0]), rest_of(b[n][1])};
-      multiply_add(sums[n], a, rest_of_b);
+    for (int n = 0; n < kN; n++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) rests[n][i] = rest_of(b[n][i]);
+#pragma unroll
+    for (int m = 0; m < kM; m++)
+#pragma unroll
+      for (int n = 0; n < kN; n++) multiply_add<T>(sums[m][n], a[m].v, rests[n]);
+#pragma unroll
+    for (int m = 0; m < kM; m++) {
+      const unsigned rest[4] = {rest_of(a[m].v[0]), rest_of(a[m].v[1]), rest_of(a[m].v[2]), rest_of(a[m].v[3])};
+#pragma unroll
+      for (int n = 0; n < kN; n++) multiply_add<T>(sums[m][n], rest, b[n]);
     }
-#pragma unroll
-    for (int n = 0; n < kN; n++) multiply_add(sums[n], rest, b[n]);
   }
 #pragma unroll
-  for (int n = 0; n < kN; n++) multiply_add(sums[n], a, b[n]);
+  for (int m = 0; m < kM; m++)
+#pragma unroll
+    for (int n = 0; n < kN; n++) multiply_add<T>(sums[m][n], a[m].v, b[n]);
 }

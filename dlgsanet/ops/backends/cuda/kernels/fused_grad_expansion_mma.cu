@@ -56,12 +56,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
             const bool of_bias = b == FEATURES / kColumns && g == FEATURES % kColumns;
             factors[b][odd] = as_factor(of_bias ? 1 : features[j / kQuad][b][j % kQuad + odd]);
           }
+        Factors a[kTapPairs];
 #pragma unroll
         for (int n = 0; n < kTapPairs; n++) {
           const float *even = grad_filter[n * 2] + j, *odd = grad_filter[n * 2 + 1] + j;
-          const unsigned a[4] = {as_factor(even[0]), as_factor(odd[0]), as_factor(even[1]), as_factor(odd[1])};
-          multiply_factors(sums[n], a, factors);
+          a[n] = {as_factor(even[0]), as_factor(odd[0]), as_factor(even[1]), as_factor(odd[1])};
         }
+        multiply_loaded<float>(sums, a, factors);
       }
     }
   }

@@ -14,7 +14,7 @@ constexpr int kAcross = TILE_WIDTH / kPixels;
 static_assert(kWarps == TILE_WIDTH * TILE_HEIGHT / (kPixels * kRows), "a warp for each part of the tile");
 static_assert(SHARED_ELEMENTS == kTiles + kProducts * kWarp * 2, "the layout below");
 
-struct alignas(8) Factors {
+struct alignas(8) Pair {
   unsigned v[2];
 };
 
@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
                      int groups_in_slice, int height, int width, int vectorized) {
   SHARED_MEMORY(shared);
   GradTiles tile(shared);
-  Factors* factors = reinterpret_cast<Factors*>(shared + kTiles);  // b, from the weights: [kProducts][kWarp]
+  Pair* pairs = reinterpret_cast<Pair*>(shared + kTiles);  // b, from the weights: [kProducts][kWarp]
   const Image image = {height, width, vectorized != 0};
   const int slices = ceil_div(groups, groups_in_slice), slice = blockIdx.x % slices;
   const TilePlace place(blockIdx.x / slices, image, TILE_HEIGHT);
@@ -35,19 +35,19 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
   float sums[kPixels / 2][kBlocks][4] = {};
 #pragma unroll 1
   for (int group = slice * groups_in_slice; group < min(groups, (slice + 1) * groups_in_slice); group++) {
-    if (group > slice * groups_in_slice) __syncthreads();  // all threads have read the tiles and the factors
+    if (group > slice * groups_in_slice) __syncthreads();  // all threads have read the tiles and the pairs
     tile.load(x, grad, image, place, groups, group);
 #pragma unroll
     for (int number = warp; number < kProducts; number += kWarps) {
       const int b = number % kBlocks, n = number / kBlocks % kTapPairs, pass = number / kBlocks / kTapPairs;
       const int k = b * kColumns + g, filter_row = pass * 4 + t;
       const float* weights = weight + ((group * kWindow + filter_row) * kWindow + n * 2) * FEATURES + k;
-      Factors factor = {};
+      Pair pair = {};
       if (filter_row < kWindow && k < FEATURES) {
-        factor.v[0] = as_factor(weights[0]);
-        if (n * 2 + 1 < kWindow) factor.v[1] = as_factor(weights[FEATURES]);
+        pair.v[0] = as_factor(weights[0]);
+        if (n * 2 + 1 < kWindow) pair.v[1] = as_factor(weights[FEATURES]);
       }
-      factors[number * kWarp + lane] = factor;
+      pairs[number * kWarp + lane] = pair;
     }
     __syncthreads();
     if (!wanted) continue;
@@ -58,19 +58,20 @@ extern "C" __global__ void __launch_bounds__(kThreads, BLOCKS)
       tile.form(grad_filter, filter_row, row, column);
 #pragma unroll
       for (int n = 0; n < kTapPairs; n++) {
+        Factors a[kPixels / 2];
         unsigned b[kBlocks][2];
-#pragma unroll
-        for (int block = 0; block < kBlocks; block++) {
-          const Factors factor = factors[((pass * kTapPairs + n) * kBlocks + block) * kWarp + lane];
-          b[block][0] = factor.v[0];
-          b[block][1] = factor.v[1];
-        }
 #pragma unroll
         for (int m = 0; m < kPixels / 2; m++) {
           const float *even = grad_filter[n * 2] + m * 2, *odd = grad_filter[n * 2 + 1] + m * 2;
-          const unsigned a[4] = {as_factor(even[0]), as_factor(even[1]), as_factor(odd[0]), as_factor(odd[1])};
-          multiply_factors(sums[m], a, b);
+          a[m] = {as_factor(even[0]), as_factor(even[1]), as_factor(odd[0]), as_factor(odd[1])};
         }
+#pragma unroll
+        for (int block = 0; block < kBlocks; block++) {
+          const Pair pair = pairs[((pass * kTapPairs + n) * kBlocks + block) * kWarp + lane];
+          b[block][0] = pair.v[0];
+          b[block][1] = pair.v[1];
+        }
+        multiply_loaded<float>(sums, a, b);
       }
     }
   }

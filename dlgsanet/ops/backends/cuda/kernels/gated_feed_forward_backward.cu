@@ -350,7 +350,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const unsigned* at = a + step / 2 * kBorderWidth + i * kColumns;
             const Factors factors[1] = {{at[0], at[8 * kGradPlane], at[4], at[8 * kGradPlane + 4]}};
             const unsigned of_pixels[1][2] = {{pair[i * 2], pair[i * 2 + 1]}};
-            multiply_loaded(of_projection, factors, of_pixels);
+            multiply_loaded<Factor>(of_projection, factors, of_pixels);
           }
         }
         const int channel = m * kRows + g, column = chunk * kRows + n * kColumns + t * 2;
@@ -433,7 +433,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
             for (int i = 0; i < 2; i++) {
               const unsigned of_pixels[1][2] = {{pair[i * 2], pair[i * 2 + 1]}};
-              multiply_loaded(of_projection[j], factors[i], of_pixels);
+              multiply_loaded<Factor>(of_projection[j], factors[i], of_pixels);
             }
           }
         }

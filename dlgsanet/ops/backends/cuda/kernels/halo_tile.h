@@ -36,10 +36,6 @@ constexpr int kNeighbours = kTerms / 8, kValues = kSteps * kTerms / 4;
 static_assert(TILE_WIDTH == 2 * kColumns && TILE_HEIGHT == kWarps && kAdded == 2, "a warp adds a row of the tile");
 static_assert(kHaloWidth % 2 == 0, "two pixels of a lane are in a row");
 
-struct alignas(16) Factors {
-  unsigned v[4];
-};
-
 template <typename T>
 struct alignas(2 * sizeof(T)) Pair {
   T v[2];

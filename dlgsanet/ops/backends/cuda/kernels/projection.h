@@ -46,40 +46,13 @@ struct Element {
   }
 };
 
-// sums[m][n] += a[m] b[n]. Successive products have different sums, since each waits for the last one of its own.
-template <int kM, int kN>
-__device__ __forceinline__ void multiply_loaded(float (&sums)[kM][kN][4], const Factors (&a)[kM],
-                                                const unsigned (&b)[kN][2]) {
-  if constexpr (EXACT) {
-    unsigned rests[kN][2];
-#pragma unroll
-    for (int n = 0; n < kN; n++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) rests[n][i] = rest_of(b[n][i]);
-#pragma unroll
-    for (int m = 0; m < kM; m++)
-#pragma unroll
-      for (int n = 0; n < kN; n++) multiply_add<Factor>(sums[m][n], a[m].v, rests[n]);
-#pragma unroll
-    for (int m = 0; m < kM; m++) {
-      const unsigned rest[4] = {rest_of(a[m].v[0]), rest_of(a[m].v[1]), rest_of(a[m].v[2]), rest_of(a[m].v[3])};
-#pragma unroll
-      for (int n = 0; n < kN; n++) multiply_add<Factor>(sums[m][n], rest, b[n]);
-    }
-  }
-#pragma unroll
-  for (int m = 0; m < kM; m++)
-#pragma unroll
-    for (int n = 0; n < kN; n++) multiply_add<Factor>(sums[m][n], a[m].v, b[n]);
-}
-
 template <int kM, int kN>
 __device__ __forceinline__ void multiply(float (&sums)[kM][kN][4], const Factors* __restrict__ matrices,
                                          const unsigned (&b)[kN][2]) {
   Factors a[kM];
 #pragma unroll
   for (int m = 0; m < kM; m++) a[m] = matrices[m * kWarp];
-  multiply_loaded(sums, a, b);
+  multiply_loaded<Factor>(sums, a, b);
 }
 
 // Values in shared memory, in words: rows of the tile's pixels, of one channel each, or of two with 16 bits. The left
