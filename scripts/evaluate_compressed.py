@@ -54,7 +54,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from dlgsanet.device import find_device
     from dlgsanet.errors import UserError
     from dlgsanet.evaluation.scoring import bicubic, score, super_resolve
-    from dlgsanet.files import write_whole
+    from dlgsanet.files import check_can_write, write_whole
     from dlgsanet.inference.loading import load_model
 
     device = find_device(args.device)
@@ -65,6 +65,7 @@ def evaluate(args: argparse.Namespace) -> None:
     networks = {name: load_model(file, args.scale, device) for name, (_, file) in zip(names[1:], named, strict=True)}
     pairs = find_pairs_in(args.data, args.scale)
     check_sizes(pairs, args.scale)
+    check_can_write(args.output / f"x{args.scale}.md")
     measures = metrics(args.scale, str(device))
     rows: list[dict[str, object]] = []
     parts: list[np.ndarray] = []

@@ -25,6 +25,10 @@ def run(monkeypatch, *arguments):
 def test_scores_of_compressed_pictures(tmp_path, monkeypatch, capsys):
     root = write_set(tmp_path, "Photos")
     small = small_weights(tmp_path / "small.pth")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, small, "--scale", 2, "--data", root, "-o", small / "out")
+    assert "quality" not in (err := capsys.readouterr().err)  # it is found before the work
+    assert "cannot write" in err
     output = tmp_path / "out"
     run(monkeypatch, f"ours={small}", small, "--scale", 2, "--data", root, "--qualities", 50, 20, "-o", output)
     printed = capsys.readouterr().out
