@@ -30,7 +30,7 @@ from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda, gradients, verdicts
-from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use, local_attention
+from dlgsanet.ops.backends.cuda import channel_attention, dynamic_conv, feed_forward, first_use, local_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import FusedDynamicConv, tensors_of
@@ -152,7 +152,7 @@ def idle_driver() -> Iterator[None]:
 
     on_cpu = dataclasses.replace(cuda.BACKEND, unsuited=cast("Any", cuda.refused_kernels))
     agrees = verdicts.Verdict(None, 0.0, 0.0)
-    caches = (cuda.plan, cuda_modules.load, first_use._verdict)
+    caches = (dynamic_conv.plan, cuda_modules.load, first_use._verdict)
     for cache in caches:
         cache.cache_clear()
     with (

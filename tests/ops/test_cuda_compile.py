@@ -14,7 +14,7 @@ import torch
 
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda
-from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use, local_attention
+from dlgsanet.ops.backends.cuda import channel_attention, dynamic_conv, feed_forward, first_use, local_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
@@ -75,7 +75,7 @@ def instances(
         wanted.add(instance)
         return Recorder()
 
-    cuda.plan.cache_clear()
+    dynamic_conv.plan.cache_clear()
     monkeypatch.setattr(cuda_modules, "load", load)
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: ARCHITECTURES[architecture])
     monkeypatch.setattr(cuda_modules, "capability", lambda device: divmod(int(architecture[3:]), 10))
@@ -126,7 +126,7 @@ SHORT = [
     ("dtype", "network", "window", "architecture"),
     [
         pytest.param(*case, marks=() if case in SHORT else pytest.mark.long)
-        for case in itertools.product(DTYPES, NETWORKS, cuda.WINDOW_SIZES, ARCHITECTURES)
+        for case in itertools.product(DTYPES, NETWORKS, dynamic_conv.WINDOW_SIZES, ARCHITECTURES)
     ],
     ids=str,
 )
@@ -147,7 +147,7 @@ def test_every_instantiation_compiles(monkeypatch, dtype, network, window, archi
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_launch_fits_shared_memory(monkeypatch, dtype, architecture):
-    for window in cuda.WINDOW_SIZES:
+    for window in dynamic_conv.WINDOW_SIZES:
         for layer in (*NETWORKS.values(), ONE_GROUP):
             assert instances(monkeypatch, dtype, layer, window, architecture)  # checks every launch
 

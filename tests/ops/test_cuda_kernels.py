@@ -25,7 +25,7 @@ from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import Backend, composed, cuda, reference
-from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import dynamic_conv, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 from tests.archs.golden_network import golden_network
@@ -49,7 +49,7 @@ SHAPES = [
     (1, 3, 3, 4, 5, 8, 18),  # a channel a group
     (1, 17, 1, 9, 3, 26, 7),
 ]
-ENOUGH_BLOCKS = cuda.ENOUGH_BLOCKS
+ENOUGH_BLOCKS = dynamic_conv.ENOUGH_BLOCKS
 MAP_NORESERVE = 0x4000  # Linux's; the module mmap does not name it in every Python
 TF32_TOLERANCE = 5e-4  # of filters formed from products of 11 bits
 # The last has a group of so many channels that only its gradients are formed on tensor cores.
@@ -69,16 +69,16 @@ def emulate(monkeypatch) -> Iterator[Callable[..., None]]:
         enough_blocks: int = ENOUGH_BLOCKS,
         capability: tuple[int, int] = (8, 6),
     ) -> None:
-        cuda.plan.cache_clear()
+        dynamic_conv.plan.cache_clear()
         monkeypatch.setattr(cuda_modules, "load", lambda i, device: EmulatedModule(i, order, without_barrier))
-        monkeypatch.setattr(cuda, "ENOUGH_BLOCKS", enough_blocks)
+        monkeypatch.setattr(dynamic_conv, "ENOUGH_BLOCKS", enough_blocks)
         monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
         monkeypatch.setattr(cuda_modules, "capability", lambda device: capability)
         monkeypatch.setattr(tf32_settings, "allowed_in_convolutions", lambda: tf32)
         monkeypatch.setattr(first_use, "refused", lambda use, run: None)
 
     yield use
-    cuda.plan.cache_clear()
+    dynamic_conv.plan.cache_clear()
 
 
 def normal(*size: int, dtype: torch.dtype) -> Tensor:
@@ -289,7 +289,7 @@ def test_tf32_is_used_as_pytorch_is_set():
 @pytest.mark.long
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("window", cuda.WINDOW_SIZES)
+@pytest.mark.parametrize("window", dynamic_conv.WINDOW_SIZES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_dtype_and_window(emulate, operation, shape, window, dtype):
     check_definition(emulate, operation, (*shape[:4], window, *shape[5:]), dtype)
@@ -330,7 +330,7 @@ def test_a_missing_barrier_is_caught(emulate, place):
 def test_a_misaligned_access_is_caught(monkeypatch, emulate):
     """Loading four pixels at once from a misaligned address ends the process; here a forked one."""
     emulate()
-    monkeypatch.setattr(cuda, "_vectorized", lambda *images: True)
+    monkeypatch.setattr(dynamic_conv, "_vectorized", lambda *images: True)
     arguments = fused_arguments((1, 6, 1, 5, 3, 6, 7), torch.float32)
     child = os.fork()
     if not child:

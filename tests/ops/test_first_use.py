@@ -14,7 +14,7 @@ from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda, verdicts
 from dlgsanet.ops.backends import torch as strips
-from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import dynamic_conv, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import FusedDynamicConv
 from tests.ops.emulator import COMPILER, EmulatedModule
@@ -45,7 +45,7 @@ def card(monkeypatch, tmp_path, caplog):
 
 def restart() -> None:
     """As in a new process."""
-    cuda.plan.cache_clear()
+    dynamic_conv.plan.cache_clear()
     first_use._verdict.cache_clear()
     choice._chosen.clear()
     dispatch._report_once.cache_clear()

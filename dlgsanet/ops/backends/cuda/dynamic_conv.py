@@ -1,0 +1,405 @@
+"""The dynamic convolution and its gradients in CUDA kernels.
+
+The fused kernels form filters from z in registers and never write them to memory. The sources describe the design.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlgsanet.ops import tf32
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.backends.cuda.modules import SCALARS, Instance, Launch, Module
+from dlgsanet.ops.backends.reference import accumulation_dtype
+from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
+
+FORWARD_MMA, BACKWARD_MMA = "fused forward on tensor cores", "fused backward on tensor cores"
+BACKWARD_EXACT = "fused backward on tensor cores with exact factors"
+WINDOW_SIZES = (3, 5, 7, 9)
+
+# The kernels get these numbers, and those that follow from them, from the compiler's command line.
+
+# Size of a tile in pixels: patches of 48 x 48 and 64 x 64 divide evenly, or leave whole warps idle. A thread computes
+# four pixels of a row. In fused_grad_x it computes two rows, and the larger tile gives each of the four schedulers of a
+# multiprocessor the same number of warps; float64 uses a smaller one, which fits into the shared memory of every GPU.
+# On tensor cores a thread needs many registers, so smaller blocks fill a multiprocessor better.
+TILE_WIDTH, TILE_HEIGHT, MMA_HEIGHT = 16, 24, 16
+GRAD_EXPANSION_HEIGHT = 32
+GRAD_X_SIDE, GRAD_X_SIDE_FLOAT64 = 32, 16
+GRAD_X_ROWS = 2  # rows that a thread computes in fused_grad_x
+MMA_STEP = 8  # features that one product on tensor cores adds up
+MMA_COLUMNS = 8  # of a product on tensor cores
+GRAD_Z_MMA_PIXELS = 8 * 8  # that a warp computes
+GRAD_EXPANSION_MMA_WARPS = 4  # of a block
+QUAD = 4  # adjacent pixels that a thread computes and moves at once
+VECTOR_BYTES = 16  # most bytes that a thread moves at once
+IN_FLIGHT_BYTES = 128  # that a thread loads from global memory before it stores the first of them
+WARP = 32
+MARGIN = 4  # columns kept left and right of a tile: at least the largest radius, and whole quads
+MOST_CHANNELS = 8  # channels of a group whose sums fit into registers; larger groups are divided into parts
+THREADS = TILE_WIDTH // QUAD * TILE_HEIGHT
+SUM_THREADS = 512
+
+FEATURES_IN_REGISTERS = 24  # for four pixels, as 32-bit numbers
+ENOUGH_BLOCKS = 384  # to fill a GPU; more would only need more scratch memory
+SUMS_IN_REGISTERS = 84  # of a filter row, as 32-bit numbers
+TWO_BLOCKS_FROM = 128 << 10  # with this many bytes of shared memory, two blocks of fused_grad_x share them
+
+
+def dynamic_depthwise_conv(convolution: DynamicConv, x: Tensor) -> Tensor:
+    x, filters = x.contiguous(), convolution.filters.contiguous()
+    out = torch.empty_like(x)
+    _plain_plan(x, filters, out).forward(x, filters, out)
+    return out
+
+
+def dynamic_depthwise_conv_backward(convolution: DynamicConv, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    grad, x, filters = grad.contiguous(), x.contiguous(), convolution.filters.contiguous()
+    grad_x, grad_filters = torch.empty_like(x), torch.empty_like(filters)
+    plan = _plain_plan(x, filters, grad, grad_x, grad_filters)
+    plan.grad_x(grad, filters, grad_x)
+    plan.grad_filters(grad, x, grad_filters)
+    return grad_x, grad_filters
+
+
+def fused_forward(convolution: FusedDynamicConv, x: Tensor, on_tensor_cores: bool) -> Tensor:
+    x = x.contiguous()
+    z, weight, bias, window_size = _prepare(convolution)
+    out = torch.empty_like(x)
+    plan = _fused_plan(weight, window_size, x, z, out)
+    (plan.forward_on_tensor_cores if on_tensor_cores else plan.forward)(x, z, weight, bias, out)
+    return out
+
+
+def fused_backward(
+    convolution: FusedDynamicConv,
+    x: Tensor,
+    grad: Tensor,
+    path: str,
+    on_tensor_cores: Callable[[str, Callable[[bool], Tensor]], bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, z, weight and bias.
+
+    Args:
+        path: `BACKWARD_MMA` or `BACKWARD_EXACT`: how tensor cores are used.
+        on_tensor_cores: whether a gradient is formed there; called with its name for messages, and a function that
+            forms it there or not.
+    """
+    of_bias = convolution.weight if convolution.bias is None else convolution.bias
+    grad, x = grad.contiguous(), x.contiguous()
+    z, weight, bias, window_size = _prepare(convolution)
+    grad_x = torch.empty_like(x)
+    plan = _fused_plan(weight, window_size, x, z, grad, grad_x, exact=path == BACKWARD_EXACT)
+    plan.grad_x(grad, z, weight, bias, grad_x)
+    of_z = functools.partial(plan.grad_z, grad, x, z, weight)
+    of_expansion = functools.partial(plan.grad_expansion, grad, x, z, weight)
+    grad_z = of_z(on_tensor_cores(", gradient of z", of_z))
+    there = on_tensor_cores(", gradient of weight", lambda there: of_expansion(there)[0])
+    grad_weight, grad_bias = of_expansion(there)
+    return grad_x, grad_z, grad_weight.to(convolution.weight.dtype), grad_bias.to(of_bias.dtype)
+
+
+def _prepare(convolution: FusedDynamicConv) -> FusedDynamicConv:
+    """Contiguous tensors, with weight and bias in the dtype in which sums are formed."""
+    z, weight, bias, window_size = convolution
+    accumulator = accumulation_dtype(z.dtype)
+    if weight.dtype != accumulator:
+        weight = weight.to(accumulator)
+    if bias is not None:
+        bias = (bias if bias.dtype == accumulator else bias.to(accumulator)).contiguous()
+    return FusedDynamicConv(z.contiguous(), weight.contiguous(), bias, window_size)
+
+
+def tf32_suffices(x: Tensor) -> bool:
+    """Whether factors may be rounded to TF32."""
+    return x.dtype in (torch.float16, torch.bfloat16) or (x.dtype == torch.float32 and tf32.allowed_in_convolutions())
+
+
+def parts_of(channels: int) -> tuple[int, int]:
+    """The number of parts in which the channels of a group are computed, and the channels of the largest."""
+    parts = math.ceil(channels / MOST_CHANNELS)
+    return parts, math.ceil(channels / parts)
+
+
+def _vectorized(*images: Tensor) -> bool:
+    """Whether four pixels can be moved at once: rows are whole quads, and addresses are aligned for a quad.
+
+    The images have one width and one dtype.
+    """
+    aligned = min(VECTOR_BYTES, QUAD * images[0].element_size())
+    return images[0].shape[-1] % QUAD == 0 and not any(t.data_ptr() % aligned for t in images)
+
+
+def _passes(count: int, at_most: int) -> int:
+    """Size of each pass when `count` is divided into as few equal passes of at most `at_most` as possible."""
+    return math.ceil(count / math.ceil(count / at_most))
+
+
+class _Plan:
+    """The launches for the sizes of a call. Each is worked out, and its kernel is loaded, when it is first needed.
+
+    The sizes of the arrays in shared memory are computed here. Each kernel's source checks them when it is compiled.
+    """
+
+    def __init__(
+        self, shape: torch.Size, dtype: torch.dtype, device: torch.device, groups: int, window: int, vectorized: bool
+    ):
+        self.batch, channels, self.height, self.width = shape
+        self.dtype, self.device = dtype, device
+        self.groups, self.window = groups, window
+        self.image = (self.height, self.width, vectorized)  # the last arguments of most kernels
+        self.channels_in_group = channels // groups
+        self.parts, self.channels = parts_of(self.channels_in_group)
+        self.taps = math.ceil(window / QUAD) * QUAD  # length of a filter's row in shared memory, in whole quads
+        self.item = 8 if dtype == torch.float64 else 4
+
+    def module(
+        self, source: str, height: int, blocks: int, threads: int, elements: int, width: int = TILE_WIDTH, **more: int
+    ) -> Module:
+        """The kernels of a source.
+
+        Args:
+            source: file in `kernels/`.
+            height: of a tile, pixels.
+            blocks: the fewest blocks that a multiprocessor should hold.
+            threads: of a block.
+            elements: numbers in the shared memory of a block.
+            width: of a tile, pixels.
+            more: further constants of the source.
+        """
+        constants: dict[str, str | int] = {
+            "SCALAR": SCALARS[self.dtype],
+            "WINDOW": self.window,
+            "CHANNELS": self.channels_in_group,
+            "TILE_WIDTH": width,
+            "TILE_HEIGHT": height,
+            "QUAD": QUAD,
+            "VECTOR_BYTES": VECTOR_BYTES,
+            "MARGIN": MARGIN,
+            "TAPS": self.taps,
+            "PARTS": self.parts,
+            "CHANNELS_IN_PART": self.channels,
+            "THREADS": threads,
+            "BLOCKS": 1 if self.item == 8 else blocks,
+            "IN_FLIGHT": IN_FLIGHT_BYTES // (QUAD * self.item),
+            "WARP": WARP,
+            "SHARED_ELEMENTS": elements,
+            **more,
+        }
+        return cuda_modules.load(Instance(source, tuple(constants.items())), self.device)
+
+    def tiles(self, height: int, width: int = TILE_WIDTH) -> int:
+        return self.batch * math.ceil(self.width / width) * math.ceil(self.height / height)
+
+    def tile_elements(self, height: int, width: int = TILE_WIDTH) -> int:
+        return (height + self.window - 1) * (width + 2 * MARGIN)
+
+
+class _PlainPlan(_Plan):
+    def _launch(self, kernel: str, parts: int) -> Launch:
+        elements = self.channels * self.tile_elements(TILE_HEIGHT)
+        module = self.module("plain.cu", TILE_HEIGHT, 4, THREADS, elements)
+        blocks = self.tiles(TILE_HEIGHT) * self.groups * parts
+        return Launch(module, kernel, blocks, THREADS, elements * self.item, (self.groups, *self.image))
+
+    @functools.cached_property
+    def forward(self) -> Launch:
+        return self._launch("plain_forward", self.parts)
+
+    @functools.cached_property
+    def grad_x(self) -> Launch:
+        return self._launch("plain_grad_x", self.parts)
+
+    @functools.cached_property
+    def grad_filters(self) -> Launch:
+        return self._launch("plain_grad_filters", 1)
+
+
+class _FusedPlan(_Plan):
+    def __init__(self, *call: Any, features: int, exact: bool):
+        super().__init__(*call)
+        self.features, self.exact = features, exact
+        self.grad_x_side = GRAD_X_SIDE if self.item == 4 else GRAD_X_SIDE_FLOAT64
+        self.shared_limit = cuda_modules.shared_memory_limit(self.device)
+
+    def _with_features_in_registers(self, source: str) -> tuple[Module, int]:
+        """The kernels of a source that keep features of four pixels in registers, and the bytes of shared memory."""
+        features = _passes(self.features, FEATURES_IN_REGISTERS * 4 // self.item)
+        elements = self.channels * self.tile_elements(TILE_HEIGHT) + self.window * (features + 1) * self.taps
+        constants = {"FEATURES": self.features, "PASS": features}
+        return self.module(source, TILE_HEIGHT, 4, THREADS, elements, **constants), elements * self.item
+
+    @functools.cached_property
+    def forward(self) -> Launch:
+        module, shared_bytes = self._with_features_in_registers("fused_forward.cu")
+        blocks = self.tiles(TILE_HEIGHT) * self.groups * self.parts
+        return Launch(module, "fused_forward", blocks, THREADS, shared_bytes, (self.groups, *self.image))
+
+    @functools.cached_property
+    def forward_on_tensor_cores(self) -> Launch:
+        threads = TILE_WIDTH // QUAD * MMA_HEIGHT
+        tile = self.channels * (MMA_HEIGHT + self.window - 1) * (TILE_WIDTH + 2 * MARGIN + 1)
+        elements = TILE_WIDTH // 2 * math.ceil(self.features / MMA_STEP) * threads * QUAD + tile
+        constants = {"FEATURES": self.features, "STEP": MMA_STEP}
+        module = self.module("fused_forward_mma.cu", MMA_HEIGHT, 4, threads, elements, **constants)
+        blocks = self.tiles(MMA_HEIGHT) * self.groups * self.parts
+        return Launch(module, "fused_forward_mma", blocks, threads, elements * self.item, (self.groups, *self.image))
+
+    def _grad_x_elements(self, features: int) -> int:
+        expansion = (self.window + 2 * (GRAD_X_ROWS - 1)) * (features + 1) * self.taps
+        return (self.channels + features) * self.tile_elements(self.grad_x_side, self.grad_x_side) + expansion
+
+    @functools.cached_property
+    def grad_x(self) -> Launch:
+        # The system takes 1 KB for each block. The limit for a single block already excludes it.
+        limit = (self.shared_limit - 1024) // 2 if self.shared_limit > TWO_BLOCKS_FROM else self.shared_limit
+        features = self.features
+        while features > 1 and self._grad_x_elements(features) * self.item > limit:
+            features -= 1
+        features = _passes(self.features, features)
+        side, elements = self.grad_x_side, self._grad_x_elements(features)
+        threads = side // QUAD * side // GRAD_X_ROWS
+        constants = {"FEATURES": self.features, "PASS": features, "ROWS": GRAD_X_ROWS}
+        module = self.module("fused_grad_x.cu", side, 2, threads, elements, side, **constants)
+        blocks = self.tiles(side, side) * self.groups * self.parts
+        return Launch(module, "fused_grad_x", blocks, threads, elements * self.item, (self.groups, *self.image))
+
+    @functools.cached_property
+    def _grad_z_module(self) -> tuple[Module, int]:
+        return self._with_features_in_registers("fused_grad_z.cu")
+
+    @functools.cached_property
+    def _grad_z_slices(self) -> tuple[int, int]:
+        """The groups that a block of the gradients of z processes, and the number of such slices of the groups."""
+        groups = max(1, min(self.groups, self.tiles(TILE_HEIGHT) * self.groups // ENOUGH_BLOCKS))
+        return groups, math.ceil(self.groups / groups)
+
+    @functools.cached_property
+    def _grad_z(self) -> Launch:
+        (module, shared_bytes), (groups, slices) = self._grad_z_module, self._grad_z_slices
+        blocks, sizes = self.tiles(TILE_HEIGHT) * slices, (self.batch, self.groups, groups, *self.image)
+        return Launch(module, "fused_grad_z", blocks, THREADS, shared_bytes, sizes)
+
+    @functools.cached_property
+    def _grad_z_on_tensor_cores(self) -> Launch:
+        groups, slices = self._grad_z_slices
+        threads = TILE_WIDTH * TILE_HEIGHT // GRAD_Z_MMA_PIXELS * WARP
+        factors = math.ceil(self.window / 4) * self._mma_taps * math.ceil(self.features / MMA_COLUMNS) * WARP
+        elements = self._mma_elements(TILE_HEIGHT) + factors
+        constants = self._mma_constants(TILE_HEIGHT, threads)
+        module = self.module("fused_grad_z_mma.cu", TILE_HEIGHT, 2, threads, elements, **constants)
+        blocks, sizes = self.tiles(TILE_HEIGHT) * slices, (self.batch, self.groups, groups, *self.image)
+        return Launch(module, "fused_grad_z_mma", blocks, threads, elements * self.item, sizes)
+
+    @functools.cached_property
+    def _sum_grad_z(self) -> Launch:
+        planes = self.batch * self.features
+        sizes = (self._grad_z_slices[1], planes, self.height, self.width)
+        blocks = math.ceil(planes * self.height * self.width / 256)
+        return Launch(self._grad_z_module[0], "sum_grad_z", blocks, 256, 0, sizes)
+
+    def grad_z(self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, on_tensor_cores: bool) -> Tensor:
+        grad_z, slices = torch.empty_like(z), self._grad_z_slices[1]
+        of_slices = weight.new_empty(slices, *grad_z.shape) if slices > 1 else None
+        launch = self._grad_z_on_tensor_cores if on_tensor_cores else self._grad_z
+        launch(grad, x, weight, grad_z, of_slices)
+        if of_slices is not None:
+            self._sum_grad_z(of_slices, grad_z)
+        return grad_z
+
+    @functools.cached_property
+    def _grad_expansion_module(self) -> tuple[Module, int, int, int]:
+        """The kernels, the features of a block, the height of a tile, and the numbers in shared memory."""
+        features = _passes(self.features, SUMS_IN_REGISTERS * 4 // self.item // self.window)
+        height = GRAD_EXPANSION_HEIGHT
+        while (elements := self._grad_expansion_elements(features, height)) * self.item > self.shared_limit:
+            height -= WARP * QUAD // TILE_WIDTH
+        constants = {"FEATURES": self.features, "PASS": features, "IN_FLIGHT": 4 * 4 // self.item}
+        blocks = 2 if self.window <= 7 else 1
+        module = self.module("fused_grad_expansion.cu", height, blocks, self.window * WARP, elements, **constants)
+        return module, features, height, elements
+
+    @functools.cached_property
+    def _grad_expansion(self) -> tuple[Launch, Launch]:
+        module, features, height, elements = self._grad_expansion_module
+        passes = math.ceil(self.features / features)
+        return self._in_chunks(module, "fused_grad_expansion", height, passes, self.window * WARP, elements)
+
+    @functools.cached_property
+    def _grad_expansion_on_tensor_cores(self) -> tuple[Launch, Launch]:
+        height, threads = TILE_HEIGHT, GRAD_EXPANSION_MMA_WARPS * WARP
+        sums = self._mma_taps * (self.features // MMA_COLUMNS + 1) * 2  # of a thread
+        elements = max(self._mma_elements(height), sums * threads)
+        constants = self._mma_constants(height, threads)
+        module = self.module("fused_grad_expansion_mma.cu", height, 3, threads, elements, **constants)
+        return self._in_chunks(module, "fused_grad_expansion_mma", height, 1, threads, elements)
+
+    def _in_chunks(
+        self, module: Module, kernel: str, height: int, passes: int, threads: int, elements: int
+    ) -> tuple[Launch, Launch]:
+        """The launches for chunks of tiles, and for their sum."""
+        tiles, of_tile = self.tiles(height), self.groups * passes
+        tiles_in_chunk = max(1, tiles * of_tile // ENOUGH_BLOCKS)
+        chunks = math.ceil(tiles / tiles_in_chunk)
+        sizes = (self.groups, tiles, tiles_in_chunk, *self.image)
+        outputs = self.groups * self.window**2
+        weights, count = outputs * self.features, outputs * (self.features + 1)
+        return (
+            Launch(module, kernel, chunks * of_tile, threads, elements * self.item, sizes),
+            Launch(
+                self._grad_expansion_module[0], "sum_grad_expansion", math.ceil(count / WARP), SUM_THREADS,
+                SUM_THREADS * self.item, (chunks, weights, count),
+            ),
+        )  # fmt: skip
+
+    @property
+    def _mma_taps(self) -> int:
+        """Taps of a row of the filters, in whole pairs."""
+        return math.ceil(self.window / 2) * 2
+
+    def _mma_constants(self, height: int, threads: int) -> dict[str, int]:
+        # Of the loads of quads that a thread starts at once, so that no trip over a tile of x has much less to load.
+        lines = threads // ((TILE_WIDTH + 2 * MARGIN) // QUAD)
+        own = math.ceil(self.channels * (height + self.window - 1) / lines)
+        in_flight = _passes(own, IN_FLIGHT_BYTES // (QUAD * self.item))
+        return {"FEATURES": self.features, "IN_FLIGHT": in_flight, "EXACT": int(self.exact)}
+
+    def _mma_elements(self, height: int) -> int:
+        """Numbers in tiles of x and of the gradient for tensor cores: rows of an odd number of quads."""
+        rows_of_x = (height + self.window - 1) * (TILE_WIDTH + 2 * MARGIN + QUAD)
+        return self.channels * (rows_of_x + height * (TILE_WIDTH + QUAD))
+
+    def _grad_expansion_elements(self, features: int, height: int) -> int:
+        own = height * (TILE_WIDTH + 2 * MARGIN)
+        return self.channels * self.tile_elements(height) + (self.channels + features) * own
+
+    def grad_expansion(
+        self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, on_tensor_cores: bool
+    ) -> tuple[Tensor, Tensor]:
+        grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(weight.shape[0])
+        of_chunks, total = self._grad_expansion_on_tensor_cores if on_tensor_cores else self._grad_expansion
+        chunks, _, count = total.sizes
+        sums = grad_weight.new_empty(chunks, count)
+        of_chunks(grad, x, z, sums)
+        total(sums, grad_weight, grad_bias)
+        return grad_weight, grad_bias
+
+
+@functools.lru_cache(maxsize=1024)  # images of every size may come
+def plan(*call: Any, features: int = 0, exact: bool = False) -> Any:
+    """The plan for (shape, dtype, device, groups, window, vectorized), of filters formed from features or given (0)."""
+    return _FusedPlan(*call, features=features, exact=exact) if features else _PlainPlan(*call)
+
+
+def _plain_plan(x: Tensor, filters: Tensor, *more: Tensor) -> _PlainPlan:
+    return plan(x.shape, x.dtype, x.device, *filters.shape[1:3], _vectorized(x, filters, *more))
+
+
+def _fused_plan(weight: Tensor, window: int, x: Tensor, z: Tensor, *more: Tensor, exact: bool = False) -> _FusedPlan:
+    """The plan for a call; exact: whether products of gradients on tensor cores are as exact as in float32."""
+    call = x.shape, x.dtype, x.device, weight.shape[0] // window**2, window, _vectorized(x, z, *more)
+    return plan(*call, features=z.shape[1], exact=exact)
