@@ -103,7 +103,8 @@ def main(argv: list[str]) -> int:
     if arguments.shard:
         # By the place below OUT: jobs may spell OUT differently, or reach it by another path.
         found.jobs = [job for job in found.jobs if arguments.shard.has(job.target.relative_to(arguments.output))]
-        _say(f"part {arguments.shard.part} of {arguments.shard.parts}: {len(found.jobs)} pictures")
+        count = "1 picture" if len(found.jobs) == 1 else f"{len(found.jobs)} pictures"
+        _say(f"part {arguments.shard.part} of {arguments.shard.parts}: {count}")
     waiting: list[Job] = []
     skipped: list[Job] = []
     for job in found.jobs:

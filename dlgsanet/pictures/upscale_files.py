@@ -86,8 +86,14 @@ class FileUpscaler:
                 self.network, picture, self.outscale, self.tile, self.self_ensemble, progress=progress
             )
         if job.target == STREAM:
-            sys.stdout.buffer.write(encode(result, extension, self.quality))
-            sys.stdout.buffer.flush()
+            encoded = encode(result, extension, self.quality)
+            try:
+                sys.stdout.buffer.write(encoded)
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise UserError(f"cannot write standard output: {error.strerror}") from None
         else:
             write_picture(result, job.target, self.quality)
         self.report(f"{counted}{line}, {duration(time.monotonic() - begun)}")
@@ -103,7 +109,7 @@ def failure_line(name: str, error: Exception) -> str:
     if isinstance(error, UserError):
         message = error.for_command()
         return message if name in message else f"{name}: {message}"
-    if isinstance(error, OSError) and error.strerror:  # standard output, on a full disk
+    if isinstance(error, OSError) and error.strerror:  # a full disk
         return f"{name}: {error.strerror}"
     reason = "out of memory" if is_out_of_memory(error) else f"{type(error).__name__}: {error}"
     return f"{name}: {' '.join(reason.split())}"

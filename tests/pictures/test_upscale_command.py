@@ -144,6 +144,13 @@ def test_pipes(folder, weights, monkeypatch):
     assert Image.open(folder / "out.png").size == (168, 120)
 
 
+def test_standard_output_on_a_full_disk(folder, weights, monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run(weights, folder / "in/a.png", "-o", "-") == 2
+    assert "a.png: cannot write standard output: No space left on device" in capsys.readouterr().err.splitlines()[0]
+
+
 def test_options_change_what_they_say(folder, weights, network, photo):
     def result(*options):
         assert run(weights, folder / "in/a.png", "-o", folder / "o.png", "--overwrite", *options) == 0
