@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dlgsanet.basicsr_compat  # noqa: F401, I001  # before BasicSR
 from basicsr.utils.matlab_functions import imresize as basicsr_imresize
+from dlgsanet.commands.arguments import whole_number
 from dlgsanet.data.images import read_image
 from dlgsanet.data.parallel import for_each, usable_cores
 from dlgsanet.data.resize import downscale, imresize
@@ -24,7 +25,7 @@ from dlgsanet.data.resize import downscale, imresize
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path, nargs="?")
-    parser.add_argument("--repeats", type=int, default=5, help="the fastest counts; default: %(default)s")
+    parser.add_argument("--repeats", type=whole_number(), default=5, help="the fastest counts; default: %(default)s")
     arguments = parser.parse_args()
     image = read_image(arguments.image) if arguments.image else mirrored(photographs.astronaut(), 1356, 2040)
     cores = usable_cores()

@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from dlgsanet import files  # noqa: E402
+from dlgsanet.commands.arguments import whole_number  # noqa: E402
 from dlgsanet.errors import UserError  # noqa: E402
 
 PHASES = ("data", "forward", "backward", "step")
@@ -61,10 +62,10 @@ class Clock:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME")
-    parser.add_argument("--batch", type=int, help="patches in a batch; default: the option file's")
-    parser.add_argument("--patch", type=int, help="side of an LR patch; default: the option file's")
-    parser.add_argument("--workers", type=int, default=2, help="data workers; default: %(default)s")
-    parser.add_argument("--iterations", type=int, help="that are measured; default: 3 on a CPU, 10 on a GPU")
+    parser.add_argument("--batch", type=whole_number(), help="patches in a batch; default: the option file's")
+    parser.add_argument("--patch", type=whole_number(), help="side of an LR patch; default: the option file's")
+    parser.add_argument("--workers", type=whole_number(0), default=2, help="data workers; default: %(default)s")
+    parser.add_argument("--iterations", type=whole_number(), help="that are measured; default: 3 on a CPU, 10 on a GPU")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="more changes of the options")
     parser.add_argument("--output", type=Path, help="also write the table to this Markdown file")
     arguments = parser.parse_args()

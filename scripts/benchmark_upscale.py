@@ -20,12 +20,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dlgsanet.commands.arguments import add_size
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="Tiny")
     parser.add_argument("--scale", type=int)
-    parser.add_argument("--size", default="1920x1080", help="WIDTHxHEIGHT of the input")
+    add_size(parser, "--size", (1920, 1080), "of the input", least=16)
     parser.add_argument("--photo", type=Path)
     parser.add_argument("--ways", nargs="+", default=["exact", "1024", "512"])
     parser.add_argument("--markdown", type=Path, help="write the table there too")
@@ -40,7 +42,8 @@ def main() -> None:
         exact = None
         for way in args.ways:
             result = Path(folder, f"{way}.npy")
-            one = [sys.executable, __file__, "--ways", way, "--result", str(result), "--size", args.size]
+            one = [sys.executable, __file__, "--ways", way, "--result", str(result)]
+            one += ["--size", "{}x{}".format(*args.size)]
             one += ["--weights", args.weights, *(["--scale", str(args.scale)] if args.scale else [])]
             one += ["--photo", str(args.photo)] if args.photo else []
             measured = json.loads(subprocess.run(one, check=True, stdout=subprocess.PIPE).stdout)
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from dlgsanet.pictures.upscale_pixels import upscale_pixels
 
     network = load_model(args.weights, args.scale)
-    width, height = map(int, args.size.split("x"))
+    width, height = args.size
     pixels = photograph(args.photo, height, width)
     tile = args.ways[0] if args.ways[0] in ("exact", "auto") else int(args.ways[0])
     began = time.perf_counter()

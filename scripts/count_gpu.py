@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_leaves
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
+from dlgsanet.commands import arguments
 from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import Backend, ConvolutionFunctions, cuda
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -135,8 +136,8 @@ def main() -> int:
     parser.add_argument("what", choices=["inference", "training"])
     parser.add_argument("--size", choices=list(SIZES), default="Tiny")
     parser.add_argument("--scale", type=int, choices=SCALES, default=4)
-    parser.add_argument("--image", default="320x180", metavar="WxH", help="of the LR image; default 320x180")
-    parser.add_argument("--batch", type=int, default=1)
+    arguments.add_size(parser, "--image", (320, 180), "of the LR image")
+    parser.add_argument("--batch", type=arguments.whole_number(), default=1)
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the network and the image"
     )
@@ -147,12 +148,13 @@ def main() -> int:
     parser.add_argument("--unfrozen", action="store_true", help="weights may change; commands freeze them (ops.freeze)")
     parser.add_argument("--each", action="store_true", help="print how often each operator is started")
     args = parser.parse_args()
+    width, height = args.image
     counted = count(
         args.what, args.size, args.scale, args.image, args.batch, getattr(torch, args.dtype), args.free,
         args.kernels, args.reference, not args.unfrozen, args.triton,
     )  # fmt: skip
     print(
-        f"{args.size} x{args.scale}, {args.what}, {args.batch} of {args.image}, {args.dtype} (counted): "
+        f"{args.size} x{args.scale}, {args.what}, {args.batch} of {width}x{height}, {args.dtype} (counted): "
         f"{counted.operators.total()} operators, {counted.bytes / 1e9:.2f} GB moved, "
         f"{counted.layout_copies} layout copies, peak {counted.peak / 1e9:.2f} GB"
     )
@@ -163,12 +165,12 @@ def main() -> int:
 
 
 def count(
-    what: str, size: str, scale: int, image: str, batch: int = 1, dtype: torch.dtype = torch.float32, free: float = 80,
-    kernels: bool = False, reference: bool = False, frozen: bool = True, triton: bool = False,
+    what: str, size: str, scale: int, image: tuple[int, int], batch: int = 1, dtype: torch.dtype = torch.float32,
+    free: float = 80, kernels: bool = False, reference: bool = False, frozen: bool = True, triton: bool = False,
     **options: int
 ) -> Counted:  # fmt: skip
     """Run a network; free: GB of free memory before the network is there; options: of the network."""
-    width, height = map(int, image.split("x"))
+    width, height = image
     counted = Counted()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_backends(counted, kernels, reference, triton))

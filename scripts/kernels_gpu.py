@@ -27,6 +27,7 @@ from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.archs.sizes import SIZES, size_options
 from dlgsanet.archs.sparse_gsa import SparseGSA
+from dlgsanet.commands import arguments
 from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda, gradients, verdicts
@@ -227,8 +228,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=list(SIZES), default="Tiny")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float64"], default="float32")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--image", default="64x64", metavar="WxH", help="of the convolution's input; default 64x64")
+    parser.add_argument("--batch", type=arguments.whole_number(), default=16)
+    arguments.add_size(parser, "--image", (64, 64), "of the convolution's input")
     parser.add_argument("--architectures", nargs="+", choices=list(CARDS), default=["sm_80", "sm_90", "sm_120"])
     parser.add_argument("--host", action="store_true", help="print the host's work for a call instead")
     args = parser.parse_args()
@@ -237,7 +238,7 @@ def main() -> int:
         for name, (calls, microseconds) in host_work(args.size, getattr(torch, args.dtype)).items():
             print(f"{name}: {calls} functions called, {microseconds:.0f} us")
         return 0
-    width, height = map(int, args.image.split("x"))
+    width, height = args.image
     print("| | kernel | registers | spilled bytes | KB shared | warps | blocks | waves |")
     print("|---|---|---|---|---|---|---|---|")
     for architecture in args.architectures:

@@ -26,6 +26,7 @@ from torch import Tensor, nn  # noqa: E402
 from dlgsanet import files  # noqa: E402
 from dlgsanet.archs.dlgsanet import DLGSANet  # noqa: E402
 from dlgsanet.archs.sizes import size_options  # noqa: E402
+from dlgsanet.commands.arguments import add_size, whole_number  # noqa: E402
 from dlgsanet.errors import UserError  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
 
@@ -333,18 +334,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds; default 3")
-    parser.add_argument("--image", default="320x180", metavar="WxH", help="size of the LR image; default 320x180")
+    parser.add_argument("--rounds", type=whole_number(), default=3, help="timed rounds; default 3")
+    add_size(parser, "--image", (320, 180), "of the LR image")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table to this Markdown file")
     arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error("--rounds: at least 1")
     if arguments.output:
         try:
             files.check_can_write(arguments.output)
         except UserError as error:  # before minutes of measurements
             parser.error(f"--output: {error}")
-    width, height = map(int, arguments.image.split("x"))
+    width, height = arguments.image
     torch.set_num_threads(1)
     torch.manual_seed(0)
     networks = {name: make().eval() for name, make in NETWORKS.items()}

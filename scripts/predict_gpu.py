@@ -56,6 +56,7 @@ from torch.utils.flop_counter import flop_registry
 from dlgsanet import ops
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
+from dlgsanet.commands import arguments
 from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda
@@ -430,11 +431,12 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
 
 
 def record(
-    what: str, size: str, scale: int, dtype: torch.dtype, batch: int, image: str, architecture: str, device: str,
+    what: str, size: str, scale: int, dtype: torch.dtype, batch: int, image: tuple[int, int], architecture: str,
+    device: str,
     way: str = benchmark_gpu.OURS,
 ) -> Recorder:  # fmt: skip
     """What is started by `what`, one of `WORK`; way: of `benchmark_gpu.served`."""
-    width, height = map(int, image.split("x"))
+    width, height = image
     recorder = Recorder(architecture, device == "cuda")
     with recording(recorder, device), benchmark_gpu.served(way):
         with torch.device(device):
@@ -511,8 +513,8 @@ def main() -> int:
     parser.add_argument("--scale", type=int, choices=SCALES, default=4)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 in matrix products and convolutions")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--image", default="320x180", metavar="WxH", help="of the LR image; default 320x180")
+    parser.add_argument("--batch", type=arguments.whole_number(), default=1)
+    arguments.add_size(parser, "--image", (320, 180), "of the LR image")
     parser.add_argument("--published", action="store_true", help="compare with PyTorch and the published kernel")
     parser.add_argument("--architectures", nargs="+", choices=list(CARDS), default=["sm_80", "sm_90", "sm_120"])
     args = parser.parse_args()

@@ -133,6 +133,22 @@ def whole_number(least: int = 1, most: int | None = None) -> Callable[[str], int
     return parse
 
 
+def add_size(parser: argparse.ArgumentParser, name: str, default: tuple[int, int], what: str, least: int = 1) -> None:
+    """An argument WxH, the width and height of an image, each from `least` up."""
+
+    def parse(text: str) -> tuple[int, int]:
+        try:
+            width, height = map(int, text.split("x"))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: write WIDTHxHEIGHT, e.g. 1280x720") from None
+        if not least <= min(width, height) <= max(width, height) <= 1 << 16:
+            raise argparse.ArgumentTypeError(f"{text!r}: must be from {least}x{least} to 65536x65536")
+        return width, height
+
+    shown = "{}x{}".format(*default)
+    parser.add_argument(name, type=parse, default=default, metavar="WxH", help=f"{what}; default {shown}")
+
+
 def part_of_name(text: str) -> str:
     """The type of an argument that is the name of a file or folder, or a part of it: it leads to no other folder."""
     if "/" in text or "\0" in text or text in (".", ".."):

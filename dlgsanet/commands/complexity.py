@@ -1,9 +1,8 @@
 """`dlgsanet complexity`: parameters, multiply-accumulates, latency and peak memory."""
 
-import argparse
 import sys
 
-from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
+from dlgsanet.commands.arguments import ArgumentParser, add_import, add_size, whole_number
 from dlgsanet.errors import UserError
 
 EXAMPLES = """examples:
@@ -31,9 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--scales", type=whole_number(), nargs="+", default=[2, 3, 4], metavar="S", help="of the named sizes"
     )
-    parser.add_argument(
-        "--output", type=_size, default=(1280, 720), metavar="WxH", help="output size; default 1280x720"
-    )
+    add_size(parser, "--output", (1280, 720), "output size", least=16)
     parser.add_argument("--device", help="cpu, cuda, cuda:1...; default: a GPU where there is one")
     parser.add_argument(
         "--runs", type=whole_number(0), default=3, help="timed runs of each network, 0 to measure nothing; default 3"
@@ -53,13 +50,3 @@ def main(argv: list[str]) -> int:
     if failures:
         raise UserError(failures[-1])
     return 0
-
-
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = map(int, text.split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: write WIDTHxHEIGHT, e.g. 1280x720") from None
-    if not 16 <= min(width, height) <= max(width, height) <= 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be from 16x16 to 65536x65536")
-    return width, height

@@ -199,7 +199,7 @@ def count():
 
 def test_operators_and_bytes_without_kernels(count):
     """Commit f1178c1: 590 operators and 14.9 GB with CUDA kernels, else 1499 and 42.7 GB."""
-    one, all_in_pytorch = (count("inference", "Tiny", 4, "320x180", kernels=kernels) for kernels in (True, False))
+    one, all_in_pytorch = (count("inference", "Tiny", 4, (320, 180), kernels=kernels) for kernels in (True, False))
     assert one.operators.total() <= 80
     assert one.bytes <= 1.65e9
     assert all_in_pytorch.operators.total() <= 360
@@ -211,7 +211,7 @@ def test_operators_and_bytes_without_kernels(count):
 
 def test_operators_and_bytes_with_triton(count):
     pytest.importorskip("triton")
-    counted = count("inference", "Tiny", 4, "320x180", kernels=True, triton=True)
+    counted = count("inference", "Tiny", 4, (320, 180), kernels=True, triton=True)
     assert counted.operators.total() <= 72
     assert counted.bytes <= 1.5e9
     assert counted.layout_copies == 0
@@ -220,7 +220,7 @@ def test_operators_and_bytes_with_triton(count):
 def test_operators_and_bytes_of_training_with_triton(count):
     """Commit b77840a: 1057 operators and 25.1 GB; without the CUDA kernels of GDFN 292 and 12.6 GB."""
     pytest.importorskip("triton")
-    counted = count("training", "Tiny", 2, "64x64", batch=16, kernels=True, triton=True)
+    counted = count("training", "Tiny", 2, (64, 64), batch=16, kernels=True, triton=True)
     assert counted.operators.total() <= 280
     assert counted.bytes <= 7.4e9
     assert counted.peak <= 1.25e9
@@ -228,7 +228,7 @@ def test_operators_and_bytes_of_training_with_triton(count):
 
 
 def test_the_count_of_before_is_that_of_the_audit(count):
-    before = count("inference", "Tiny", 4, "320x180", kernels=True, reference=True)
+    before = count("inference", "Tiny", 4, (320, 180), kernels=True, reference=True)
     assert 570 <= before.operators.total() <= 600
     assert before.bytes == pytest.approx(14.9e9, rel=0.01)
     assert before.layout_copies > 50
@@ -279,7 +279,7 @@ def test_the_estimate_of_what_training_keeps(count, monkeypatch, size, dtype, wa
 
     monkeypatch.setattr(strip_rows, "_fits", noted)
     noted.cache_clear = fits.cache_clear
-    counted = count("training", size, 2, "64x64", batch=16, dtype=dtype, kernels=True, triton=kernels == "triton")
+    counted = count("training", size, 2, (64, 64), batch=16, dtype=dtype, kernels=True, triton=kernels == "triton")
     (estimate,) = estimates
     assert counted.peak < estimate < WAYS[way] * counted.peak
 
@@ -288,7 +288,7 @@ def test_batches_of_the_demo_are_not_computed_again(count):
     """Tiny with 32 patches of 64x64 keeps 2.4 GB; it was computed again with less than 70 GB."""
     pytest.importorskip("triton")
     batch = {"batch": 32, "kernels": True, "triton": True}
-    kept, again = (count("training", "Tiny", 2, "64x64", free=free, **batch) for free in (7, 4))
+    kept, again = (count("training", "Tiny", 2, (64, 64), free=free, **batch) for free in (7, 4))
     assert kept.peak > 1.5 * again.peak
     assert kept.operators.total() < again.operators.total()
 
