@@ -36,7 +36,8 @@ def conditions(options: dict[str, Any], train_set: Any, samples_of_iteration: in
         samples_of_iteration: of all ranks.
     """
     data = {key: value for key, value in options["datasets"]["train"].items() if key not in _HOW_READ}
-    train = {key: value for key, value in options["train"].items() if key != "total_iter"}
+    ignored = {"total_iter"} if options["num_gpu"] else {"total_iter", "cuda_graph"}
+    train = {key: value for key, value in options["train"].items() if key not in ignored}
     values: dict[str, Any] = {
         "manual_seed": options["manual_seed"],
         "model_type": options["model_type"],
