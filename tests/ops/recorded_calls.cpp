@@ -13,8 +13,8 @@
 
 #define FUNCTIONS(with)                                                                                                \
     with(gated_feed_forward) with(gated_feed_forward_backward) with(dynamic_local_attention)                           \
-    with(local_features_backward) with(fused_dynamic_depthwise_conv) with(fused_dynamic_depthwise_conv_backward)       \
-    with(projected_dynamic_conv_backward) with(channel_attention_sums) with(channel_attention_apply)                   \
+    with(dynamic_local_attention_backward) with(fused_dynamic_depthwise_conv)                                          \
+    with(fused_dynamic_depthwise_conv_backward) with(channel_attention_sums) with(channel_attention_apply)             \
     with(channel_attention_mixing_backward) with(channel_attention_backward) with(convolution)                         \
     with(convolution_backward)
 
@@ -27,8 +27,9 @@ namespace {
 // ignored.
 using Word = std::uint64_t;
 using Function = bool (*)(Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word,
-                          Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word);
-constexpr std::size_t most_arguments = 32;
+                          Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word, Word,
+                          Word, Word, Word, Word, Word, Word, Word, Word);
+constexpr std::size_t most_arguments = 40;
 
 Function find(const std::string& name) {
 #define COMPARE(known) \
@@ -70,7 +71,8 @@ int main(int count, char** names) {
         a.resize(most_arguments);
         const bool done = find(name)(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13],
                                      a[14], a[15], a[16], a[17], a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25],
-                                     a[26], a[27], a[28], a[29], a[30], a[31]);
+                                     a[26], a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37],
+                                     a[38], a[39]);
         if (!done) return 6;
         for (auto& tensor : tensors)
             if (std::fwrite(tensor.data(), 1, tensor.size(), results) != tensor.size()) return 7;

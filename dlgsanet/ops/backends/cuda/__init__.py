@@ -53,7 +53,10 @@ TRAINED = (*feed_forward.BACKWARD.values(),)  # of gradients
 
 
 def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
-    reason = no_layer(record, x) or _unsuited(record, x, training)
+    if x.device.type != "cuda" or torch.version.hip:
+        reason: str | None = "it needs an NVIDIA GPU"
+    else:
+        reason = no_layer(record, x) or _unsuited(record, x, training)
     # Where a layer is not used, the next backend's kernels for it are, and no reason is reported.
     return NO_LAYER if reason and type(record) in LAYERS else reason
 
@@ -65,8 +68,6 @@ def no_layer(record: Record, x: Tensor) -> str | None:
 
 
 def _unsuited(record: Record, x: Tensor, training: bool) -> str | None:
-    if x.device.type != "cuda" or torch.version.hip:
-        return "it needs an NVIDIA GPU"
     tensors = [x, *tensors_of(record)]
     if any(t.device != x.device for t in tensors):
         return "the tensors are on several devices"

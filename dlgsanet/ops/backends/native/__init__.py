@@ -5,12 +5,10 @@ set. The one for the instruction set that PyTorch itself uses is loaded (PyTorch
 both). The threads are PyTorch's, as many as `torch.get_num_threads`. Results do not depend on their number.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
-from dlgsanet.ops.backends import Backend, LayerFunctions, reference
+from dlgsanet.ops.backends import Backend, LayerFunctions
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.native import differentiable, dynamic_conv, layers, library
 from dlgsanet.ops.records import Record, tensors_of
@@ -32,7 +30,7 @@ BACKEND = Backend(
     dynamic_local_attention=LayerFunctions(layers.dynamic_local_attention, differentiable.dynamic_local_attention),
     channel_attention=LayerFunctions(layers.channel_attention, differentiable.channel_attention),
     gated_feed_forward=LayerFunctions(layers.gated_feed_forward, differentiable.gated_feed_forward),
-    convolution=LayerFunctions(layers.convolution, partial(reference.convolution, convolve=differentiable.convolution)),
+    convolution=LayerFunctions(layers.convolution, differentiable.convolution),
     add_convolution=layers.add_convolution,
     fused_dynamic_depthwise_conv=dynamic_conv.FUSED_CONVOLUTION,
     feature_maps=3.2,  # measured 3.1

@@ -2,10 +2,11 @@
 //
 // Windows overlap. Their borders divide the image into pieces; all pixels of a piece lie in the same windows. The first
 // pass computes q, k and v row by row. It keeps v and the products of q and k, summed over each piece. The sum over a
-// window is the sum over its pieces. Between the passes the caller turns similarities into weights. Attention is linear
+// window is the sum over its pieces. Between the passes the caller turns cosines into weights. Attention is linear
 // in its weights, so the second pass averages the weights of all windows that contain a piece, multiplies the output
 // projection by the average, and multiplies the result by every pixel of v once.
 
+#include "cosines.h"
 #include "depthwise.h"
 #include "gemm.h"
 #include "normed_projection.h"
@@ -142,20 +143,26 @@ struct FirstPass {
     }
 };
 
-// Add up the pieces of each window in order; window_sums [B, windows down, windows across, sums].
-void sum_windows(Index batch, Pieces bands, Pieces columns, Index sums, const float* piece_sums, float* window_sums) {
-    for (Index image = 0; image < batch; image++)
-        for (Index down = 0; down < bands.windows(); down++)
-            for (Index across = 0; across < columns.windows(); across++, window_sums += sums) {
-                std::fill(window_sums, window_sums + sums, 0.f);
-                for (Index band = 0; band < bands.count; band++)
-                    for (Index column = 0; column < columns.count; column++) {
-                        if (!bands[band].in_window(down) || !columns[column].in_window(across)) continue;
-                        const Index place = (image * bands.count + band) * columns.count + column;
-                        const float* piece = piece_sums + place * sums;
-                        for (Index n = 0; n < sums; n++) window_sums[n] += piece[n];
-                    }
-            }
+// Add up the pieces of a window in order: the products of q and k [heads, c, c] and the squares [2, C].
+void sum_window(const Heads& heads, Index image, Index down, Index across, Pieces bands, Pieces columns,
+                const float* piece_sums, float* products, float* squares) {
+    std::fill(products, products + heads.products(), 0.f);
+    std::fill(squares, squares + 2 * heads.all_channels(), 0.f);
+    for (Index band = 0; band < bands.count; band++)
+        for (Index column = 0; column < columns.count; column++) {
+            if (!bands[band].in_window(down) || !columns[column].in_window(across)) continue;
+            const float* piece = piece_sums + ((image * bands.count + band) * columns.count + column) * heads.sums();
+            for (Index n = 0; n < heads.products(); n++) products[n] += piece[n];
+            for (Index n = 0; n < 2 * heads.all_channels(); n++) squares[n] += piece[heads.products() + n];
+        }
+}
+
+// Turn products into cosines and squares into norms.
+void normalise(const Heads& heads, float* products, float* squares) {
+    const Index c = heads.channels, all = heads.all_channels();
+    for (Index n = 0; n < 2 * all; n++) squares[n] = std::sqrt(squares[n]);
+    for (Index q = 0; q < all; q++)
+        for (Index k = 0; k < c; k++) products[q * c + k] /= divisor(squares[q]) * divisor(squares[all + q / c * c + k]);
 }
 
 // Pieces of columns that are processed together, so that the rows of an image are read in long runs.
@@ -212,15 +219,16 @@ void fold(const Heads& heads, const Piece& band, const Piece& column, Index acro
 }  // namespace
 
 // The arrays of pieces have four integers per piece. No piece of columns crosses a multiple of tile_width. The results
-// are v [B, C, H, W], window_sums, and proj(norm(x)) of the first `kept` images, all or none; piece_sums [B, bands,
-// columns, sums] is working memory.
+// are v [B, C, H, W], the cosines between the channels of q and k in each window [B, windows down, windows across,
+// heads, c, c], the norms of the channels [B, windows down, windows across, 2, heads, c], and proj(norm(x)) of the first
+// `kept` images, all or none; piece_sums [B, bands, columns, sums] is working memory.
 DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* norm_weight, const float* norm_bias,
                                                   const float* qkv_weight, const float* depthwise,
                                                   const Piece* band_pieces, const Piece* column_pieces, float* v,
-                                                  float* piece_sums, float* window_sums, float* projected, Index batch,
-                                                  Index channels, Index head_count, Index height, Index width,
-                                                  Index band_count, Index column_count, Index tile_width, Index kept,
-                                                  int threads) {
+                                                  float* piece_sums, float* cosines, float* norms, float* projected,
+                                                  Index batch, Index channels, Index head_count, Index height,
+                                                  Index width, Index band_count, Index column_count, Index tile_width,
+                                                  Index kept, int threads) {
     const Shape shape{batch, channels, height, width}, projected_shape{batch, 3 * channels, height, width};
     const Heads heads{head_count, channels / head_count};
     const Pieces bands{band_pieces, band_count}, columns{column_pieces, column_count};
@@ -243,8 +251,16 @@ DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* n
                   columns, task / (tiles * band_count), task % band_count, first_column(tile), first_column(tile + 1)}
             .run(s, follows);
     });
-    sum_windows(batch, bands, columns, heads.sums(), piece_sums, window_sums);
-    return done;
+    if (!done) return false;
+    for (Index image = 0; image < batch; image++)
+        for (Index down = 0; down < bands.windows(); down++)
+            for (Index across = 0; across < columns.windows(); across++) {
+                sum_window(heads, image, down, across, bands, columns, piece_sums, cosines, norms);
+                normalise(heads, cosines, norms);
+                cosines += heads.products();
+                norms += 2 * channels;
+            }
+    return true;
 }
 
 // out = x + proj_out @ (average of the weights over the windows of each pixel) @ v.

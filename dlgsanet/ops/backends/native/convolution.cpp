@@ -64,23 +64,27 @@ struct Scratch {
 };
 
 // Write row y of a tile, `from` [factor^2 * C, columns], after a pixel shuffle: as `factor` rows of out [B, C, factor *
-// H, factor * W], which has this shape.
-void write_shuffled(const Shape& shape, const Tile& tile, Index y, Rows from, Index factor, bool add, float* out) {
+// H, factor * W], which has this shape; added to a tensor `to` of this shape if it is not null.
+void write_shuffled(const Shape& shape, const Tile& tile, Index y, Rows from, Index factor, const float* to,
+                    float* out) {
     for (Index o = 0; o < shape.channels * factor * factor; o++) {
         const Index channel = o / (factor * factor), down = o / factor % factor, across = o % factor;
-        float* to = out + (tile.image * shape.channels + channel) * shape.pixels() +
-                    (y * factor + down) * shape.width + tile.left * factor + across;
+        const Index start = (tile.image * shape.channels + channel) * shape.pixels() +
+                            (y * factor + down) * shape.width + tile.left * factor + across;
         const float* values = from.row(o);
-        for (Index x = 0; x < tile.columns(); x++) to[x * factor] = values[x] + (add ? to[x * factor] : 0.f);
+        for (Index x = 0; x < tile.columns(); x++) {
+            const Index at = start + x * factor;
+            out[at] = values[x] + (to ? to[at] : 0.f);
+        }
     }
 }
 
 }  // namespace
 
-// out = pixel_shuffle(the convolution of x, factor); with `add`, out += it.
-DLGSANET_API bool dlgsanet_convolution(const float* x, const float* weight, const float* bias, float* out, Index batch,
-                                       Index channels, Index outputs, Index factor, Index height, Index width,
-                                       Index add, int threads) {
+// out = pixel_shuffle(the convolution of x, factor); with `add`, out = `to` + it, where `to` may be `out`.
+DLGSANET_API bool dlgsanet_convolution(const float* x, const float* weight, const float* bias, const float* to,
+                                       float* out, Index batch, Index channels, Index outputs, Index factor,
+                                       Index height, Index width, Index add, int threads) {
     const Shape shape{batch, channels, height, width};
     const Shape out_shape{batch, outputs / (factor * factor), height * factor, width * factor};
     const Tiling tiles(shape, 12 * channels + 4 * outputs, 1);
@@ -90,20 +94,22 @@ DLGSANET_API bool dlgsanet_convolution(const float* x, const float* weight, cons
         const Tile tile = tiles[task];
         for (Index y = tile.first_row(1, follows); y <= tile.top; y++) s.rows.read(shape, x, tile, y);
         for (Index y = tile.top; y < tile.bottom; y += together) {
-            Ahead ahead(lines_per_block((2 * (channels + outputs) + 2) / 3, outputs));
+            Ahead ahead(lines_per_block((2 * (channels + (add ? 2 : 1) * outputs) + 2) / 3, outputs));
             for (Index n = 0; n < together; n++) {
                 s.rows.read(shape, x, tile, y + n + 1);
                 shape.strip(y + n + 1 + together, tile, 1).expect(x, ahead);
-                if (factor == 1) out_shape.strip(y + n, tile, 0).expect(out, ahead);
+                if (factor > 1) continue;
+                out_shape.strip(y + n, tile, 0).expect(out, ahead);
+                if (add && to != out) out_shape.strip(y + n, tile, 0).expect(to, ahead);
             }
             s.rows.transform(y, tile.columns());
             s.convolve(bias, outputs, tile.columns(), &ahead);
             for (Index n = 0; n < together && y + n < tile.bottom; n++) {
                 const Strip strip = out_shape.strip(y + n, tile, 0);
                 if (factor > 1)
-                    write_shuffled(out_shape, tile, y + n, s.out[n], factor, add, out);
+                    write_shuffled(out_shape, tile, y + n, s.out[n], factor, add ? to : nullptr, out);
                 else if (add)
-                    strip.write_sum(s.out[n], out, out);
+                    strip.write_sum(s.out[n], to, out);
                 else
                     strip.write(s.out[n], out);
             }

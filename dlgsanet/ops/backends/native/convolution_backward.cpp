@@ -61,19 +61,19 @@ struct Scratch {
 
 }  // namespace
 
-// `parts` must be zero on entry. For each strip it receives, with rows padded to column_step, the gradients [6, 3, O,
-// C] of the second factors in minimal_filtering.h at each column of the filters, and the gradient of the bias [O]. The
-// part of the first strip receives the sums over all strips.
-DLGSANET_API bool dlgsanet_convolution_backward(const float* grad, const float* x, float* parts, Index batch,
-                                                Index channels, Index outputs, Index height, Index width, int threads) {
+DLGSANET_API bool dlgsanet_convolution_backward(const float* grad, const float* x, float* grad_weight, float* grad_bias,
+                                                Index batch, Index channels, Index outputs, Index height, Index width,
+                                                int threads) {
     const Shape shape{batch, channels, height, width}, out_shape{batch, outputs, height, width};
     const Strips strips{batch, height};
-    const Index pitch = round_up(channels, column_step), matrices = products * taps * outputs * pitch;
-    const Index floats = matrices + outputs;
+    // The gradients of the transformed filters, then that of the bias.
+    const Index pitch = round_up(channels, column_step), bias_at = products * taps * outputs * pitch;
+    const PartialSums sums(strips.count(), bias_at + outputs);
     auto make = [&](Arena& arena) { return Scratch(arena, channels, outputs, width); };
 
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const Scratch& s) {
+    const bool done = sums && parallel(threads, strips.count(), make, [&](Index task, bool, const Scratch& s) {
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
+        float* part = sums.begin(task);
         std::memset(s.grad_bias, 0, sizeof(float) * outputs * lanes);
         for (Index y = tile.top - 1; y <= tile.top; y++) s.rows.read(shape, x, tile, y);
         for (Index y = tile.top; y < tile.bottom; y += together) {
@@ -87,10 +87,23 @@ DLGSANET_API bool dlgsanet_convolution_backward(const float* grad, const float* 
                     for (Index o = 0; o < outputs; o++) std::fill(row.row(o), row.row(o) + width, 0.f);
             }
             s.transform_gradient(outputs, width);
-            s.multiply(outputs, width, {parts + task * floats, pitch});
+            s.multiply(outputs, width, {part, pitch});
         }
-        for (Index o = 0; o < outputs; o++) parts[task * floats + matrices + o] = sum_lanes(s.grad_bias + o * lanes);
+        for (Index o = 0; o < outputs; o++) part[bias_at + o] = sum_lanes(s.grad_bias + o * lanes);
     });
-    sum_up(parts, strips.count(), floats);
-    return done;
+    if (!done) return false;
+    const float* total = sums.total();
+    std::copy(total + bias_at, total + bias_at + outputs, grad_bias);
+    // Of filters with the rows g, h, i the sums are the gradients of g, (g +- r h + 2 i) / 6, (2 g +- r h + i) / 3, i.
+    for (Index o = 0; o < outputs; o++)
+        for (Index c = 0; c < channels; c++, grad_weight += 9)
+            for (int t = 0; t < taps; t++) {
+                auto of = [&](int n) { return total[((n * taps + t) * outputs + o) * pitch + c]; };
+                const float even = of(1) + of(2), odd = of(1) - of(2);
+                const float other_even = of(3) + of(4), other_odd = of(3) - of(4);
+                grad_weight[t] = of(0) + even / 6 + other_even / 1.5f;
+                grad_weight[taps + t] = (odd / 6 + other_odd / 3) * root;
+                grad_weight[2 * taps + t] = (even + other_even) / 3 + of(5);
+            }
+    return true;
 }

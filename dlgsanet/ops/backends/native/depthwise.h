@@ -32,12 +32,13 @@ struct Addresses {
 
 // `Down` rows of channel c of a 3x3 convolution, from column `first` on: use(x, sums) receives one register of each row
 // for x = 0, lanes, ... `use` should hold pointers by value. Each value of the source is loaded once for all rows. With
-// two rows there are no more loads than multiply-adds. The value of a pixel does not depend on `Down`.
-template <int Down, class Use>
+// two rows there are no more loads than multiply-adds. The value of a pixel does not depend on `Down`. `Flipped`: the taps
+// are in reverse order, for the gradient of the source.
+template <int Down, bool Flipped = false, class Use>
 inline void depthwise_3x3(const Neighbours<Down>& source, Index c, Index first, Index columns, const float* weight,
                           const Use& use) {
     vec weights[9];
-    for (int t = 0; t < 9; t++) weights[t] = fill(weight[t]);
+    for (int t = 0; t < 9; t++) weights[t] = fill(weight[Flipped ? 8 - t : t]);
     const float* rows[Down + 2];
     for (int n = 0; n < Down + 2; n++) rows[n] = source.rows[n].row(c) + first - 1;
     for (Index x = 0; x < columns; x += lanes) {

@@ -6,7 +6,6 @@ from torch import Tensor
 from dlgsanet.ops.backends import ConvolutionFunctions
 from dlgsanet.ops.backends.native import library
 from dlgsanet.ops.backends.native.layers import sizes_of
-from dlgsanet.ops.backends.native.signatures import round_up, strips
 from dlgsanet.ops.records import FusedDynamicConv
 
 
@@ -20,23 +19,11 @@ def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Te
 def fused_dynamic_depthwise_conv_backward(
     convolution: FusedDynamicConv, x: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, tensors, sizes = x.contiguous(), _tensors(convolution), _sizes(convolution, x)
-    z, weight = tensors["z"], tensors["weight"]
-    inputs = sizes["inputs"]
-    grad_x, grad_z = torch.empty_like(x), torch.empty_like(z)
-    parts = x.new_zeros(strips(sizes["batch"], sizes["height"]), len(weight), round_up(inputs + 1))
-    library.call(
-        "fused_dynamic_depthwise_conv_backward",
-        grad=grad.contiguous(),
-        x=x,
-        **tensors,
-        weight_transposed=weight.view(sizes["groups"], -1, inputs).transpose(1, 2).contiguous(),
-        grad_x=grad_x,
-        grad_z=grad_z,
-        parts=parts,
-        **sizes,
+    tensors = {"x": x.contiguous(), **_tensors(convolution)}
+    grad_x, grad_z, grad_weight, grad_bias = library.gradients(
+        "fused_dynamic_depthwise_conv_backward", tensors, grad=grad.contiguous(), **tensors, **_sizes(convolution, x)
     )
-    return grad_x, grad_z, parts[0, :, :inputs].clone(), parts[0, :, inputs].clone()
+    return grad_x, grad_z, grad_weight, grad_bias
 
 
 FUSED_CONVOLUTION = ConvolutionFunctions(fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward)

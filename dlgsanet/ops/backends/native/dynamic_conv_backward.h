@@ -19,12 +19,17 @@ struct DynamicConvScratch {
     // z_by_pixel [columns, D + 1]; the last value of a pixel is 1, for the bias. grad_filters [K * K, columns] of a
     // group.
     Rows z[together], grad_z[together], z_by_pixel[together], grad_filters[together];
+    Rows weight_transposed;  // for each group [D, K * K]
 
     DynamicConvScratch(Arena& arena, const FilterMaker& make, Index channels, Index width)
         : x(arena, channels, width, make.window_size + together - 1, make.window_size / 2),
           grad(arena, channels, width, together, make.window_size / 2),
           grad_x(arena, channels, width, make.window_size + together - 1, make.window_size / 2),
-          filters(arena, make.taps(), width, 1, make.window_size / 2) {
+          filters(arena, make.taps(), width, 1, make.window_size / 2),
+          weight_transposed(arena.rows(make.groups * make.inputs, make.taps())) {
+        for (Index n = 0; weight_transposed.start && n < make.groups * make.inputs; n++)
+            for (Index t = 0; t < make.taps(); t++)
+                weight_transposed.row(n)[t] = make.weight_of(n / make.inputs)[t * make.inputs + n % make.inputs];
         for (int n = 0; n < together; n++) {
             z[n] = arena.rows(make.inputs, width);
             grad_z[n] = arena.rows(make.inputs, width);
@@ -123,14 +128,21 @@ void spread_rows(const DynamicConvScratch& s, Index first, Index count, Index wi
         if (i < stop) spread_rows<Down - 1>(s, first, count, window_size, y, i, stop, columns);
 }
 
+// Write the sums [G * K * K, D + 1] to the gradients of weight and bias.
+inline void hand_out_filters(const FilterMaker& make, Rows sums, float* grad_weight, float* grad_bias) {
+    const Index outputs = make.groups * make.taps();
+    hand_out(sums, outputs, make.inputs, grad_weight);
+    for (Index n = 0; n < outputs; n++) grad_bias[n] = sums.row(n)[make.inputs];
+}
+
 struct DynamicConvBackward {
     static constexpr int together = differentiated_together;
 
     const Shape &shape, &z_shape;
     const FilterMaker& make;
-    const float *x, *z, *weight_transposed;  // [G, D, K * K]
+    const float *x, *z;
     float *grad_x, *grad_z;
-    Rows grad_weight;  // [G * K * K, D + 1], the part of this strip
+    Rows grad_weight;  // [G * K * K, D + 1], the part of this strip; the last column is the gradient of bias
     Index image, top, bottom;
 
     Index r() const { return make.window_size / 2; }
@@ -208,7 +220,7 @@ struct DynamicConvBackward {
     // The gradients of z and of the weights from those of the filters in row n of those processed together.
     void differentiate_filters(Index group, Index n, const DynamicConvScratch& s, Ahead& ahead) const {
         const Index taps = make.taps();
-        const Weights back(weight_transposed + group * taps * make.inputs, make.inputs, taps);
+        const Weights back(s.weight_transposed.below(group * make.inputs), make.inputs, taps);
         if (group == 0)
             gemm<Start::zero>(back, s.grad_filters[n], s.grad_z[n], shape.width);
         else

@@ -11,10 +11,13 @@ constexpr int together = ProjectedDepthwiseBackward::together;
 
 struct Scratch {
     ProjectedDepthwiseBackward back;
+    Weights proj_out_transposed;
     Rows grad[together], grad_gated[together], gated[together], grad_by_pixel;
 
-    Scratch(Arena& arena, const ProjectedDepthwise& layer)
-        : back(arena, layer), grad_by_pixel(arena.rows(layer.enter.shape.width, layer.channels())) {
+    Scratch(Arena& arena, const ProjectedDepthwise& layer, const Weights& proj_out)
+        : back(arena, layer),
+          proj_out_transposed(transposed(arena, proj_out)),
+          grad_by_pixel(arena.rows(layer.enter.shape.width, layer.channels())) {
         for (int n = 0; n < together; n++) {
             grad[n] = arena.rows(layer.channels(), layer.enter.shape.width);
             grad_gated[n] = arena.rows(layer.hidden() / 2, layer.enter.shape.width);
@@ -48,39 +51,43 @@ void differentiate_gate(const Scratch& s, Index y, const float* depthwise, Index
 
 }  // namespace
 
-// Writes grad_x and `parts`, which must be zero on entry: for each strip the gradient of proj_out transposed [half, C],
-// with rows padded as those of proj_in, then the sums of ProjectedDepthwise. The part of the first strip receives the
-// sums over all strips.
 DLGSANET_API bool dlgsanet_gated_feed_forward_backward(
-    const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* proj,
-    const float* depthwise, const float* proj_transposed, const float* depthwise_flipped,
-    const float* proj_out_transposed, float* grad_x, float* parts, Index batch, Index channels, Index half,
+    const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* proj_in,
+    const float* depthwise, const float* proj_out, float* grad_x, float* grad_norm_weight, float* grad_norm_bias,
+    float* grad_proj_in, float* grad_depthwise, float* grad_proj_out, Index batch, Index channels, Index half,
     Index height, Index width, int threads) {
     const Shape shape{batch, channels, height, width};
-    const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj, 2 * half, channels}};
-    const ProjectedDepthwise layer{enter, nullptr, grad, grad_x, depthwise, depthwise_flipped, proj_transposed};
+    const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, 2 * half, channels}};
+    const ProjectedDepthwise layer{enter, nullptr, grad, grad_x, grad_norm_weight, grad_norm_bias,
+                                   grad_proj_in, grad_depthwise, depthwise};
     const Strips strips{batch, height};
-    const Index pitch = layer.projection_pitch(), floats = half * pitch + layer.floats();
-    auto make = [&](Arena& arena) { return Scratch(arena, layer); };
+    // The gradient of proj_out transposed [half, C], then the sums of `layer`.
+    const Index pitch = layer.projection_pitch(), layer_at = half * pitch;
+    const PartialSums sums(strips.count(), layer_at + layer.floats());
+    auto make = [&](Arena& arena) { return Scratch(arena, layer, {proj_out, channels, half}); };
 
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const Scratch& s) {
+    const bool done = sums && parallel(threads, strips.count(), make, [&](Index task, bool, const Scratch& s) {
         const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
-        const Rows grad_proj_out{parts + task * floats, pitch};
+        float* part = sums.begin(task);
         auto gradient = [&](Index y, Ahead& ahead) {
             for (int n = 0; n < together; n++) {
                 if (y + n < 0 || y + n >= height) continue;
                 Strip{shape, tile.image, y + n, 0, width}.read(grad, s.grad[n]);
-                gemm<Start::zero>({proj_out_transposed, half, channels}, s.grad[n], s.grad_gated[n], width, &ahead);
+                gemm<Start::zero>(s.proj_out_transposed, s.grad[n], s.grad_gated[n], width, &ahead);
             }
             differentiate_gate(s, y, depthwise, width);
             for (int n = 0; n < together; n++) {
                 if (y + n < tile.top || y + n >= tile.bottom) continue;
                 transpose(s.grad[n], channels, width, s.grad_by_pixel);
-                gemm<Start::accumulate>({s.gated[n], half, width}, s.grad_by_pixel, grad_proj_out, channels, &ahead);
+                gemm<Start::accumulate>({s.gated[n], half, width}, s.grad_by_pixel, {part, pitch}, channels, &ahead);
             }
         };
-        s.back.run(tile, grad_proj_out.row(half), gradient);
+        s.back.run(tile, part + layer_at, gradient);
     });
-    sum_up(parts, strips.count(), floats);
-    return done;
+    if (!done) return false;
+    float* total = sums.total();
+    for (Index c = 0; c < channels; c++)
+        for (Index k = 0; k < half; k++) grad_proj_out[c * half + k] = total[k * pitch + c];
+    layer.hand_out_sums(total + layer_at);
+    return true;
 }

@@ -22,6 +22,15 @@ struct Weights {
     const float* row(Index m) const { return start + m * pitch; }
 };
 
+// The transpose of a matrix, with memory of an arena.
+template <class Arena>
+Weights transposed(Arena& arena, const Weights& a) {
+    const Rows to = arena.rows(a.inner, a.rows);
+    for (Index m = 0; to.start && m < a.rows; m++)
+        for (Index k = 0; k < a.inner; k++) to.row(k)[m] = a.row(m)[k];
+    return {to, a.inner, a.rows};
+}
+
 constexpr int block_rows = 6, block_registers = many_registers ? 4 : 2;  // of a block that is kept in registers
 
 // `Down` rows and `Across` registers of columns of the product.

@@ -1,7 +1,7 @@
 """Whole layers for inference."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +9,6 @@ from torch import Tensor
 from dlgsanet.ops import constants
 from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends.native import library
-from dlgsanet.ops.backends.torch.mixing import NORMALIZE_EPS
 from dlgsanet.ops.kept_memory import empty, empty_like
 from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, Layer, LocalAttention
 from dlgsanet.ops.windows import pieces
@@ -69,15 +68,14 @@ def convolution(layer: Conv3x3, x: Tensor) -> Tensor:
     factor, to = layer.factor, layer.to
     out = empty(len(x), len(layer.weight) // factor**2, factor * height, factor * width)
     if to is not None and to.shape == (1, out.shape[1], 1, 1):
-        _convolve(layer, x, out, _bias(layer) + to.flatten().repeat_interleave(factor**2))
-        return out
-    _convolve(layer, x, out, _bias(layer))
-    return out if to is None else out.add_(to)
+        layer = layer._replace(bias=_bias(layer) + to.flatten().repeat_interleave(factor**2), to=None)
+    _convolve(layer, x, out)
+    return out
 
 
 def add_convolution(layer: Conv3x3, x: Tensor, to: Tensor) -> None:
     if to.is_contiguous() and layer.mean is None:
-        _convolve(layer, x, to, _bias(layer), add=True)
+        _convolve(layer._replace(to=to), x, to)
     else:
         to += convolution(layer, x)
 
@@ -86,66 +84,75 @@ def _bias(layer: Conv3x3) -> Tensor:
     return layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
-def _convolve(layer: Conv3x3, x: Tensor, out: Tensor, bias: Tensor, add: bool = False) -> None:
-    x, weight, bias = (t.contiguous() for t in (x, layer.weight, bias))
+def _convolve(layer: Conv3x3, x: Tensor, out: Tensor) -> None:
+    """Without the layer's mean."""
+    x, weight, bias = (t.contiguous() for t in (x, layer.weight, _bias(layer)))
+    add = layer.to is not None
+    to = out if layer.to is None else layer.to.contiguous()
     sizes = sizes_of(x) | {"outputs": len(weight), "factor": layer.factor}
-    library.call("convolution", x=x, weight=weight, bias=bias, out=out, add=add, **sizes)
+    library.call("convolution", x=x, weight=weight, bias=bias, to=to, out=out, add=add, **sizes)
 
 
 BAND = 16  # rows in one partial sum of the products of q and k; it does not depend on the threads
 
 
+class _Pieces(NamedTuple):
+    """`dlgsanet.ops.windows.pieces` as a tensor [pieces, 4], which the library reads, and the number of windows."""
+
+    tensor: Tensor
+    windows: int
+
+
 @functools.lru_cache(maxsize=64)
-def _pieces(size: int, window: int | None, grid: int) -> Tensor:
-    """`dlgsanet.ops.windows.pieces` as a tensor [pieces, 4], which the library reads."""
-    return torch.tensor(pieces(size, window, grid=grid), dtype=torch.int64, device="cpu")
+def _pieces(size: int, window: int | None, grid: int) -> _Pieces:
+    found = pieces(size, window, grid=grid)
+    return _Pieces(torch.tensor(found, dtype=torch.int64, device="cpu"), found[-1].last_window + 1)
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     x = x.contiguous()
-    v, products, norms, _ = attention_sums(layer, x, 0)
-    return attend(layer, x, v, attention_weights(layer, products, norms))
+    v, cosines, _, _ = attention_sums(layer, x, 0)
+    return attend(layer, x, v, attention_weights(layer, cosines))
 
 
 def attention_sums(layer: ChannelAttention, x: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the weights of the attention are computed from.
 
     Returns:
-        v [B, C, H, W]; the products of q and k [B, windows down, windows across, heads, c, c], summed over each window;
-        the norms of their channels [B, windows down, windows across, 2, heads, c]; for the first `kept` images, all or
-        none, proj(norm(x)) [kept, 3 * C, H, W].
+        v [B, C, H, W]; the cosines between the channels of q and k in each window [B, windows down, windows across,
+        heads, c, c]; the norms of these channels [B, windows down, windows across, 2, heads, c]; for the first `kept`
+        images, all or none, proj(norm(x)) [kept, 3 * C, H, W].
     """
-    weights, cut = weights_of(layer), _cut(layer, x)
+    weights, (bands, columns) = weights_of(layer), _cut(layer, x)
     normed = {name: weights[name] for name in ("norm_weight", "norm_bias", "qkv_weight", "depthwise")}
     batch, channels, height, width = x.shape
     heads = len(layer.temperature)
     c = channels // heads
-    sums = channels * c + 2 * channels
-    windows = [int(cut[axis][-1, 3]) + 1 for axis in ("band_pieces", "column_pieces")]
-    v, piece_sums = empty_like(x), x.new_empty(batch, cut["band_count"], cut["column_count"], sums)
-    window_sums, projected = x.new_empty(batch, *windows, sums), x.new_empty(kept, 3 * channels, height, width)
+    windows = bands.windows, columns.windows
+    piece_sums = x.new_empty(batch, len(bands.tensor), len(columns.tensor), channels * c + 2 * channels)
+    cosines, norms = x.new_empty(batch, *windows, heads, c, c), x.new_empty(batch, *windows, 2, heads, c)
+    v, projected = empty_like(x), x.new_empty(kept, 3 * channels, height, width)
     library.call(
         "channel_attention_sums",
         x=x,
         **normed,
-        **cut,
+        **_pieces_of(bands, columns),
         v=v,
         piece_sums=piece_sums,
-        window_sums=window_sums,
+        cosines=cosines,
+        norms=norms,
         projected=projected,
         head_count=heads,
         tile_width=_tile_width(channels),
         kept=kept,
         **sizes_of(x),
     )
-    products, squares = window_sums.split([channels * c, 2 * channels], -1)
-    return v, products.unflatten(-1, (heads, c, c)), squares.sqrt().unflatten(-1, (2, heads, c)), projected
+    return v, cosines, norms, projected
 
 
-def attention_weights(layer: ChannelAttention, products: Tensor, norms: Tensor) -> Tensor:
-    """Weights [..., heads, c, c] from `attention_sums`."""
-    norm_q, norm_k = norms.clamp_min(NORMALIZE_EPS).unbind(-3)
-    similarities = products / (norm_q.unsqueeze(-1) * norm_k.unsqueeze(-2)) * layer.temperature
+def attention_weights(layer: ChannelAttention, cosines: Tensor) -> Tensor:
+    """Weights from cosines, both [..., heads, c, c]."""
+    similarities = cosines * layer.temperature
     return reference.select_similarities(similarities, layer.activation, layer.topk_ratio).contiguous()
 
 
@@ -154,7 +161,7 @@ def attend(layer: ChannelAttention, x: Tensor, v: Tensor, weights: Tensor) -> Te
     # Every pixel of v is read once, before the result is written there.
     library.call(
         "channel_attention_apply",
-        x=x, v=v, weights=weights, proj_out=layer.proj_out.contiguous(), **_cut(layer, x), out=v,
+        x=x, v=v, weights=weights, proj_out=layer.proj_out.contiguous(), **_pieces_of(*_cut(layer, x)), out=v,
         head_count=len(layer.temperature), **sizes_of(x),
     )  # fmt: skip
     return v
@@ -166,13 +173,17 @@ def _tile_width(channels: int) -> int:
     return max(64, fitting // constants.COLUMN_STEP * constants.COLUMN_STEP) - 2
 
 
-def _cut(layer: ChannelAttention, x: Tensor) -> dict[str, Any]:
+def _cut(layer: ChannelAttention, x: Tensor) -> tuple[_Pieces, _Pieces]:
     """The pieces of the rows and columns of x."""
     _, channels, height, width = x.shape
-    bands, columns = _pieces(height, layer.window, BAND), _pieces(width, layer.window, _tile_width(channels))
+    return _pieces(height, layer.window, BAND), _pieces(width, layer.window, _tile_width(channels))
+
+
+def _pieces_of(bands: _Pieces, columns: _Pieces) -> dict[str, Any]:
+    """The arguments of the library."""
     return {
-        "band_pieces": bands,
-        "column_pieces": columns,
-        "band_count": len(bands),
-        "column_count": len(columns),
+        "band_pieces": bands.tensor,
+        "column_pieces": columns.tensor,
+        "band_count": len(bands.tensor),
+        "column_count": len(columns.tensor),
     }

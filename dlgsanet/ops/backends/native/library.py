@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dlgsanet.ops.backends.native import build
 from dlgsanet.ops.backends.native.build import instruction_sets, library_name
-from dlgsanet.ops.backends.native.signatures import SIGNATURES
+from dlgsanet.ops.backends.native.signatures import SIGNATURES, Shapes
 
 logger = logging.getLogger("dlgsanet")
 
@@ -87,18 +87,30 @@ def call(function: str, **arguments: Tensor | int) -> None:
         ValueError: the sizes do not fit each other, or a tensor does not have the shape that they give.
         MemoryError: there is not enough memory for the threads' scratch.
     """
-    signature = SIGNATURES[function]
-    if missing := set(signature.sizes) - arguments.keys():
+    names = SIGNATURES[function].sizes
+    if missing := set(names) - arguments.keys():
         raise TypeError(f"{function}: missing arguments: {', '.join(sorted(missing))}")
-    numbers = {name: _number(function, name, arguments[name]) for name in signature.sizes}
-    shapes = signature.shapes(**numbers)
-    if wrong := arguments.keys() ^ {*shapes, *numbers}:
+    sizes = [_number(function, name, arguments[name]) for name in names]
+    shapes = _shapes(function, *sizes)
+    if wrong := arguments.keys() ^ {*shapes, *names}:
         raise TypeError(f"{function}: missing or unknown arguments: {', '.join(sorted(wrong))}")
     memory = [_address(function, name, arguments[name], shape) for name, shape in shapes.items()]
     threads = 1 if _forked else torch.get_num_threads()
-    entry = _entry(library_path(), function, len(memory), len(numbers))
-    if not entry(*memory, *numbers.values(), threads):
+    entry = _entry(library_path(), function, len(memory), len(sizes))
+    if not entry(*memory, *sizes, threads):
         raise MemoryError(f"not enough memory for {function}")
+
+
+def gradients(function: str, of: dict[str, Tensor], **arguments: Tensor | int) -> list[Tensor]:
+    """Call a function that writes the gradients of some contiguous tensors; they are its arguments ``grad_<name>``."""
+    grads = {f"grad_{name}": torch.empty_like(tensor) for name, tensor in of.items()}
+    call(function, **arguments, **grads)
+    return list(grads.values())
+
+
+@functools.lru_cache(maxsize=1024)
+def _shapes(function: str, *sizes: int) -> Shapes:
+    return SIGNATURES[function].shapes(*sizes)
 
 
 def _address(function: str, name: str, tensor: Tensor | int, shape: tuple[int | None, ...]) -> int:
@@ -109,10 +121,14 @@ def _address(function: str, name: str, tensor: Tensor | int, shape: tuple[int | 
             layout = "contiguous" if tensor.is_contiguous() else "not contiguous"
             found = f"{tensor.dtype} on {tensor.device}, {layout}"
         raise TypeError(f"{function}: {name} must be a contiguous tensor of {dtype} on the CPU, not {found}")
-    if len(shape) != tensor.dim() or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)):
+    if tensor.shape != shape and not _is_like(tensor.shape, shape):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{function}: {name} must be [{wanted}], got {list(tensor.shape)}")
     return tensor.data_ptr()
+
+
+def _is_like(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(n in (None, m) for n, m in zip(wanted, shape, strict=True))
 
 
 def _number(function: str, name: str, number: Tensor | int) -> int:

@@ -41,8 +41,7 @@ struct Layout {
 struct Backward {
     const LocalFeatures& layer;
     const Layout& layout;
-    const float *y, *grad, *grad_y, *grad_z, *spatial_flipped;
-    const Weights squeeze_transposed;
+    const float *y, *grad, *grad_y, *grad_z;
     float* grad_x;
 
     struct Scratch {
@@ -50,17 +49,24 @@ struct Backward {
         RowRing squeezed, grad_z;
         RunningDepthwise grad_squeezed;
         Rows grad_hidden, y, y_by_pixel;  // y_by_pixel [columns, C]
+        Weights squeeze_transposed;
+        float* spatial_flipped;  // [D, K, K], the taps in reverse order
         float* grad_spatial;  // for each squeezed channel a register for each tap and two for the biases, see Layout
 
-        Scratch(Arena& arena, const LocalFeatures& layer, const Layout& layout, const float* proj_in_transposed)
-            : enter(arena, layer.enter, proj_in_transposed),
+        Scratch(Arena& arena, const LocalFeatures& layer, const Layout& layout)
+            : enter(arena, layer.enter),
               squeezed(arena, layer.squeeze.rows, layer.enter.shape.width, layer.window_size, layer.r()),
               grad_z(arena, layer.squeeze.rows, layer.enter.shape.width, 1, layer.r()),
               grad_squeezed(arena, layer.squeeze.rows, layer.enter.shape.width, layer.window_size),
               grad_hidden(arena.rows(layer.squeeze.inner, layer.enter.shape.width)),
               y(arena.rows(layer.squeeze.inner, layer.enter.shape.width)),
               y_by_pixel(arena.rows(layer.enter.shape.width, layer.squeeze.inner)),
-              grad_spatial(arena.take(layer.squeeze.rows * layout.of_channel() * lanes)) {}
+              squeeze_transposed(transposed(arena, layer.squeeze)),
+              spatial_flipped(arena.take(layer.squeeze.rows * layout.taps)),
+              grad_spatial(arena.take(layer.squeeze.rows * layout.of_channel() * lanes)) {
+            for (Index n = 0; spatial_flipped && n < layer.squeeze.rows * layout.taps; n++)
+                spatial_flipped[n] = layer.spatial_weight[n + layout.taps - 1 - 2 * (n % layout.taps)];
+        }
     };
 
     Index r() const { return layer.r(); }
@@ -108,7 +114,7 @@ struct Backward {
         const Shape shape{layer.enter.shape.batch, layout.squeezed, height, width()};
         Strip{shape, image, row, 0, width()}.read(grad_z, s.grad_z[0]);
         s.grad_z.clear_around(0, 0, width());
-        s.grad_squeezed.add(row, s.grad_z[0], spatial_flipped, nullptr, width());
+        s.grad_squeezed.add(row, s.grad_z[0], s.spatial_flipped, nullptr, width());
         if (!inside) return;
         for (Index d = 0; d < layout.squeezed; d++) {
             const float* here = s.grad_z[0].row(d);
@@ -131,7 +137,7 @@ struct Backward {
         const Index channels = layout.channels;
         const Strip strip{layer.enter.shape, image, row, 0, width()};
         strip.read(grad_y, s.grad_hidden);
-        gemm<Start::accumulate>(squeeze_transposed, s.grad_squeezed[row], s.grad_hidden, width(), &ahead);
+        gemm<Start::accumulate>(s.squeeze_transposed, s.grad_squeezed[row], s.grad_hidden, width(), &ahead);
         strip.read(y, s.y);
         transpose(s.y, channels, width(), s.y_by_pixel);
         gemm<Start::accumulate>({s.grad_squeezed[row], layout.squeezed, width()}, s.y_by_pixel, grad_squeeze,
@@ -141,45 +147,51 @@ struct Backward {
     }
 };
 
+struct ConvolutionScratch {
+    DynamicConvScratch convolution;
+    Weights proj_out_transposed;
+    Rows grad, filtered, filtered_by_pixel;
+};
+
 }  // namespace
 
-// The gradients of y and z from that of the layer's result, and of the weights between them. `parts` must be zero on
-// entry. For each strip it receives the gradients of proj_out [C, C], with rows padded to column_step, then those of
-// the filters' weight and bias as in dynamic_conv_backward.cpp. The part of the first strip receives the sums over all
-// strips. `filtered` is the result of the dynamic convolution.
-DLGSANET_API bool dlgsanet_projected_dynamic_conv_backward(
-    const float* grad, const float* y, const float* z, const float* filtered, const float* weight, const float* bias,
-    const float* weight_transposed, const float* proj_out_transposed, float* grad_y, float* grad_z, float* parts,
-    Index batch, Index channels, Index inputs, Index groups, Index window_size, Index height, Index width,
-    int threads) {
-    struct Scratch {
-        DynamicConvScratch convolution;
-        Rows grad, filtered, filtered_by_pixel;
-    };
-    const Shape shape{batch, channels, height, width}, z_shape{batch, inputs, height, width};
-    const FilterMaker maker{weight, bias, groups, window_size, inputs};
-    const Weights back(proj_out_transposed, channels, channels);
+// y, z and `filtered`, the result of the dynamic convolution, are what the layer has kept. grad_y and grad_z are working
+// memory of their shapes.
+DLGSANET_API bool dlgsanet_dynamic_local_attention_backward(
+    const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* proj_in,
+    const float* squeeze_weight, const float* squeeze_bias, const float* spatial_weight, const float* spatial_bias,
+    const float* filter_weight, const float* filter_bias, const float* proj_out, const float* y, const float* z,
+    const float* filtered, float* grad_y, float* grad_z, float* grad_x, float* grad_norm_weight, float* grad_norm_bias,
+    float* grad_proj_in, float* grad_squeeze_weight, float* grad_squeeze_bias, float* grad_spatial_weight,
+    float* grad_spatial_bias, float* grad_filter_weight, float* grad_filter_bias, float* grad_proj_out, Index batch,
+    Index channels, Index squeezed, Index groups, Index window_size, Index height, Index width, int threads) {
+    const Shape shape{batch, channels, height, width}, z_shape{batch, squeezed, height, width};
     const Strips strips{batch, height};
-    const Index pitch = round_up(channels, column_step), filter_pitch = round_up(inputs + 1, column_step);
-    const Index floats = channels * pitch + groups * maker.taps() * filter_pitch;
-    auto make = [&](Arena& arena) {
-        return Scratch{DynamicConvScratch(arena, maker, channels, width), arena.rows(channels, width),
-                       arena.rows(channels, width), arena.rows(width, channels)};
-    };
 
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const Scratch& s) {
-        const Rows grad_proj_out{parts + task * floats, pitch};
-        const DynamicConvBackward backward{
-            shape, z_shape, maker, y, z, weight_transposed, grad_y, grad_z, {grad_proj_out.row(channels), filter_pitch},
-            strips.image(task), strips.top(task), strips.bottom(task)};
+    // The gradients of y and z from that of the layer's result, and of the weights between them: of proj_out [C, C], and
+    // of the filters, see DynamicConvBackward.
+    const FilterMaker maker{filter_weight, filter_bias, groups, window_size, squeezed};
+    const Index pitch = round_up(channels, column_step), filter_pitch = round_up(squeezed + 1, column_step);
+    const Index filters_at = channels * pitch;
+    const PartialSums sums(strips.count(), filters_at + groups * maker.taps() * filter_pitch);
+    auto make = [&](Arena& arena) {
+        return ConvolutionScratch{DynamicConvScratch(arena, maker, channels, width),
+                                  transposed(arena, {proj_out, channels, channels}), arena.rows(channels, width),
+                                  arena.rows(channels, width), arena.rows(width, channels)};
+    };
+    bool done = sums && parallel(threads, strips.count(), make, [&](Index task, bool, const ConvolutionScratch& s) {
+        float* part = sums.begin(task);
+        const DynamicConvBackward backward{shape, z_shape, maker, y, z, grad_y, grad_z,
+                                           {part + filters_at, filter_pitch},
+                                           strips.image(task), strips.top(task), strips.bottom(task)};
         auto gradient = [&](Index row, bool inside, Rows to, Ahead& ahead) {
             const Strip strip = backward.strip(shape, row);
             strip.read(grad, s.grad);
-            gemm<Start::zero>(back, s.grad, to, width, &ahead);
+            gemm<Start::zero>(s.proj_out_transposed, s.grad, to, width, &ahead);
             if (!inside) return;
             strip.read(filtered, s.filtered);
             transpose(s.filtered, channels, width, s.filtered_by_pixel);
-            gemm<Start::accumulate>({s.grad, channels, width}, s.filtered_by_pixel, grad_proj_out, channels, &ahead);
+            gemm<Start::accumulate>({s.grad, channels, width}, s.filtered_by_pixel, {part, pitch}, channels, &ahead);
         };
         auto expect = [&](Index row, Ahead& ahead) {
             backward.strip(shape, row).expect(grad, ahead);
@@ -187,32 +199,33 @@ DLGSANET_API bool dlgsanet_projected_dynamic_conv_backward(
         };
         backward.run(s.convolution, gradient, expect);
     });
-    sum_up(parts, strips.count(), floats);
-    return done;
-}
+    if (!done) return false;
+    float* total = sums.total();
+    hand_out({total, pitch}, channels, channels, grad_proj_out);
+    hand_out_filters(maker, {total + filters_at, filter_pitch}, grad_filter_weight, grad_filter_bias);
 
-// Writes grad_x and `parts` from the gradients of the layer's result, y and z. `parts` must be zero on entry; it has a
-// `Layout` for each strip. The part of the first strip receives the sums over all strips.
-DLGSANET_API bool dlgsanet_local_features_backward(
-    const float* grad, const float* grad_y, const float* grad_z, const float* x, const float* norm_weight,
-    const float* norm_bias, const float* proj_in, const float* squeeze_weight, const float* squeeze_bias,
-    const float* proj_in_transposed, const float* squeeze_transposed, const float* spatial_flipped, const float* y,
-    float* grad_x, float* parts, Index batch, Index channels, Index squeezed, Index window_size, Index height,
-    Index width, int threads) {
-    const Shape shape{batch, channels, height, width};
+    // The gradients up to y and z.
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, channels, channels}};
     const LocalFeatures layer{
-        enter, {squeeze_weight, squeezed, channels, squeeze_bias}, nullptr, nullptr, window_size};
-    const Layout layout{channels, squeezed, window_size * window_size};
-    const Backward backward{layer, layout, y, grad, grad_y, grad_z, spatial_flipped,
-                            {squeeze_transposed, channels, squeezed}, grad_x};
-    const Strips strips{batch, height};
-    auto make = [&](Arena& arena) { return Backward::Scratch(arena, layer, layout, proj_in_transposed); };
-
-    const bool done = parallel(threads, strips.count(), make, [&](Index task, bool, const Backward::Scratch& s) {
-        const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
-        backward.run(tile, parts + task * layout.floats(), s);
-    });
-    sum_up(parts, strips.count(), layout.floats());
-    return done;
+        enter, {squeeze_weight, squeezed, channels, squeeze_bias}, spatial_weight, spatial_bias, window_size};
+    const Layout layout{channels, squeezed, maker.taps()};
+    const Backward backward{layer, layout, y, grad, grad_y, grad_z, grad_x};
+    const PartialSums feature_sums(strips.count(), layout.floats());
+    auto make_features = [&](Arena& arena) { return Backward::Scratch(arena, layer, layout); };
+    done = feature_sums &&
+           parallel(threads, strips.count(), make_features, [&](Index task, bool, const Backward::Scratch& s) {
+               const Tile tile{strips.image(task), strips.top(task), strips.bottom(task), 0, width};
+               backward.run(tile, feature_sums.begin(task), s);
+           });
+    if (!done) return false;
+    total = feature_sums.total();
+    hand_out({total, pitch}, channels, channels, grad_proj_in);
+    hand_out({total + layout.squeeze_at(), pitch}, squeezed, channels, grad_squeeze_weight);
+    const Rows spatial{total + layout.spatial_at(), layout.of_channel()};
+    hand_out(spatial, squeezed, layout.taps, grad_spatial_weight);
+    hand_out(spatial.at(layout.taps), squeezed, 1, grad_spatial_bias);
+    hand_out(spatial.at(layout.taps + 1), squeezed, 1, grad_squeeze_bias);
+    hand_out({total + layout.norm_at(), channels}, 1, channels, grad_norm_weight);
+    hand_out({total + layout.norm_at() + channels, channels}, 1, channels, grad_norm_bias);
+    return true;
 }

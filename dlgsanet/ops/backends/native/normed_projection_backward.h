@@ -16,9 +16,9 @@ public:
         Index pitch;
     };
 
-    NormedProjectionBackward(Arena& arena, const NormedProjection& layer, const float* weights_transposed)
+    NormedProjectionBackward(Arena& arena, const NormedProjection& layer)
         : layer_(layer),
-          weights_transposed_(weights_transposed),
+          weights_transposed_(transposed(arena, layer.weights)),
           normed_(arena.rows(channels(), width())),
           grad_normed_(arena.rows(channels(), width())),
           normed_by_pixel_(arena.rows(width(), channels())),
@@ -30,7 +30,7 @@ public:
     // The gradient with respect to row y of x, from that of a full row of proj(norm(x)).
     Rows row(Index image, Index y, Rows grad_hidden, const Sums& sums, Ahead& ahead) const {
         const Index hidden = layer_.weights.rows;
-        gemm<Start::zero>({weights_transposed_, channels(), hidden}, grad_hidden, grad_normed_, width(), &ahead);
+        gemm<Start::zero>(weights_transposed_, grad_hidden, grad_normed_, width(), &ahead);
         Strip{layer_.shape, image, y, 0, width()}.read(layer_.x, normed_);
         normalise(normed_, channels(), width(), inverse_deviation_);
         differentiate_norm();
@@ -94,7 +94,7 @@ private:
     }
 
     const NormedProjection& layer_;
-    const float* weights_transposed_;  // [C, hidden]
+    Weights weights_transposed_;
     Rows normed_, grad_normed_, normed_by_pixel_;
     float *inverse_deviation_, *grad_norm_;
 };

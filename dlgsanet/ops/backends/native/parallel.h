@@ -95,6 +95,24 @@ private:
 
 inline Pool pool;  // has no destructor: its threads wait in it until the process ends
 
+// A block of floats that begins on a cache line.
+class Memory {
+public:
+    explicit Memory(Index floats) : block_(std::malloc(sizeof(float) * (floats + floats_of_line))) {}
+    Memory(const Memory&) = delete;
+    ~Memory() { std::free(block_); }
+
+    explicit operator bool() const { return block_; }  // false: there is not enough
+
+    float* start() const {
+        constexpr std::uintptr_t line = sizeof(float) * floats_of_line;  // not every system has std::aligned_alloc
+        return reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(block_) + line - 1) / line * line);
+    }
+
+private:
+    void* block_;
+};
+
 // Divides one block of memory into pieces that begin on cache lines. Without a block it measures the size needed.
 class Arena {
 public:
@@ -171,12 +189,10 @@ bool parallel(int threads, Index tasks, const Make& make, const Work& work) {
     threads = static_cast<int>(std::max<Index>(1, std::min<Index>(threads, tasks)));
 
     const Index floats = measure.taken() + floats_of_line;  // the first line of a thread's memory has its share
-    constexpr std::size_t line = 64;  // bytes of a cache line; not every system has std::aligned_alloc
-    void* block = std::malloc(sizeof(float) * threads * floats + line);
-    if (!block) return false;
-    auto* memory = reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(block) + line - 1) / line * line);
+    const Memory memory(threads * floats);
+    if (!memory) return false;
 
-    auto share = [=](int thread) { return reinterpret_cast<Share*>(memory + thread * floats); };
+    auto share = [&](int thread) { return reinterpret_cast<Share*>(memory.start() + thread * floats); };
     for (int n = 0; n < threads; n++) (new (share(n)) Share)->set(tasks * n / threads, tasks * (n + 1) / threads);
     auto fill_share = [=](int thread) {
         for (;;) {
@@ -188,7 +204,7 @@ bool parallel(int threads, Index tasks, const Make& make, const Work& work) {
         }
     };
     auto run = [&](int thread) {
-        float* mine = memory + thread * floats + floats_of_line;
+        float* mine = memory.start() + thread * floats + floats_of_line;
         std::memset(mine, 0, sizeof(float) * measure.taken());
         Arena arena(mine);
         auto scratch = make(arena);
@@ -209,7 +225,6 @@ bool parallel(int threads, Index tasks, const Make& make, const Work& work) {
         auto region = [](void* data, int thread) { (*static_cast<decltype(run)*>(data))(thread); };
         pool.run(region, &run, threads);
     }
-    std::free(block);
     return true;
 }
 

@@ -1,9 +1,10 @@
-// Sums over tasks, for example gradients of weights. Each task writes its own part. The parts are added in the order of
+// Sums over tasks, for example gradients of weights. Each task adds to its own part. The parts are added in the order of
 // the tasks, so the result does not depend on the number of threads.
 #pragma once
 
 #include <utility>
 
+#include "parallel.h"
 #include "vector.h"
 
 namespace dlgsanet {
@@ -21,10 +22,39 @@ struct Strips {
     Index bottom(Index task) const { return std::min(top(task) + rows(), height); }
 };
 
-// Add all parts [tasks, floats] to the first one.
-inline void sum_up(float* parts, Index tasks, Index floats) {
-    for (Index task = 1; task < tasks; task++)
-        for (Index n = 0; n < floats; n++) parts[n] += parts[task * floats + n];
+class PartialSums {
+public:
+    PartialSums(Index tasks, Index floats) : tasks_(tasks), floats_(floats), parts_(tasks * floats) {}
+
+    explicit operator bool() const { return bool(parts_); }  // false: there is not enough memory
+
+    // The part of a task, set to zero. Every task must call it.
+    float* begin(Index task) const {
+        std::memset(part(task), 0, sizeof(float) * floats_);
+        return part(task);
+    }
+
+    // The sum over all tasks; it takes the place of the first part.
+    float* total() const { return total(0, tasks_); }
+
+    // The sum over `count` tasks from `first` on.
+    float* total(Index first, Index count) const {
+        float* sum = part(first);
+        for (Index task = first + 1; task < first + count; task++)
+            for (Index n = 0; n < floats_; n++) sum[n] += part(task)[n];
+        return sum;
+    }
+
+private:
+    float* part(Index task) const { return parts_.start() + task * floats_; }
+
+    Index tasks_, floats_;
+    Memory parts_;
+};
+
+// Write a matrix of sums [rows, columns] to a tensor.
+inline void hand_out(Rows sums, Index rows, Index columns, float* tensor) {
+    for (Index m = 0; m < rows; m++, tensor += columns) std::copy(sums.row(m), sums.row(m) + columns, tensor);
 }
 
 // The sum of the lanes of a register, in order.

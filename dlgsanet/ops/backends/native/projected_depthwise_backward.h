@@ -11,9 +11,8 @@ struct ProjectedDepthwise {
     const NormedProjection& enter;
     const float* projected;  // [B, hidden, H, W], proj(norm(x)); null: it is computed again
     const float* grad;       // of the layer's result, x + ...
-    float* grad_x;
-    const float *depthwise, *depthwise_flipped;  // [hidden, 3, 3], the second with taps in reverse order
-    const float* weights_transposed;             // [C, hidden]
+    float *grad_x, *grad_norm_weight, *grad_norm_bias, *grad_proj, *grad_depthwise;
+    const float* depthwise;  // [hidden, 3, 3]
 
     Index channels() const { return enter.shape.channels; }
     Index hidden() const { return enter.weights.rows; }
@@ -24,6 +23,13 @@ struct ProjectedDepthwise {
     Index depthwise_at() const { return hidden() * projection_pitch(); }
     Index norm_at() const { return depthwise_at() + 9 * hidden(); }
     Index floats() const { return norm_at() + 2 * channels(); }
+
+    void hand_out_sums(float* sums) const {
+        hand_out({sums, projection_pitch()}, hidden(), channels(), grad_proj);
+        std::copy(sums + depthwise_at(), sums + norm_at(), grad_depthwise);
+        std::copy(sums + norm_at(), sums + norm_at() + channels(), grad_norm_weight);
+        std::copy(sums + norm_at() + channels(), sums + floats(), grad_norm_bias);
+    }
 };
 
 class ProjectedDepthwiseBackward {
@@ -34,7 +40,7 @@ public:
         : hidden(arena, layer.hidden(), layer.enter.shape.width, together + 2, 1),
           grad_convolved(arena, layer.hidden(), layer.enter.shape.width, together + 2, 1),
           layer_(layer),
-          enter_(arena, layer.enter, layer.weights_transposed),
+          enter_(arena, layer.enter),
           normed_(arena.rows(layer.channels(), width() + 2)),
           grad_depthwise_(arena.take(9 * layer.hidden() * lanes)) {
         for (Rows& row : grad_hidden_) row = arena.rows(layer.hidden(), width());
@@ -150,8 +156,8 @@ private:
         const Neighbours<together> rows(grad_convolved, y);
         for (Index c = 0; c < layer_.hidden(); c++) {
             const Addresses<together> out(grad_hidden_, c);
-            depthwise_3x3(rows, c, 0, width(), layer_.depthwise_flipped + 9 * c,
-                          [=](Index x, const vec* grad) { out.store_all(x, grad); });
+            depthwise_3x3<together, true>(rows, c, 0, width(), layer_.depthwise + 9 * c,
+                                          [=](Index x, const vec* grad) { out.store_all(x, grad); });
         }
     }
 

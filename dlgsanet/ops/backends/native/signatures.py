@@ -5,29 +5,15 @@ both in the order of the C++ declaration. A length of None is not checked.
 
 Axes and sizes: batch, channels, height, width; half is half of the hidden channels of the feed-forward network,
 squeezed and inputs are the channels that filters are formed from, groups are groups of channels that share a filter,
-outputs are the channels of the result of a convolution, factor is that of the pixel shuffle after it. With add, a
-function adds to its result. kept are the images of which a function writes what training keeps: all or none.
+outputs are the channels of the result of a convolution, factor is that of the pixel shuffle after it. With add, its
+result is added to the tensor `to`. kept are the images of which a function writes what training keeps: all or none.
 """
 
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dlgsanet.ops import constants
-
 Shapes = dict[str, tuple[int | None, ...]]
-
-FILTER_FACTORS = 3 * (constants.CONVOLVED_ROWS + 2)  # numbers made from a 3x3 filter, in minimal_filtering.h
-
-
-def round_up(count: int) -> int:
-    """Columns of a matrix in which the libraries add up `count` columns."""
-    return -(-count // constants.COLUMN_STEP) * constants.COLUMN_STEP
-
-
-def strips(batch: int, height: int) -> int:
-    """The number of partial sums over images that the libraries form (`Strips` in partial_sums.h)."""
-    return batch * -(-height // constants.STRIP_ROWS)
 
 
 def _taps(window_size: int) -> int:
@@ -48,69 +34,56 @@ def _kept(batch: int, kept: int) -> int:
     return kept
 
 
-def _normed(batch: int, channels: int, height: int, width: int) -> Shapes:
-    return {"x": (batch, channels, height, width), "norm_weight": (channels,), "norm_bias": (channels,)}
+def _gradients(tensors: Shapes) -> Shapes:
+    return {f"grad_{name}": shape for name, shape in tensors.items()}
 
 
-def _features(channels: int, squeezed: int) -> Shapes:
+def _normed(channels: int) -> Shapes:
+    return {"norm_weight": (channels,), "norm_bias": (channels,)}
+
+
+def _gated_feed_forward_weights(channels: int, half: int) -> Shapes:
     return {
-        "proj_in": (channels, channels, 1, 1),
-        "squeeze_weight": (squeezed, channels, 1, 1),
-        "squeeze_bias": (squeezed,),
-    }
-
-
-def _spatial(squeezed: int, window_size: int) -> Shapes:
-    _taps(window_size)
-    return {"spatial_weight": (squeezed, 1, window_size, window_size), "spatial_bias": (squeezed,)}
-
-
-def _gated_feed_forward(batch: int, channels: int, half: int, height: int, width: int) -> Shapes:
-    return {
-        **_normed(batch, channels, height, width),
+        **_normed(channels),
         "proj_in": (2 * half, channels, 1, 1),
         "depthwise": (2 * half, 1, 3, 3),
         "proj_out": (channels, half, 1, 1),
-        "out": (batch, channels, height, width),
     }
 
 
-def _depthwise_backward(batch: int, channels: int, hidden: int, height: int, width: int) -> Shapes:
-    return {
-        "grad": (batch, channels, height, width),
-        **_normed(batch, channels, height, width),
-        "proj": (hidden, channels, 1, 1),
-        "depthwise": (hidden, 1, 3, 3),
-        "proj_transposed": (channels, hidden),
-        "depthwise_flipped": (hidden, 9),
-    }
-
-
-def _depthwise_gradients(batch: int, channels: int, hidden: int, height: int, width: int, more_rows: int) -> Shapes:
-    floats = (more_rows + hidden) * round_up(channels) + 9 * hidden + 2 * channels
-    return {"grad_x": (batch, channels, height, width), "parts": (strips(batch, height), floats)}
+def _gated_feed_forward(batch: int, channels: int, half: int, height: int, width: int) -> Shapes:
+    image = (batch, channels, height, width)
+    return {"x": image, **_gated_feed_forward_weights(channels, half), "out": image}
 
 
 def _gated_feed_forward_backward(batch: int, channels: int, half: int, height: int, width: int) -> Shapes:
+    image = (batch, channels, height, width)
+    tensors = {"x": image, **_gated_feed_forward_weights(channels, half)}
+    return {"grad": image, **tensors, **_gradients(tensors)}
+
+
+def _local_attention_weights(channels: int, squeezed: int, groups: int, window_size: int) -> Shapes:
+    _share(channels, groups)
+    outputs = groups * _taps(window_size)
     return {
-        **_depthwise_backward(batch, channels, 2 * half, height, width),
-        "proj_out_transposed": (half, channels),
-        **_depthwise_gradients(batch, channels, 2 * half, height, width, half),
+        **_normed(channels),
+        "proj_in": (channels, channels, 1, 1),
+        "squeeze_weight": (squeezed, channels, 1, 1),
+        "squeeze_bias": (squeezed,),
+        "spatial_weight": (squeezed, 1, window_size, window_size),
+        "spatial_bias": (squeezed,),
+        "filter_weight": (outputs, squeezed, 1, 1),
+        "filter_bias": (outputs,),
+        "proj_out": (channels, channels, 1, 1),
     }
 
 
 def _dynamic_local_attention(
     batch: int, channels: int, squeezed: int, groups: int, window_size: int, height: int, width: int, kept: int
 ) -> Shapes:
-    _share(channels, groups)
-    outputs = groups * _taps(window_size)
     return {
-        **_normed(batch, channels, height, width),
-        **_features(channels, squeezed),
-        **_spatial(squeezed, window_size),
-        "filter_weight": (outputs, squeezed, 1, 1),
-        "filter_bias": (outputs,),
-        "proj_out": (channels, channels, 1, 1),
+        "x": (batch, channels, height, width),
+        **_local_attention_weights(channels, squeezed, groups, window_size),
         "y": (_kept(batch, kept), channels, height, width),
         "z": (kept, squeezed, height, width),
         "filtered": (kept, channels, height, width),
@@ -118,23 +91,20 @@ def _dynamic_local_attention(
     }
 
 
-def _local_features_backward(
-    batch: int, channels: int, squeezed: int, window_size: int, height: int, width: int
+def _dynamic_local_attention_backward(
+    batch: int, channels: int, squeezed: int, groups: int, window_size: int, height: int, width: int
 ) -> Shapes:
-    image, taps = (batch, channels, height, width), _taps(window_size)
-    floats = (channels + squeezed) * round_up(channels) + squeezed * (taps + 2) + 2 * channels
+    image, features = (batch, channels, height, width), (batch, squeezed, height, width)
+    tensors = {"x": image, **_local_attention_weights(channels, squeezed, groups, window_size)}
     return {
         "grad": image,
-        "grad_y": image,
-        "grad_z": (batch, squeezed, height, width),
-        **_normed(batch, channels, height, width),
-        **_features(channels, squeezed),
-        "proj_in_transposed": (channels, channels),
-        "squeeze_transposed": (channels, squeezed),
-        "spatial_flipped": (squeezed, taps),
+        **tensors,
         "y": image,
-        "grad_x": image,
-        "parts": (strips(batch, height), floats),
+        "z": features,
+        "filtered": image,
+        "grad_y": image,
+        "grad_z": features,
+        **_gradients(tensors),
     }
 
 
@@ -161,35 +131,15 @@ def _fused_dynamic_depthwise_conv(
 def _fused_dynamic_depthwise_conv_backward(
     batch: int, channels: int, inputs: int, groups: int, window_size: int, height: int, width: int
 ) -> Shapes:
-    image, taps = (batch, channels, height, width), _taps(window_size)
-    return {
-        "grad": image,
-        **_dynamic_convolution(batch, channels, inputs, groups, window_size, height, width),
-        "weight_transposed": (groups, inputs, taps),
-        "grad_x": image,
-        "grad_z": (batch, inputs, height, width),
-        "parts": (strips(batch, height), groups * taps, round_up(inputs + 1)),
-    }
+    tensors = _dynamic_convolution(batch, channels, inputs, groups, window_size, height, width)
+    return {"grad": (batch, channels, height, width), **tensors, **_gradients(tensors)}
 
 
-def _projected_dynamic_conv_backward(
-    batch: int, channels: int, inputs: int, groups: int, window_size: int, height: int, width: int
-) -> Shapes:
-    image, features, taps = (batch, channels, height, width), (batch, inputs, height, width), _taps(window_size)
-    _share(channels, groups)
-    floats = channels * round_up(channels) + groups * taps * round_up(inputs + 1)
+def _projected_weights(channels: int) -> Shapes:
     return {
-        "grad": image,
-        "y": image,
-        "z": features,
-        "filtered": image,
-        "weight": (groups * taps, inputs),
-        "bias": (groups * taps,),
-        "weight_transposed": (groups, inputs, taps),
-        "proj_out_transposed": (channels, channels),
-        "grad_y": image,
-        "grad_z": features,
-        "parts": (strips(batch, height), floats),
+        **_normed(channels),
+        "qkv_weight": (3 * channels, channels, 1, 1),
+        "depthwise": (3 * channels, 1, 3, 3),
     }
 
 
@@ -204,16 +154,16 @@ def _channel_attention_sums(
     tile_width: int,
     kept: int,
 ) -> Shapes:
-    sums = channels * _share(channels, head_count) + 2 * channels
+    share = _share(channels, head_count)
     return {
-        **_normed(batch, channels, height, width),
-        "qkv_weight": (3 * channels, channels, 1, 1),
-        "depthwise": (3 * channels, 1, 3, 3),
+        "x": (batch, channels, height, width),
+        **_projected_weights(channels),
         "band_pieces": (band_count, 4),
         "column_pieces": (column_count, 4),
         "v": (batch, channels, height, width),
-        "piece_sums": (batch, band_count, column_count, sums),
-        "window_sums": (batch, None, None, sums),
+        "piece_sums": (batch, band_count, column_count, channels * share + 2 * channels),
+        "cosines": (batch, None, None, head_count, share, share),
+        "norms": (batch, None, None, 2, head_count, share),
         "projected": (_kept(batch, kept), 3 * channels, height, width),
     }
 
@@ -233,14 +183,45 @@ def _channel_attention_apply(
     }
 
 
+def _channel_attention_mixing_backward(batch: int, channels: int, heads: int, height: int, width: int) -> Shapes:
+    share = _share(channels, heads)
+    tensors: Shapes = {"weights": (batch, 1, 1, heads, share, share), "proj_out": (channels, channels, 1, 1)}
+    return {
+        "grad": (batch, channels, height, width),
+        "projected": (batch, 3 * channels, height, width),
+        "depthwise": (3 * channels, 1, 3, 3),
+        **tensors,
+        **_gradients(tensors),
+    }
+
+
+def _channel_attention_backward(batch: int, channels: int, heads: int, height: int, width: int) -> Shapes:
+    image, share = (batch, channels, height, width), _share(channels, heads)
+    matrices = (batch, 1, 1, heads, share, share)
+    tensors = {"x": image, **_projected_weights(channels)}
+    return {
+        "grad": image,
+        **tensors,
+        "proj_out": (channels, channels, 1, 1),
+        "projected": (batch, 3 * channels, height, width),
+        "cosines": matrices,
+        "norms": (batch, 1, 1, 2, heads, share),
+        "weights": matrices,
+        "grad_cosines": matrices,
+        **_gradients(tensors),
+    }
+
+
 def _convolution(batch: int, channels: int, outputs: int, factor: int, height: int, width: int, add: int) -> Shapes:
     if factor < 1 or outputs % factor**2:
         raise ValueError(f"a pixel shuffle of factor {factor} does not fit {outputs} channels")
+    shuffled = (batch, outputs // factor**2, factor * height, factor * width)
     return {
         "x": (batch, channels, height, width),
         "weight": (outputs, channels, 3, 3),
         "bias": (outputs,),
-        "out": (batch, outputs // factor**2, factor * height, factor * width),
+        "to": shuffled,
+        "out": shuffled,
     }
 
 
@@ -248,27 +229,7 @@ def _convolution_backward(batch: int, channels: int, outputs: int, height: int, 
     return {
         "grad": (batch, outputs, height, width),
         "x": (batch, channels, height, width),
-        "parts": (strips(batch, height), FILTER_FACTORS * outputs * round_up(channels) + outputs),
-    }
-
-
-def _channel_attention_mixing_backward(batch: int, channels: int, height: int, width: int) -> Shapes:
-    return {
-        "grad": (batch, channels, height, width),
-        "projected": (batch, 3 * channels, height, width),
-        "depthwise": (3 * channels, 1, 3, 3),
-        "parts": (strips(batch, height), channels, round_up(channels)),
-    }
-
-
-def _channel_attention_backward(batch: int, channels: int, heads: int, height: int, width: int) -> Shapes:
-    share = _share(channels, heads)
-    return {
-        **_depthwise_backward(batch, channels, 3 * channels, height, width),
-        "projected": (batch, 3 * channels, height, width),
-        "of_similarities": (batch, heads, 4, share, share),
-        "mixing_transposed": (batch, channels, channels),
-        **_depthwise_gradients(batch, channels, 3 * channels, height, width, 0),
+        **_gradients({"weight": (outputs, channels, 3, 3), "bias": (outputs,)}),
     }
 
 
@@ -291,10 +252,9 @@ SIGNATURES = {
         _gated_feed_forward,
         _gated_feed_forward_backward,
         _dynamic_local_attention,
-        _local_features_backward,
+        _dynamic_local_attention_backward,
         _fused_dynamic_depthwise_conv,
         _fused_dynamic_depthwise_conv_backward,
-        _projected_dynamic_conv_backward,
         _channel_attention_sums,
         _channel_attention_apply,
         _convolution,

@@ -16,13 +16,15 @@ from dlgsanet.ops.backends import Backend, ConvolutionFunctions, LayerFunctions,
 from dlgsanet.ops.backends.torch import differentiable, dynamic_conv, inference, planar
 from dlgsanet.ops.records import ChannelAttention, Record, tensors_of
 
+_PLAIN = {Tensor, torch.nn.Parameter}
+
 
 def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
     tensors = [x, *tensors_of(record)]
-    devices = {str(t.device) for t in tensors}
+    devices = {t.device for t in tensors}
     if len(devices) > 1:
-        return f"the tensors are on {', '.join(sorted(devices))}"
-    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors):
+        return f"the tensors are on {', '.join(sorted(map(str, devices)))}"
+    if not {type(t) for t in tensors} <= _PLAIN:
         return "the tensors are of a subclass"
     if x.numel() == 0:
         return "the tensors are empty"

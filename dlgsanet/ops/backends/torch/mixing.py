@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops.backends.reference import select_similarities
+from dlgsanet.ops.constants import NORMALIZE_EPS
 from dlgsanet.ops.records import ChannelAttention
-
-NORMALIZE_EPS = 1e-12  # as in torch.nn.functional.normalize
 
 
 def in_heads(matrices: Tensor, heads: int) -> Tensor:
