@@ -78,7 +78,11 @@ def build_optimizer(options: Mapping[str, Any], network: nn.Module) -> Optimizer
     arguments = {key: value for key, value in options.items() if key != "type"}
     if options["type"] == "Muon":
         return Muon(*split_parameters(network), **arguments)
-    return optimizers()[options["type"]]([p for p in network.parameters() if p.requires_grad], **arguments)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if options["type"] in ("Adam", "AdamW") and all(p.is_cpu for p in parameters):
+        chosen = {"foreach", "fused", "differentiable"} & arguments.keys()
+        arguments |= {} if chosen else {"fused": True}  # PyTorch's default updates one small parameter after another
+    return optimizers()[options["type"]](parameters, **arguments)
 
 
 def build_scheduler(options: Mapping[str, Any], optimizer: Optimizer, total_iter: int) -> LRScheduler:

@@ -39,6 +39,7 @@ _X86_64 = {
 }
 
 
+@functools.cache
 def instruction_sets() -> dict[str, str]:
     """Compiler flags for every instruction set that this type of machine may have, fastest first."""
     return _X86_64 if platform.machine().lower() in ("x86_64", "amd64") else _PORTABLE
