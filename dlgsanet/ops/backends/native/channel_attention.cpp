@@ -162,7 +162,8 @@ void normalise(const Heads& heads, float* products, float* squares) {
     const Index c = heads.channels, all = heads.all_channels();
     for (Index n = 0; n < 2 * all; n++) squares[n] = std::sqrt(squares[n]);
     for (Index q = 0; q < all; q++)
-        for (Index k = 0; k < c; k++) products[q * c + k] /= divisor(squares[q]) * divisor(squares[all + q / c * c + k]);
+        for (Index k = 0; k < c; k++)
+            products[q * c + k] /= divisor(squares[q]) * divisor(squares[all + q / c * c + k]);
 }
 
 // Pieces of columns that are processed together, so that the rows of an image are read in long runs.
@@ -220,8 +221,8 @@ void fold(const Heads& heads, const Piece& band, const Piece& column, Index acro
 
 // The arrays of pieces have four integers per piece. No piece of columns crosses a multiple of tile_width. The results
 // are v [B, C, H, W], the cosines between the channels of q and k in each window [B, windows down, windows across,
-// heads, c, c], the norms of the channels [B, windows down, windows across, 2, heads, c], and proj(norm(x)) of the first
-// `kept` images, all or none; piece_sums [B, bands, columns, sums] is working memory.
+// heads, c, c], the norms of the channels [B, windows down, windows across, 2, heads, c], and proj(norm(x)) of the
+// first `kept` images, all or none; piece_sums [B, bands, columns, sums] is working memory.
 DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* norm_weight, const float* norm_bias,
                                                   const float* qkv_weight, const float* depthwise,
                                                   const Piece* band_pieces, const Piece* column_pieces, float* v,

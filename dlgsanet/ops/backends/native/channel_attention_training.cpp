@@ -20,8 +20,8 @@ void convolve(const RowRing& source, Index y, Index channels, const float* depth
     }
 }
 
-// What the attention of an image keeps, and the gradient of its cosines: cosines, grad_cosines and weights [heads, c, c],
-// norms [2, heads, c] and proj_out [C, C].
+// What the attention of an image keeps, and the gradient of its cosines: cosines, grad_cosines and weights [heads, c,
+// c], norms [2, heads, c] and proj_out [C, C].
 struct Attention {
     const float *cosines, *norms, *grad_cosines, *weights, *proj_out;
     Index channels, heads;

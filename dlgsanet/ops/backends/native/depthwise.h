@@ -32,8 +32,8 @@ struct Addresses {
 
 // `Down` rows of channel c of a 3x3 convolution, from column `first` on: use(x, sums) receives one register of each row
 // for x = 0, lanes, ... `use` should hold pointers by value. Each value of the source is loaded once for all rows. With
-// two rows there are no more loads than multiply-adds. The value of a pixel does not depend on `Down`. `Flipped`: the taps
-// are in reverse order, for the gradient of the source.
+// two rows there are no more loads than multiply-adds. The value of a pixel does not depend on `Down`. `Flipped`: the
+// taps are in reverse order, for the gradient of the source.
 template <int Down, bool Flipped = false, class Use>
 inline void depthwise_3x3(const Neighbours<Down>& source, Index c, Index first, Index columns, const float* weight,
                           const Use& use) {

@@ -155,8 +155,8 @@ struct ConvolutionScratch {
 
 }  // namespace
 
-// y, z and `filtered`, the result of the dynamic convolution, are what the layer has kept. grad_y and grad_z are working
-// memory of their shapes.
+// y, z and `filtered`, the result of the dynamic convolution, are what the layer has kept. grad_y and grad_z are
+// working memory of their shapes.
 DLGSANET_API bool dlgsanet_dynamic_local_attention_backward(
     const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* proj_in,
     const float* squeeze_weight, const float* squeeze_bias, const float* spatial_weight, const float* spatial_bias,
@@ -168,8 +168,8 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention_backward(
     const Shape shape{batch, channels, height, width}, z_shape{batch, squeezed, height, width};
     const Strips strips{batch, height};
 
-    // The gradients of y and z from that of the layer's result, and of the weights between them: of proj_out [C, C], and
-    // of the filters, see DynamicConvBackward.
+    // The gradients of y and z from that of the layer's result, and of the weights between them: of proj_out [C, C],
+    // and of the filters, see DynamicConvBackward.
     const FilterMaker maker{filter_weight, filter_bias, groups, window_size, squeezed};
     const Index pitch = round_up(channels, column_step), filter_pitch = round_up(squeezed + 1, column_step);
     const Index filters_at = channels * pitch;

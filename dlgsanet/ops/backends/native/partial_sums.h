@@ -1,5 +1,5 @@
-// Sums over tasks, for example gradients of weights. Each task adds to its own part. The parts are added in the order of
-// the tasks, so the result does not depend on the number of threads.
+// Sums over tasks, for example gradients of weights. Each task adds to its own part. The parts are added in the order
+// of the tasks, so the result does not depend on the number of threads.
 #pragma once
 
 #include <utility>
