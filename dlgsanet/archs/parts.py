@@ -14,7 +14,7 @@ _PLAIN = (nn.Conv2d.forward, Conv3x3.forward, LayerNorm.forward)
 def is_plain_part(part: nn.Module) -> bool:
     """Whether a convolution or norm has no hooks, and no other `forward` (LoRA, quantisation)."""
     hooked = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    return not hooked and getattr(part.forward, "__func__", None) in _PLAIN
+    return not hooked and "forward" not in vars(part) and type(part).forward in _PLAIN
 
 
 def has_plain_parts(layer: nn.Module) -> bool:
