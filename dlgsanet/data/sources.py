@@ -106,8 +106,8 @@ def _files(root: Path) -> Members:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: {error.strerror}") from None
 
-    names = (Path(parent, name) for parent, _, files in os.walk(root, onerror=refuse) for name in files)
     with Counter(f"listing {root}", None, "files") as counter:
+        names = (Path(parent, name) for parent, _, files in os.walk(root, onerror=refuse) for name in files)
         paths = sorted(counter.each(names))
     for path in paths:
         inside = path.relative_to(root)

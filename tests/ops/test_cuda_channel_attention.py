@@ -117,6 +117,7 @@ def card(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
     monkeypatch.setattr(verdicts, "describe_card", lambda device: ("A card (sm_86)", "12.9"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(cuda, "no_nvidia_gpu", lambda x: None)
     monkeypatch.setattr(cuda, "_unsuited", cuda.refused_kernels)
     monkeypatch.setattr(choice, "_on_gpu", lambda device: True)
     monkeypatch.setattr(first_use, "SIZES", [(1, 13, 14)])

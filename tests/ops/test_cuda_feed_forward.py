@@ -277,6 +277,7 @@ def card(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 163 << 10)
     monkeypatch.setattr(verdicts, "describe_card", lambda device: ("A card (sm_80)", "12.9"))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(cuda, "no_nvidia_gpu", lambda x: None)
     monkeypatch.setattr(cuda, "_unsuited", cuda.refused_kernels)
     monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "torch")})
     monkeypatch.setattr(choice, "_on_gpu", lambda device: True)

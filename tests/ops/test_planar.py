@@ -240,7 +240,7 @@ def test_memory_of_a_4k_image(count, size, free, gigabytes, triton):
     """One group of the network: the others need the same."""
     if triton:
         pytest.importorskip("triton")
-    counted = count("inference", size, 2, "3840x2160", kernels=True, free=free, triton=triton, groups=1, blocks=1)
+    counted = count("inference", size, 2, (3840, 2160), kernels=True, free=free, triton=triton, groups=1, blocks=1)
     assert counted.peak < gigabytes * 1e9
     assert counted.layout_copies == 0
 
@@ -294,6 +294,6 @@ def test_batches_of_the_demo_are_not_computed_again(count):
 
 
 def test_memory_of_training_large(count):
-    counted = count("training", "Large", 4, "48x48", batch=16, kernels=True, free=8)
+    counted = count("training", "Large", 4, (48, 48), batch=16, kernels=True, free=8)
     assert counted.peak < 8e9
     assert torch.float64 not in counted.dtypes

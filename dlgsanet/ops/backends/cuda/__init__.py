@@ -53,12 +53,14 @@ TRAINED = (*feed_forward.BACKWARD.values(),)  # of gradients
 
 
 def unsuited(record: Record, x: Tensor, training: bool) -> str | None:
-    if x.device.type != "cuda" or torch.version.hip:
-        reason: str | None = "it needs an NVIDIA GPU"
-    else:
-        reason = no_layer(record, x) or _unsuited(record, x, training)
+    reason = no_nvidia_gpu(x) or no_layer(record, x) or _unsuited(record, x, training)
     # Where a layer is not used, the next backend's kernels for it are, and no reason is reported.
     return NO_LAYER if reason and type(record) in LAYERS else reason
+
+
+def no_nvidia_gpu(x: Tensor) -> str | None:
+    """Why x cannot be given to a CUDA kernel, or None."""
+    return "it needs an NVIDIA GPU" if x.device.type != "cuda" or torch.version.hip else None
 
 
 def no_layer(record: Record, x: Tensor) -> str | None:
