@@ -90,8 +90,9 @@ def instances(
     cuda.forget_plans()
     cuda.BACKEND.convolve(fused, x)
     cuda.BACKEND.convolve_backward(fused, x, x)
-    if not cuda.no_tensor_cores(cuda.BACKWARD_EXACT, dtype, x.device):
-        cuda.PATHS[cuda.BACKWARD_EXACT](fused, x, x)
+    with monkeypatch.context() as without_tf32:
+        without_tf32.setattr(tf32_settings, "allowed_in_convolutions", lambda: False)
+        cuda.BACKEND.convolve_backward(fused, x, x)
     plain = DynamicConv(torch.empty(1, groups, window, window, *size, dtype=dtype))
     cuda.BACKEND.convolve(plain, x)
     cuda.BACKEND.convolve_backward(plain, x, x)
