@@ -219,7 +219,11 @@ def _backends(counted: Counted, kernels: bool, reference: bool, triton: bool) ->
     )
     layers = [*(["triton"] if triton else []), "torch"] if not reference else ["composed"] if kernels else []
     used = [*(["cuda"] if kernels else []), *layers, "reference"]
-    h100 = {"multiprocessors": lambda device: 132, "shared_memory_limit": lambda device: 227 << 10}
+    h100 = {
+        "multiprocessors": lambda device: 132,
+        "shared_memory_limit": lambda device: 227 << 10,
+        "capability": lambda device: (9, 0),
+    }
     cuda.forget_plans()
     with (
         mock.patch.multiple(cuda_modules, load=lambda *instance: Module(), **h100),

@@ -209,11 +209,12 @@ def test_operators_and_bytes_without_kernels(count):
         assert torch.float64 not in counted.dtypes  # which MPS does not have
 
 
-def test_operators_and_bytes_with_triton(count):
+@pytest.mark.parametrize(("dtype", "gigabytes"), [(torch.float32, 1.5), (torch.bfloat16, 0.76)], ids=str)
+def test_operators_and_bytes_with_triton(count, dtype, gigabytes):
     pytest.importorskip("triton")
-    counted = count("inference", "Tiny", 4, (320, 180), kernels=True, triton=True)
+    counted = count("inference", "Tiny", 4, (320, 180), dtype=dtype, kernels=True, triton=True)
     assert counted.operators.total() <= 72
-    assert counted.bytes <= 1.5e9
+    assert counted.bytes <= gigabytes * 1e9
     assert counted.layout_copies == 0
 
 
