@@ -6,8 +6,9 @@ from hypothesis import Phase, given, settings
 
 from dlgsanet import ops
 from dlgsanet.ops.backends.native import BACKEND as native  # noqa: N811
-from dlgsanet.ops.backends.native import build, library
+from dlgsanet.ops.backends.native import build, differentiable, library
 from dlgsanet.ops.backends.reference import BACKEND as reference  # noqa: N811
+from dlgsanet.ops.backends.torch import strip_rows
 from dlgsanet.ops.constants import CONVOLVED_ROWS
 from dlgsanet.ops.records import FusedDynamicConv
 from tests.ops import calls
@@ -80,6 +81,32 @@ def test_a_convolution_of_strips_of_rows_is_that_of_the_image():
         first = max(top - 4, 0)
         part = ops.apply(record, x[:, :, first : bottom + 1], backend="native")
         assert part[:, :, top - first : bottom - first].equal(whole[:, :, top:bottom])
+
+
+@pytest.mark.parametrize("size", [(2, 9, 40), (1, 70, 300), (3, 48, 48)], ids=str)  # (batch, height, width)
+def test_a_feed_forward_network_gives_the_same_bits_whether_it_keeps_its_projection_or_not(monkeypatch, size):
+    call = calls.feed_forward(size, 24, 50, seed=0, training=True)
+    kept = calls.results(native, call)
+    monkeypatch.setattr(differentiable, "fits", lambda x, bytes_per_value: False)
+    again = calls.results(native, call)
+    assert all(torch.equal(a, b) for a, b in zip(again, kept, strict=True))
+
+
+def test_a_feed_forward_network_keeps_its_input_alone_where_memory_is_short(monkeypatch):
+    call = calls.feed_forward((2, 40, 60), 24, 50, seed=0, training=True)
+
+    def kept() -> int:
+        largest = []
+        pack = lambda tensor: largest.append(tensor.numel()) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            ops.apply(call.record, call.x.requires_grad_(), backend="native")
+        return max(largest)
+
+    assert kept() == 2 * 40 * 100 * 64
+    monkeypatch.setattr(strip_rows, "free_memory", lambda device: 10 << 20)
+    strip_rows._fits.cache_clear()
+    assert kept() == call.x.numel()
+    strip_rows._fits.cache_clear()
 
 
 def _margins(call: calls.Call, want: list[torch.Tensor]) -> list[torch.Tensor]:

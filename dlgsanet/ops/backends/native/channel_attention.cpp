@@ -80,8 +80,7 @@ struct FirstPass {
     const NormedProjection& enter;
     const float* depthwise;
     float *v, *piece_sums;  // piece_sums [B, bands, pieces of columns, sums]
-    const Shape& projected_shape;
-    float* projected;  // proj(norm(x)), for training; null: not kept
+    const KeptRows* projected;  // proj(norm(x)), for training; null: not kept
     Pieces bands, columns;
     Index image, band, first_column, stop_column;
 
@@ -102,11 +101,10 @@ struct FirstPass {
 
     // Compute one or two rows from y on, after the rows of the projection that they need.
     void convolve(Index y, Index rows, const Tile& tile, const Scratch& s, const Rows* qk) const {
-        Ahead ahead(lines_per_block((projected ? 5 : 2) * shape.channels, 3 * shape.channels));
+        Ahead ahead(lines_per_block(2 * shape.channels, 3 * shape.channels));
         for (Index n = 0; n < rows; n++) {
             shape.strip(y + n + 3, tile, 1).expect(enter.x, ahead);
             shape.strip(y + n, tile, 0).expect(v, ahead);
-            if (projected) projected_shape.strip(y + n, tile, 0).expect(projected, ahead);
         }
         for (Index n = 0; n < rows; n++) enter.make_row(y + n + 1, tile, 1, s.normed, s.qkv, &ahead);
         if (rows == 2)
@@ -127,7 +125,7 @@ struct FirstPass {
         }
         for (int i = 0; i < Down; i++) {
             shape.strip(y + i, tile, 0).write(s.v[i], v);
-            if (projected) projected_shape.strip(y + i, tile, 0).write(s.qkv[y + i], projected);
+            if (projected) projected->write(s.qkv[y + i], y + i, tile);
         }
     }
 
@@ -222,7 +220,7 @@ void fold(const Heads& heads, const Piece& band, const Piece& column, Index acro
 // The arrays of pieces have four integers per piece. No piece of columns crosses a multiple of tile_width. The results
 // are v [B, C, H, W], the cosines between the channels of q and k in each window [B, windows down, windows across,
 // heads, c, c], the norms of the channels [B, windows down, windows across, 2, heads, c], and proj(norm(x)) of the
-// first `kept` images, all or none; piece_sums [B, bands, columns, sums] is working memory.
+// first `kept` images, all or none, as `KeptRows`; piece_sums [B, bands, columns, sums] is working memory.
 DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* norm_weight, const float* norm_bias,
                                                   const float* qkv_weight, const float* depthwise,
                                                   const Piece* band_pieces, const Piece* column_pieces, float* v,
@@ -230,7 +228,8 @@ DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* n
                                                   Index batch, Index channels, Index head_count, Index height,
                                                   Index width, Index band_count, Index column_count, Index tile_width,
                                                   Index kept, int threads) {
-    const Shape shape{batch, channels, height, width}, projected_shape{batch, 3 * channels, height, width};
+    const Shape shape{batch, channels, height, width};
+    const KeptRows keep(projected, 3 * channels, shape);
     const Heads heads{head_count, channels / head_count};
     const Pieces bands{band_pieces, band_count}, columns{column_pieces, column_count};
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {qkv_weight, 3 * channels, channels}};
@@ -248,8 +247,8 @@ DLGSANET_API bool dlgsanet_channel_attention_sums(const float* x, const float* n
     const bool done = parallel(threads, batch * tiles * band_count, make, [&](Index task, bool follows,
                                                                               const Scratch& s) {
         const Index tile = task / band_count % tiles;
-        FirstPass{shape, heads, enter, depthwise, v, piece_sums, projected_shape, kept ? projected : nullptr, bands,
-                  columns, task / (tiles * band_count), task % band_count, first_column(tile), first_column(tile + 1)}
+        FirstPass{shape, heads, enter, depthwise, v, piece_sums, kept ? &keep : nullptr, bands, columns,
+                  task / (tiles * band_count), task % band_count, first_column(tile), first_column(tile + 1)}
             .run(s, follows);
     });
     if (!done) return false;

@@ -105,7 +105,7 @@ void differentiate_folding(Rows grad_mixing, Index channels, Index heads, const 
 }  // namespace
 
 // The gradients of weights [B, heads, c, c] and proj_out.
-DLGSANET_API bool dlgsanet_channel_attention_mixing_backward(const float* grad, const float* projected,
+DLGSANET_API bool dlgsanet_channel_attention_mixing_backward(const float* grad, float* projected,
                                                              const float* depthwise, const float* weights,
                                                              const float* proj_out, float* grad_weights,
                                                              float* grad_proj_out, Index batch, Index channels,
@@ -114,8 +114,8 @@ DLGSANET_API bool dlgsanet_channel_attention_mixing_backward(const float* grad, 
         RowRing values;  // v before the depth-wise convolution
         Rows v[together], grad, v_by_pixel;
     };
-    const Shape shape{batch, channels, height, width}, projected_shape{batch, 3 * channels, height, width};
-    const float* values = projected + 2 * channels * shape.pixels();
+    const Shape shape{batch, channels, height, width};
+    const KeptRows kept(projected, 3 * channels, shape);
     const Strips strips{batch, height};
     const Index pitch = round_up(channels, column_step);
     const PartialSums sums(strips.count(), channels * pitch);
@@ -131,7 +131,7 @@ DLGSANET_API bool dlgsanet_channel_attention_mixing_backward(const float* grad, 
         const Rows grad_mixing{sums.begin(task), pitch};
         auto read = [&](Index y) {
             if (y < 0 || y >= height) return s.values.clear(y);
-            projected_shape.strip(y, tile, 0).read(values, s.values[y], channels);
+            kept.read(tile.image, y, 2 * channels, channels, s.values[y]);
         };
         read(tile.top - 1);
         read(tile.top);
@@ -139,7 +139,7 @@ DLGSANET_API bool dlgsanet_channel_attention_mixing_backward(const float* grad, 
             Ahead ahead(lines_per_block(2 * channels, channels));
             for (Index n = 0; n < together; n++) {
                 read(y + n + 1);
-                projected_shape.strip(y + n + 1 + together, tile, 0).expect(values, ahead, channels);
+                kept.expect(tile.image, y + n + 1 + together, 2 * channels, channels, ahead);
                 shape.strip(y + n + together, tile, 0).expect(grad, ahead);
             }
             convolve(s.values, y, channels, depthwise + 18 * channels, s.v, width);
@@ -162,7 +162,7 @@ DLGSANET_API bool dlgsanet_channel_attention_mixing_backward(const float* grad, 
 // All other gradients, with that of the cosines. `projected`, cosines, norms and weights are what the layer has kept.
 DLGSANET_API bool dlgsanet_channel_attention_backward(
     const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* qkv_weight,
-    const float* depthwise, const float* proj_out, const float* projected, const float* cosines, const float* norms,
+    const float* depthwise, const float* proj_out, float* projected, const float* cosines, const float* norms,
     const float* weights, const float* grad_cosines, float* grad_x, float* grad_norm_weight, float* grad_norm_bias,
     float* grad_qkv_weight, float* grad_depthwise, Index batch, Index channels, Index heads, Index height, Index width,
     int threads) {
@@ -173,7 +173,8 @@ DLGSANET_API bool dlgsanet_channel_attention_backward(
     };
     const Shape shape{batch, channels, height, width};
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {qkv_weight, 3 * channels, channels}};
-    const ProjectedDepthwise layer{enter, projected, grad, grad_x, grad_norm_weight, grad_norm_bias,
+    const KeptRows kept(projected, 3 * channels, shape);
+    const ProjectedDepthwise layer{enter, &kept, grad, grad_x, grad_norm_weight, grad_norm_bias,
                                    grad_qkv_weight, grad_depthwise, depthwise};
     const Strips strips{batch, height};
     const PartialSums sums(strips.count(), layer.floats());

@@ -1,4 +1,7 @@
-"""Layers for training. They keep little more than their input; the backward pass computes the rest again."""
+"""Layers for training. They keep their input and what is projected from it; the backward pass computes the rest again.
+
+Where memory is short, the feed-forward network, which would keep most, keeps its input alone.
+"""
 
 from typing import Any
 
@@ -13,11 +16,12 @@ from dlgsanet.ops.backends.native.layers import (
     attention_sums,
     attention_weights,
     keeping_dynamic_local_attention,
+    keeping_gated_feed_forward,
     sizes_of,
     weights_of,
 )
 from dlgsanet.ops.backends.native.layers import convolution as infer_convolution
-from dlgsanet.ops.backends.native.layers import gated_feed_forward as infer_gated_feed_forward
+from dlgsanet.ops.backends.torch.strip_rows import fits
 from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, LocalAttention
 
 
@@ -78,17 +82,22 @@ class _DynamicLocalAttention(torch.autograd.Function):
 class _GatedFeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *fields: Any) -> Tensor:
-        ctx.save_for_backward(x, *fields)
-        return infer_gated_feed_forward(GatedFeedForward(*fields), x)
+        layer = GatedFeedForward(*fields)
+        floats = 1 + len(layer.proj_in) / x.shape[1]  # kept for each value of x; other layers keep fewer
+        out, projected = keeping_gated_feed_forward(layer, x, len(x) if fits(x, floats * x.element_size()) else 0)
+        ctx.save_for_backward(x, *fields, projected)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, *fields = ctx.saved_tensors
+        x, *fields, projected = ctx.saved_tensors
         layer = GatedFeedForward(*fields)
         tensors = {"x": x.contiguous(), **weights_of(layer)}
-        sizes = sizes_of(x) | {"half": layer.proj_out.shape[1]}
-        grads = library.gradients("gated_feed_forward_backward", tensors, grad=grad.contiguous(), **tensors, **sizes)
+        sizes = sizes_of(x) | {"half": layer.proj_out.shape[1], "kept": len(projected)}
+        grads = library.gradients(
+            "gated_feed_forward_backward", tensors, grad=grad.contiguous(), **tensors, projected=projected, **sizes
+        )
         return tuple(grads)
 
 

@@ -46,11 +46,13 @@ void gate(const RowRing& hidden, Index y, const float* depthwise, const Rows* ga
 
 }  // namespace
 
+// `projected` gets proj_in(norm(x)), as `KeptRows`, of the first `kept` images, all or none.
 DLGSANET_API bool dlgsanet_gated_feed_forward(const float* x, const float* norm_weight, const float* norm_bias,
                                             const float* proj_in, const float* depthwise, const float* proj_out,
-                                            float* out, Index batch, Index channels, Index half, Index height,
-                                            Index width, int threads) {
+                                            float* projected, float* out, Index batch, Index channels, Index half,
+                                            Index height, Index width, Index kept, int threads) {
     const Shape shape{batch, channels, height, width};
+    const KeptRows keep(projected, 2 * half, shape);
     const Tiling tiles(shape, 10 * half + 2 * channels, 1);
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, 2 * half, channels}};
     const Weights leave(proj_out, channels, half);
@@ -71,6 +73,7 @@ DLGSANET_API bool dlgsanet_gated_feed_forward(const float* x, const float* norm_
             for (Index n = 0; n < rows; n++) {
                 gemm<Start::zero>(leave, s.gated[n], s.output, tile.columns());
                 shape.strip(y + n, tile, 0).write_sum(s.output, x, out);
+                if (kept) keep.write(s.hidden[y + n], y + n, tile);
             }
         }
     });

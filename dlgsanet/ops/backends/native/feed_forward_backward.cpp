@@ -51,14 +51,16 @@ void differentiate_gate(const Scratch& s, Index y, const float* depthwise, Index
 
 }  // namespace
 
+// `projected` is what the forward pass kept.
 DLGSANET_API bool dlgsanet_gated_feed_forward_backward(
     const float* grad, const float* x, const float* norm_weight, const float* norm_bias, const float* proj_in,
-    const float* depthwise, const float* proj_out, float* grad_x, float* grad_norm_weight, float* grad_norm_bias,
-    float* grad_proj_in, float* grad_depthwise, float* grad_proj_out, Index batch, Index channels, Index half,
-    Index height, Index width, int threads) {
+    const float* depthwise, const float* proj_out, float* projected, float* grad_x, float* grad_norm_weight,
+    float* grad_norm_bias, float* grad_proj_in, float* grad_depthwise, float* grad_proj_out, Index batch,
+    Index channels, Index half, Index height, Index width, Index kept, int threads) {
     const Shape shape{batch, channels, height, width};
     const NormedProjection enter{shape, x, norm_weight, norm_bias, {proj_in, 2 * half, channels}};
-    const ProjectedDepthwise layer{enter, nullptr, grad, grad_x, grad_norm_weight, grad_norm_bias,
+    const KeptRows kept_rows(projected, 2 * half, shape);
+    const ProjectedDepthwise layer{enter, kept ? &kept_rows : nullptr, grad, grad_x, grad_norm_weight, grad_norm_bias,
                                    grad_proj_in, grad_depthwise, depthwise};
     const Strips strips{batch, height};
     // The gradient of proj_out transposed [half, C], then the sums of `layer`.

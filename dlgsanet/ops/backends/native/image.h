@@ -4,6 +4,8 @@
 
 #include <unistd.h>
 
+#include <cstdint>
+
 #include "ahead.h"
 #include "vector.h"
 
@@ -88,19 +90,13 @@ struct Strip {
         return (image * shape.channels + channel) * shape.pixels() + y * shape.width + left;
     }
 
-    void read(const float* tensor, Rows to) const { read(tensor, to, shape.channels); }
-
-    // Only the first `channels` channels.
-    void read(const float* tensor, Rows to, Index channels) const {
-        for (Index c = 0; c < channels; c++) copy(to.row(c), tensor + at(c), right - left);
+    void read(const float* tensor, Rows to) const {
+        for (Index c = 0; c < shape.channels; c++) copy(to.row(c), tensor + at(c), right - left);
     }
 
     // Have `ahead` request this part of a tensor, if it is in the image.
-    void expect(const float* tensor, Ahead& ahead) const { expect(tensor, ahead, shape.channels); }
-
-    // Only the first `channels` channels.
-    void expect(const float* tensor, Ahead& ahead, Index channels) const {
-        if (y >= 0 && y < shape.height) ahead.add(tensor + at(0), right - left, channels, shape.pixels());
+    void expect(const float* tensor, Ahead& ahead) const {
+        if (y >= 0 && y < shape.height) ahead.add(tensor + at(0), right - left, shape.channels, shape.pixels());
     }
 
     void write(Rows from, float* tensor) const {
@@ -122,6 +118,40 @@ struct Strip {
 inline Strip Shape::strip(Index y, const Tile& tile, Index margin) const {
     return {*this, tile.image, y, std::max<Index>(0, tile.left - margin), std::min(width, tile.right + margin)};
 }
+
+// A feature that is kept for the backward pass: [B, H, channels, W rounded up], so a row is one block of memory.
+struct KeptRows {
+    float* start;
+    Index channels, height, width, pitch;
+
+    KeptRows(float* start, Index channels, const Shape& shape)
+        : start(start), channels(channels), height(shape.height), width(shape.width),
+          pitch(round_up(width, column_step)) {}
+
+    float* row(Index image, Index y) const { return start + (image * height + y) * channels * pitch; }
+
+    // Write a tile's columns of row y.
+    void write(Rows from, Index y, const Tile& tile) const {
+        float* to = row(tile.image, y) + tile.left;
+        const bool whole = tile.columns() == width && reinterpret_cast<std::uintptr_t>(start) % sizeof(vec) == 0;
+        for (Index c = 0; c < channels; c++, to += pitch)
+            if (whole)
+                for (Index x = 0; x < width; x += lanes) stream(to + x, load(from.row(c) + x));
+            else
+                copy(to, from.row(c), tile.columns());
+    }
+
+    // Read row y of `count` channels from `first` on.
+    void read(Index image, Index y, Index first, Index count, Rows to) const {
+        const float* from = row(image, y) + first * pitch;
+        for (Index c = 0; c < count; c++, from += pitch) copy(to.row(c), from, width);
+    }
+
+    // Have `ahead` request what `read` reads, if it is in the image.
+    void expect(Index image, Index y, Index first, Index count, Ahead& ahead) const {
+        if (y >= 0 && y < height) ahead.add(row(image, y) + first * pitch, count * pitch, 1, 0);
+    }
+};
 
 // The last `count` rows of a feature that is computed row by row, for the convolution after it. There are `margin`
 // additional columns on both sides of the columns of a tile.

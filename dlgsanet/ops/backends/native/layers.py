@@ -1,6 +1,7 @@
 """Whole layers for inference."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +26,25 @@ def weights_of(layer: Layer) -> dict[str, Tensor]:
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor) -> Tensor:
+    return keeping_gated_feed_forward(layer, x, 0)[0]
+
+
+def keeping_gated_feed_forward(layer: GatedFeedForward, x: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """The layer, and proj_in(norm(x)) [kept, H, 2 * half, W rounded up] of the first `kept` images, all or none."""
     x = x.contiguous()
-    out = empty_like(x)
-    library.call("gated_feed_forward", x=x, **weights_of(layer), out=out, half=layer.proj_out.shape[1], **sizes_of(x))
-    return out
+    out, half = empty_like(x), layer.proj_out.shape[1]
+    projected = _rows_to_keep(x, kept, 2 * half)
+    library.call(
+        "gated_feed_forward",
+        x=x, **weights_of(layer), projected=projected, out=out, half=half, kept=kept, **sizes_of(x),
+    )  # fmt: skip
+    return out, projected
+
+
+def _rows_to_keep(x: Tensor, kept: int, channels: int) -> Tensor:
+    """Memory for the rows of `channels` channels that training keeps, each in whole registers."""
+    *_, height, width = x.shape
+    return x.new_empty(kept, height, channels, math.ceil(width / constants.COLUMN_STEP) * constants.COLUMN_STEP)
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:
@@ -121,17 +137,17 @@ def attention_sums(layer: ChannelAttention, x: Tensor, kept: int) -> tuple[Tenso
     Returns:
         v [B, C, H, W]; the cosines between the channels of q and k in each window [B, windows down, windows across,
         heads, c, c]; the norms of these channels [B, windows down, windows across, 2, heads, c]; for the first `kept`
-        images, all or none, proj(norm(x)) [kept, 3 * C, H, W].
+        images, all or none, proj(norm(x)) [kept, H, 3 * C, W rounded up].
     """
     weights, (bands, columns) = weights_of(layer), _cut(layer, x)
     normed = {name: weights[name] for name in ("norm_weight", "norm_bias", "qkv_weight", "depthwise")}
-    batch, channels, height, width = x.shape
+    batch, channels, *_ = x.shape
     heads = len(layer.temperature)
     c = channels // heads
     windows = bands.windows, columns.windows
     piece_sums = x.new_empty(batch, len(bands.tensor), len(columns.tensor), channels * c + 2 * channels)
     cosines, norms = x.new_empty(batch, *windows, heads, c, c), x.new_empty(batch, *windows, 2, heads, c)
-    v, projected = empty_like(x), x.new_empty(kept, 3 * channels, height, width)
+    v, projected = empty_like(x), _rows_to_keep(x, kept, 3 * channels)
     library.call(
         "channel_attention_sums",
         x=x,

@@ -213,6 +213,7 @@ bool parallel(int threads, Index tasks, const Make& make, const Work& work) {
             for (Index task; (task = share(thread)->take()) >= 0; before = task)
                 work(task, task == before + 1, scratch);
         while (fill_share(thread));
+        end_streams();
     };
     if (threads == 1) {
         run(0);

@@ -9,7 +9,7 @@ namespace dlgsanet {
 
 struct ProjectedDepthwise {
     const NormedProjection& enter;
-    const float* projected;  // [B, hidden, H, W], proj(norm(x)); null: it is computed again
+    const KeptRows* projected;  // proj(norm(x)); null: it is computed again
     const float* grad;       // of the layer's result, x + ...
     float *grad_x, *grad_norm_weight, *grad_norm_bias, *grad_proj, *grad_depthwise;
     const float* depthwise;  // [hidden, 3, 3]
@@ -67,7 +67,7 @@ public:
             // Three or six times `channels`; a product with `hidden` rows is a third of the products.
             Ahead ahead(lines_per_block((layer_.projected ? 2 : 1) * layer_.channels(), layer_.hidden()));
             for (Index row = y + 1; row <= y + together; row++) {
-                if (layer_.projected) projected_shape().strip(row + together, tile, 0).expect(layer_.projected, ahead);
+                if (layer_.projected) layer_.projected->expect(tile.image, row + together, 0, layer_.hidden(), ahead);
                 shape.strip(row + (layer_.projected ? 0 : together), tile, 0).expect(layer_.enter.x, ahead);
                 shape.strip(row + together - 1, tile, 0).expect(layer_.grad, ahead);
                 shape.strip(row - together, tile, 0).expect(layer_.grad_x, ahead);
@@ -99,12 +99,6 @@ public:
 private:
     Index width() const { return layer_.enter.shape.width; }
 
-    Shape projected_shape() const {
-        Shape shape = layer_.enter.shape;
-        shape.channels = layer_.hidden();
-        return shape;
-    }
-
     // Row y of proj(norm(x)).
     void project(Index y, const Tile& tile, Ahead* ahead) const {
         if (!layer_.projected)
@@ -112,7 +106,7 @@ private:
         else if (y < 0 || y >= layer_.enter.shape.height)
             hidden.clear(y);
         else
-            projected_shape().strip(y, tile, 0).read(layer_.projected, hidden[y]);
+            layer_.projected->read(tile.image, y, 0, layer_.hidden(), hidden[y]);
     }
 
     // Add rows [first, stop), one or two, to the gradient of the depth-wise filters.

@@ -4,6 +4,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 #define DLGSANET_API extern "C" __attribute__((visibility("default")))
 
@@ -21,6 +24,24 @@ typedef float vec_in_memory __attribute__((vector_size(4 * lanes), aligned(4), m
 
 inline vec load(const float* p) { return *reinterpret_cast<const vec_in_memory*>(p); }
 inline void store(float* p, vec v) { *reinterpret_cast<vec_in_memory*>(p) = v; }
+
+// Store to a whole register's address in memory that is not read soon, past the caches. Before another thread reads it,
+// `end_streams` must be called. Other processors store as usual.
+inline void stream(float* p, vec v) {
+#if defined(__AVX512F__) && DLGSANET_LANES == 16
+    _mm512_stream_ps(p, v);
+#elif defined(__AVX__) && DLGSANET_LANES == 8
+    _mm256_stream_ps(p, v);
+#else
+    store(p, v);
+#endif
+}
+inline void end_streams() {
+#ifdef __AVX__
+    _mm_sfence();
+#endif
+}
+
 inline vec fill(float value) { return value - vec{}; }  // exact for -0 too, so that no subtraction is left
 
 // Loads v once: compilers repeat a load for each use if it is an operand of the instruction.

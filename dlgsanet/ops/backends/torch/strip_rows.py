@@ -1,4 +1,4 @@
-"""How many rows of an image a layer processes at a time on a GPU, and what it keeps, from the memory that is free."""
+"""From the memory that is free: how many rows of an image a layer processes at a time on a GPU, and what it keeps."""
 
 import functools
 import math
