@@ -16,8 +16,8 @@ code is read:
   issue, smem, dram     microseconds if this alone limited the kernel: an instruction per clock and scheduler; 128
                         bytes of shared memory per clock and multiprocessor, without bank conflicts; the MB at the
                         bandwidth of the card's memory
-  predicted             twice the largest of the three, at least 2 us; eleven kernels that were measured on an H200 took
-                        0.6 to 1.2 times this (docs/benchmarks/gpu.md)
+  predicted             twice the largest of the three, at least 2 us; kernels that were measured on an H200 took 0.6 to
+                        1.2 times this (docs/benchmarks/gpu.md)
   measured              median microseconds on the GPU of this machine, if its architecture is the row's
 
 Instructions outside of the main loop count once, or as often as a loop around it makes rounds. Where blocks compute one
