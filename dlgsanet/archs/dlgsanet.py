@@ -85,14 +85,15 @@ class DLGSANet(LowMemory):
         idynamic_ffn_expansion_factor: ratio of the hidden channels of that network to `dim`.
         idynamic: False replaces MHDLSA with a static depth-wise convolution.
         restormer_num_heads: heads of SparseGSA.
-        restormer_ffn_type, restormer_ffn_expansion_factor: the same for the network after SparseGSA.
-        tlc_flag: use test-time local conversion in evaluation.
-        tlc_kernel: side in pixels of its windows (published: 96, 72, 48 for x2, x3, x4).
+        restormer_ffn_type: `GDFN` or `BaseFFN`, after SparseGSA.
+        restormer_ffn_expansion_factor: ratio of the hidden channels of that network to `dim`.
+        tlc_flag: use test-time local conversion (TLC) in evaluation.
+        tlc_kernel: side of TLC's windows in pixels of the input (published: 96, 72, 48 for x2, x3, x4).
         activation: SparseGSA's selection: `relu` (the paper's), `gelu`, `sigmoid`, `softmax` or `topk`.
         topk_ratio: share of similarities that `topk` keeps, in (0, 1]; None is 0.5. An error with other activations.
         body_norm: normalise before and after the groups.
-        img_range: the largest value that the network works with.
-        upsampler: `pixelshuffledirect`, `pixelshuffle` or `''` (no change of size, for `upscale: 1`).
+        img_range: the image less its mean is multiplied by this before the first layer; the result is divided by it.
+        upsampler: `pixelshuffledirect`, `pixelshuffle`, or `''` for `upscale: 1`.
         upscale: factor of enlargement.
         input_resolution: no effect; published option files contain it.
 

@@ -100,7 +100,7 @@ def add_option_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--debug",
         action="store_true",
-        help="as debug_NAME; training logs each iteration, validates and saves every 8th",
+        help="call the run debug_NAME; training logs every iteration, and validates and saves every 8 iterations",
     )
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how ranks start")
     parser.add_argument("--local-rank", type=int, default=0, help="ignored; older launchers pass it")

@@ -67,15 +67,20 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "open every image, check pairs, look for duplicates")
     check.add_argument("data_roots", type=Path, nargs="+", metavar="ROOT", help="data roots, or folders of images")
     check.add_argument(
-        "--against", type=Path, nargs="+", default=[], metavar="ROOT", help="roots that must have no picture in common"
+        "--against",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="ROOT",
+        help="roots that must not contain a picture of ROOT",
     )
 
     subimages = command("subimages", _subimages, "cut HR and LR images into pieces", "those that ROOT has")
     subimages.add_argument("data_root", type=Path, metavar="ROOT")
     for option, least, default, text in (
-        ("size", 1, 480, "of a piece"),
-        ("step", 1, 240, "between them"),
-        ("threshold", 0, 0, "least rest"),
+        ("size", 1, 480, "side of a piece"),
+        ("step", 1, 240, "distance between the starts of two pieces"),
+        ("threshold", 0, 0, "one more piece ends at the border if more than this is left there"),
     ):
         subimages.add_argument(
             f"--{option}", type=whole_number(least), default=default, help=f"{text}, in HR pixels; default: {default}"

@@ -21,9 +21,9 @@ ALLOCATORS = ("jemalloc", "tcmalloc", "mimalloc")
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(
         prog="dlgsanet doctor",
-        description="Print the versions of packages, the processors and GPUs, the memory allocator, for every GPU "
-        "kernel whether it agrees with the reference here, and for every layer the backend that computes it here and "
-        "why those before it do not. DLGSANET_BACKEND forces one, or leaves one out.",
+        description="Print the versions of packages, the processors and GPUs, and the memory allocator; for every GPU "
+        "kernel whether it agrees with the reference here; for every layer the backend that computes it here, and why "
+        "those before it do not. DLGSANET_BACKEND=NAME skips the backends before NAME, and -NAME only NAME.",
     )
     parser.add_argument(
         "--report", metavar="FILE", type=Path, help="try every kernel again, and write all of it to a file for an issue"

@@ -42,10 +42,21 @@ def _parser() -> argparse.ArgumentParser:
     lam = commands.add_parser("lam", help="local attribution maps with the diffusion index, of any networks")
     lam.add_argument("networks", nargs="+", metavar="[NAME=]FILE", help="weights of a DLGSANet, or test option files")
     lam.add_argument(
-        "--at", type=whole_number(0), nargs=2, metavar=("X", "Y"), help="left and top of the window in output pixels"
+        "--at",
+        type=whole_number(0),
+        nargs=2,
+        metavar=("X", "Y"),
+        help="left and top of the window in output pixels; default: in the centre",
     )
-    lam.add_argument("--window", type=whole_number(2), default=16, help="its side in output pixels; default: 16")
-    lam.add_argument("--steps", type=whole_number(), default=50, help="points on the path; default: 50")
+    lam.add_argument(
+        "--window", type=whole_number(2), default=16, help="side of the window in output pixels; default: 16"
+    )
+    lam.add_argument(
+        "--steps",
+        type=whole_number(),
+        default=50,
+        help="points on the path from the blurred image to the image; default: 50",
+    )
     lam.set_defaults(run=_lam)
 
     kept = commands.add_parser("kept", help="the share of similarities that SparseGSA keeps, per layer and head")
@@ -54,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
     filters = commands.add_parser("filters", help="MHDLSA's filters at chosen pixels")
     filters.add_argument("network", metavar="FILE", help="weights of a DLGSANet")
-    filters.add_argument("--points", nargs="+", type=_point, required=True, metavar="X,Y", help="pixels of the image")
+    filters.add_argument(
+        "--points", nargs="+", type=_point, required=True, metavar="X,Y", help="pixels of the low-resolution image"
+    )
     filters.set_defaults(run=_filters)
 
     for command, name in ((lam, "lam.png"), (kept, "kept.png"), (filters, "filters.png")):

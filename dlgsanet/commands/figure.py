@@ -19,20 +19,22 @@ def main(argv: list[str]) -> int:
         epilog=EXAMPLES,
     )
     parser.add_argument("images", nargs="+", metavar="SET/IMAGE", help="which pictures, one below the other")
-    parser.add_argument("--scale", type=whole_number(), required=True)
+    parser.add_argument("--scale", type=whole_number(), required=True, help="scale of the benchmark's results")
     parser.add_argument("--results", type=Path, default=Path("results/benchmark"), help="default: %(default)s")
     parser.add_argument(
         "--data-root", type=Path, metavar="DIR", help="folder of the test sets; default: where the benchmark read them"
     )
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="which, in this order; default: all")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="methods to show, in this order; default: all")
     parser.add_argument(
         "--crop",
         type=whole_number(0),
         nargs=3,
         metavar=("X", "Y", "SIDE"),
-        help="default: where the networks differ most",
+        help="left, top and side in output pixels, multiples of the scale; default: where the networks differ most",
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("figure"), help="name without extension")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("figure"), help="name without extension; default: %(default)s"
+    )
     arguments = parser.parse_args(argv)
 
     from dlgsanet.errors import UserError

@@ -27,8 +27,8 @@ def dynamic_depthwise_conv(x: Tensor, filters: Tensor, *, backend: str | None = 
         x: [B, C, H, W], any float dtype.
         filters: [B, G, K, K, H, W] of the same dtype; K odd, C divisible by G.
         backend: the name of the backend to use; None: the fastest that supports the call. It has no effect while a
-            graph is traced (torch.compile, export), when the operator chooses its backend as the graph runs, and within
-            `torch.func`, which follows the plain definition.
+            graph is traced (torch.compile, export): the operator chooses its backend when the graph runs. It has none
+            within `torch.func` either, where the plain definition is used.
 
     Returns:
         [B, C, H, W] in the dtype of x; sums are formed in float32 (float64 for float64).
