@@ -23,30 +23,31 @@ class CachedPairedImageDataset(Dataset[Any]):
     """LQ and GT images in pairs, as BasicSR's `PairedImageDataset` gives them, fast enough to feed a GPU.
 
     Every image is decoded once, and crops are taken from whole images, so that no sub-images need to be cut. The crop,
-    flips and transposition of a sample depend on `manual_seed`, the epoch and the index, on nothing else: not on the
-    number of workers or ranks, nor on what was drawn before. Call `set_epoch` as the sampler's.
+    flips and transposition of a sample depend on `manual_seed`, the epoch and the index only: not on the
+    number of workers or ranks, nor on what was drawn before. Call its `set_epoch` where the sampler's is called.
 
     Options of `PairedImageDataset`, with its meaning:
         dataroot_gt, dataroot_lq: folders of images, or `.lmdb` folders.
         io_backend: `type: disk` (the default) or `type: lmdb`.
-        filename_tmpl: the LQ image's name for a GT image's, without extension; `'{}x4'`. Default `'{}'`.
+        filename_tmpl: name of the LQ image, without extension; `{}` is the name of the GT image. Default `'{}'`; for
+            example `'{}x4'`.
         meta_info_file: names the GT images to use, one per line. Default: all of the folder.
         gt_size: height and width of the GT crop, a multiple of `scale`; for `phase: train`.
         use_hflip: flip half of the samples left to right. Default false.
-        use_rot: flip half of them upside down, and transpose half of them. Default false.
-        color: `y`: luma alone, one channel, as BasicSR computes it. Default: RGB.
-        mean, std: for each channel, subtracted and divided by. Default: not done.
+        use_rot: flip half of the samples upside down, and transpose half of them. Default false.
+        color: `y`: only luma, one channel, as BasicSR computes it. Default: RGB.
+        mean, std: of each channel; samples are (x - mean) / std. Default: not normalised.
         scale, phase: filled in by BasicSR. With a phase other than `train` samples are whole images.
 
     Options of its own:
         dataroot_gt, dataroot_lq: may be lists of as many roots.
-        shares: of the samples of an epoch that come from each root, with a sum of 1. An epoch is as long as without
-            shares: its images are seen more or less often. Default: all images alike.
+        shares: fraction of the samples of an epoch from each root, with a sum of 1. The length of an epoch stays the
+            same. Default: every image is used equally often.
         manual_seed: the seed of all crops, needed for `phase: train`; the training command fills in the option file's
             top-level `manual_seed`.
-        patches_per_image: how many crops of each image make an epoch, each its own. Default 1. Takes the place of
+        patches_per_image: number of different random crops of each image in an epoch. Default 1. Takes the place of
             BasicSR's `dataset_enlarge_ratio`, which would repeat an epoch's crops.
-        crop_candidates: draw so many positions for each crop and take the one with the most detail. Default 1. With 2
+        crop_candidates: number of random positions per crop; the one with the most detail is used. Default 1. With 2
             the mean error of bicubic interpolation on the crops is a third higher.
         cache_dir: keep the decoded images (3 bytes a pixel) in a file in this folder, mapped into memory and shared by
             all workers, ranks and runs that read the same images. Default: in each rank's own memory.

@@ -16,18 +16,18 @@ _OWN_NUMBERS = 1  # sets this stream of random numbers apart from that of crops 
 class DegradedPairedImageDataset(CachedPairedImageDataset):
     """`CachedPairedImageDataset` whose LQ crops are made from the originals by random degradations, for training.
 
-    The degradation of a sample depends on `manual_seed`, the epoch and the index alone, as its crop does. A crop is
-    degraded with what surrounds it, so that its borders look like its middle.
+    The degradation of a sample depends on `manual_seed`, the epoch and the index only, as its crop does. A crop is
+    degraded together with some pixels around it, so that its borders look like its middle.
 
     Options of its own, in the section `degradations` (docs/options.md has their defaults):
-        clean_share: of the samples that have the LQ crop of `dataroot_lq` as it is.
+        clean_share: share of the samples that have the LQ crop of `dataroot_lq`.
         blur_share, blur_sigma: share of the other samples that are blurred; range of the standard deviation in LQ
             pixels.
-        resize_share, resize_factor: share of the other samples that are resized twice; range of the size between,
-            in times the LQ's. The rest is shrunk at once, by bicubic interpolation.
-        noise_share, noise_sigma: share of the samples that are noisy; range of the standard deviation in levels of 8
-            bits.
-        jpeg_share, jpeg_quality: share of the samples that are compressed; range of the quality.
+        resize_share, resize_factor: share of the other samples that are resized twice; range of the first size,
+            divided by the LQ size. The rest is shrunk at once, by bicubic interpolation.
+        noise_share, noise_sigma: share of the other samples that are noisy; range of the standard deviation in levels
+            of 8 bits.
+        jpeg_share, jpeg_quality: share of the other samples that are compressed; range of the quality.
 
     Raises:
         UserError: as `CachedPairedImageDataset`, and for a phase other than `train`.

@@ -155,7 +155,7 @@ _DEGRADATIONS = Section(
             "resize_factor",
             ListOf(Number(0.1, 4), 2),
             [0.7, 1.3],
-            "The image is first resized to so many times the low-quality size, least and most, then to that size.",
+            "Least and largest f: the image is first resized to f times the low-quality size, then to that size.",
         ),
         Option("noise_share", _SHARE, 0.5, "Fraction of the other crops that get noise, half of them Poisson noise."),
         Option(
@@ -165,7 +165,7 @@ _DEGRADATIONS = Section(
             "Least and largest standard deviation of the noise, in levels of 8 bits; of Poisson noise, at white.",
         ),
         Option("jpeg_share", _SHARE, 0.9, "Fraction of the other crops that are compressed."),
-        Option("jpeg_quality", ListOf(Whole(1, 100), 2), [30, 95], "Least and highest quality of the compression."),
+        Option("jpeg_quality", ListOf(Whole(1, 100), 2), [30, 95], "Lowest and highest quality of the compression."),
     )
 )
 DEGRADED_TRAINING_SET = Section(
@@ -275,7 +275,7 @@ TRAIN = Section(
             "ema_warmup",
             Flag(),
             False,
-            "After n steps the decay is min(`ema_decay`, (1 + n) / (10 + n)): the average forgets the first weights.",
+            "After n steps the decay is min(`ema_decay`, (1 + n) / (10 + n)): the average forgets the first weights sooner.",
             only=OURS,
         ),
         Option(
@@ -283,9 +283,9 @@ TRAIN = Section(
             OneOf(("random", "linear", "last")),
             "random",
             "`random`: the initialization of the class. `linear`: the network starts as the 5x5 linear filter "
-            "with the least squared error on the training set. `last`: all but the last convolution come from "
-            "`path.pretrain_network_g`, of any scale (of another one with `path.strict_load_g: false`); the last one "
-            "is that with the least squared error.",
+            "with the least squared error on the first samples. `last`: all but the last convolution come from "
+            "`path.pretrain_network_g`, of this scale, or of another one with `path.strict_load_g: false`; the last "
+            "convolution is that with the least squared error on the first samples.",
             only=OURS,
         ),
         *LOSSES,
@@ -310,7 +310,7 @@ TRAIN = Section(
             OneOf(("auto", True, False)),
             "auto",
             "Capture an iteration as CUDA graphs after the first ones and replay it, which takes next to no host time. "
-            "Needs an NVIDIA GPU, a single process, and Adam, AdamW or Muon. `auto`: of DLGSANet, where this is so.",
+            "Needs an NVIDIA GPU, a single process, and Adam, AdamW or Muon. `auto`: for DLGSANet, if these are met.",
             only=OURS,
         ),
         Option("channels_last", Flag(), False, "Use the channels-last memory format.", only=OURS),
@@ -360,7 +360,7 @@ TEST_VAL = Section(_VAL)
 _WANDB = Section(
     (
         Option("project", Maybe(Text()), None, "Project on wandb; needs `use_tb_logger`. Empty: wandb is not used."),
-        Option("resume_id", Maybe(Text()), None, "Run on wandb that is continued."),
+        Option("resume_id", Maybe(Text()), None, "Run on wandb to continue."),
     )
 )
 LOGGER = Section(
@@ -368,7 +368,7 @@ LOGGER = Section(
         Option("print_freq", Whole(1), REQUIRED, "Iterations between lines in the log."),
         Option("save_checkpoint_freq", Whole(1), REQUIRED, "Iterations between checkpoints."),
         Option("save_checkpoint_minutes", Number(0), 10, "Save also after this many minutes without a checkpoint."),
-        Option("keep_last", Whole(2), 3, "Checkpoints that are kept."),
+        Option("keep_last", Whole(2), 3, "Number of newest checkpoints to keep."),
         Option(
             "save_safetensors",
             Flag(),
@@ -409,7 +409,7 @@ _COMMON = (
     Option("name", FileName(), REQUIRED, "Name of the run and of its folder in `experiments/` or `results/`."),
     Option("model_type", Named("MODEL"), REQUIRED, "Model that trains and tests the network."),
     Option("scale", Whole(1, 64), REQUIRED, "Factor of enlargement, of the data and of the network."),
-    Option("num_gpu", _GPUS, "auto", "GPUs to use, no more than there are; 0 computes on the CPU."),
+    Option("num_gpu", _GPUS, "auto", "Number of GPUs to use, at most those of the machine; 0 computes on the CPU."),
     Option("manual_seed", Whole(0, 2**32 - 1), Unset("drawn"), "Seed of weights, crops and their order."),
     Option("network_g", NETWORK, REQUIRED, "The network: a registered class and its arguments."),
     Option("path", PATH, REQUIRED, "Weights and states that are read."),

@@ -51,9 +51,9 @@ def train(
     Args:
         options: of `dlgsanet.options.read.read_options`.
         launcher: how the ranks were started: `none`, `pytorch` or `slurm`.
-        signals: that may stop the run. None: only an exception does.
+        signals: those that may stop the run. None: signals are not handled.
         branch: train this decay branch of the run instead.
-        same_options: refuse to continue a run of other options, images or initial weights.
+        same_options: refuse to continue a run that began with other options, images or weights.
 
     Returns:
         0 at the end, 75 or 130 when a signal stopped the run (`dlgsanet.signals`).
