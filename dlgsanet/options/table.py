@@ -275,7 +275,7 @@ TRAIN = Section(
             "ema_warmup",
             Flag(),
             False,
-            "After n steps the decay is min(`ema_decay`, (1 + n) / (10 + n)): the average forgets the first weights sooner.",
+            "After n steps the decay is min(`ema_decay`, (1 + n) / (10 + n)): the first weights are forgotten sooner.",
             only=OURS,
         ),
         Option(
