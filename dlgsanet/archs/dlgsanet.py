@@ -77,7 +77,7 @@ class DLGSANet(LowMemory):
         groups: residual groups (RHDTG).
         blocks: blocks (HDTB) in a group.
         buildblock_type: `sparseedge`: MHDLSA then SparseGSA; `edge`: MHDLSA then the same attention with softmax
-            (MDTA); `idynamic`: MHDLSA alone; `restormer`: MDTA alone. The default is the published code's; the
+            (MDTA); `idynamic`: only MHDLSA; `restormer`: only MDTA. The default is the published code's; the
             paper's network is `sparseedge`.
         window_size: side of MHDLSA's filters, odd.
         idynamic_num_heads: channels that share a filter. Despite its published name, it is not a number of heads.

@@ -47,7 +47,7 @@ class SparseGSA(nn.Module):
         self.proj_out = nn.Conv2d(dim, dim, 1, bias=False)
 
     def record(self) -> ops.ChannelAttention:
-        """The weights and settings, for the functions in `dlgsanet.ops`; with windows in evaluation alone."""
+        """The weights and settings, for the functions in `dlgsanet.ops`; with windows only in evaluation."""
         return ops.ChannelAttention(
             norm_weight=self.norm.weight,
             norm_bias=self.norm.bias,

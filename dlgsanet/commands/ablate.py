@@ -22,8 +22,8 @@ def main(argv: list[str]) -> int:
         description="Train variants of a file with the same seed and budget, and print one table of its validation "
         "sets. A variant is `base` (the file's network), changes of network_g (KEY=VALUE or KEY=VALUE,KEY=VALUE), or, "
         "of DLGSANet: relu, topk, topk25, topk75 (the largest half, quarter, three quarters), softmax, gelu, sigmoid "
-        "(SparseGSA's selection), static (a static depth-wise convolution for MHDLSA), local, global (one kind of "
-        "layer alone, twice the blocks).",
+        "(SparseGSA's selection), static (a static depth-wise convolution for MHDLSA), local, global (only one "
+        "kind of layer, twice the blocks).",
         epilog=EXAMPLES,
     )
     parser.add_argument("-opt", required=True, metavar="FILE", help="training option file to start from")

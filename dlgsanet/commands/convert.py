@@ -90,7 +90,7 @@ def _network_options_of(path: Path) -> str:
     with within("-opt"):
         options = load_yaml(path).get("network_g")
     if isinstance(options, dict) and options.get("type", "DLGSANet") != "DLGSANet":
-        raise UserError(f"-opt: {path}: its network is {options['type']}; convert takes weights of a DLGSANet alone")
+        raise UserError(f"-opt: {path}: its network is {options['type']}; convert takes only weights of a DLGSANet")
     try:
         return json.dumps(dict(options))  # type: ignore[arg-type]  # refused below
     except (ValueError, TypeError):

@@ -25,8 +25,8 @@ def load_model(
     """A network with its weights, in evaluation mode and without gradients.
 
     Args:
-        weights: a .safetensors or .pth file, which is enough by itself, or a name (``Tiny``, ``Light``, ``Large``,
-            ``DLGSANet_Tiny_x2``) of shipped weights.
+        weights: a .safetensors or .pth file, which is enough by itself, or the name of shipped weights: ``Tiny``,
+            ``Tiny_jpeg``, ``DLGSANet_Tiny_x2``, ...
         scale: the scale factor. None: that of the file; for the name of a size, the smallest from `outscale` up.
         device: as PyTorch names it. None: the GPU if there is one, else the CPU.
         precision: ``fp32``, ``fp16`` or ``bf16``, of weights and features.

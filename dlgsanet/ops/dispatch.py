@@ -1,7 +1,7 @@
 """The choice of the backend that computes a call.
 
 By default it is the fastest backend that supports the call. The environment variable ``DLGSANET_BACKEND`` skips all
-backends before the one it names, or, with a minus before the name, this one alone. The argument ``backend=`` of a
+backends before the one it names, or, with a minus before the name, only this one. The argument ``backend=`` of a
 public function allows only the named backend. Tests and measurements put other backends in their places (`using`).
 """
 

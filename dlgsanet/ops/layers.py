@@ -68,5 +68,5 @@ def bounds_memory(layer: Layer | Conv3x3, x: Tensor) -> bool:
 
 
 def keeps_x_alone(layer: Layer, x: Tensor) -> bool:
-    """Whether the layer, where it is trained, keeps its input and parameters alone for the backward pass."""
+    """Whether the layer, where it is trained, keeps only its input and parameters for the backward pass."""
     return _chosen(layer, x, training=True).keeps_x_alone

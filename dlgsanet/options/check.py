@@ -255,7 +255,7 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
     if train.get("ema_warmup") and not train.get("ema_decay"):
         yield "train.ema_warmup: there is no average without ema_decay; set that, or remove ema_warmup"
     if (options.get("val") or {}).get("suffix"):
-        yield "val.suffix: is for tests; training names its pictures by their images alone; remove it"
+        yield "val.suffix: is for tests; training names its pictures by their images only; remove it"
     yield from _optimization(options)
 
 
