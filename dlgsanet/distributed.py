@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -115,6 +115,13 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values)
         values /= dist.get_world_size()
     return values
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace gradients by their means over all ranks. The same parameters must have gradients on all of them."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    means = mean_over_ranks(torch.cat([grad.flatten() for grad in grads])).split([grad.numel() for grad in grads])
+    torch._foreach_copy_(grads, [mean.view(grad.shape) for mean, grad in zip(means, grads, strict=True)])
 
 
 def largest(*numbers: int) -> list[int]:

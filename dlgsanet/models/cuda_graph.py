@@ -24,7 +24,7 @@ OPTIMIZERS = ("Adam", "AdamW", "Muon")  # these can take their rates and step co
 _WITH_OWN_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
 EAGER_STEPS = 3  # before the capture; they compile and load the kernels and create the optimizer's state
 
-# Names and values of an iteration's losses and gradient norm.
+# Names and values of an iteration's losses, and of its gradient norm where that is computed too.
 Values = tuple[list[str], Tensor]
 
 
@@ -52,7 +52,7 @@ def captures(options: Mapping[str, Any], train: Mapping[str, Any], parts: Iterab
     """
     if train["cuda_graph"] != "auto":
         return train["cuda_graph"]
-    if options["num_gpu"] == 0 or options["dist"] or torch.version.hip or train["compile"] or train["teacher_opt"]:
+    if options["num_gpu"] == 0 or torch.version.hip or train["compile"] or train["teacher_opt"]:
         return False
     known = all(type(part).__module__.split(".")[0] in ("dlgsanet", "basicsr") for part in parts)
     return known and not any(faults_of_cuda_graph(train)) and not optimization_faults({**train, "cuda_graph": True})
@@ -66,7 +66,7 @@ class CudaGraphs:
 
     Args:
         optimizer: Adam, AdamW or Muon.
-        gradients: computes the clipped gradients of a batch, in `.grad` of the parameters, and the values to report.
+        gradients: computes the gradients of a batch, in `.grad` of the parameters, and the values to report.
         update: makes the optimizer's step and updates the averages, with the share of the weights in them.
         required: what cannot be captured is an error. Else the iterations stay eager.
     """
@@ -98,7 +98,7 @@ class CudaGraphs:
         return torch.zeros((), device=self._device)
 
     def gradients(self, lq: Tensor, gt: Tensor) -> Values:
-        """Compute the gradients of a batch; its losses and gradient norm.
+        """Compute the gradients of a batch; the values to report.
 
         Raises:
             UserError: graphs are required, and the batch has another shape than those before.

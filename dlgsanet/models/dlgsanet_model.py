@@ -14,7 +14,7 @@ from basicsr.models.sr_model import SRModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dlgsanet.distributed import from_first, mean_over_ranks
+from dlgsanet.distributed import average_gradients, from_first, mean_over_ranks
 from dlgsanet.errors import faults_of, within
 from dlgsanet.models.cuda_graph import CudaGraphs, Values, captures
 from dlgsanet.models.linear_start import fit_filter, fit_last_convolution, start_linear
@@ -39,6 +39,7 @@ class DLGSANetModel(SRModel):
     every `precision`. A skipped step changes neither weights nor averages.
     """
 
+    net_g: Any
     teacher: Callable[[Tensor], Tensor] | None = None
     _graphed: CudaGraphs | None = None
 
@@ -53,13 +54,17 @@ class DLGSANetModel(SRModel):
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if mode := train["compile"]:
             net.compile(mode=None if mode is True else mode)
-        if self.opt["dist"]:
-            # Backends lay gradients out as they like; DDP copies them, and warns that it might be faster.
-            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-            unused = self.opt.get("find_unused_parameters", False)
-            ids = [torch.cuda.current_device()] if self.device.type == "cuda" else None
-            return DistributedDataParallel(net, ids, find_unused_parameters=unused, gradient_as_bucket_view=True)
         return net
+
+    def _share_gradients(self) -> None:
+        """Have the backward pass average gradients over ranks."""
+        # Backends lay gradients out as they like; DDP copies them, and warns that it might be faster.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        unused = self.opt.get("find_unused_parameters", False)
+        ids = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+        self.net_g = DistributedDataParallel(
+            self.net_g, ids, find_unused_parameters=unused, gradient_as_bucket_view=True
+        )
 
     def print_network(self, net: nn.Module) -> None:
         parameters = sum(p.numel() for p in net.parameters())
@@ -74,6 +79,7 @@ class DLGSANetModel(SRModel):
 
     def init_training_settings(self) -> None:
         train = self.train_options
+        self._take_weights_of_first_rank()
         self.net_g.train()
         self.ema_decay, self.ema_warmup = train["ema_decay"], train["ema_warmup"]
         if self.ema_decay > 0:
@@ -100,9 +106,11 @@ class DLGSANetModel(SRModel):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.setup_optimizers()
         self.setup_schedulers()
-        if captures(self.opt, train, [self.get_bare_model(self.net_g), *self.losses.values()]):
+        if captures(self.opt, train, [self.net_g, *self.losses.values()]):
             required = train["cuda_graph"] is True
             self._graphed = CudaGraphs(self.optimizer_g, self._gradients, self._update, required)
+        elif self.opt["dist"]:
+            self._share_gradients()
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
@@ -129,10 +137,15 @@ class DLGSANetModel(SRModel):
                 start_linear(network, fit_filter(pairs, self.opt["scale"], torch.tensor(network.mean)))
             else:
                 fit_last_convolution(network, pairs)
-        weights = {name: weight.cpu() for name, weight in network.state_dict().items()}
-        network.load_state_dict(from_first(weights))
+        self._take_weights_of_first_rank()
         if self.ema_decay > 0:
             self.net_g_ema.load_state_dict(network.state_dict())
+
+    def _take_weights_of_first_rank(self) -> None:
+        if self.opt["dist"]:
+            network = self.get_bare_model(self.net_g)
+            weights = {name: weight.cpu() for name, weight in network.state_dict().items()}
+            network.load_state_dict(from_first(weights))
 
     def setup_optimizers(self) -> None:
         self.parameters = [p for p in self.net_g.parameters() if p.requires_grad]
@@ -165,6 +178,9 @@ class DLGSANetModel(SRModel):
         names, tensor = (
             self._graphed.gradients(self.lq, self.gt) if self._graphed else self._gradients(self.lq, self.gt)
         )
+        if self._graphed and self.opt["dist"]:  # what ranks exchange is not captured
+            average_gradients(self.parameters)
+            names, tensor = [*names, "grad_norm"], torch.cat([tensor, self._clip_gradients().float()[None]])
         # Averaged over ranks, so that all of them take the same decision; the gradient already is.
         values = mean_over_ranks(tensor).tolist()
         finite = all(map(math.isfinite, values))
@@ -184,16 +200,22 @@ class DLGSANetModel(SRModel):
         """
 
     def _gradients(self, lq: Tensor, gt: Tensor) -> Values:
-        """Compute the clipped gradient of all parts of a batch; the losses and the gradient's norm."""
+        """Compute the gradient of all parts of a batch; the losses. If the gradient is that of all ranks, or there is
+        one rank, it is clipped, and its norm is returned too."""
         self.optimizer_g.zero_grad()
         parts = list(zip(lq.chunk(self.accumulate), gt.chunk(self.accumulate), strict=True))
         terms: dict[str, Tensor] = {}
         for number, part in enumerate(parts, 1):
             for name, loss in self._forward_backward(*part, len(parts), last=number == len(parts)).items():
                 terms[name] = terms.get(name, 0) + loss
-        self.scaler.unscale_(self.optimizer_g)
-        terms["grad_norm"] = nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
+        if not (self._graphed and self.opt["dist"]):
+            terms["grad_norm"] = self._clip_gradients()
         return list(terms), torch.stack([*terms.values()]).float()
+
+    def _clip_gradients(self) -> Tensor:
+        """Their norm before."""
+        self.scaler.unscale_(self.optimizer_g)
+        return nn.utils.clip_grad_norm_(self.parameters, self.grad_clip)
 
     def _end_phase(self, phase: str) -> None:
         if not (self._graphed and self._graphed.capturing):  # timing waits for the GPU, which a capture does not allow

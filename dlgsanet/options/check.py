@@ -51,10 +51,6 @@ def faults_of_hardware(options: dict[str, Any]) -> list[str]:
         faults.append(f"train.precision: tf32 has no effect on {card}, only from sm_80 on; choose fp32 or fp16")
     if train.get("cuda_graph") is True and not has_nvidia:
         faults.append("train.cuda_graph: needs an NVIDIA GPU, and none is used here; set it to false")
-    elif train.get("cuda_graph") is True and options["dist"]:
-        faults.append(
-            "train.cuda_graph: several ranks cannot be captured; set it to false, or train without a launcher"
-        )
     if train and (options["logger"]["wandb"] or {}).get("project") and not find_spec("wandb"):
         faults.append("logger.wandb: wandb is not installed; pip install wandb, or leave the section out")
     return faults

@@ -310,7 +310,7 @@ TRAIN = Section(
             OneOf(("auto", True, False)),
             "auto",
             "Capture an iteration as CUDA graphs after the first ones and replay it, which takes next to no host time. "
-            "Needs an NVIDIA GPU, a single process, and Adam, AdamW or Muon. `auto`: for DLGSANet, if these are met.",
+            "Needs NVIDIA GPUs, and Adam, AdamW or Muon. `auto`: for DLGSANet, if these are met.",
             only=OURS,
         ),
         Option("channels_last", Flag(), False, "Use the channels-last memory format.", only=OURS),

@@ -1,7 +1,9 @@
 """`train.cuda_graph` on emulated CUDA graphs: replayed iterations train as eager ones do."""
 
 import math
+import os
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from dlgsanet.training.checkpoints import Checkpoint
 from dlgsanet.training.resume import Position, restore, state_of, weights_of
 from tests.models.checkpoint_file import checkpoint_file
 from tests.models.graph_emulator import graphs_on_the_cpu
-from tests.training.conftest import identical
+from tests.training.conftest import FORKSERVER, identical
 from tests.training.test_step import model, step, weights
 
 OPTIMIZERS = {
@@ -41,10 +43,10 @@ def batch(number: int) -> dict[str, torch.Tensor]:
     return {"lq": lq, "gt": gt}
 
 
-def built(optimizer: str = "Adam", graph: bool = True, **train) -> DLGSANetModel:
+def built(optimizer: str = "Adam", graph: bool = True, rank: int | None = None, **train) -> DLGSANetModel:
     options = {"ema_decay": 0.99, "ema_warmup": True, "accumulate": 2, "grad_clip": 0.05, "warmup_iter": 3}
     options |= {"scheduler": {"type": "CosineAnnealingLR", "T_max": 14}, "total_iter": 14}
-    return model(optim_g=OPTIMIZERS[optimizer], cuda_graph=graph, **options | train)
+    return model(rank, optim_g=OPTIMIZERS[optimizer], cuda_graph=graph, **options | train)
 
 
 def train(trained: DLGSANetModel, first: int = 1, last: int = ITERATIONS) -> list[dict[str, float]]:
@@ -84,6 +86,42 @@ def test_replayed_iterations_train_as_eager_ones(optimizer, precision, graphs, m
     assert len(graphs) == 2
     assert torch.equal(weights(replayed), weights(never_captured))
     assert torch.equal(averages(replayed), averages(never_captured))
+
+
+def _train_as_rank(rank: int, folder: Path) -> None:
+    """Train on every second image of the batches, from weights of this rank's own."""
+    os.environ["DLGSANET_BACKEND"] = "torch"
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    with graphs_on_the_cpu() as graphs:
+        trained = built("Muon", rank=rank)
+        logs = [
+            dict(step(trained, {name: image[rank::2] for name, image in batch(number).items()}, number).log_dict)
+            for number in range(1, ITERATIONS + 1)
+        ]
+        replays = [graph.replays for graph in graphs]
+    torch.save((weights(trained), averages(trained), logs, replays), folder / f"{rank}.pt")
+
+
+def test_ranks_that_replay_train_as_the_eager_single_process(tmp_path):
+    processes = [FORKSERVER.Process(target=_train_as_rank, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+        assert process.exitcode == 0
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    good = ITERATIONS - cuda_graph.EAGER_STEPS - len(BAD)
+    assert first[3] == [good + 1, good]
+
+    eager = built("Muon", graph=False)
+    for log, other, expected in zip(first[2], second[2], train(eager), strict=True):
+        assert log == pytest.approx(other, nan_ok=True)
+        assert log == pytest.approx(expected, rel=5e-3, nan_ok=True)
+    start = weights(built())
+    for got, want in zip(first[:2], (weights(eager), averages(eager)), strict=True):
+        assert (got - want).norm() < 1e-3 * (want - start).norm()
 
 
 def state(of: DLGSANetModel) -> dict:
@@ -223,8 +261,8 @@ def test_auto_captures_what_it_knows(change, captured):
     ours = [trained.net_g, *trained.losses.values()]
     assert cuda_graph.captures(one_gpu, given, ours) is captured
     assert not cuda_graph.captures(one_gpu, given, [*ours, torch.nn.Identity()])  # another's may do anything
-    for other in {"num_gpu": 0}, {"dist": True}:
-        assert not cuda_graph.captures(one_gpu | other, given, ours)
+    assert cuda_graph.captures(one_gpu | {"dist": True}, given, ours) is captured
+    assert not cuda_graph.captures(one_gpu | {"num_gpu": 0}, given, ours)
 
 
 def test_gradients_laid_out_in_other_ways(monkeypatch):

@@ -6,7 +6,6 @@ import yaml
 
 from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file
 from dlgsanet.errors import UserError
-from dlgsanet.options.check import faults_of_hardware
 from dlgsanet.options.parse import load_yaml
 from dlgsanet.options.read import read_options
 from tests.conftest import REPOSITORY
@@ -298,11 +297,9 @@ def test_what_cuda_graphs_do_not_take(options, monkeypatch, change):
     assert "train.cuda_graph" in faults(options)
 
 
-def test_cuda_graphs_need_one_gpu(options, monkeypatch):
+def test_cuda_graphs_need_a_gpu(options, monkeypatch):
     options["train"] |= {"cuda_graph": True, "compile": True}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert "train.cuda_graph" in faults(options)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    complete = read(options)
-    assert complete["train"]["cuda_graph"]
-    assert [fault[:16] for fault in faults_of_hardware(complete | {"dist": True})] == ["train.cuda_graph"]
+    assert read(options)["train"]["cuda_graph"]

@@ -11,10 +11,10 @@ from dlgsanet.models.dlgsanet_model import DivergedError
 from tests.training.conftest import OPTIONS, identical
 
 
-def model(**train):
-    options = deepcopy(OPTIONS) | {"is_train": True, "dist": False, "rank": 0}
+def model(rank=None, **train):
+    options = deepcopy(OPTIONS) | {"is_train": True, "dist": rank is not None, "rank": rank or 0}
     options["train"] |= {"optim_g": {"type": "SGD", "lr": 0.1}} | train
-    torch.manual_seed(0)
+    torch.manual_seed(rank or 0)
     return build_model(options)
 
 
