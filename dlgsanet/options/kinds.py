@@ -19,11 +19,14 @@ from dlgsanet.errors import shown, unknown
 Registries = Callable[[str], Mapping[str, Callable[..., Any]]]
 Schema = dict[str, Any]
 
+LARGEST_WHOLE = 2**53  # to which floating-point numbers hold every whole one
 LONGEST_NAME = 200  # bytes; file systems allow 255, and suffixes such as `_archived_...` are appended
 
 
 class Kind:
-    """What values an option takes."""
+    """What values an option takes; `name` is what the docs call them."""
+
+    name = ""
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
         """One line per fault of a value at a place in the file (`train.ema_decay`)."""
@@ -38,7 +41,7 @@ class Kind:
         return value
 
     def __str__(self) -> str:
-        raise NotImplementedError
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Number(Kind):
     without: tuple[float, ...] = ()
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not _is_finite(value):
             yield f"{where}: {shown(value)} is not a number{_hint(value)}"
         elif not self.least <= value <= self.most or value in self.without:
             yield f"{where}: {value} is out of range, {_range(self.least, self.most)}{self._exception()}"
@@ -71,15 +74,15 @@ class Whole(Kind):
     """A whole number within bounds; 5e3 counts, as published files write it."""
 
     least: int = 0
-    most: int = 2**53
+    most: float = math.inf
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not _is_finite(value):
             yield f"{where}: {shown(value)} is not a whole number{_hint(value)}"
         elif value != int(value):
             yield f"{where}: {value} is not a whole number"
-        elif value > Whole.most:
-            yield f"{where}: {value} is out of range, it must be at most {self.most}"
+        elif value > LARGEST_WHOLE:
+            yield f"{where}: {value} is out of range, it must be at most {min(self.most, LARGEST_WHOLE)}"
         elif not self.least <= value <= self.most:
             yield f"{where}: {value} is out of range, {_range(self.least, self.most)}"
 
@@ -90,7 +93,11 @@ class Whole(Kind):
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
     def __str__(self) -> str:
-        return f"whole number{_range_in_docs(self.least, math.inf if self.most == 2**53 else self.most)}"
+        return f"whole number{_range_in_docs(self.least, self.most)}"
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _reads_as_number(value: Any) -> bool:
@@ -102,7 +109,7 @@ def _hint(value: Any) -> str:
 
 
 def _range(least: float, most: float) -> str:
-    return f"it must be at least {least}" if most in (math.inf, 2**53) else f"it must be from {least} to {most}"
+    return f"it must be at least {least}" if most == math.inf else f"it must be from {least} to {most}"
 
 
 def _range_in_docs(least: float, most: float) -> str:
@@ -113,12 +120,14 @@ def _range_in_docs(least: float, most: float) -> str:
 
 def _bounds(least: float, most: float) -> Schema:
     bounds = {"minimum": least, "maximum": most}
-    return {key: bound for key, bound in bounds.items() if math.isfinite(bound) and bound != 2**53}
+    return {key: bound for key, bound in bounds.items() if math.isfinite(bound)}
 
 
 @dataclass(frozen=True)
 class Flag(Kind):
     """true or false."""
+
+    name = "true or false"
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
         if not isinstance(value, bool):
@@ -127,76 +136,73 @@ class Flag(Kind):
     def schema(self) -> Schema:
         return {"type": "boolean"}
 
-    def __str__(self) -> str:
-        return "true or false"
-
 
 @dataclass(frozen=True)
 class Text(Kind):
     """One line of text."""
+
+    name = "text"
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
         if not isinstance(value, str):
             yield f"{where}: {shown(value)} is not text"
         elif any(unicodedata.category(letter) in ("Cc", "Cs") for letter in value):
             yield f"{where}: {shown(value)} has characters that are not text"
+        elif fault := self._fault(value):
+            yield f"{where}: {fault}"
+
+    def _fault(self, text: str) -> str | None:
+        """What is wrong with a text, or None."""
+        return None
 
     def schema(self) -> Schema:
         return {"type": "string"}
-
-    def __str__(self) -> str:
-        return "text"
 
 
 class PathName(Text):
     """A path of a file or folder. `~` is the home folder. Whether it exists is checked where it must."""
 
-    def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
-        yield from (faults := [*super().faults(where, value, known)])
-        if not faults and not value:
-            yield f"{where}: is empty"
+    name = "path"
+
+    def _fault(self, text: str) -> str | None:
+        return None if text else "is empty"
 
     def schema(self) -> Schema:
         return super().schema() | {"minLength": 1}
-
-    def __str__(self) -> str:
-        return "path"
 
 
 class FileName(Text):
     """One component of a path: it stays within the folder that it is put into."""
 
-    def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
-        yield from (faults := [*super().faults(where, value, known)])
-        if faults:
-            return
-        if value in ("", ".", "..") or "/" in value or "\\" in value or value != value.strip():
-            yield f"{where}: {shown(value)} cannot be the name of a folder; give a name without / and \\"
-        elif not value.isprintable():
-            yield f"{where}: {shown(value)} has characters that cannot be seen; give a name without them"
-        elif len(value.encode()) > LONGEST_NAME:
-            yield f"{where}: {shown(value)} is too long; give a name of at most {LONGEST_NAME} bytes"
+    name = "name of a folder"
+
+    def _fault(self, text: str) -> str | None:
+        if text in ("", ".", "..") or "/" in text or "\\" in text or text != text.strip():
+            return f"{shown(text)} cannot be the name of a folder; give a name without / and \\"
+        if not text.isprintable():
+            return f"{shown(text)} has characters that cannot be seen; give a name without them"
+        if len(text.encode()) > LONGEST_NAME:
+            return f"{shown(text)} is too long; give a name of at most {LONGEST_NAME} bytes"
+        return None
 
     def schema(self) -> Schema:
         return super().schema() | {"minLength": 1, "maxLength": LONGEST_NAME, "pattern": r"^[^/\\]+$"}
-
-    def __str__(self) -> str:
-        return "name of a folder"
 
 
 class Template(Text):
     """A file name in which `{}` stands for another."""
 
-    def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
-        yield from (faults := [*super().faults(where, value, known)])
-        if not faults and not re.fullmatch(r"[^{}/\\]*\{\}[^{}/\\]*", value):
-            yield f"{where}: {shown(value)} must have {{}} once, for the name of the GT image, and no other braces or /"
+    name = "text with {}"
+
+    _pattern = r"[^{}/\\]*\{\}[^{}/\\]*"
+
+    def _fault(self, text: str) -> str | None:
+        if re.fullmatch(self._pattern, text):
+            return None
+        return f"{shown(text)} must have {{}} once, for the name of the GT image, and no other braces or /"
 
     def schema(self) -> Schema:
-        return super().schema() | {"pattern": r"^[^{}/\\]*\{\}[^{}/\\]*$"}
-
-    def __str__(self) -> str:
-        return "text with {}"
+        return super().schema() | {"pattern": f"^{self._pattern}$"}
 
 
 @dataclass(frozen=True)
@@ -289,6 +295,8 @@ class ListOf(Kind):
 class Named(Kind):
     """The name of a class in a registry."""
 
+    name = "name of a class"
+
     registry: str
 
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
@@ -298,13 +306,12 @@ class Named(Kind):
     def schema(self) -> Schema:
         return {"type": "string"}
 
-    def __str__(self) -> str:
-        return "name of a class"
-
 
 @dataclass(frozen=True)
 class Several(Kind):
     """A section of values of one kind, under names of the user's choice."""
+
+    name = "section with names of your choice"
 
     kind: Kind
 
@@ -318,9 +325,6 @@ class Several(Kind):
     def schema(self) -> Schema:
         return {"type": "object", "additionalProperties": self.kind.schema()}
 
-    def __str__(self) -> str:
-        return "section with names of your choice"
-
 
 @dataclass(frozen=True)
 class ByType(Kind):
@@ -332,6 +336,7 @@ class ByType(Kind):
         common: the options of all other types, which may have more.
     """
 
+    name = "section with a `type`"
     registry: str
     sections: tuple[tuple[str, "Section"], ...] = ()
     common: tuple["Option", ...] = ()
@@ -356,9 +361,6 @@ class ByType(Kind):
         types = {"anyOf": [{"enum": names}, {"type": "string"}]} if names else {"type": "string"}
         schema: Schema = {"type": "object", "properties": {"type": types}, "required": ["type"]}
         return schema | ({"allOf": conditions} if conditions else {})
-
-    def __str__(self) -> str:
-        return "section with a `type`"
 
     def completed(self, value: Mapping[str, Any]) -> dict[str, Any]:
         return self._section(value["type"]).completed(value)
@@ -401,9 +403,6 @@ class DataSets(Kind):
         required = {"required": [self.required]} if self.required else {"minProperties": 1}
         return {"type": "object", "patternProperties": patterns, "additionalProperties": False} | required
 
-    def __str__(self) -> str:
-        return "section"
-
     def completed(self, value: Mapping[str, Any]) -> dict[str, Any]:
         return {name: dict(self.phases)[phase_of(name)].completed(item) for name, item in value.items()}
 
@@ -417,14 +416,13 @@ def phase_of(data_set: str) -> str:
 class Anything(Kind):
     """No check: what BasicSR allows here has no effect."""
 
+    name = "anything"
+
     def faults(self, where: str, value: Any, known: Registries) -> Iterator[str]:
         yield from ()
 
     def schema(self) -> Schema:
         return {}
-
-    def __str__(self) -> str:
-        return "anything"
 
 
 @dataclass(frozen=True)
@@ -485,9 +483,6 @@ class Section(Kind):
             properties[option.name] = {"description": option.meaning} | option.kind.schema() | given
         required = [option.name for option in self.options if option.default is REQUIRED]
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-    def __str__(self) -> str:
-        return "section"
 
     def completed(self, value: Any) -> Any:
         if not isinstance(value, Mapping):
@@ -551,6 +546,7 @@ class Registered(Kind):
         checked: kinds of arguments whose values the classes do not check, by name.
     """
 
+    name = "section with a `type`"
     registry: str
     given: tuple[str, ...] = ()
     extra: tuple[Option, ...] = ()
@@ -581,6 +577,3 @@ class Registered(Kind):
         types = {"anyOf": [{"enum": list(self.examples)}, {"type": "string"}]}
         extra = {option.name: {"description": option.meaning} | option.kind.schema() for option in self.extra}
         return {"type": "object", "properties": {"type": types} | extra, "required": ["type"]}
-
-    def __str__(self) -> str:
-        return "section with a `type`"
