@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from dlgsanet.errors import ArgumentError, unknown
+from dlgsanet.errors import ArgumentError, first_line, unknown
 
 GPUS = ("cuda", "xpu", "mps")  # device types in the order of preference
 
@@ -29,8 +29,7 @@ def find_device(device: str | torch.device | None = None, argument: str = "devic
         torch.empty(1, device=found)
     # The type of the exception differs between devices: RuntimeError, AssertionError, NotImplementedError.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ArgumentError(argument, f"cannot use {str(device)!r}: {reason}") from None
+        raise ArgumentError(argument, f"cannot use {str(device)!r}: {first_line(error)}") from None
     if found.type == "meta":
         raise ArgumentError(argument, "'meta' does not compute; use cpu or cuda")
     return found

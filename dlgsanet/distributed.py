@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, first_line
 from dlgsanet.options.table import DIST
 from dlgsanet.signals import INTERRUPTED
 
@@ -49,7 +49,7 @@ def ranks(launcher: str, options: dict[str, Any]) -> Iterator[None]:
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=params["timeout"]))
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the ranks do not find each other: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the ranks do not find each other: {first_line(error)}") from error
     try:
         options |= {"dist": True, "rank": dist.get_rank(), "world_size": dist.get_world_size()}
         options["manual_seed"] = from_first(options["manual_seed"])

@@ -60,6 +60,11 @@ def brief(error: BaseException, most: int | None = 300) -> str:
     return " ".join(str(error).split())[:most]
 
 
+def first_line(error: BaseException, most: int | None = None) -> str:
+    """The first line of what an error says, at most so many characters; its class if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 def reason_of(error: BaseException, most: int | None = None) -> str:
     """`brief`, with the class of an error that says nothing, or only the name that was looked for."""
     text = brief(error, most)

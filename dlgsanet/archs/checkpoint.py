@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dlgsanet.archs.detect import SHALLOW, contradictions, published_options
 from dlgsanet.archs.dlgsanet import DLGSANet, default_options
-from dlgsanet.errors import UserError, missing_package
+from dlgsanet.errors import UserError, first_line, missing_package
 from dlgsanet.files import printable, write_whole, written_aside
 
 FORMATS = (".pth", ".safetensors")
@@ -95,11 +95,7 @@ def read_checkpoint(path: Path | str, key: str | None = None) -> Checkpoint:
         raise missing_package(error) from error
     # A damaged file makes the readers raise exceptions of any kind.
     except Exception as error:
-        raise UserError(f"{path}: damaged or not a checkpoint ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path}: damaged or not a checkpoint ({first_line(error, 200)})") from None
 
 
 def _read_pth(path: Path, key: str | None) -> Checkpoint:
@@ -211,7 +207,7 @@ def network_options(checkpoint: Checkpoint) -> dict[str, Any]:
             raise ValueError("; ".join(faults))
         return published_options(state) | stated
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {_first_line(error)}") from None
+        raise UserError(f"{path}: {first_line(error, 200)}") from None
 
 
 def _stated_options(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -238,7 +234,7 @@ def contradicted_options(checkpoint: Checkpoint, options: Mapping[str, Any]) -> 
     try:
         stated = _stated_options(checkpoint)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{checkpoint.path}: {_first_line(error)}") from None
+        raise UserError(f"{checkpoint.path}: {first_line(error, 200)}") from None
     return [
         f"{name} is {stated[name]!r} by its metadata, {value!r} by network_g"
         for name, value in given.items()
@@ -258,7 +254,7 @@ def build_network(checkpoint: Checkpoint) -> DLGSANet:
             network = DLGSANet(**options)
         network.load_state_dict({k: v.float() for k, v in checkpoint.state.items()}, assign=True)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {_first_line(error)}") from None
+        raise UserError(f"{path}: {first_line(error, 200)}") from None
     except RuntimeError as error:  # of load_state_dict: a headline, then one line for each fault
         faults = [line.strip() for line in str(error).splitlines()[1:]]
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""

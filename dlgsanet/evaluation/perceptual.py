@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import torch
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, first_line
 from dlgsanet.evaluation.scoring import Metric, to_tensor
 
 PERCEPTUAL = ("lpips", "dists")
@@ -25,8 +25,7 @@ def perceptual_metric(name: str, device: str) -> Metric:
     try:
         measure = pyiqa.create_metric(name, device=torch.device(device))
     except Exception as error:  # whatever a failed download raises: URLError, OSError, RuntimeError, ...
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--metrics {name}: pyiqa cannot get its backbone's weights ({reason})") from error
+        raise UserError(f"--metrics {name}: pyiqa cannot get its backbone's weights ({first_line(error)})") from error
 
     @torch.inference_mode()
     def distance(image: np.ndarray, reference: np.ndarray) -> float:

@@ -16,7 +16,7 @@ import dlgsanet.plugin  # noqa: F401  # registers what is ours
 from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
 from dlgsanet.data.pairs import check_metrics, check_sizes, refuse_other_files, refuse_other_pairs
 from dlgsanet.distributed import gather, ranks
-from dlgsanet.errors import UserError, brief, faults_of, within
+from dlgsanet.errors import UserError, brief, faults_of, first_line, within
 from dlgsanet.files import check_can_write
 from dlgsanet.folder_lock import owned
 from dlgsanet.memory import is_out_of_memory
@@ -99,10 +99,9 @@ def _folder_of(options: dict[str, Any]) -> Iterator[None]:
 
 def _not_of_this_process(error: RuntimeError, options: dict[str, Any]) -> str | None:
     """What happened to another rank that this one waits for. None: the error is about something else."""
-    message = str(error).splitlines()[0][:200]
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
     if options["dist"] and any(sign in str(error) for sign in signs):
-        return f"rank {options['rank']}: another rank has died or does not answer ({message})"
+        return f"rank {options['rank']}: another rank has died or does not answer ({first_line(error, 200)})"
     return None
 
 
