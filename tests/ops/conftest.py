@@ -1,13 +1,20 @@
-"""Launches of CUDA kernels without a GPU."""
+"""Launches of CUDA kernels without a GPU, and cards that are used for the first time."""
 
 import os
 
 import pytest
+import torch
 
-from dlgsanet.ops.backends import cuda
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import choice, cuda, triton, verdicts
+from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from tests.ops import emulator
 from tests.ops.emulator import EmulatedModule
+
+CARD = "A card nobody has tried (sm_86)"
+# Here, because tests put other functions in place of these.
+CACHES = (first_use._verdict, triton.refused, triton.refused_sizes, dispatch._choice, dispatch._report_once)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,3 +38,26 @@ def emulate(monkeypatch):
     use()
     yield use
     cuda.forget_plans()
+
+
+@pytest.fixture
+def new_card(monkeypatch, tmp_path):
+    """Nothing has been tried or timed on the card."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(verdicts, "describe_card", lambda device: (CARD, "12.9"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    restart()
+    yield
+    restart()
+
+
+def restart() -> None:
+    """As in a new process: what is known about the card is on disk."""
+    cuda.forget_plans()
+    choice._chosen.clear()
+    for cache in CACHES:
+        cache.cache_clear()
+
+
+def never(*arguments):
+    raise AssertionError("it is run again")

@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,43 +16,22 @@ from torch import Tensor
 
 from dlgsanet import ops
 from dlgsanet.archs.feed_forward import GDFN
-from dlgsanet.ops import autocast, dispatch
-from dlgsanet.ops.backends import NO_LAYER, LayerFunctions, choice, cuda, reference, verdicts
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import NO_LAYER, LayerFunctions, choice, cuda, reference
 from dlgsanet.ops.backends import torch as strips
-from dlgsanet.ops.backends.cuda import feed_forward, first_use, halo_tile
+from dlgsanet.ops.backends.cuda import feed_forward, first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
-from dlgsanet.ops.records import map_tensors
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.ops import calls
+from tests.ops.conftest import never, restart
 from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
 from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, sparse, sparse_image
+from tests.ops.test_cuda_layers import RAGGED, channels_last, check_layer, strip
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
 
-TF32_TOLERANCE = 2e-3  # of a projection of products of 11 bits, filtered, gated and projected again: mostly 4e-4
 GRADIENT_TOLERANCE = 3e-3  # of more products, one after the other
-RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
-
-
-def check_layer(
-    layer: ModuleType,
-    call: calls.Call,
-    dtype: torch.dtype = torch.float32,
-    layout: Callable[[Tensor], Tensor] = lambda t: t,
-):
-    """The kernels of a module of the CUDA backend, exact and rounded, give what the reference gives in float64."""
-    record, x, _ = call.map(lambda t: t.to(dtype))
-    with torch.no_grad():
-        expected = reference.BACKEND.infer(map_tensors(record, Tensor.double), x.double())
-        for path in (layer.EXACT, layer.ROUNDED):
-            if path == layer.EXACT and dtype != torch.float32:
-                continue
-            (out,) = cuda.PATHS[path](record, layout(x), x)
-            assert out.dtype == dtype
-            most = max(TOLERANCE[dtype], TF32_TOLERANCE if path == layer.ROUNDED else 0)
-            assert relative_error((out,), (expected,)) <= most, path
-
 
 check = functools.partial(check_layer, feed_forward)
 
@@ -75,29 +53,6 @@ def test_16_bits(emulate, dtype, order):
     emulate(order)
     check(calls.feed_forward(RAGGED, channels=13, half=21, seed=3), dtype)
     check(calls.feed_forward((2, 16, 6), channels=13, half=21, seed=3), dtype)
-
-
-CALLS = {
-    cuda.feed_forward: calls.feed_forward(RAGGED, channels=13, half=21, seed=1),
-    cuda.channel_attention: calls.channel_attention(RAGGED, 3, 5, "relu", 9, seed=1),
-    cuda.local_attention: calls.local_attention(RAGGED, 5, 2, 3, 7, seed=1),
-}
-
-
-@pytest.mark.parametrize("layer", CALLS, ids=lambda layer: layer.EXACT)
-@pytest.mark.parametrize("rounded", [False, True])
-def test_nan_is_kept(emulate, layer, rounded):
-    """As GPUs form it: all bits but the sign."""
-    record, x, _ = CALLS[layer]
-    if layer is cuda.channel_attention:
-        record = record._replace(topk_ratio=1)
-    x = x.clone()
-    x.view(torch.int32)[0, :, 4, 6] = 0x7FFFFFFF
-    with torch.no_grad():
-        (out,) = cuda.PATHS[layer.ROUNDED if rounded else layer.EXACT](record, x, x)
-        expected = reference.BACKEND.infer(record, x).isnan()
-    assert expected.sum() >= 9 * x.shape[1]  # filters pass it on
-    assert out[expected].isnan().all()
 
 
 def check_gradients(
@@ -143,9 +98,9 @@ def test_gradients_in_16_bits(emulate, dtype):
     check_gradients(calls.feed_forward((2, 9, 6), channels=13, half=21, seed=3), dtype)
 
 
-@pytest.mark.parametrize("layout", ["strip", "channels_last"])
+@pytest.mark.parametrize("layout", [strip, channels_last])
 def test_gradients_in_any_memory_layout(emulate, layout):
-    check_gradients(calls.feed_forward((2, 4, 7), channels=13, half=5, seed=5), layout=globals()[layout])
+    check_gradients(calls.feed_forward((2, 4, 7), channels=13, half=5, seed=5), layout=layout)
 
 
 def test_gradients_depend_on_no_order(emulate):
@@ -192,29 +147,6 @@ def test_any_size(size, channels, seed):
 def test_every_size_and_dtype(emulate, size, channels, half, dtype, order):
     emulate(order)
     check(calls.feed_forward(size, channels, half, seed=4), dtype)
-
-
-def strip(x: Tensor) -> Tensor:
-    """Rows of a taller image."""
-    tall = torch.full((*x.shape[:2], x.shape[2] + 3, x.shape[3]), torch.nan)
-    tall[:, :, 2:-1] = x
-    return tall[:, :, 2:-1]
-
-
-def misaligned(x: Tensor) -> Tensor:
-    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.to(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("width", [6, 7])
-@pytest.mark.parametrize("layout", [strip, misaligned, channels_last])
-def test_any_memory_layout(emulate, layout, width):
-    call = calls.feed_forward((2, 4, width), channels=13, half=5, seed=5)
-    assert layout(call.x).data_ptr() % 8 or layout(call.x).stride() != call.x.stride()
-    check(call, layout=layout)
 
 
 @pytest.mark.parametrize("place", barriers("gated"))
@@ -270,13 +202,10 @@ def test_golden_networks(emulate, monkeypatch, path):
 
 
 @pytest.fixture
-def card(monkeypatch, tmp_path):
+def card(new_card, monkeypatch):
     """The CUDA and the torch backend on the CPU, as on a card on which the kernel was not used. It takes 2 ms of 3."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 0))
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 163 << 10)
-    monkeypatch.setattr(verdicts, "describe_card", lambda device: ("A card (sm_80)", "12.9"))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(cuda, "no_nvidia_gpu", lambda x: None)
     monkeypatch.setattr(cuda, "_unsuited", cuda.refused_kernels)
     monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "torch")})
@@ -288,9 +217,7 @@ def card(monkeypatch, tmp_path):
         card.backends[name] = dataclasses.replace(backend, gated_feed_forward=layer)
     monkeypatch.setattr(dispatch, "load", card.backends.get)
     monkeypatch.setattr(choice, "milliseconds", card.milliseconds)
-    card.restart()
-    yield card
-    card.restart()
+    return card
 
 
 class Card:
@@ -309,14 +236,6 @@ class Card:
     def milliseconds(self, run, device):
         run()
         return self.times[self.ran[-1]]
-
-    def restart(self):
-        """As in a new process."""
-        cuda.forget_plans()
-        first_use._verdict.cache_clear()
-        choice._chosen.clear()
-        dispatch._choice.cache_clear()
-        dispatch._report_once.cache_clear()
 
     def computes(self, call: calls.Call) -> str:
         """The backend whose result `ops.apply` returns."""
@@ -339,14 +258,10 @@ def small(height: int = 3, **other) -> calls.Call:
     return calls.feed_forward((1, height, 4), channels=4, half=3, seed=7, **other)
 
 
-def never(*arguments):
-    raise AssertionError("it is run again")
-
-
 def test_the_faster_way_is_used_and_timed_once_per_card(emulate, card, monkeypatch):
     assert card.computes(small()) == "cuda"
     card.times["cuda"] = 4
-    card.restart()
+    restart()
     assert card.computes(small()) == "cuda"  # as kept on disk
     assert card.computes(small(height=12)) == "torch"  # another class of sizes
     monkeypatch.setattr(choice, "milliseconds", never)
@@ -376,7 +291,7 @@ def test_the_faster_way_trains(emulate, card, monkeypatch):
     assert card.computes(small()) == "torch"
     assert card.trains(small()) == "cuda"
     assert card.trains(small(height=12)) == "torch"
-    card.restart()
+    restart()
     monkeypatch.setattr(choice, "milliseconds", never)
     assert card.trains(small(height=12)) == "torch"
 
@@ -433,39 +348,9 @@ def test_a_kernel_that_disagrees_is_refused_with_a_warning(emulate, card, monkey
     assert "gated feed-forward in float32: not used on A card" in caplog.text
 
 
-CHANGES = {
-    "float64": lambda call: call.map(Tensor.double),
-    "another dtype": lambda call: call._replace(x=call.x.half()),
-    "too many channels": lambda call: calls.feed_forward((1, 3, 4), halo_tile.MOST_CHANNELS + 1, 3, seed=8),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_the_kernel_does_not_take_is_left_to_the_next_backend(card, change):
-    call = CHANGES[change](small())
-    assert card.backends["cuda"].refuses(call.record, call.x) == NO_LAYER
-
-
 def test_older_gpus_are_left_to_the_next_backend(card, monkeypatch):
     monkeypatch.setattr(cuda_modules, "capability", lambda device: (7, 5))
     assert card.backends["cuda"].refuses(*small()[:2]) == NO_LAYER
-
-
-def test_products_are_as_exact_as_pytorch_is_set(emulate, card, monkeypatch):
-    """Under autocast they may be in TF32; the result has the dtype of x."""
-    call = small()
-    assert feed_forward.path(call.x) == feed_forward.EXACT
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        assert feed_forward.path(call.x) == feed_forward.ROUNDED
-        assert feed_forward.takes(call.record, call.x)
-        assert not feed_forward.takes(*call.map(Tensor.half)[:2])
-        out = feed_forward.gated_feed_forward(call.record, call.x)
-    assert out.dtype == torch.float32
-    error = relative_error((out,), (reference.BACKEND.infer(*call.map(Tensor.double)[:2]),))
-    assert error <= TF32_TOLERANCE
-    monkeypatch.setattr("dlgsanet.ops.tf32.allowed_in_matrix_products", lambda: True)
-    assert feed_forward.path(call.x) == feed_forward.ROUNDED
-    assert not autocast.is_on("cpu")
 
 
 def test_frozen_weights_are_packed_once_and_again_when_they_change(emulate, monkeypatch):

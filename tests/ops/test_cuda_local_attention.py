@@ -1,4 +1,4 @@
-"""The CUDA kernels of local attention without a GPU: in the emulator against float64, and which calls they take."""
+"""The CUDA kernels of local attention without a GPU, in the emulator, against float64."""
 
 import functools
 import itertools
@@ -12,21 +12,17 @@ from torch import Tensor
 
 from dlgsanet import ops
 from dlgsanet.archs.mhdlsa import MHDLSA
-from dlgsanet.ops.backends import NO_LAYER, cuda, reference
-from dlgsanet.ops.backends.cuda import first_use, local_attention
+from dlgsanet.ops.backends import reference
+from dlgsanet.ops.backends.cuda import local_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.torch import planar
-from dlgsanet.ops.records import LocalAttention, map_tensors
+from dlgsanet.ops.records import map_tensors
 from tests.ops import calls
 from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
-from tests.ops.test_cuda_feed_forward import TF32_TOLERANCE, channels_last, check_layer, misaligned, strip
 from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, sparse, sparse_image
+from tests.ops.test_cuda_layers import DTYPES, RAGGED, check_layer
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
-
-RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
 
 check = functools.partial(check_layer, local_attention)
 
@@ -71,12 +67,6 @@ def test_every_size_and_dtype(emulate, capability, size, layer, dtype, order):
     check(calls.local_attention(size, *layer, seed=4), dtype)
 
 
-@pytest.mark.parametrize("width", [6, 7])
-@pytest.mark.parametrize("layout", [strip, misaligned, channels_last])
-def test_any_memory_layout(emulate, layout, width):
-    check(calls.local_attention((2, 4, width), 2, 3, squeezed=2, window_size=3, seed=5), layout=layout)
-
-
 def test_strips_where_memory_is_short(emulate, monkeypatch):
     monkeypatch.setattr(planar, "rows_of_strip", lambda x, floats: 5)
     check(calls.local_attention((1, 18, 5), 2, 3, squeezed=2, window_size=7, seed=6))
@@ -116,49 +106,6 @@ def test_images_of_over_2_31_pixels(emulate, monkeypatch):
         exact = map_tensors(record, Tensor.double)
         expected = reference.BACKEND.infer(exact, x[..., -corner:, -corner:].double())[..., -last:, -last:]
     assert relative_error((out,), (expected,)) <= TOLERANCE[torch.float16]
-
-
-# Which calls are computed by the kernels, and how they are tried
-
-
-@pytest.mark.parametrize(
-    ("kernels", "dtype"), [(local_attention.EXACT, torch.float32), *((local_attention.ROUNDED, d) for d in DTYPES)]
-)
-def test_first_use_compares_the_kernels_with_the_reference(emulate, monkeypatch, kernels, dtype):
-    monkeypatch.setattr(first_use, "SIZES", [(1, 13, 14)])
-    use = first_use.use_of(kernels, dtype, (10, 5, 3, 7), torch.device("cpu"))
-    most = TF32_TOLERANCE if kernels == local_attention.ROUNDED else 0
-    assert first_use._difference(use, cuda.PATHS[kernels]) <= max(most, TOLERANCE[dtype])
-
-    def wrong(layer: LocalAttention, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        return cuda.PATHS[kernels](layer._replace(filter_bias=1.5 * layer.filter_bias), x, grad)
-
-    assert first_use._difference(use, wrong) > 0.02
-
-
-def small() -> calls.Call:
-    return calls.local_attention((1, 5, 6), 3, share=2, squeezed=3, window_size=7, seed=7).map(Tensor.bfloat16)
-
-
-CHANGES = {
-    "float64": lambda call: call.map(Tensor.double),
-    "another dtype": lambda call: call._replace(x=call.x.half()),
-    "too many channels": lambda call: calls.local_attention((1, 5, 6), 17, 6, 3, 7, seed=8),
-    "too many channels share a filter": lambda call: calls.local_attention((1, 5, 6), 2, 8, 3, 7, seed=8),
-    "groups of an odd size in 16 bits": lambda call: calls.local_attention((1, 5, 6), 2, 3, 3, 7, 8).map(Tensor.half),
-    "too many features": lambda call: calls.local_attention((1, 5, 6), 2, 6, 24, 7, seed=8),
-    "a large window": lambda call: calls.local_attention((1, 5, 6), 2, 6, 3, 9, seed=8),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_what_the_kernels_do_not_take_is_left_to_the_next_backend(change):
-    call = small()
-    assert cuda.no_layer(call.record, call.x) is None
-    assert cuda.BACKEND.timed(call.record, call.x)
-    changed = CHANGES[change](call)
-    assert cuda.BACKEND.refuses(changed.record, changed.x) == NO_LAYER
-    assert cuda.BACKEND.refuses(call.record, call.x, training=True) == NO_LAYER
 
 
 def test_frozen_weights_are_packed_once_and_again_when_they_change(emulate, monkeypatch):

@@ -14,50 +14,32 @@ from dlgsanet.ops import dispatch
 from dlgsanet.ops import tf32 as tf32_settings
 from dlgsanet.ops.backends import choice, cuda, verdicts
 from dlgsanet.ops.backends import torch as strips
-from dlgsanet.ops.backends.cuda import dynamic_conv, first_use
+from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import FusedDynamicConv
+from tests.ops.conftest import CARD, never, restart
 from tests.ops.emulator import COMPILER, EmulatedModule
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
 
-CARD = "A card nobody has tried (sm_86)"
-
 
 @pytest.fixture
-def card(monkeypatch, tmp_path, caplog):
+def card(new_card, monkeypatch):
     """The CUDA backend on the CPU, in the emulator, as on a card that is used for the first time."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(cuda_modules, "load", lambda instance, device: EmulatedModule(instance, "ascending"))
     monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 99 << 10)
     monkeypatch.setattr(cuda_modules, "capability", lambda device: (8, 6))
-    monkeypatch.setattr(verdicts, "describe_card", lambda device: (CARD, "12.9"))
     monkeypatch.setattr(tf32_settings, "allowed_in_convolutions", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     on_cpu = dataclasses.replace(cuda.BACKEND, unsuited=cuda.refused_kernels)
     load = dispatch.load
     monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "torch")})
     monkeypatch.setattr(dispatch, "load", lambda name: on_cpu if name == "cuda" else load(name))
-    restart()
-    yield on_cpu
-    restart()
-
-
-def restart() -> None:
-    """As in a new process."""
-    dynamic_conv.plan.cache_clear()
-    first_use._verdict.cache_clear()
-    choice._chosen.clear()
-    dispatch._report_once.cache_clear()
+    return on_cpu
 
 
 def call(dtype: torch.dtype = torch.float32) -> tuple[FusedDynamicConv, Tensor]:
     weight, bias = torch.randn(3 * 9, 4), torch.randn(3 * 9)
     return FusedDynamicConv(torch.randn(1, 4, 8, 9).to(dtype), weight, bias, 3), torch.randn(1, 6, 8, 9).to(dtype)
-
-
-def never(*arguments):
-    raise AssertionError("it is run again")
 
 
 @pytest.mark.parametrize("training", [False, True])

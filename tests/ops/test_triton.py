@@ -24,6 +24,7 @@ from dlgsanet.ops.records import ChannelAttention, Conv3x3
 from dlgsanet.ops.windows import window_starts
 from tests.conftest import REPOSITORY
 from tests.ops import calls
+from tests.ops.conftest import CARD
 from tests.ops.strict_interpreter import strict_interpreter
 from tests.small_network import small_network
 
@@ -225,13 +226,12 @@ def test_convolution_in_one_kernel_follows_the_definition(
                 assert close(result, want, 10 * TOLERANCE[dtype])
 
 
-def test_a_network_takes_the_faster_convolution(monkeypatch, tmp_path):
+def test_a_network_takes_the_faster_convolution(new_card, monkeypatch):
     """The kernel or the next backend's convolution, also where memory is short."""
     torch.use_deterministic_algorithms(False)
     network, image = small_network(), torch.rand(1, 3, 9, 11)
     with torch.no_grad():
         want = network(image)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setattr(backend, "DEVICES", ("cpu",))
         monkeypatch.setattr(backend, "refused", lambda dtype, device: None)
         names = {name: dispatch.BACKENDS[name] for name in ("triton", "reference")}
@@ -240,7 +240,6 @@ def test_a_network_takes_the_faster_convolution(monkeypatch, tmp_path):
             backend.BACKEND, dynamic_local_attention=None, channel_attention=None, gated_feed_forward=None
         )
         monkeypatch.setattr(dispatch, "load", {"triton": only, "reference": reference.BACKEND}.get)
-        monkeypatch.setattr(verdicts, "describe_card", lambda device: ("A card (sm_86)", "12.9"))
         monkeypatch.setattr(choice, "_on_gpu", lambda device: True)
         real, started = steps._convolve, []
         monkeypatch.setattr(steps, "_convolve", lambda *call: started.append(call) or real(*call))
@@ -353,7 +352,7 @@ def test_the_faster_way_is_taken(one_kernel, two_steps, call, monkeypatch):
 @pytest.mark.parametrize(("one_kernel", "two_steps", "call"), ONE_KERNEL)
 @pytest.mark.parametrize("reason", ["shared memory", "differs"])
 def test_one_kernel_that_fails_at_these_sizes_leaves_the_steps(
-    one_kernel, two_steps, call, reason, monkeypatch, tmp_path, caplog
+    one_kernel, two_steps, call, reason, new_card, monkeypatch, caplog
 ):
     """At first use on a card the kernels are tried at other sizes."""
 
@@ -363,11 +362,8 @@ def test_one_kernel_that_fails_at_these_sizes_leaves_the_steps(
         raise RuntimeError("out of resource: shared memory")
 
     torch.use_deterministic_algorithms(False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(choice, "_on_gpu", lambda device: True)
-    monkeypatch.setattr(choice, "_chosen", {})
     monkeypatch.setattr(choice, "milliseconds", lambda *call: pytest.fail("a faulty kernel is timed"))
-    monkeypatch.setattr(verdicts, "describe_card", lambda device: ("A card (sm_86)", "12.9"))
     monkeypatch.setattr(steps, one_kernel, faulty)
     if call is not project:
         monkeypatch.setattr(steps, "project", steps._normalise_then_project)
@@ -379,7 +375,7 @@ def test_one_kernel_that_fails_at_these_sizes_leaves_the_steps(
             assert torch.equal(call(x), want)
     (message,) = [record.getMessage() for record in caplog.records]
     assert all(named in message for named in ("in windows" if call is attention_in_windows else "one kernel", reason))
-    assert "A card (sm_86)" in message
+    assert CARD in message
     assert not list(verdicts.cache_folder().glob("*.json"))
 
 

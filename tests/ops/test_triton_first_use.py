@@ -12,6 +12,7 @@ from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends import triton, verdicts
 from tests.ops import calls
+from tests.ops.conftest import CARD, never, restart
 from tests.ops.strict_interpreter import strict_interpreter
 
 if torch.cuda.is_available():
@@ -20,26 +21,13 @@ pytest.importorskip("triton")  # interpreted: tests/conftest.py
 
 from dlgsanet.ops.backends.triton import steps, training
 
-CARD = "A card nobody has tried (sm_86)"
-
 
 @pytest.fixture(autouse=True)
-def card(monkeypatch, tmp_path, caplog):
+def card(new_card, monkeypatch):
     """The Triton backend on the CPU, interpreted, as on a card that is used for the first time."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(triton, "DEVICES", ("cpu",))
-    monkeypatch.setattr(verdicts, "describe_card", lambda device: (CARD, "12.9"))
-    restart()
     with strict_interpreter():
         yield
-    restart()
-
-
-def restart() -> None:
-    """As in a new process."""
-    triton.refused.cache_clear()
-    triton.refused_sizes.cache_clear()
-    dispatch._report_once.cache_clear()
 
 
 def chosen(dtype: torch.dtype = torch.float64):
@@ -47,15 +35,11 @@ def chosen(dtype: torch.dtype = torch.float64):
     return dispatch.select(call.record, call.x)
 
 
-def never(*arguments):
-    raise AssertionError("they are run again")
-
-
 def tries_again(monkeypatch) -> bool:
     with monkeypatch.context() as patch:
         patch.setattr(triton, "_difference", never)
         restart()
-        return "they are run again" in str(triton.refused(torch.float64, torch.device("cpu")))
+        return "it is run again" in str(triton.refused(torch.float64, torch.device("cpu")))
 
 
 def test_the_environment_turns_off_these_kernels_alone(monkeypatch):

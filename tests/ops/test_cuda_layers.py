@@ -1,0 +1,161 @@
+"""What holds for the CUDA kernels of every layer, without a GPU: in the emulator against float64; what they take."""
+
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from dlgsanet.ops.backends import NO_LAYER, cuda, reference
+from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use, halo_tile, local_attention
+from dlgsanet.ops.records import Record, map_tensors
+from tests.ops import calls
+from tests.ops.emulator import COMPILER
+from tests.ops.test_cuda_kernels import TOLERANCE, relative_error
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
+
+TF32_TOLERANCE = 2e-3  # of a projection of products of 11 bits, filtered, gated and projected again: mostly 4e-4
+RAGGED = (1, 9, 17)  # four tiles, three of which are mostly outside the image
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+SMALL = {
+    feed_forward: lambda size: calls.feed_forward(size, channels=13, half=5, seed=5),
+    channel_attention: lambda size: calls.channel_attention(size, 3, 5, "relu", window=3, seed=5),
+    local_attention: lambda size: calls.local_attention(size, 3, share=2, squeezed=2, window_size=3, seed=5),
+}
+of_every_layer = pytest.mark.parametrize("layer", SMALL, ids=lambda layer: layer.EXACT)
+
+
+def check_layer(
+    layer: ModuleType,
+    call: calls.Call,
+    dtype: torch.dtype = torch.float32,
+    layout: Callable[[Tensor], Tensor] = lambda t: t,
+):
+    """The kernels of a module of the CUDA backend, exact and rounded, give what the reference gives in float64."""
+    record, x, _ = call.map(lambda t: t.to(dtype))
+    with torch.no_grad():
+        expected = reference.BACKEND.infer(map_tensors(record, Tensor.double), x.double())
+        for path in (layer.EXACT, layer.ROUNDED):
+            if path == layer.EXACT and dtype != torch.float32:
+                continue
+            (out,) = cuda.PATHS[path](record, layout(x), x)
+            assert out.dtype == dtype
+            most = max(TOLERANCE[dtype], TF32_TOLERANCE if path == layer.ROUNDED else 0)
+            assert relative_error((out,), (expected,)) <= most, path
+
+
+def strip(x: Tensor) -> Tensor:
+    """Rows of a taller image."""
+    tall = torch.full((*x.shape[:2], x.shape[2] + 3, x.shape[3]), torch.nan)
+    tall[:, :, 2:-1] = x
+    return tall[:, :, 2:-1]
+
+
+def misaligned(x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+@of_every_layer
+@pytest.mark.parametrize("width", [6, 7])
+@pytest.mark.parametrize("layout", [strip, misaligned, channels_last])
+def test_any_memory_layout(emulate, layer, layout, width):
+    call = SMALL[layer]((2, 4, width))
+    assert layout(call.x).data_ptr() % 8 or layout(call.x).stride() != call.x.stride()
+    check_layer(layer, call, layout=layout)
+
+
+@of_every_layer
+@pytest.mark.parametrize("rounded", [False, True])
+def test_nan_is_kept(emulate, layer, rounded):
+    """As GPUs form it: all bits but the sign."""
+    record, x, _ = SMALL[layer](RAGGED)
+    x.view(torch.int32)[0, :, 4, 6] = 0x7FFFFFFF
+    with torch.no_grad():
+        (out,) = cuda.PATHS[layer.ROUNDED if rounded else layer.EXACT](record, x, x)
+        expected = reference.BACKEND.infer(record, x).isnan()
+    assert expected.sum() >= 9 * x.shape[1]  # filters pass it on
+    assert out[expected].isnan().all()
+
+
+@of_every_layer
+def test_products_are_as_exact_as_pytorch_is_set(emulate, layer, monkeypatch):
+    """Under autocast they may be in TF32; the result has the dtype of x."""
+    call = SMALL[layer]((1, 5, 6))
+    assert layer.path(call.x) == layer.EXACT
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert layer.path(call.x) == layer.ROUNDED
+        assert layer.takes(call.record, call.x)
+        assert not layer.takes(*call.map(Tensor.half)[:2])
+        out = cuda.BACKEND.infer(call.record, call.x)
+    assert out.dtype == torch.float32
+    assert relative_error((out,), (reference.BACKEND.infer(*call.map(Tensor.double)[:2]),)) <= TF32_TOLERANCE
+    monkeypatch.setattr("dlgsanet.ops.tf32.allowed_in_matrix_products", lambda: True)
+    assert layer.path(call.x) == layer.ROUNDED
+
+
+@pytest.mark.parametrize(
+    ("kernels", "dtype"),
+    [
+        (local_attention.EXACT, torch.float32),
+        *((local_attention.ROUNDED, dtype) for dtype in DTYPES),
+        (channel_attention.ROUNDED, torch.bfloat16),
+    ],
+)
+def test_first_use_compares_the_kernels_with_the_reference(emulate, monkeypatch, kernels, dtype):
+    """Those of the gated feed-forward layer: `test_cuda_feed_forward.py`."""
+    monkeypatch.setattr(first_use, "SIZES", [(1, 13, 14)])
+    use = first_use.use_of(kernels, dtype, (12, 6, 3, 7), torch.device("cpu"))
+    most = TF32_TOLERANCE if kernels in cuda.ROUNDED else 0
+    assert first_use._difference(use, cuda.PATHS[kernels]) <= max(most, TOLERANCE[dtype])
+
+    def wrong(layer: Record, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+        return cuda.PATHS[kernels](layer._replace(proj_out=1.5 * layer.proj_out), x, grad)
+
+    assert first_use._difference(use, wrong) > 0.02
+
+
+OF_EVERY_LAYER = {
+    "float64": lambda call: call.map(Tensor.double),
+    "another dtype": lambda call: call._replace(x=call.x.half()),
+    "weights of another dtype": lambda call: call._replace(x=call.x.float()),
+}
+NOT_TAKEN = {
+    feed_forward: {
+        "too many channels": lambda call: calls.feed_forward((1, 3, 4), halo_tile.MOST_CHANNELS + 1, 3, seed=8),
+    },
+    channel_attention: {
+        "top-k": lambda call: call._replace(record=call.record._replace(activation="topk")),
+        "softmax": lambda call: call._replace(record=call.record._replace(activation="softmax")),
+        "too many channels": lambda call: calls.channel_attention((1, 5, 6), 7, 14, "relu", 4, seed=8),
+        "too large heads": lambda call: calls.channel_attention((1, 5, 6), 2, 17, "relu", 4, seed=8),
+    },
+    local_attention: {
+        "too many channels": lambda call: calls.local_attention((1, 5, 6), 17, 6, 3, 7, seed=8),
+        "too many channels share a filter": lambda call: calls.local_attention((1, 5, 6), 2, 8, 3, 7, seed=8),
+        "groups of an odd size in 16 bits": lambda call: calls.local_attention((1, 5, 6), 2, 3, 3, 7, 8).map(
+            Tensor.half
+        ),
+        "too many features": lambda call: calls.local_attention((1, 5, 6), 2, 6, 24, 7, seed=8),
+        "a large window": lambda call: calls.local_attention((1, 5, 6), 2, 6, 3, 9, seed=8),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("layer", "change"),
+    [(layer, change) for layer, more in NOT_TAKEN.items() for change in (OF_EVERY_LAYER | more).values()],
+    ids=[f"{layer.EXACT}: {what}" for layer, more in NOT_TAKEN.items() for what in OF_EVERY_LAYER | more],
+)
+def test_what_the_kernels_do_not_take_is_left_to_the_next_backend(layer, change):
+    call = SMALL[layer]((1, 5, 6)).map(Tensor.bfloat16)
+    changed = change(call)
+    assert cuda.no_layer(call.record, call.x) is None
+    assert cuda.BACKEND.timed(call.record, call.x)
+    assert cuda.no_layer(changed.record, changed.x) == NO_LAYER
