@@ -1,7 +1,6 @@
 """A server with the page, and a headless Chromium."""
 
 import re
-import shutil
 import socket
 import time
 from base64 import b64decode
@@ -12,14 +11,10 @@ from PIL import Image
 
 from dlgsanet.commands import web
 from dlgsanet.web import device_queue
+from tests.chromium import open_browser
 from tests.small_network import network, photo, weights
 
 __all__ = ["network", "photo", "weights"]
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-# Without these, Chromium looks for services of its maker, which machines without a network refuse.
-QUIET = ("disable-background-networking", "disable-component-update", "disable-sync", "disable-quic", "no-first-run")
 
 
 class Server(web.Server):
@@ -94,27 +89,6 @@ class Page:
             });"""
         disposition, data = self.browser.execute_async_script(script, selector)
         return re.search(r'filename="([^"]+)"', disposition)[1], b64decode(data.partition(",")[2])
-
-
-def open_browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if not CHROMIUM or not DRIVER:
-        pytest.skip("no Chromium with its chromedriver on PATH")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-dev-shm-usage",
-        "window-size=1440,1000",
-        *QUIET,
-    ):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(60)
-    return driver
 
 
 @pytest.fixture(scope="session")

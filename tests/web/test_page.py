@@ -6,7 +6,8 @@ import zipfile
 import pytest
 
 from dlgsanet.cli import main
-from tests.web.conftest import Page, open_browser
+from tests.chromium import open_browser
+from tests.web.conftest import Page
 
 
 def command(picture, weights, folder, *options):
