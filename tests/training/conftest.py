@@ -24,6 +24,7 @@ import dlgsanet.plugin  # noqa: F401  # here, before any test imports BasicSR
 from dlgsanet.cli import run
 from dlgsanet.data.resize import downscale
 from dlgsanet.training.loop import Loop
+from tests.conftest import REPOSITORY
 
 
 def _data_set(name: str, folder: str) -> dict[str, Any]:
@@ -75,6 +76,10 @@ OPTIONS: dict[str, Any] = {
     "logger": {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": False},
 }
 
+
+# A run that is not a `Start`, with the options in `options.yml`.
+COMMAND = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 # A start then takes no seconds for imports, of what a run needs and of this file.
@@ -165,6 +170,13 @@ class Workplace:
         self.folder, self.options = folder, deepcopy(OPTIONS)
         self.starts = 0
 
+    def own_images(self) -> None:
+        """Make the data sets files that a test may change."""
+        for part in ("train", "val"):
+            shared = (self.folder / part).resolve()
+            (self.folder / part).unlink()
+            shutil.copytree(shared, self.folder / part)
+
     def start(self, *arguments: str, stop: tuple[int, int] | Stop | None = None, **environment: str) -> Start:
         """Start training with the options as they are now; `stop`: an iteration after which it gets a signal."""
         self.starts += 1
@@ -224,6 +236,14 @@ def tensorboard_steps(folder: Path) -> dict[str, list[int]]:
             for value in event.summary.value:
                 steps.setdefault(value.tag, []).append(event.step)
     return steps
+
+
+def last_line(said: str) -> str:
+    """What a run has said that ended with a UserError."""
+    assert "Traceback" not in said
+    line = said.splitlines()[-1]
+    assert line.startswith("dlgsanet: error: ")
+    return line
 
 
 def resumed(said: str) -> tuple[int, bool]:

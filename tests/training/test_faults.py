@@ -1,10 +1,7 @@
 """What goes wrong outside of the program: data, weights, numbers. Each gives one clear last line and no traceback."""
 
-import os
-import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -12,27 +9,13 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import REPOSITORY
-from tests.training.conftest import identical, resumed
-
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-TRAIN = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
-
-
-def last_line(said: str) -> str:
-    assert "Traceback" not in said
-    line = said.splitlines()[-1]
-    assert line.startswith("dlgsanet: error: ")
-    return line
+from tests.training.conftest import COMMAND, ENVIRONMENT, identical, last_line, resumed
 
 
 @pytest.fixture
 def own_images(workplace):
     """The data sets as files that a test may change."""
-    for part in ("train", "val"):
-        source = (workplace.folder / part).resolve()
-        (workplace.folder / part).unlink()
-        shutil.copytree(source, workplace.folder / part)
+    workplace.own_images()
     return workplace.folder
 
 
@@ -203,7 +186,7 @@ CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": "<&- >&- 2>&
 def test_closed_standard_streams(workplace, finished, streams):
     """No file of the run takes the place of one, whose messages it would then get."""
     (workplace.folder / "options.yml").write_text(yaml.safe_dump(workplace.options))
-    command = ["sh", "-c", f'exec "$@" {CLOSED[streams]}', "sh", *TRAIN]
+    command = ["sh", "-c", f'exec "$@" {CLOSED[streams]}', "sh", *COMMAND]
     subprocess.run(command, cwd=workplace.folder, env=ENVIRONMENT, check=True)
     assert identical(workplace.checkpoint(12), finished.checkpoint(12))
     (log,) = workplace.experiment().glob("train_*.log")
@@ -216,7 +199,7 @@ def test_few_open_files(workplace):
     for workers, code in ((0, 0), (2, 2)):
         workplace.options["datasets"]["train"]["num_worker_per_gpu"] = workers
         (workplace.folder / "options.yml").write_text(yaml.safe_dump(workplace.options))
-        command = ["sh", "-c", 'ulimit -n 20; exec "$@"', "sh", *TRAIN]
+        command = ["sh", "-c", 'ulimit -n 20; exec "$@"', "sh", *COMMAND]
         ended = subprocess.run(command, cwd=workplace.folder, env=ENVIRONMENT, capture_output=True, text=True)
         assert ended.returncode == code, ended.stderr
     line = last_line(ended.stderr)

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,31 +14,18 @@ import yaml
 from dlgsanet.cli import run
 from dlgsanet.training.loader import LoadingError, endless_loader
 from dlgsanet.training.samples import SampleStream, SeededSamples
-from tests.conftest import REPOSITORY
-from tests.training.conftest import FORKSERVER, identical, own_data_set
+from tests.training.conftest import COMMAND, ENVIRONMENT, FORKSERVER, identical, last_line, own_data_set
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-TRAIN = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
 LOADING = {"pin_memory": False, "num_prefetch_queue": 1}
 
 
 @pytest.fixture
 def endless(workplace):
     """A workplace whose run has workers and does not end by itself; its images may be changed."""
-    for part in ("train", "val"):
-        source = (workplace.folder / part).resolve()
-        (workplace.folder / part).unlink()
-        shutil.copytree(source, workplace.folder / part)
+    workplace.own_images()
     workplace.options["datasets"]["train"] |= {"num_worker_per_gpu": 2, "type": "PairedImageDataset"}
     workplace.options["train"]["total_iter"] = 100_000
     return workplace
-
-
-def last_line(said: str) -> str:
-    assert "Traceback" not in said
-    line = said.splitlines()[-1]
-    assert line.startswith("dlgsanet: error: ")
-    return line
 
 
 def workers_of(process: int) -> list[int]:
@@ -114,7 +100,7 @@ def test_signal_to_all_processes_of_a_run_with_a_resource_tracker_of_its_own(end
     with (
         (endless.folder / "said.txt").open("w+") as said,
         subprocess.Popen(
-            TRAIN, cwd=endless.folder, env=ENVIRONMENT, stdout=said, stderr=said, start_new_session=True
+            COMMAND, cwd=endless.folder, env=ENVIRONMENT, stdout=said, stderr=said, start_new_session=True
         ) as process,
     ):
         while " 3/" not in (endless.folder / "said.txt").read_text():
@@ -163,7 +149,7 @@ def test_shared_memory_that_is_too_small(endless):
     endless.options["datasets"]["train"] |= {"gt_size": 72, "batch_size_per_gpu": 16}
     (endless.folder / "options.yml").write_text(yaml.safe_dump(endless.options))
     mount = 'mount -t tmpfs -o size=200k tmpfs /dev/shm; exec "$@"'
-    command = ["unshare", "-m", "sh", "-c", mount, "sh", *TRAIN]
+    command = ["unshare", "-m", "sh", "-c", mount, "sh", *COMMAND]
     ended = subprocess.run(command, cwd=endless.folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 2
     assert "/dev/shm" in last_line(ended.stderr)
