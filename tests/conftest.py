@@ -1,7 +1,9 @@
 """Places and pictures that tests share."""
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import numpy as np
@@ -17,6 +19,14 @@ REPOSITORY = Path(__file__).parents[1]
 # An example has no time limit: a busy machine must not fail a test. The limit of a whole test is in pyproject.toml.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
+
+
+def script(name: str) -> ModuleType:
+    """The program `scripts/NAME.py` as a module."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"scripts/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,15 @@
 """`scripts/benchmark_cpu.py`: its rows measure what their names say."""
 
-import importlib.util
-
 import pytest
 import torch
 
 from dlgsanet.archs.mhdlsa import MHDLSA
-from tests.conftest import REPOSITORY
+from tests.conftest import script
 
 
 @pytest.mark.parametrize("row", ["naive", "reference"])
 def test_only_the_naive_row_unfolds(row, monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmark_cpu", REPOSITORY / "scripts/benchmark_cpu.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = script("benchmark_cpu")
     calls, unfolded = [], benchmark.unfolded
     monkeypatch.setattr(benchmark, "unfolded", lambda *call: calls.append(call) or unfolded(*call))
     layer, x = MHDLSA(12).eval(), torch.rand(2, 12, 9, 8)

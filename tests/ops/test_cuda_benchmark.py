@@ -15,7 +15,7 @@ from dlgsanet.ops.backends import Backend, LayerFunctions
 from dlgsanet.ops.backends.cuda import feed_forward
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.torch import planar
-from tests.conftest import REPOSITORY
+from tests.conftest import script
 from tests.ops.emulator import COMPILER, EmulatedModule
 from tests.ops.test_cuda_kernels import TOLERANCE, expected_results, fused_arguments, normal, relative_error
 
@@ -24,10 +24,7 @@ PARTS = ["tiny", "large", "feed-forward", "inference", "training", "graphs", "gr
 
 def benchmark_gpu():
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_gpu", REPOSITORY / "scripts/benchmark_gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmark_gpu")
 
 
 @pytest.fixture

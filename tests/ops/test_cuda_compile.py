@@ -3,7 +3,6 @@
 No GPU is needed: NVRTC comes with CuPy's companion packages.
 """
 
-import importlib.util
 import itertools
 import re
 import shutil
@@ -18,7 +17,7 @@ from dlgsanet.ops.backends.cuda import channel_attention, dynamic_conv, feed_for
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
-from tests.conftest import REPOSITORY
+from tests.conftest import script
 from tests.ops import calls
 
 cupy = pytest.importorskip("cupy", reason="compiling kernels needs CuPy")
@@ -233,10 +232,7 @@ def test_cupy_has_all_names_that_are_used():
 @pytest.fixture
 def kernels_gpu():
     """The script of this name."""
-    spec = importlib.util.spec_from_file_location("kernels_gpu", REPOSITORY / "scripts/kernels_gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("kernels_gpu")
 
 
 def test_the_table_of_kernels(kernels_gpu, monkeypatch, capsys):

@@ -1,6 +1,5 @@
 """The layers of the `torch` backend for GPUs: on a CPU against the reference, and counted on the meta device."""
 
-import importlib.util
 import itertools
 import math
 
@@ -22,7 +21,7 @@ from dlgsanet.ops.backends.cuda import feed_forward
 from dlgsanet.ops.backends.torch import planar, strip_rows
 from dlgsanet.ops.backends.torch.frozen import KEPT, derived
 from dlgsanet.ops.records import OPERATIONS, ChannelAttention, DynamicConv
-from tests.conftest import REPOSITORY
+from tests.conftest import script
 from tests.ops import calls
 
 NAMES = ("dynamic_local_attention", "channel_attention", "gated_feed_forward")
@@ -189,10 +188,7 @@ def test_other_devices_are_served(monkeypatch):
 
 @pytest.fixture(scope="module")
 def count():
-    spec = importlib.util.spec_from_file_location("count_gpu", REPOSITORY / "scripts/count_gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module.count
+    yield script("count_gpu").count
     for planned in (strip_rows._plan, strip_rows._fits):
         planned.cache_clear()
 
