@@ -27,31 +27,19 @@ from dlgsanet.signals import INTERRUPTED, REQUEUE, StopSignals, exit_code, run_i
 from dlgsanet.startup import run_command
 
 BASE = "base"  # the variant that changes nothing
-# What each variant of the paper's network (DLGSANet, section 4.3) changes in `network_g`. Variants with one kind of
-# layer have twice the blocks, so as many layers.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "relu": {"activation": "relu"},
-    "topk": {"activation": "topk", "topk_ratio": 0.5},
-    "topk25": {"activation": "topk", "topk_ratio": 0.25},
-    "topk75": {"activation": "topk", "topk_ratio": 0.75},
-    "softmax": {"activation": "softmax"},
-    "gelu": {"activation": "gelu"},
-    "sigmoid": {"activation": "sigmoid"},
-    "static": {"idynamic": False},
-    "local": {"buildblock_type": "idynamic"},
-    "global": {"buildblock_type": "restormer"},
-}
-MEANING = {
-    "relu": "MHDLSA + SparseGSA (ReLU)",
-    "topk": "MHDLSA + SparseGSA (top-k, 0.5)",
-    "topk25": "MHDLSA + SparseGSA (top-k, 0.25)",
-    "topk75": "MHDLSA + SparseGSA (top-k, 0.75)",
-    "softmax": "MHDLSA + attention with softmax",
-    "gelu": "MHDLSA + SparseGSA (GELU)",
-    "sigmoid": "MHDLSA + SparseGSA (sigmoid)",
-    "static": "static depth-wise + SparseGSA",
-    "local": "only local (MHDLSA)",
-    "global": "only global (softmax)",
+# The variants of the paper's network (DLGSANet, section 4.3): a title, and what changes in `network_g`. Those with one
+# kind of layer have twice the blocks, so as many layers.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "relu": ("MHDLSA + SparseGSA (ReLU)", {"activation": "relu"}),
+    "topk": ("MHDLSA + SparseGSA (top-k, 0.5)", {"activation": "topk", "topk_ratio": 0.5}),
+    "topk25": ("MHDLSA + SparseGSA (top-k, 0.25)", {"activation": "topk", "topk_ratio": 0.25}),
+    "topk75": ("MHDLSA + SparseGSA (top-k, 0.75)", {"activation": "topk", "topk_ratio": 0.75}),
+    "softmax": ("MHDLSA + attention with softmax", {"activation": "softmax"}),
+    "gelu": ("MHDLSA + SparseGSA (GELU)", {"activation": "gelu"}),
+    "sigmoid": ("MHDLSA + SparseGSA (sigmoid)", {"activation": "sigmoid"}),
+    "static": ("static depth-wise + SparseGSA", {"idynamic": False}),
+    "local": ("only local (MHDLSA)", {"buildblock_type": "idynamic"}),
+    "global": ("only global (softmax)", {"buildblock_type": "restormer"}),
 }
 FAULT = 2  # the exit code for what the user has to change
 ONE_KIND = ("local", "global")
@@ -77,7 +65,7 @@ def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations
         if not _is_of_the_paper(base):
             raise UserError(f"network_g: {variant} is a variant of DLGSANet with buildblock_type: sparseedge")
         network.pop("topk_ratio", None)
-        network |= {"idynamic": True, "activation": "relu"} | VARIANTS[variant]
+        network |= {"idynamic": True, "activation": "relu"} | VARIANTS[variant][1]
         if variant in ONE_KIND:
             network["blocks"] = 2 * network.get("blocks", 3)
     elif variant != BASE:
@@ -90,6 +78,10 @@ def variant_options(base: Mapping[str, Any], variant: str, seed: int, iterations
     # The iterations are in the name: a run of other length has had other rates, and is no start for this one.
     of_folder = re.sub(r"[/\\]", "_", variant)
     return options | {"name": f"{options['name']}_{of_folder}_{iterations}_seed{seed}", "manual_seed": seed}
+
+
+def _title(variant: str) -> str:
+    return VARIANTS[variant][0] if variant in VARIANTS else variant
 
 
 def _scale_schedule(train: dict[str, Any], iterations: int) -> None:
@@ -181,7 +173,7 @@ def ablate(
         print(favoured, flush=True)
     rows: list[Row] = []
     for number, ((variant, seed), path) in enumerate(made.items(), 1):
-        print(f"[{number}/{len(made)}] {MEANING.get(variant, variant)}, seed {seed}", flush=True)
+        print(f"[{number}/{len(made)}] {_title(variant)}, seed {seed}", flush=True)
         code = _train(path, data_root, signals)
         if not code:
             for of_image in _score(_options(path, data_root), variant, seed, with_bicubic=not rows):
@@ -266,7 +258,7 @@ def _report(
     for variant in variants:
         network = variant_options(base, variant, seeds[0], iterations)["network_g"]
         cells = [_cell([mean_of[name, f"{variant} {seed}"] for seed in seeds]) for name in datasets]
-        lines.append([MEANING.get(variant, variant), *_costs(network, base["scale"]), *cells])
+        lines.append([_title(variant), *_costs(network, base["scale"]), *cells])
     table = Table(["variant", "params [K]", "GMACs", *datasets], lines)
     training = base["datasets"]["train"]
     note = (

@@ -182,7 +182,10 @@ def channel_attention(layer: ChannelAttention, x: Tensor, steps: Steps = STEPS) 
 def _attend_everywhere(layer: ChannelAttention, x: Tensor, steps: Steps) -> Tensor:
     """Attention over the whole image: sums over its strips, then one matrix for all pixels."""
     channels = x.shape[1]
-    features_of = _features_of(layer, steps)
+    tensors = tensors_of_features(layer)
+
+    def features_of(x: Tensor, of: slice) -> Tensor:
+        return steps.features(x, *some(tensors, of))
 
     def apply(x: Tensor, values: Tensor) -> Tensor:
         attended = torch.bmm(matrices.to(values.dtype), values.flatten(2)).view_as(values)
@@ -290,16 +293,6 @@ def _places(pixels: Tensor, starts: Tensor, side: int) -> tuple[Tensor, Tensor]:
     first = torch.searchsorted(starts + side, pixels, right=True)
     windows = torch.stack([first, last])
     return windows, pixels - starts[windows]
-
-
-def _features_of(layer: ChannelAttention, steps: Steps) -> Callable[[Tensor, slice], Tensor]:
-    """A function that computes some channels of q, k and v together, [B, channels, H, W], from x."""
-    tensors = tensors_of_features(layer)
-
-    def features_of(x: Tensor, of: slice) -> Tensor:
-        return steps.features(x, *some(tensors, of))
-
-    return features_of
 
 
 def tensors_of_features(layer: ChannelAttention) -> tuple[Tensor, Tensor, Tensor]:
