@@ -50,7 +50,8 @@ def test_the_environment_turns_off_these_kernels_alone(monkeypatch):
     assert "cuda" in dispatch.candidates()  # for the dynamic convolution
 
 
-def test_kernels_that_agree_are_tried_once_per_card(monkeypatch, tmp_path):
+def test_kernels_that_agree_are_tried_once_per_card(monkeypatch):
+    monkeypatch.setattr(triton, "_difference", lambda dtype, device: 0.0)
     assert chosen() is triton.BACKEND
     monkeypatch.setattr(triton, "_difference", never)
     restart()

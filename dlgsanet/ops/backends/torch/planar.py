@@ -185,7 +185,7 @@ def _attend_everywhere(layer: ChannelAttention, x: Tensor, steps: Steps) -> Tens
     tensors = tensors_of_features(layer)
 
     def features_of(x: Tensor, of: slice) -> Tensor:
-        return steps.features(x, *some(tensors, of))
+        return steps.features(x, *channels_of(tensors, of))
 
     def apply(x: Tensor, values: Tensor) -> Tensor:
         attended = torch.bmm(matrices.to(values.dtype), values.flatten(2)).view_as(values)
@@ -222,7 +222,7 @@ def _attend_in_windows(layer: ChannelAttention, x: Tensor, window: int, steps: S
 
     def cut(rows: slice, plan: Plan, of: slice) -> Tensor:
         start, stop = max(rows.start - 1, 0), min(rows.stop + 1, height)
-        return steps.windows(x[:, :, start:stop], *some(tensors, of), rows.start - start, plan)
+        return steps.windows(x[:, :, start:stop], *channels_of(tensors, of), rows.start - start, plan)
 
     starts = window_starts(height, window)
     high = min(height, window)
@@ -300,8 +300,8 @@ def tensors_of_features(layer: ChannelAttention) -> tuple[Tensor, Tensor, Tensor
     return *_fold(layer.norm_weight, layer.norm_bias, layer.qkv_weight), layer.depthwise
 
 
-def some(tensors: tuple[Tensor, ...], of: slice) -> tuple[Tensor, ...]:
-    """Some channels of each tensor. For all channels these are the tensors themselves."""
+def channels_of(tensors: tuple[Tensor, ...], of: slice) -> tuple[Tensor, ...]:
+    """Some of the channels of tensors that begin with an axis of channels; all of them: the tensors themselves."""
     return tensors if of == slice(None) else tuple(t[of] for t in tensors)
 
 

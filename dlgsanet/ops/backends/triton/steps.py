@@ -68,7 +68,8 @@ def local_attention(layer: LocalAttention, x: Tensor, weight: Tensor, bias: Tens
     window, channels, features = layer.window_size, x.shape[1], len(layer.squeeze_bias)
     if x.dtype == torch.float64 or window not in WINDOWS or features > FEATURES:
         return _project_then_attend(layer, x, weight, bias)
-    key = x.dtype, autocast.dtype_of(x), channels, len(layer.filter_bias), features, window, _precision(x), _formed(x)
+    precisions = _precision(x), _precision_of_filters(x)
+    key = x.dtype, autocast.dtype_of(x), channels, len(layer.filter_bias), features, window, *precisions
     which = _choice("local attention in one kernel", x.device, *key)
     one_kernel = functools.partial(_attend_locally, layer, x, weight, bias)
     return _faster(which, x, functools.partial(_project_then_attend, layer, x, weight, bias), one_kernel)
@@ -182,7 +183,7 @@ def _precision(x: Tensor) -> str:
     return "tf32" if tf32.allowed_in_matrix_products() and _has_tf32(x.device) else "ieee"
 
 
-def _formed(x: Tensor) -> str:
+def _precision_of_filters(x: Tensor) -> str:
     """How products that form filters are computed, in float32 or TF32, which has as many bits as float16."""
     exact_enough = autocast.dtype_of(x).itemsize == 2 or tf32.allowed_in_convolutions()
     return "tf32" if exact_enough and _has_tf32(x.device) else "ieee"
@@ -252,7 +253,7 @@ def _attend_locally(layer: LocalAttention, x: Tensor, weight: Tensor, bias: Tens
         "PIXELS": COLUMNS,
         "PART": FEWEST_TERMS,
         "PARTS": triton.cdiv(channels, FEWEST_TERMS),
-        "FORMED": _formed(x),
+        "FORMED": _precision_of_filters(x),
         "PRECISION": _precision(x),
         "FACTOR": _factor(x, y.dtype),
         "ACC": tl.float32,
@@ -378,7 +379,7 @@ def _attend_by_tiles(layer: ChannelAttention, x: Tensor) -> Tensor:
 
     def project_rows(strip: Strip, of: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Some channels of the rows of a strip and next to it, without their bias; their bias and filters."""
-        weight, bias, depthwise = planar.some(tensors, of)
+        weight, bias, depthwise = planar.channels_of(tensors, of)
         y = project(x[:, :, strip.first_row : strip.bottom + 1], weight, None)
         return y, bias.contiguous(), depthwise.contiguous()
 
