@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from dlgsanet.models.dlgsanet_model import DLGSANetModel
 from dlgsanet.ops import freeze
 from dlgsanet.training.resume import restore
 from tests.models.checkpoint_file import checkpoint_file
+from tests.training.conftest import FORKSERVER
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,19 +46,19 @@ def the_same_numbers_every_time(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
-def built(optimizer: dict[str, Any], graph: bool | str, **train: Any) -> DLGSANetModel:
+def built(optimizer: dict[str, Any], graph: bool | str, rank: int | None = None, **train: Any) -> DLGSANetModel:
     network = {"type": "DLGSANet", "dim": 48, "groups": 1, "blocks": 1, "upscale": 2}
     options = {"ema_decay": 0.99, "ema_warmup": True, "accumulate": 2, "grad_clip": 0.05, "warmup_iter": 3}
     options |= {"scheduler": {"type": "CosineAnnealingLR", "T_max": 14}, "total_iter": 14}
     options |= {"pixel_opt": {"type": "L1Loss"}, "optim_g": dict(optimizer), "cuda_graph": graph}
-    torch.manual_seed(0)
+    torch.manual_seed(rank or 0)
     return DLGSANetModel(
         {
             "scale": 2,
             "num_gpu": 1,
             "is_train": True,
-            "dist": False,
-            "rank": 0,
+            "dist": rank is not None,
+            "rank": rank or 0,
             "path": {"pretrain_network_g": None},
             "network_g": network | {"upsampler": "pixelshuffledirect"},
             "train": options | train,
@@ -64,7 +66,7 @@ def built(optimizer: dict[str, Any], graph: bool | str, **train: Any) -> DLGSANe
     )
 
 
-def train(trained: DLGSANetModel, first: int = 1, last: int = ITERATIONS) -> None:
+def train(trained: DLGSANetModel, first: int = 1, last: int = ITERATIONS, images: slice = slice(None)) -> None:
     """With a bad step among the eager ones and one among the replays, and pictures of other sizes in between."""
     for number in range(first, last + 1):
         generator = torch.Generator().manual_seed(number)
@@ -73,7 +75,7 @@ def train(trained: DLGSANetModel, first: int = 1, last: int = ITERATIONS) -> Non
         if number in BAD:
             lq[0, 0, 0, 0] = math.nan
         trained.update_learning_rate(number)
-        trained.feed_data({"lq": lq.pin_memory(), "gt": gt.pin_memory()})
+        trained.feed_data({"lq": lq[images].pin_memory(), "gt": gt[images].pin_memory()})
         trained.optimize_parameters(number)
         if number % 3 == 0:
             trained.feed_data({"lq": torch.rand(1, 3, 20 + number, 33)})
@@ -128,6 +130,31 @@ def test_replayed_iterations_train_as_eager_ones(optimizer, precision, tolerance
     assert difference(replayed, eager) < tolerance
     if precision == "fp32":
         torch.testing.assert_close(parameters(replayed.net_g), parameters(eager.net_g), rtol=1e-3, atol=1e-5)
+
+
+def _train_as_rank(rank: int, folder: Path) -> None:
+    """Train on every second image of the batches, from weights of this rank's own."""
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    trained = built(MUON, True, rank)
+    train(trained, images=slice(rank, None, 2))
+    assert len(trained._graphed._graphs) == 2
+    torch.save(parameters(trained.net_g).cpu(), folder / f"{rank}.pt")
+
+
+def test_ranks_that_replay_train_as_the_eager_single_process(tmp_path):
+    """Both on this GPU."""
+    processes = [FORKSERVER.Process(target=_train_as_rank, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+        assert process.exitcode == 0
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
+    eager = built(MUON, graph=False)
+    train(eager)
+    torch.testing.assert_close(first, parameters(eager.net_g).cpu(), rtol=1e-3, atol=1e-5)
 
 
 def test_a_capture_and_a_bad_step_change_nothing(monkeypatch):
