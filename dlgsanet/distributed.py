@@ -81,8 +81,10 @@ def _environment_from_slurm(port: int | None) -> None:
         os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
         os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
         nodes = os.environ["SLURM_STEP_NODELIST"]
+        ranks_of_node = -(-int(os.environ["SLURM_NTASKS"]) // int(os.environ.get("SLURM_STEP_NUM_NODES", 1)))
     except KeyError as error:
         raise UserError(f"--launcher slurm: {error.args[0]} is not in the environment; start with srun") from None
+    os.environ["LOCAL_WORLD_SIZE"] = str(ranks_of_node)
     if "MASTER_ADDR" not in os.environ:
         shown = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
         os.environ["MASTER_ADDR"] = shown.stdout.split()[0]
