@@ -125,15 +125,15 @@ def run_scale(scale: int, networks: Sequence[Entry], folders: Sequence[Path], se
         UserError: the output cannot be written. All other errors are in the `failures` of the outcome.
     """
     outcome = Outcome(scale, [bicubic_entry(scale), *networks])
-    if len({folder.name for folder in folders}) < len(folders):
+    names = [printable(Path(os.path.abspath(folder)).name) for folder in folders]  # that of `.` is empty
+    if len(set(names)) < len(folders):
         raise ArgumentError("data", "two test sets have the same name; their pictures go to a folder of that name")
-    for folder in folders:
+    for name, folder in zip(names, folders, strict=True):
         try:
             pairs = find_pairs_in(folder, scale)
         except UserError as error:
             outcome.failures.append(str(error))
             continue
-        name = printable(folder.name)
         outcome.sizes[name] = len(pairs)
         outcome.folders[name] = folder.resolve()
         outcome.pairs[name] = _usable(pairs, scale, outcome.failures)

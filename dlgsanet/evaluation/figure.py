@@ -115,6 +115,7 @@ def write_panels(panels: Sequence[Panel], stem: Path) -> list[Path]:
 
 
 WIDTH = 7.16  # inches: two columns of an IEEE page
+WIDEST = 3.0  # width over height of the place for the whole picture; wider ones would leave no room for crops
 _CAPTION, _TITLE, _GAP = 0.27, 0.18, 0.06  # inches: two lines below a crop, one below the whole picture, between
 
 
@@ -124,7 +125,7 @@ def _columns(panel: Panel) -> int:
 
 def _sides(panel: Panel) -> tuple[float, float]:
     """Inches: the side of a crop and the width of the whole picture, so that both halves are equally high."""
-    columns, aspect = _columns(panel), panel.original.shape[1] / panel.original.shape[0]
+    columns, aspect = _columns(panel), min(WIDEST, panel.original.shape[1] / panel.original.shape[0])
     # the whole picture's height is 2 crops, 2 captions and a gap, less its own title; widths add up to the page's
     fixed = 2 * _CAPTION + _GAP - _TITLE
     side = (WIDTH - aspect * fixed - (columns + 2) * _GAP) / (columns + 2 * aspect)

@@ -43,6 +43,11 @@ class Picture:
         """[H, W, C], alpha as the last channel where there is any."""
         return self.color if self.alpha is None else np.dstack([self.color, self.alpha])
 
+    @property
+    def transparent(self) -> bool:
+        """Whether a pixel is not opaque. Screenshots often have transparency that is opaque everywhere."""
+        return self.alpha is not None and bool(self.alpha.min() < MOST.get(self.alpha.dtype, 1))
+
     def with_pixels(self, color: np.ndarray, alpha: np.ndarray | None) -> "Picture":
         """Other pixels, everything else kept."""
         return replace(self, color=color, alpha=alpha)

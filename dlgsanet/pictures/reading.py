@@ -36,6 +36,10 @@ _SEVERAL = ("MPO", "HEIF")  # the other frames of these are previews, depth, or 
 _BEFORE_A_PROFILE = {b"cICP": 4, b"mDCV": 24, b"cLLI": 8}
 _COLOR_CHUNKS = {**_BEFORE_A_PROFILE, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
 
+# The box of AVIF and HEIC that says so, with the codes of ITU-T H.273 for primaries and transfer.
+_NCLX = re.compile(rb"colrnclx\0(.)\0(.)", re.DOTALL)
+_UNKNOWN, _SRGB = 2, ((1,), (1, 6, 13))  # of BT.709's and BT.601's transfer, viewers make sRGB's
+
 # How to turn [H, W, C] upright, for each value of the EXIF entry.
 _UPRIGHT = {
     2: lambda a: a[:, ::-1],
@@ -111,8 +115,12 @@ def read_picture(path: Path, content: bytes | None = None, max_pixels: int = MAX
             pixels = _decoded(image, content)
             profile = image.info.get("icc_profile") if image.mode not in NOT_RGB else None
             picture = _picture(pixels, profile, exif, orientation, image.format)
-            chunks = _png_chunks(content) if image.format == "PNG" else ()
-            kept = tuple(chunk for chunk in chunks if not picture.icc_profile or chunk[0] in _BEFORE_A_PROFILE)
+            kept: tuple[tuple[bytes, bytes], ...] = ()
+            if image.format == "PNG":
+                chunks = _png_chunks(content)
+                kept = tuple(chunk for chunk in chunks if not picture.icc_profile or chunk[0] in _BEFORE_A_PROFILE)
+            elif image.format in _BY_PLUGIN and not picture.icc_profile:
+                kept = tuple(_cicp(content))
             return replace(picture, jpeg_quality=_quality(image), png_chunks=kept)
 
 
@@ -196,6 +204,18 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         place += length + 12
 
 
+def _cicp(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The chunk cICP of a PNG for the colours of an AVIF or HEIC file, where they are not sRGB's.
+
+    A file with boxes that differ has another picture too, such as the HDR rendition of a phone's photograph.
+    """
+    found = {(match[1][0], match[2][0]) for match in _NCLX.finditer(content)}
+    if len(found) == 1:
+        codes = [fit[0] if code == _UNKNOWN else code for code, fit in zip(found.pop(), _SRGB, strict=True)]
+        if any(code not in fit for code, fit in zip(codes, _SRGB, strict=True)):
+            yield b"cICP", bytes([*codes, 0, 1])  # decoded: RGB of the full range
+
+
 def _quality(image: ImageFile) -> int | None:
     tables = getattr(image, "quantization", None)  # JPEG and MPO have them
     return jpeg_quality(tables[min(tables)]) if tables else None
@@ -273,8 +293,11 @@ def _deep_pnm(image: ImageFile, content: bytes, most: int) -> np.ndarray:
 
 def upright_size(image: ImageFile) -> tuple[int, int]:
     """(height, width) after the turn that the EXIF entry asks for, from the header alone."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return (image.width, image.height) if turned else (image.height, image.width)
+    entries, width, height = image.getexif(), image.width, image.height
+    if image.format == "TIFF":  # Pillow has turned its size already, or not: that depends on the version
+        width, height = entries[ExifTags.Base.ImageWidth], entries[ExifTags.Base.ImageLength]
+    turned = entries.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
 
 
 @contextmanager

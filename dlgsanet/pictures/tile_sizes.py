@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import torch
+
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sparse_gsa import SparseGSA, tlc_window
 from dlgsanet.archs.strips import rows_of_strip
@@ -33,8 +35,7 @@ def tile_sizes_to_try(
     Raises:
         ValueError: another `tile`.
         ArgumentError: tiles for a network whose attention spans the whole image.
-        UserError: the last size needs more than the free memory of the CPU. Linux would give out the memory, and end
-            the process when it is used.
+        UserError: the last size needs more than the free memory of the CPU.
     """
     device, sides = network.shallow.weight.device, _sides(network, height, width, tile)
     free = free_memory(device)
@@ -42,11 +43,8 @@ def tile_sizes_to_try(
     for side, bytes_ in zip(sides[:-1], needed, strict=False):
         if free is None or bytes_ < SHARE_OF_FREE * free:
             yield side
-    if free is not None and device.type == "cpu" and needed[-1] > free:
-        raise UserError(
-            f"{width}x{height} pixels need {needed[-1] / 2**30:.1f} GiB of memory (tile: {tile}), and "
-            f"{free / 2**30:.1f} GiB are free; {what_to_do(tile)}"
-        )
+    if device.type == "cpu":
+        refuse_beyond_free(needed[-1], f"{width}x{height} pixels (tile: {tile})", what_to_do(tile))
     yield sides[-1]
 
 
@@ -61,6 +59,18 @@ def _sides(network: DLGSANet, height: int, width: int, tile: str | int) -> list[
             raise ArgumentError("tile", "this network's attention spans the whole image (tlc_flag: false); use exact")
         return [None]
     return [tile] if isinstance(tile, int) else [None, *(side for side in TILE_SIDES if side < max(height, width))]
+
+
+def refuse_beyond_free(needed: int, what: str, remedy: str) -> None:
+    """Raise a UserError if so many bytes are not free on the CPU.
+
+    Linux would give out the memory, and end the process when it is used.
+    """
+    free = free_memory(torch.device("cpu"))
+    if free is not None and needed > free:
+        raise UserError(
+            f"{what} need {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; {remedy}"
+        )
 
 
 def what_to_do(tile: str | int) -> str:

@@ -18,6 +18,7 @@ from dlgsanet.inference.weights import DEFAULT_NAME
 from dlgsanet.pictures.bounds import LARGEST_FACTOR
 from dlgsanet.pictures.picture import MOST, Picture
 from dlgsanet.pictures.reading import NOT_RGB, pixels_of, read_picture
+from dlgsanet.pictures.tile_sizes import refuse_beyond_free
 from dlgsanet.pictures.upscale_pixels import Progress, upscale_pixels
 from dlgsanet.pictures.writing import check_format, write_picture
 
@@ -76,7 +77,7 @@ def upscale(
             raise ValueError("upscale: a path needs output=, the file to write")
         target = Path(output)
         picture = read_picture(Path(image))
-        check_format(str(target), target.suffix, result_size(network, picture, outscale), picture.alpha is not None)
+        check_result(network, picture, outscale, str(target), target.suffix)
         check_can_write(target)
         write_picture(work(picture), target)
         written: Any = target if isinstance(image, Path) else str(target)
@@ -130,6 +131,34 @@ def _through_arrays(work: Callable[[Picture, Progress], Picture], image: Tensor,
     return torch.from_numpy(np.ascontiguousarray(result)).permute(2, 0, 1).to(image.device, image.dtype)
 
 
+def check_result(
+    network: DLGSANet, picture: Picture, outscale: float | None, name: str, extension: str
+) -> tuple[int, int]:
+    """(height, width) of the upscaled picture.
+
+    Args:
+        network, picture, outscale: as for `upscale_picture`.
+        name, extension: as for `check_format`.
+
+    Raises:
+        UserError: the format or the free memory cannot hold it.
+    """
+    size = result_size(network, picture, outscale)
+    check_format(name, extension, size, picture.transparent)
+    _refuse_large(size, 2 * _bytes_per_pixel(picture))  # to be encoded, it is copied at least once
+    return size
+
+
+def _bytes_per_pixel(picture: Picture) -> int:
+    return sum(array[0, 0].nbytes for array in (picture.color, picture.alpha) if array is not None)
+
+
+def _refuse_large(size: tuple[int, int], bytes_per_pixel: int) -> None:
+    height, width = size
+    what = f"{width}x{height} pixels of the result"
+    refuse_beyond_free(height * width * bytes_per_pixel, what, "free some, or enlarge it less")
+
+
 def result_size(network: DLGSANet, picture: Picture, outscale: float | None) -> tuple[int, int]:
     """(height, width) of the upscaled picture."""
     factor = network.upscale if outscale is None else outscale
@@ -149,6 +178,8 @@ def upscale_picture(
 ) -> Picture:
     """Upscale colours and transparency. Arguments are those of `upscale`; `progress` as in `upscale_pixels`."""
     size = result_size(network, picture, outscale)
+    if size != result_size(network, picture, None):
+        _refuse_large(size, _bytes_per_pixel(picture) + 8)  # a channel is resized in float32, and copied
     alpha = picture.alpha
     varied = alpha is not None and alpha.min() != alpha.max()
     passes = 2 if varied else 1
@@ -169,6 +200,7 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     resized = np.empty((*size, pixels.shape[2]), pixels.dtype)
     for channel in range(pixels.shape[2]):
         plane = Image.fromarray(pixels[..., channel].astype(np.float32))
-        values = np.asarray(plane.resize(size[::-1], Image.Resampling.LANCZOS)).clip(0, most)
-        resized[..., channel] = values.round() if most > 1 else values
+        values = np.array(plane.resize(size[::-1], Image.Resampling.LANCZOS))
+        values.clip(0, most, out=values)
+        resized[..., channel] = values.round(out=values) if most > 1 else values
     return resized

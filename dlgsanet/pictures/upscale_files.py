@@ -14,8 +14,8 @@ from dlgsanet.pictures.find_files import STREAM, Job
 from dlgsanet.pictures.jpeg_quality import LOW_QUALITY
 from dlgsanet.pictures.picture import Picture
 from dlgsanet.pictures.reading import content_of, read_picture
-from dlgsanet.pictures.upscale import result_size, upscale_picture
-from dlgsanet.pictures.writing import check_format, encode, write_picture
+from dlgsanet.pictures.upscale import check_result, upscale_picture
+from dlgsanet.pictures.writing import encode, write_picture
 from dlgsanet.progress import duration, progress_of
 
 EXTENSION_OF = {"JPEG": ".jpg", "MPO": ".jpg", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp"}  # else .png
@@ -74,8 +74,7 @@ class FileUpscaler:
         if is_of_low_quality(picture):
             self._low_qualities.append(picture.jpeg_quality or 0)
         extension = self._extension(job, picture)
-        height, width = result_size(self.network, picture, self.outscale)
-        check_format(job.name, extension, (height, width), picture.alpha is not None)
+        height, width = check_result(self.network, picture, self.outscale, job.name, extension)
         line = f"{job.name} -> {'standard output' if job.target == STREAM else job.target}, {width}x{height}"
         if self.dry_run:
             self.report(f"{counted}{line}")

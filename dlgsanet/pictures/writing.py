@@ -28,7 +28,7 @@ def check_format(name: str, extension: str, size: tuple[int, int], transparent: 
         name: of the output, for messages.
         extension: of the output, such as ``.png``.
         size: (height, width) of the output in pixels.
-        transparent: whether it has an alpha channel.
+        transparent: whether it has pixels that are not opaque.
 
     Raises:
         UserError: it cannot; the message names a format that can.
@@ -68,7 +68,8 @@ def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:
         if pixels.shape[2] == 2 and not _is_of_gray(picture):
             pixels = pixels[..., [0, 0, 0, 1]]
         return (_deep_png if file_format == "PNG" else _deep_tiff)(pixels, picture)
-    pixels = picture.in_8_bits().pixels
+    picture = picture.in_8_bits()
+    pixels = picture.color if file_format in _OPAQUE else picture.pixels
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if file_format == "WEBP" and _is_of_gray(picture):  # it has RGB alone
         image, picture = _gray_as_srgb(image, picture.icc_profile), replace(picture, icc_profile=None)

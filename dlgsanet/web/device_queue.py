@@ -18,9 +18,9 @@ from dlgsanet.ops import freeze
 from dlgsanet.pictures.find_files import result_name
 from dlgsanet.pictures.picture import Picture
 from dlgsanet.pictures.reading import read_picture
-from dlgsanet.pictures.upscale import result_size, upscale_picture
+from dlgsanet.pictures.upscale import check_result, upscale_picture
 from dlgsanet.pictures.upscale_files import failure_line, is_of_low_quality
-from dlgsanet.pictures.writing import check_format, encode
+from dlgsanet.pictures.writing import LARGEST_SIDE, encode
 from dlgsanet.progress import duration
 from dlgsanet.web.visits import Entry, Limits, Visit
 
@@ -78,7 +78,15 @@ class DeviceQueue:
             if entry.state in ("added", "stopped"):
                 entry.wait()
                 self._waiting.append(entry)
-                self._thread.submit(self._do, visit, entry, choices)
+                entry.work = self._thread.submit(self._do, visit, entry, choices)
+
+    def stop(self, visit: Visit) -> None:
+        """End the work of a visit. What waits leaves the queue now: it may be put there again with other choices."""
+        visit.stopped.set()
+        for entry in visit.entries:
+            if entry.work and entry.work.cancel() and entry in self._waiting:
+                self._waiting.remove(entry)
+                entry.end("stopped")
 
     def ahead(self, entry: Entry) -> int:
         """How many pictures are worked on before this one."""
@@ -114,7 +122,7 @@ class DeviceQueue:
         network = self._network(weights)
         name = result_name(Path(entry.name), choices.extension, f"_x{network.upscale}")
         extension = Path(name).suffix
-        check_format(entry.name, extension, result_size(network, picture, None), picture.alpha is not None)
+        check_result(network, picture, None, entry.name, extension)
 
         def progress(share: float) -> None:
             if visit.over:
@@ -140,12 +148,14 @@ def previews(before: Picture, after: Picture) -> dict[str, tuple[str, bytes]]:
 
 def _preview(picture: Picture) -> tuple[str, bytes]:
     picture = picture.in_8_bits()
-    factor = int(np.ceil(np.sqrt(picture.color[..., 0].size / PREVIEW_PIXELS)))
+    height, width = picture.size
+    factor = int(np.ceil(max(np.sqrt(height * width / PREVIEW_PIXELS), max(height, width) / LARGEST_SIDE["WEBP"])))
     if factor > 1:
-        pixels = np.asarray(Image.fromarray(picture.pixels.squeeze()).reduce(factor))
+        pixels = picture.pixels[..., 0] if picture.pixels.shape[2] == 1 else picture.pixels
+        pixels = np.asarray(Image.fromarray(pixels).reduce(factor))
         pixels = pixels.reshape(*pixels.shape[:2], -1)
         colors = picture.color.shape[2]
         picture = picture.with_pixels(pixels[..., :colors], None if picture.alpha is None else pixels[..., -1])
-    kind = "webp" if picture.alpha is not None else "jpg"
+    kind = "webp" if picture.transparent else "jpg"
     bare = Picture(picture.color, picture.alpha, picture.icc_profile)
     return kind, encode(bare, f".{kind}", PREVIEW_QUALITY)

@@ -164,12 +164,12 @@ class _Actions:
 
     def stop(self, request: Any) -> None:
         """Stop the work of this page."""
-        self.visits.of(request.session_hash).stopped.set()
+        self.queue.stop(self.visits.of(request.session_hash))
 
     def clear(self, request: Any) -> str:
         """Remove every picture that is not worked on."""
         visit = self.visits.of(request.session_hash)
-        visit.stopped.set()
+        self.queue.stop(visit)
         visit.clear()
         return self._state(visit)
 

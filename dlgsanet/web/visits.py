@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 import zipfile
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Entry:
         result: the upscaled file.
         shown: files of the input and the result for the browser.
         sizes: (height, width) of the input and of the result.
+        work: what the queue does with it, from the time when it was put there.
     """
 
     number: int
@@ -56,6 +58,7 @@ class Entry:
     result: Path | None = None
     shown: tuple[Path, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ()
+    work: Future[None] | None = None
 
     @property
     def unfinished(self) -> bool:

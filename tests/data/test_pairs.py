@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dlgsanet.cli import main
 from dlgsanet.data.cached_paired_dataset import CachedPairedImageDataset
@@ -125,3 +126,17 @@ def test_names_that_are_not_utf8_are_printable(root):
     assert pair.sizes(4) == ((200, 150), (50, 37))
     assert pair.read(4)[1].shape == (200, 148, 3)
     f"{pair.name} {pair.lq.name} {pair.gt.name}".encode()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_of_a_turned_tiff(root, orientation):
+    """Pillow turns the size of some when it reads the header."""
+    gt = root / "HR/coffee.png"
+    back = {5: 5, 6: 4, 7: 6, 8: 2}  # Image.Transpose that undoes the turn of an orientation
+    with Image.open(gt) as image:
+        stored = image.transpose(back[orientation]) if orientation in back else image.copy()
+    stored.save(gt.with_suffix(".tif"), tiffinfo={274: orientation})
+    gt.unlink()
+    pair = next(pair for pair in find_pairs_in(root, 4) if pair.name == "coffee")
+    assert pair.sizes(4)[0] == (200, 150)
+    assert pair.read(4)[1].shape == (200, 148, 3)

@@ -376,3 +376,13 @@ def test_a_full_disk_names_the_journal(tmp_path):
         journal._file = open("/dev/full", "w")  # noqa: SIM115  # closed by the journal
         with pytest.raises(UserError, match=r"/dev/full: No space left"):
             journal.add("a", 1)
+
+
+@pytest.mark.parametrize(("where", "folder"), [("datasets/Photos", "."), ("datasets/Photos/HR", "..")])
+def test_a_test_set_has_the_name_of_its_folder_however_it_is_given(place, monkeypatch, where, folder):
+    """Else the pictures of all methods would have one folder, or that of another test set."""
+    monkeypatch.chdir(where)
+    assert main(["benchmark", str(place / "A.pth"), "--data", folder, "--runs", "0", "-o", str(place / "out")]) == 0
+    scores = image_scores(place / "out/x2.csv")
+    assert {image for image, method in scores if method == "bicubic"} == {"astronaut", "chelsea", "coffee", "mean"}
+    assert len(list((place / "out/pictures/x2/A/Photos").glob("*.png"))) == 3

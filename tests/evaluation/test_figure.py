@@ -8,7 +8,7 @@ from skimage import data
 from dlgsanet.cli import main
 from dlgsanet.evaluation.crops import Crop, best_crop, crop_psnrs
 from dlgsanet.metrics import psnr
-from tests.evaluation.conftest import small_weights
+from tests.evaluation.conftest import small_weights, write_set
 
 
 def test_the_crop_is_where_the_methods_differ():
@@ -101,3 +101,14 @@ def test_a_damaged_file_of_results_is_named(tmp_path, monkeypatch, capsys, conte
     (tmp_path / "x2.json").write_text(content)
     assert main(["figure", "A/b", "--scale", "2", "--results", "."]) == 2
     assert "x2.json: not a benchmark's results" in capsys.readouterr().err
+
+
+def test_a_very_wide_picture(tmp_path, monkeypatch):
+    """The whole picture leaves room for its crops."""
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path, "Wide", size=(24, 440))
+    small_weights(tmp_path / "A.pth")
+    assert main(["benchmark", "A.pth", "--data", "Wide", "--runs", "0"]) == 0
+    assert main(["figure", "Wide/coffee", "--scale", "2"]) == 0
+    width, height = Image.open("figure.png").size
+    assert 0.5 * 300 < height < width

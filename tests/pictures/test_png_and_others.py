@@ -120,6 +120,36 @@ def test_other_kinds_of_files_are_named(content, named):
         read_picture(NAME, content)
 
 
+@pytest.mark.parametrize(
+    ("kind", "codes", "kept"),
+    [
+        ("AVIF", (12, 13), (12, 13)),  # Display P3
+        ("HEIF", (9, 16), (9, 16)),  # BT.2100, PQ
+        ("AVIF", (2, 18), (1, 18)),  # HLG, primaries not stated
+        ("AVIF", (1, 13), None),  # sRGB
+        ("HEIF", (2, 2), None),
+    ],
+)
+def test_what_avif_and_heic_say_of_their_colors_is_kept(photo, network, tmp_path, kind, codes, kept):
+    """They would be shown as sRGB: pale, or dark."""
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif", reason="pillow-heif is not installed").register_heif_opener()
+    elif "AVIF" not in Image.registered_extensions().values():
+        pytest.skip("this Pillow has no AVIF")
+    content = bytearray(saved(Image.fromarray(photo), kind))
+    box = content.index(b"colrnclx") + 8
+    content[box : box + 4] = bytes([0, codes[0], 0, codes[1]])
+    source, target = tmp_path / f"a.{kind.lower()}", tmp_path / "a.png"
+    source.write_bytes(content)
+    upscale(source, network, output=target)
+    assert target.read_bytes().count(b"\0\0\0\4cICP") == (kept is not None)
+    if kept:
+        assert b"\0\0\0\4cICP" + bytes([*kept, 0, 1]) in target.read_bytes()
+        source.write_bytes(content + b"\0\0\0\x13colrnclx\0\1\0\x0d\0\6\x80")  # of another rendition
+        upscale(source, network, output=target)
+        assert b"cICP" not in target.read_bytes()
+
+
 def progressive(scans: int) -> bytes:
     """A progressive JPEG with its last scan repeated until there are so many."""
     content = saved(Image.new("RGB", (64, 64), "teal"), "JPEG", progressive=True)

@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from dlgsanet import upscale
+from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.cli import main
 from dlgsanet.data.sources import images_by_folder
 from dlgsanet.errors import UserError
+from dlgsanet.pictures import tile_sizes
 from dlgsanet.pictures.find_files import find_files
 from tests.conftest import REPOSITORY
 
@@ -419,3 +421,27 @@ def test_folders_without_access(folder, weights):
             code = 0
         os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("extension", ["jpg", "bmp"])
+def test_transparency_that_is_opaque_everywhere_is_none(folder, weights, photo, extension):
+    """Screenshots have it. Formats without transparency hold them."""
+    Image.fromarray(photo).convert("RGBA").save(folder / "screenshot.png")
+    assert run(weights, folder / "screenshot.png", "-o", folder / "out", "--ext", extension) == 0
+    assert run(weights, folder / "in/a.png", "-o", folder / "plain", "--ext", extension) == 0
+    assert (folder / f"out/screenshot.{extension}").read_bytes() == (folder / f"plain/a.{extension}").read_bytes()
+
+
+def test_a_result_beyond_the_free_memory_is_refused(folder, weights, monkeypatch, capsys):
+    """Linux would end the process when the result is written to the memory that it has given out."""
+    Image.new("L", (3000, 3000)).save(folder / "large.png")
+    monkeypatch.setattr(DLGSANet, "by_rows", None)  # a call would be a TypeError
+    monkeypatch.chdir(folder)
+    assert run(weights, "large.png", "-o", "out.png", "--outscale", 64) == 2
+    assert "large.png: 192000x192000 pixels of the result need 68.7 GiB of memory" in capsys.readouterr().err
+    free = 168 * 120 * 3 * 2  # to be encoded, the pixels are copied
+    monkeypatch.setattr(tile_sizes, "free_memory", lambda device: free)
+    assert run(weights, "in/a.png", "-o", "out.png", "--dry-run") == 0
+    monkeypatch.setattr(tile_sizes, "free_memory", lambda device: free - 1)
+    assert run(weights, "in/a.png", "-o", "out.png", "--dry-run") == 2
+    assert "in/a.png: 168x120 pixels of the result need" in capsys.readouterr().err

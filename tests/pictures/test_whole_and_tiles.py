@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused_before_any_work(network, monkeypatch, tile
     upscale_pixels(network, photo, tile, ensemble)
     monkeypatch.setattr(tile_sizes, "free_memory", lambda device: needed - 1)
     monkeypatch.setattr(DLGSANet, "by_rows", None)  # a call would be a TypeError
-    with pytest.raises(UserError, match=rf"50x60 pixels need 0.0 GiB of memory \(tile: {tile}\), and 0.0 GiB are free"):
+    with pytest.raises(UserError, match=rf"50x60 pixels \(tile: {tile}\) need 0.0 GiB of memory, and 0.0 GiB are free"):
         upscale_pixels(network, photo, tile, ensemble)
 
 

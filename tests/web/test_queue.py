@@ -1,6 +1,7 @@
 """Pictures in the queue, their files, and the command's arguments; no browser is needed."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -17,7 +18,8 @@ import pytest
 from PIL import Image
 
 from dlgsanet.cli import main
-from dlgsanet.web.device_queue import Choices, DeviceQueue
+from dlgsanet.pictures.picture import Picture
+from dlgsanet.web.device_queue import Choices, DeviceQueue, previews
 from dlgsanet.web.visits import Limits, Visits, plain_name
 from tests.conftest import REPOSITORY
 from tests.small_network import network, photo, weights
@@ -272,3 +274,36 @@ def test_pictures_of_phones(visit, tmp_path, weights, photo, kind):
     assert (entry.state, entry.result.name) == ("done", "phone_x2.png")
     assert main(["upscale", str(file), "-o", str(tmp_path / "out"), "--weights", str(weights)]) == 0
     assert entry.result.read_bytes() == (tmp_path / "out/phone.png").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(3, 17000, 3), (17000, 3, 4), (1, 17000), (2, 17000, 2)])
+def test_previews_of_long_pictures(shape):
+    """WebP has at most 16383 pixels a side."""
+    pixels = np.full(shape, 200, np.uint8)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    colors = 1 if pixels.shape[2] < 3 else 3
+    alpha = pixels[..., -1] if pixels.shape[2] > colors else None
+    picture = Picture(pixels[..., :colors], alpha)
+    for kind, content in previews(picture, picture).values():
+        image = Image.open(io.BytesIO(content))
+        assert (kind, max(image.size)) == ("jpg" if alpha is None else "webp", 8500)
+        assert np.abs(np.array(image.convert("RGB")).astype(int) - 200).max() < 4
+
+
+def test_what_waits_can_be_stopped_and_started_with_other_choices(tmp_path, weights, photo):
+    """While the picture of another page is worked on."""
+    visits, queue = Visits(tmp_path / "visits"), DeviceQueue(Limits())
+    other, ours = visits.of("another page"), visits.of("our page")
+    add(other, tmp_path, Image.fromarray(photo).resize((1600, 1200)))
+    add(ours, tmp_path, Image.fromarray(photo[:30, :30]))
+    queue.add(other, Choices(str(weights), 2))
+    queue.add(ours, Choices(str(weights), 2))
+    queue.stop(ours)
+    (entry,) = ours.entries
+    assert entry.state == "stopped"
+    queue.add(ours, Choices(str(weights), 2, extension=".tif"))
+    assert queue.ahead(entry) == 1
+    other.close()
+    while entry.unfinished:
+        time.sleep(0.05)
+    assert (entry.state, entry.result.name) == ("done", "a_x2.tif")
