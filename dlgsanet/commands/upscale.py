@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
             with quick_imports():
                 from dlgsanet.inference.loading import load_model  # loads torch: not for --help or a misspelt option
                 from dlgsanet.inference.weights import find_weights, for_jpeg
-                from dlgsanet.pictures.upscale_files import FileUpscaler
+                from dlgsanet.pictures.upscale_files import FileUpscaler, suggestion
 
             a = arguments
             weights = find_weights(a.weights, a.scale, a.outscale or 2)
@@ -135,10 +135,13 @@ def main(argv: list[str]) -> int:
             devices = _devices(a.device, waiting)
             if len(devices) > 1:
                 options = {"weights": weights, "scale": a.scale, "precision": a.precision, **how}
-                failures += upscale_on_devices([str(device) for device in devices], options, waiting)
+                failed, qualities = upscale_on_devices([str(device) for device in devices], options, waiting)
             else:
-                network = load_model(weights, a.scale, devices[0], a.precision)
-                failures += FileUpscaler(network=network, jpeg_weights=for_jpeg(weights, a.weights), **how).run(waiting)
+                upscaler = FileUpscaler(network=load_model(weights, a.scale, devices[0], a.precision), **how)
+                failed, qualities = upscaler.run(waiting), upscaler.low_qualities
+            failures += failed
+            if qualities and (better := for_jpeg(weights, a.weights)):
+                _say(suggestion(qualities, better))
     except KeyboardInterrupt:
         _say("dlgsanet: interrupted; results written so far are whole")
         return 130

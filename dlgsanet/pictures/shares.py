@@ -6,6 +6,7 @@ a list or a lock, whatever they find when they start. Within a job, devices take
 
 import hashlib
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -93,24 +94,31 @@ def _begin(begin: Callable[[str], None], free: Any, processes: int) -> None:
     import torch
 
     end_with_the_main_process()  # else it would wait for work forever
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C comes here too, and would end a picture, not the work
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     begin(free.get())
 
 
-def upscale_on_devices(devices: Sequence[str], options: dict[str, Any], jobs: list[Job]) -> list[str]:
-    """Upscale files on several devices; return a line for each one that failed.
+def upscale_on_devices(devices: Sequence[str], options: dict[str, Any], jobs: list[Job]) -> tuple[list[str], list[int]]:
+    """Upscale files on several devices.
 
     Args:
         devices: as for `done_on_devices`.
         options: for `load_model` (weights, scale, precision), and those of `FileUpscaler` other than the network.
         jobs: files, no streams.
 
+    Returns:
+        A line for each file that failed; the `low_qualities` of `FileUpscaler`.
+
     Raises:
         UserError: a process was killed. What was written is whole.
     """
     numbered = [(job, number, len(jobs)) for number, job in enumerate(jobs, 1)]
-    results = done_on_devices(devices, partial(_load, options=options), _upscale, numbered)
-    return [failure for _, failures in results for failure in failures]
+    failures, qualities = [], []
+    for _, (failed, low) in done_on_devices(devices, partial(_load, options=options), _upscale, numbered):
+        failures += failed
+        qualities += low
+    return failures, qualities
 
 
 _upscaler: Any = None  # of this process, or the error with which it did not begin
@@ -129,9 +137,9 @@ def _load(device: str, options: dict[str, Any]) -> None:
         _upscaler = failure_line(device, error)
 
 
-def _upscale(numbered: tuple[Job, int, int]) -> list[str]:
+def _upscale(numbered: tuple[Job, int, int]) -> tuple[list[str], list[int]]:
     job, number, count = numbered
     if isinstance(_upscaler, str):
-        return [f"{job.name}: {_upscaler}"]
-    failures: list[str] = _upscaler.run([job], number, count)
-    return failures
+        return [f"{job.name}: {_upscaler}"], []
+    _upscaler.low_qualities.clear()
+    return _upscaler.run([job], number, count), _upscaler.low_qualities

@@ -32,7 +32,7 @@ class FileUpscaler:
         extension: of a result on standard output, such as ``.png``; None: as the input's.
         quality: 1 to 100, for JPEG and WebP.
         dry_run: read everything, write nothing.
-        jpeg_weights: the name of weights to suggest for JPEGs of low quality; None: suggest nothing.
+        low_qualities: of the JPEGs that were so compressed that weights for clean pictures sharpen their blocks.
     """
 
     network: DLGSANet
@@ -43,8 +43,7 @@ class FileUpscaler:
     extension: str | None = None
     quality: int = 95
     dry_run: bool = False
-    jpeg_weights: str | None = None
-    _low_qualities: list[int] = field(default_factory=list)
+    low_qualities: list[int] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         freeze(self.network)
@@ -60,8 +59,6 @@ class FileUpscaler:
             # Whatever went wrong with one picture, the others are still upscaled.
             except Exception as error:
                 failures.append(failure_line(job.name, error))
-        if self.jpeg_weights and self._low_qualities:
-            self.report(suggestion(self._low_qualities, self.jpeg_weights))
         return failures
 
     def _do(self, job: Job, counted: str) -> None:
@@ -72,7 +69,7 @@ class FileUpscaler:
         content = content_of(sys.stdin.buffer, job.name) if job.source == STREAM else None
         picture = read_picture(Path(job.name), content)
         if is_of_low_quality(picture):
-            self._low_qualities.append(picture.jpeg_quality or 0)
+            self.low_qualities.append(picture.jpeg_quality or 0)
         extension = self._extension(job, picture)
         height, width = check_result(self.network, picture, self.outscale, job.name, extension)
         line = f"{job.name} -> {'standard output' if job.target == STREAM else job.target}, {width}x{height}"

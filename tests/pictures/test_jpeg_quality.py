@@ -50,6 +50,7 @@ def test_they_are_suggested_and_never_chosen(shipped, weights, photo, tmp_path, 
     for given in ("DLGSANet_Tiny_x2", shipped / "DLGSANet_Tiny_x2.safetensors"):
         assert "(--weights DLGSANet_Tiny_x2_jpeg)" in last_line(tmp_path, capsys, "--weights", given)
     assert "jpeg" in last_line(tmp_path, capsys, "--dry-run")
+    assert last_line(tmp_path, capsys, "--device", "cpu,cpu") == line
     for other in ("Tiny_jpeg", "DLGSANet_Tiny_x2_jpeg", weights):  # in use already, or not the shipped ones
         assert "(--weights" not in last_line(tmp_path, capsys, "--weights", other)
     (shipped / "DLGSANet_Tiny_x2_jpeg.safetensors").unlink()

@@ -1,6 +1,7 @@
 """`dlgsanet upscale` by several jobs and on several devices: every picture once, whatever is killed."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -111,6 +112,19 @@ def test_devices_share_a_folder_killed_and_run_again(folder, weights):
     for path in results(folder):
         assert Image.open(path).convert("RGB").getpixel((0, 0))  # whole
         assert before.get(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+
+
+def test_an_interrupt_ends_the_work_of_all_devices(folder, weights):
+    """Ctrl-C reaches every process."""
+    interrupted = start(folder, weights, "--device", "cpu,cpu")
+    while not results(folder) and interrupted.poll() is None:
+        time.sleep(0.02)
+    os.killpg(interrupted.pid, signal.SIGINT)
+    before = len(results(folder))
+    _, errors = interrupted.communicate()
+    assert interrupted.returncode == 130, errors
+    assert len(results(folder)) <= before + 1  # what was being written
+    assert errors.splitlines()[-1] == "dlgsanet: interrupted; results written so far are whole"
 
 
 def test_shared_results_and_faults_are_those_of_one_device(folder, weights, capsys):
