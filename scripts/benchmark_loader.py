@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dlgsanet.plugin  # noqa: F401, I001  # before BasicSR
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from dlgsanet.cli import run
 from dlgsanet.commands.arguments import whole_number
 from dlgsanet.data.cached_paired_dataset import CachedPairedImageDataset
 from dlgsanet.data.images import png_bytes
@@ -28,14 +29,14 @@ from dlgsanet.data.subimages import Recipe, cut
 from dlgsanet.files import write_whole
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=whole_number(0), nargs="+", default=[0, 1, 2], metavar="N")
-    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--scale", type=whole_number(), default=4)
     parser.add_argument("--lq-size", type=whole_number(), default=48)
     parser.add_argument("--batch", type=whole_number(), default=16)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement; default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # without workers too, as in workers
     size = arguments.lq_size
     print(
@@ -97,4 +98,4 @@ def batches_a_second(dataset: Dataset, batch: int, workers: int, seconds: float)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("__main__:main", sys.argv[1:]))

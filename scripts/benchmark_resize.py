@@ -16,17 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import dlgsanet.basicsr_compat  # noqa: F401, I001  # before BasicSR
 from basicsr.utils.matlab_functions import imresize as basicsr_imresize
+from dlgsanet.cli import run
 from dlgsanet.commands.arguments import whole_number
 from dlgsanet.data.images import read_image
 from dlgsanet.data.parallel import for_each, usable_cores
 from dlgsanet.data.resize import downscale, imresize
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path, nargs="?")
     parser.add_argument("--repeats", type=whole_number(), default=5, help="the fastest counts; default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     image = read_image(arguments.image) if arguments.image else mirrored(photographs.astronaut(), 1356, 2040)
     cores = usable_cores()
     print(f"{image.shape[1]}x{image.shape[0]} pixels, {cores} cores; Mpixel of HR image a second")
@@ -69,4 +70,4 @@ def mirrored(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("__main__:main", sys.argv[1:]))

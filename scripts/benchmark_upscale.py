@@ -20,22 +20,31 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dlgsanet.commands.arguments import add_size
+from dlgsanet.cli import run as with_clear_errors
+from dlgsanet.commands.arguments import add_size, whole_number
+from dlgsanet.errors import UserError
+from dlgsanet.files import check_can_write, write_whole
 
 
-def main() -> None:
+def way_of(text: str) -> str:
+    return text if text in ("exact", "auto") else str(whole_number()(text))
+
+
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="Tiny")
     parser.add_argument("--scale", type=int)
     add_size(parser, "--size", (1920, 1080), "of the input", least=16)
     parser.add_argument("--photo", type=Path)
-    parser.add_argument("--ways", nargs="+", default=["exact", "1024", "512"])
+    parser.add_argument("--ways", type=way_of, nargs="+", metavar="exact|auto|N", default=["exact", "1024", "512"])
     parser.add_argument("--markdown", type=Path, help="write the table there too")
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)  # of one way: where its process leaves it
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.result:
         run(args)
-        return
+        return 0
+    if args.markdown:
+        check_can_write(args.markdown)
     rows = ["| way | time, s | peak memory, GB | PSNR to exact, dB | largest difference, levels | step at borders |"]
     rows += ["|---|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +55,10 @@ def main() -> None:
             one += ["--size", "{}x{}".format(*args.size)]
             one += ["--weights", args.weights, *(["--scale", str(args.scale)] if args.scale else [])]
             one += ["--photo", str(args.photo)] if args.photo else []
-            measured = json.loads(subprocess.run(one, check=True, stdout=subprocess.PIPE).stdout)
+            done = subprocess.run(one, stdout=subprocess.PIPE)
+            if done.returncode:  # it has said why
+                return done.returncode
+            measured = json.loads(done.stdout)
             pixels = np.load(result, mmap_mode="r")
             exact = pixels if way == "exact" else exact
             row = f"| {way} | {measured['seconds']:.1f} | {measured['bytes'] / 1e9:.2f} | "
@@ -55,7 +67,8 @@ def main() -> None:
     table = "\n".join(rows) + "\n"
     print(table)
     if args.markdown:
-        args.markdown.write_text(table)
+        write_whole(args.markdown, table.encode())
+    return 0
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,9 +92,13 @@ def run(args: argparse.Namespace) -> None:
 def photograph(path: Path | None, height: int, width: int) -> np.ndarray:
     """RGB uint8 [height, width, 3]."""
     if path:
-        from PIL import Image
+        from dlgsanet.data.images import read_rgb
 
-        return np.asarray(Image.open(path).convert("RGB").crop((0, 0, width, height)))
+        pixels = read_rgb(path)[:height, :width]
+        if pixels.shape[:2] != (height, width):
+            smaller = f"{pixels.shape[1]}x{pixels.shape[0]}"
+            raise UserError(f"--photo: {path} is smaller than {width}x{height}; give --size {smaller}")
+        return pixels
     import skimage.data
 
     strip = np.hstack(
@@ -105,4 +122,4 @@ def compared(pixels: np.ndarray, exact: np.ndarray, measured: dict) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(with_clear_errors("__main__:main", sys.argv[1:]))

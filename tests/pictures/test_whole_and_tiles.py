@@ -1,6 +1,8 @@
 """Big pictures: strips give the result of the whole network, tiles nearly; smaller tiles if memory runs out."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import skimage.data
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from dlgsanet.archs import dlgsanet, strips
 from dlgsanet.archs.dlgsanet import DLGSANet
@@ -17,6 +20,7 @@ from dlgsanet.ops.windows import window_starts
 from dlgsanet.pictures import tile_sizes
 from dlgsanet.pictures.tile_layout import spans
 from dlgsanet.pictures.upscale_pixels import upscale_pixels
+from tests.conftest import REPOSITORY
 from tests.small_network import in_turn, small_network
 
 VARIANTS = {
@@ -161,3 +165,23 @@ def test_self_ensemble_commutes_with_flips_and_turns(network, photo):
     assert not np.array_equal(whole, upscale_pixels(network, photo))
     turned = upscale_pixels(network, np.rot90(photo[:, ::-1]), self_ensemble=True)
     assert np.abs(turned.astype(int) - np.rot90(whole[:, ::-1])).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--ways", "1o24"], "--ways"),
+        (["--markdown", "no.md/table.md"], "no.md"),
+        (["--photo", "small.png", "--ways", "48"], "small.png is smaller than 64x64; give --size 50x60"),
+    ],
+)
+def test_the_measurement_names_what_is_wrong(weights, tmp_path, arguments, named):
+    """A photograph that is too small was measured with black below it."""
+    Image.fromarray(skimage.data.chelsea()[:60, :50]).save(tmp_path / "small.png")
+    (tmp_path / "no.md").touch()
+    command = [sys.executable, str(REPOSITORY / "scripts/benchmark_upscale.py"), "--size", "64x64"]
+    command += ["--weights", str(weights), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert named in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
