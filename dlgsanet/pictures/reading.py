@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -223,14 +223,14 @@ def _quality(image: ImageFile) -> int | None:
 
 def _exif(image: ImageFile) -> tuple[bytes | None, int]:
     """EXIF entries of the upright picture, and the orientation as it was. What cannot be read is left out."""
-    try:
+    kept, orientation = None, 1
+    # Damaged entries must not stop the work, and Pillow raises almost any exception for them.
+    with suppress(Exception):
         entries = image.getexif()
         orientation = entries.get(ExifTags.Base.Orientation, 1)
         entries[ExifTags.Base.Orientation] = 1
-        return (entries.tobytes() if "exif" in image.info else None), orientation
-    # Damaged entries must not stop the work, and Pillow raises almost any exception for them.
-    except Exception:
-        return None, 1
+        kept = entries.tobytes() if "exif" in image.info else None
+    return kept, orientation
 
 
 def _decoded(image: ImageFile, content: bytes) -> np.ndarray:

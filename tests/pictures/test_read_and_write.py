@@ -196,3 +196,21 @@ def test_a_transparent_palette_has_alpha(photo):
 def test_a_photograph_with_broken_entries_is_read_all_the_same(photo):
     content = saved(Image.fromarray(photo), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff", quality=100)
     assert read_picture(NAME, content).color.shape == photo.shape
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        struct.pack(">HHI4s", 0x0100, 2, 4, b"abc"),  # text as the width
+        struct.pack(">HHIhh", 0x013E, 8, 2, -5, -6),  # negative numbers
+        struct.pack(">HHI4s", 0x011A, 2, 4, b"abc"),  # text as the resolution
+    ],
+)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_with_an_odd_entry_is_turned_upright(photo, entry, file_format):
+    """Pillow reads entries that it cannot write."""
+    turned = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + min(turned, entry) + max(turned, entry) + bytes(4)
+    content = saved(Image.fromarray(photo), file_format, exif=exif)
+    wanted = np.array(Image.open(io.BytesIO(content)).convert("RGB").transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(read_picture(NAME, content).color, wanted)
