@@ -86,7 +86,7 @@ def test_results_on_arm_are_those_of_this_machine(name, program, tmp_path, monke
     (tmp_path / "calls").write_bytes(written(recorded))
     subprocess.run([EMULATOR, str(program), str(tmp_path / "calls"), str(tmp_path / "results")], check=True)
     results = (tmp_path / "results").read_bytes()
-    for function, before, after, _ in recorded:
+    for function, before, after, sizes in recorded:
         for argument, expected in after.items():
             size = expected.numel() * expected.element_size()
             if not size:
@@ -94,6 +94,8 @@ def test_results_on_arm_are_those_of_this_machine(name, program, tmp_path, monke
             found = torch.frombuffer(bytearray(results[:size]), dtype=expected.dtype).view(expected.shape)
             results = results[size:]
             changed = not torch.equal(before[argument], expected)
+            if argument == "projected":  # rows in whole registers, of which nothing reads the end
+                found, expected = found[..., : sizes["width"]], expected[..., : sizes["width"]]
             scale = expected.abs().max() if changed and expected.is_floating_point() else 1
             where = f"{function}: {argument}"
             torch.testing.assert_close(
