@@ -1,8 +1,8 @@
 """The training data set: pairs decoded once, random crops that are a function of (seed, epoch, index) alone."""
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from dlgsanet.data.images import luma
 from dlgsanet.data.pairs import Pair, check_sizes, find_pairs
 from dlgsanet.data.pixel_cache import decode_all
 from dlgsanet.errors import UserError, is_whole
+from dlgsanet.files import expanded
 from dlgsanet.options.table import CACHED_SET, CACHED_TRAINING_SET
 
 # Those with pairs that `pairs_by_root` finds.
@@ -24,7 +25,8 @@ class CachedPairedImageDataset(Dataset[Any]):
 
     Every image is decoded once, and crops are taken from whole images, so that no sub-images need to be cut. The crop,
     flips and transposition of a sample depend on `manual_seed`, the epoch and the index only: not on the
-    number of workers or ranks, nor on what was drawn before. Call its `set_epoch` where the sampler's is called.
+    number of workers or ranks, nor on what was drawn before. Call its `set_epoch` where the sampler's is called. Where
+    nobody does, as in BasicSR's own training, each sample is one of an epoch that Python's random generator draws.
 
     Options of `PairedImageDataset`, with its meaning:
         dataroot_gt, dataroot_lq: folders of images, or `.lmdb` folders.
@@ -81,9 +83,9 @@ class CachedPairedImageDataset(Dataset[Any]):
         self.paths = [{"gt_path": pair.gt.name, "lq_path": pair.lq.name} for pair in pairs]
         sources = [source for pair in pairs for source in (pair.gt, pair.lq)]
         sizes = check_sizes(pairs, self.scale, self.lq_size if self.training else 1)
-        self.cache = decode_all(sources, sizes, Path(opt["cache_dir"]) if opt["cache_dir"] else None)
-        # In shared memory, for workers that live on between epochs.
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.cache = decode_all(sources, sizes, expanded(opt["cache_dir"]) if opt["cache_dir"] else None)
+        # In shared memory, for workers that live on between epochs. -1: `set_epoch` was not called.
+        self.epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the crops of this epoch from now on; to be called before the data loader starts it."""
@@ -93,7 +95,8 @@ class CachedPairedImageDataset(Dataset[Any]):
         return self.parts[-1].stop
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.sample(int(self.epoch), index)
+        drawn = self.training and self.epoch < 0
+        return self.sample(random.getrandbits(31) if drawn else int(self.epoch), index)
 
     def sample(self, epoch: int, index: int) -> dict[str, Any]:
         """A sample of any epoch, whatever `set_epoch` said: for samplers that run from one epoch into the next."""

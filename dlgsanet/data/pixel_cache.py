@@ -1,5 +1,6 @@
 """Decoded images, each decoded once, in memory or in one memory-mapped file that all processes share."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -119,8 +120,12 @@ def _memory(total: int) -> tuple[np.ndarray, BinaryIO]:
         file = open(os.memfd_create("dlgsanet"), "r+b")  # noqa: SIM115  # open as long as the cache
         file.truncate(total)
         return np.memmap(file, np.uint8, "r+"), file
-    except (MemoryError, OSError):
-        raise UserError(f"no memory for {total / 2**30:.1f} GiB of decoded images; set cache_dir") from None
+    except (MemoryError, OSError) as error:
+        if getattr(error, "errno", None) == errno.EFBIG:  # that limit holds for files in memory too
+            reason = f"ulimit -f allows no file of {total / 2**30:.1f} GiB for decoded images; raise it"
+        else:
+            reason = f"no memory for {total / 2**30:.1f} GiB of decoded images; set cache_dir"
+        raise UserError(reason) from None
 
 
 def _no_room(total: int, folder: Path, error: OSError) -> UserError:

@@ -11,13 +11,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dlgsanet.cli import main
-from dlgsanet.data.cached_paired_dataset import CachedPairedImageDataset
 from dlgsanet.data.degradation import KERNELS, Degradation, degrade, degraded_crop, draw
 from dlgsanet.data.degraded_paired_dataset import DegradedPairedImageDataset
 from dlgsanet.errors import UserError
 from dlgsanet.options.table import DEGRADED_TRAINING_SET
 from tests.conftest import REPOSITORY
-from tests.data.test_cached_paired_dataset import options
+from tests.data.test_cached_paired_dataset import in_first_epoch, options
 
 NOTHING = Degradation(None, (0.5, 0.5), 0.0, 1.0, 1.0, ("bicubic", "bicubic"), 0.0, False, False, None, (0, 0))
 STRENGTHS = DEGRADED_TRAINING_SET.completed(options(REPOSITORY))["degradations"]
@@ -25,7 +24,7 @@ STRENGTHS = DEGRADED_TRAINING_SET.completed(options(REPOSITORY))["degradations"]
 
 @pytest.fixture(scope="module")
 def dataset(photo_root):
-    return DegradedPairedImageDataset(options(photo_root))
+    return in_first_epoch(options(photo_root), DegradedPairedImageDataset)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +38,12 @@ def psnr(a, b):
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(dataset, photo_root):
-    again = DegradedPairedImageDataset(options(photo_root))
+    again = in_first_epoch(options(photo_root), DegradedPairedImageDataset)
     for index in (31, 3, 17):  # in another order, after other samples
         one, two = dataset.sample(2, index), again.sample(2, index)
         assert one["lq"].equal(two["lq"])
         assert one["gt"].equal(two["gt"])
-    other_seed = DegradedPairedImageDataset(options(photo_root, manual_seed=8))
+    other_seed = in_first_epoch(options(photo_root, manual_seed=8), DegradedPairedImageDataset)
     for other in (dataset.sample(3, 3), dataset.sample(2, 4), other_seed.sample(2, 3)):
         assert not other["lq"].equal(dataset.sample(2, 3)["lq"])
     what, random = dataset.degradation(2, 3)
@@ -60,13 +59,13 @@ def test_workers_make_the_same_samples(dataset):
 
 
 def test_crops_and_flips_are_those_of_the_set_without_degradations(dataset, photo_root):
-    plain = CachedPairedImageDataset(options(photo_root))
+    plain = in_first_epoch(options(photo_root))
     for index in range(20):
         one, other = plain[index], dataset[index]
         assert one["gt"].equal(other["gt"])
         assert one["lq"].shape == other["lq"].shape == (3, 8, 8)
         assert (one["gt_path"], one["lq_path"]) == (other["gt_path"], other["lq_path"])
-    clean = DegradedPairedImageDataset(options(photo_root, degradations={"clean_share": 1}))
+    clean = in_first_epoch(options(photo_root, degradations={"clean_share": 1}), DegradedPairedImageDataset)
     assert all(plain[index]["lq"].equal(clean[index]["lq"]) for index in range(20))
 
 
@@ -141,9 +140,9 @@ def test_shares_and_ranges(dataset):
 
 
 def test_what_is_not_resized_twice_is_shrunk_at_once(photo_root):
-    plain = CachedPairedImageDataset(options(photo_root))
+    plain = in_first_epoch(options(photo_root))
     none = {"clean_share": 0, "blur_share": 0, "noise_share": 0, "jpeg_share": 0}
-    once = DegradedPairedImageDataset(options(photo_root, degradations=none | {"resize_share": 0}))
+    once = in_first_epoch(options(photo_root, degradations=none | {"resize_share": 0}), DegradedPairedImageDataset)
     for index in range(20):
         assert psnr(255 * once[index]["lq"], 255 * plain[index]["lq"]) > 48  # Pillow's bicubic and MATLAB's
     drawn = [[draw(STRENGTHS | {"resize_share": share}, RandomState(n)) for n in range(300)] for share in (1, 0.3)]
