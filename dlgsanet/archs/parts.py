@@ -1,12 +1,15 @@
 """Layers compute with the weights of their parts. They call these only where one does more than its weights say."""
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from dlgsanet.archs.convolution import Conv3x3
 from dlgsanet.archs.norm import LayerNorm
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _PLAIN = (nn.Conv2d.forward, Conv3x3.forward, LayerNorm.forward)
 
@@ -25,3 +28,10 @@ def has_plain_parts(layer: nn.Module) -> bool:
 def record_of(layer: nn.Module) -> Callable[[], Any] | None:
     """The function `record` of a layer that is computed by one; None: the layer calls its parts."""
     return getattr(layer, "record", None) if has_plain_parts(layer) else None
+
+
+def copy_of(network: Network) -> Network:
+    """`copy.deepcopy` of a network, also where `torch.nn.utils.weight_norm` keeps a weight that it has computed."""
+    values = (value for module in network.modules() for value in vars(module).values())
+    computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+    return copy.deepcopy(network, {id(tensor): tensor.detach().clone() for tensor in computed})

@@ -1,6 +1,5 @@
 """What a network costs: parameters, multiply-accumulates, time and memory."""
 
-import copy
 import ctypes
 import gc
 import re
@@ -22,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dlgsanet.archs.checkpoint import FORMATS, network_options, read_checkpoint
 from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.parts import copy_of
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.device import describe, find_device
 from dlgsanet.errors import UserError, reason_of, unknown
@@ -135,7 +135,7 @@ def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
         torch.ops.dlgsanet.dynamic_depthwise_conv: _dynamic_flops,
     }
     counter = FlopCounterMode(display=False, custom_mapping=dynamic)
-    twin = copy.deepcopy(network).cpu().eval().requires_grad_()
+    twin = copy_of(network).cpu().eval().requires_grad_()
     try:
         # With gradients, so that DLGSANet composes its layers of operators that can be counted.
         with torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
@@ -191,7 +191,7 @@ def _least_memory(network: nn.Module, height: int, width: int) -> int:
     if isinstance(network, DLGSANet):
         return needed_memory(network, height, width, None) + pixels * (1 + network.upscale**2)
     live = _LiveTensors()
-    twin = copy.deepcopy(network).eval()
+    twin = copy_of(network).eval()
     with suppress(Exception), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), live:
         twin(torch.empty(1, 3, height, width))  # a network of other projects may not be counted so: then it is tried
     return live.peak

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, dlgsanet_large, dlgsanet_light, dlgsanet_tiny, size_of, size_options
@@ -53,6 +54,13 @@ def test_the_command_counts_any_option_file(option_file, capsys):
     assert "581,298" in out
     assert "34.7" in out
     assert "small" in out
+
+
+def test_weight_norm_costs_nothing():
+    """Its weights are computed, and PyTorch does not copy them."""
+    plain, normed = (nn.Sequential(nn.Conv2d(3, 4, 3)) for _ in range(2))
+    nn.utils.weight_norm(normed[0])
+    assert multiply_accumulates(normed, 8, 8) == multiply_accumulates(plain, 8, 8) > 0
 
 
 def test_a_network_on_luma(tmp_path, capsys):
