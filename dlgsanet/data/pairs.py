@@ -204,8 +204,8 @@ def _root(opt: Mapping[str, Any], option: str) -> Path:
 
 def _folder_pairs(gt_root: Path, lq_root: Path, template: str, meta_info: str | None) -> list[Pair]:
     gt_files = _named_in(Path(meta_info), gt_root) if meta_info else list_images(gt_root, "dataroot_gt")
-    _by_stem(gt_files, "dataroot_gt")
-    lq_files = _by_stem(list_images(lq_root, "dataroot_lq"), "dataroot_lq")
+    by_stem(gt_files, "dataroot_gt")
+    lq_files = by_stem(list_images(lq_root, "dataroot_lq"), "dataroot_lq")
     try:
         wanted = [template.format(gt_file.stem) for gt_file in gt_files]
     except (ValueError, LookupError, AttributeError):
@@ -226,10 +226,15 @@ def _folder_pairs(gt_root: Path, lq_root: Path, template: str, meta_info: str | 
     ]
 
 
-def _by_stem(files: Sequence[Path], option: str) -> dict[str, Path]:
+def by_stem(files: Sequence[Path], option: str, suffix: str = "") -> dict[str, Path]:
+    """The files by their names without extension, and without a suffix.
+
+    Raises:
+        UserError: two have the same name; the message names `option`.
+    """
     found: dict[str, Path] = {}
     for file in files:
-        if (twin := found.setdefault(file.stem, file)) != file:
+        if (twin := found.setdefault(file.stem.removesuffix(suffix), file)) != file:
             raise UserError(f"{option}: {twin} and {file} have the same name without extension; rename one of them")
     return found
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dlgsanet.data.images import UnreadableImageError, list_images, opened, png_bytes, read_image
+from dlgsanet.data.pairs import by_stem
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.errors import UserError
 from dlgsanet.files import check_can_write, folder_written_aside, printable, write_whole
@@ -58,6 +59,7 @@ def write_lmdb(folder: Path, target: Path, suffix: str = "", workers: int | None
     paths = list_images(folder, "ROOT")
     if unfit := [printable(p.name) for p in paths if "." in p.stem or not p.name.isascii() or not _is_a_line(p.name)]:
         raise UserError(f"LMDB keys are ASCII names of one line without dots; rename {in_one_line(unfit)}")
+    by_stem(paths, "ROOT", suffix)
     with folder_written_aside(target) as aside:
         lines = _fill(aside, paths, suffix, target.name, workers)
         write_whole(aside / "meta_info.txt", "".join(lines).encode())

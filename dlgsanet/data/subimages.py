@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dlgsanet.data.images import UnreadableImageError, list_images, png_bytes, read_image
 from dlgsanet.data.layout import check_recipe, hr_folder, lr_path, write_recipe
+from dlgsanet.data.pairs import by_stem
 from dlgsanet.data.parallel import for_each
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
@@ -52,6 +53,7 @@ def cut(root: Path, scales: Sequence[int], recipe: Recipe, workers: int | None =
         if value < 1 or value % lcm(*scales):
             raise UserError(f"{name}: must be a multiple of every scale, of {lcm(*scales)}, not {value}")
     originals = list_images(hr_folder(root), "ROOT")
+    by_stem(originals, "ROOT")
     for folder in sub_folders(root, scales).values():
         # The scales are part of it: the last pieces of HR end where the images of all scales do.
         how = f"{recipe}, in images cropped to multiples of {lcm(*scales)}"

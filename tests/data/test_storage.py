@@ -275,3 +275,11 @@ def test_a_damaged_recipe_of_sub_images_is_named(root):
     (root / "HR_sub/.recipe").write_bytes(b"\xff")
     with pytest.raises(UserError, match="HR_sub was made by"):
         data("subimages", root, "--size", 96, "--step", 48, "--scales", 4)
+
+
+@pytest.mark.parametrize("command", ["lmdb", "subimages"])
+def test_originals_of_the_same_name_are_refused(root, command):
+    """One would take the place of the other."""
+    write_whole(root / "HR/coffee.jpg", (root / "HR/coffee.png").read_bytes())
+    with pytest.raises(UserError, match=r"coffee.jpg and .*coffee.png have the same name"):
+        data(command, root, "--scales", 4)
