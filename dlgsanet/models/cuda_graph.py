@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from dlgsanet.errors import UserError, brief, first_failure
@@ -39,7 +39,7 @@ def faults_of_cuda_graph(train: Mapping[str, Any]) -> Iterator[str]:
         yield f"train.cuda_graph: compile: {train['compile']} makes CUDA graphs itself; choose compile: true or false"
 
 
-def captures(options: Mapping[str, Any], train: Mapping[str, Any], parts: Iterable[nn.Module]) -> bool:
+def captures(options: Mapping[str, Any], train: Mapping[str, Any], parts: Iterable[object]) -> bool:
     """Whether iterations are captured.
 
     A graph repeats what Python decided in the captured iteration, for example by a random number. So `auto` captures
@@ -48,7 +48,7 @@ def captures(options: Mapping[str, Any], train: Mapping[str, Any], parts: Iterab
     Args:
         options: of the run, on an NVIDIA GPU or not.
         train: its complete `train` section.
-        parts: the network and the losses.
+        parts: the model, the network and the losses.
     """
     if train["cuda_graph"] != "auto":
         return train["cuda_graph"]

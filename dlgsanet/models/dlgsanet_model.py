@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from basicsr.models.sr_model import SRModel
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dlgsanet.archs.parts import copy_of
 from dlgsanet.distributed import average_gradients, from_first, mean_over_ranks
 from dlgsanet.errors import faults_of, within
 from dlgsanet.models.cuda_graph import CudaGraphs, Values, captures
@@ -36,7 +37,7 @@ class DLGSANetModel(SRModel):
     """SRModel that loads any published checkpoint, with mixed precision, clipping, and skipped non-finite steps.
 
     docs/options.md lists the options of `train` that only this model reads. Weights and optimizer are in float32 in
-    every `precision`. A skipped step changes neither weights nor averages.
+    every `precision`. A skipped step changes neither weights nor averages, nor the statistics of batch normalisation.
     """
 
     net_g: Any
@@ -72,10 +73,16 @@ class DLGSANetModel(SRModel):
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = None) -> None:
         # SRModel fills in "params" where the option file is silent; the file's averaged weights are the better ones.
-        key = self.opt["path"].get("param_key_g")
+        key = "params" if self._is_resumed_by_basicsr() else self.opt["path"].get("param_key_g")
         with within("path.pretrain_network_g"):
             warn_of_other_options(load_path, key, self.opt["network_g"])
             load_weights(self.get_bare_model(net), load_path, key, strict)
+
+    def _is_resumed_by_basicsr(self) -> bool:
+        """Whether BasicSR's own training resumes: it names a checkpoint's weights in place of those to start from."""
+        path = self.opt["path"]
+        weights = path.get("pretrain_network_g")
+        return bool(path.get("resume_state") and weights) and str(Path(weights).parent) == path.get("models")
 
     def init_training_settings(self) -> None:
         train = self.train_options
@@ -106,7 +113,7 @@ class DLGSANetModel(SRModel):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.setup_optimizers()
         self.setup_schedulers()
-        if captures(self.opt, train, [self.net_g, *self.losses.values()]):
+        if captures(self.opt, train, [self, self.net_g, *self.losses.values()]):
             required = train["cuda_graph"] is True
             self._graphed = CudaGraphs(self.optimizer_g, self._gradients, self._update, required)
         elif self.opt["dist"]:
@@ -120,8 +127,10 @@ class DLGSANetModel(SRModel):
     def _copy_for_averages(self) -> nn.Module:
         bare = self.get_bare_model(self.net_g)
         compiled, bare._compiled_call_impl = bare._compiled_call_impl, None  # validation meets images of many sizes
-        copy = deepcopy(bare).eval().requires_grad_(False)
+        copy = copy_of(bare).eval().requires_grad_(False)
         bare._compiled_call_impl = compiled
+        if self._is_resumed_by_basicsr():
+            load_weights(copy, self.opt["path"]["pretrain_network_g"])
         return copy
 
     def compute_weights(self, samples: Iterable[dict[str, Any]]) -> None:
@@ -149,6 +158,8 @@ class DLGSANetModel(SRModel):
 
     def setup_optimizers(self) -> None:
         self.parameters = [p for p in self.net_g.parameters() if p.requires_grad]
+        norms = [module for module in self.net_g.modules() if hasattr(module, "track_running_stats")]
+        self.statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         with faults_of("train.optim_g"):
             self.optimizer_g = build_optimizer(self.opt["train"]["optim_g"], self.get_bare_model(self.net_g))
         self.optimizers.append(self.optimizer_g)
@@ -175,6 +186,7 @@ class DLGSANetModel(SRModel):
         Raises:
             DivergedError: this was one bad step too many in a row.
         """
+        before = [statistic.clone() for statistic in self.statistics]
         names, tensor = (
             self._graphed.gradients(self.lq, self.gt) if self._graphed else self._gradients(self.lq, self.gt)
         )
@@ -187,6 +199,9 @@ class DLGSANetModel(SRModel):
         if finite:
             update = self._graphed.update if self._graphed else self._update
             update(1 - self._decay_of_averages(current_iter))
+        else:
+            for statistic, value in zip(self.statistics, before, strict=True):
+                statistic.copy_(value)
         if self.scaler.is_enabled():
             self.scaler.update()
         self._count(finite, values)

@@ -234,7 +234,7 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
             tried = partial(_loss, f"train.{name}", of_features=name == "perceptual_opt")
             yield from (_narrowed(fault, train[name], tried) for fault in tried(train[name]))
     for option in TRAIN.options:
-        if option.only and option.name in train and options["model_type"] != option.only:
+        if option.only and option.name in train and not _is_a(options["model_type"], option.only):
             yield f"train.{option.name}: {options['model_type']} would ignore it; set model_type: {OURS}"
     if train.get("cuda_graph") is True:
         from dlgsanet.models.cuda_graph import faults_of_cuda_graph
@@ -255,6 +255,12 @@ def _training(options: dict[str, Any]) -> Iterator[str]:
     yield from _optimization(options)
 
 
+def _is_a(model_type: str, base: str) -> bool:
+    """Whether a registered model is `base`, or a class that is derived from it."""
+    model, parent = (registry("MODEL")[name] for name in (model_type, base))
+    return isinstance(model, type) and isinstance(parent, type) and issubclass(model, parent)
+
+
 def _optimization(options: dict[str, Any]) -> Iterator[str]:
     """Faults of optimizer and schedule."""
     train = options["train"]
@@ -265,7 +271,7 @@ def _optimization(options: dict[str, Any]) -> Iterator[str]:
     unknown_to_it = [name for name, types in _OF_BASICSR.items() if of_basicsr and train[name]["type"] not in types]
     for section in unknown_to_it:
         yield f"train.{section}: {options['model_type']} has no {train[section]['type']}; set model_type: {OURS}"
-    if (of_basicsr and not unknown_to_it) or options["model_type"] == OURS:
+    if (of_basicsr and not unknown_to_it) or _is_a(options["model_type"], OURS):
         from dlgsanet.models.optimization import optimization_faults
 
         def faults(name: str, section: dict[str, Any]) -> list[str]:

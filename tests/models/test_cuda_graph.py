@@ -258,11 +258,19 @@ def test_auto_captures_what_it_knows(change, captured):
     one_gpu = {"num_gpu": 1, "dist": False}
     given = TRAIN.completed({"optim_g": OPTIMIZERS["Muon"], "scheduler": {"type": "WSD"}, "total_iter": 99} | change)
     trained = built(graph=False)
-    ours = [trained.net_g, *trained.losses.values()]
+    ours = [trained, trained.net_g, *trained.losses.values()]
     assert cuda_graph.captures(one_gpu, given, ours) is captured
     assert not cuda_graph.captures(one_gpu, given, [*ours, torch.nn.Identity()])  # another's may do anything
     assert cuda_graph.captures(one_gpu | {"dist": True}, given, ours) is captured
     assert not cuda_graph.captures(one_gpu | {"num_gpu": 0}, given, ours)
+
+
+def test_auto_must_know_the_model_too(monkeypatch):
+    """One of the user's own may compute its losses from tensors that a graph does not know."""
+    asked = []
+    monkeypatch.setattr("dlgsanet.models.dlgsanet_model.captures", lambda options, train, parts: asked.extend(parts))
+    trained = built(graph="auto")
+    assert any(part is trained for part in asked)
 
 
 def test_gradients_laid_out_in_other_ways(monkeypatch):
