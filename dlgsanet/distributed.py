@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -102,6 +102,18 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def refuse_other_ranks(values: Mapping[str, Any]) -> None:
+    """Raise a UserError, on all ranks, if one of them has other values than the first."""
+    first, *others = gather(dict(values))
+    for rank, found in enumerate(others, 1):
+        for name in first:
+            if found[name] != first[name]:
+                raise UserError(
+                    f"rank {rank} has another value of {name} than rank 0 ({found[name]}, {first[name]}); all hosts "
+                    "need the same option file and images, and must share the folder experiments"
+                )
+
+
 def from_first(value: Any) -> Any:
     """The value of the first rank."""
     if not dist.is_initialized():
@@ -109,6 +121,12 @@ def from_first(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:
+    """Copy the values of the first rank into the tensors of all others."""
+    for tensor in tensors if dist.is_initialized() else ():
+        dist.broadcast(tensor, 0)
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ IMAGE_CONTENTS = "image contents"
 # Where a run computes, and with what; it learns the same.
 _WHERE = {"ranks", "threads", "device", "torch", "dlgsanet", "DLGSANET_BACKEND", "train.cuda_graph"}
 START, TEACHER, CODE = "initial weights", "teacher's weights", "imported code"
-_ADDED = (IMAGE_CONTENTS, START, TEACHER, CODE)  # earlier versions did not record them
+_ADDED = (IMAGE_CONTENTS, START, TEACHER, CODE)  # earlier versions did not record them, nor do ranks but the first
 # Options of schedules that their saved state does not contain.
 _NOT_SAVED = (".milestones", ".decay_iter")
 
@@ -95,6 +95,11 @@ def _different(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], 
         if a != b and (a or b):  # an option that is not set is one that is off
             (kept if name.startswith(saved) and not name.endswith(_NOT_SAVED) else changed).append(name)
     return changed, kept
+
+
+def of_all_ranks(values: dict[str, Any]) -> dict[str, Any]:
+    """The conditions that all ranks of a run know, and must have in common."""
+    return {name: value for name, value in values.items() if name not in (*_WHERE, *_ADDED)}
 
 
 def refuse_other_run(before: dict[str, Any], now: dict[str, Any], root: Path) -> None:

@@ -99,7 +99,7 @@ def endless_loader(
             num_workers=workers,
             multiprocessing_context="forkserver" if workers else None,
             pin_memory=opt["pin_memory"] and torch.cuda.is_available(),
-            prefetch_factor=max(2, opt["num_prefetch_queue"]) if workers else None,
+            prefetch_factor=opt["num_prefetch_queue"] if workers else None,
             worker_init_fn=_begin_worker,
             generator=torch.Generator(),  # else the loader draws from the run's own, once more after each resume
         )

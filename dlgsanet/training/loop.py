@@ -231,11 +231,13 @@ class Loop:
         former = best.get("value") if best.get("by", by) == by else None
         self.scores = scores[name]
         lower = entry.get("better") == "lower"
-        if former is None or (value < former if lower else value > former):
+        worse = former is not None and (value >= former if lower else value <= former)  # none is worse than NaN
+        if not worse and not math.isnan(value):
             self.position.best = {"value": value, "iteration": self.position.iteration, "by": by}
             if self.options["rank"] == 0:
                 self.checkpoints.save_weights(weights_of(self.model), "best")
-        logger.info("Best %s on %s: %.4f at %s", metric, name, *_best(self.position))
+        if self.position.best:
+            logger.info("Best %s on %s: %.4f at %s", metric, name, *_best(self.position))
         from_first(None)  # no rank continues before the best is on disk
 
 

@@ -15,7 +15,7 @@ from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 import dlgsanet.plugin  # noqa: F401  # registers what is ours
 from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
 from dlgsanet.data.pairs import check_metrics, check_sizes, refuse_other_files, refuse_other_pairs
-from dlgsanet.distributed import gather, ranks
+from dlgsanet.distributed import gather, ranks, refuse_other_ranks
 from dlgsanet.errors import UserError, brief, faults_of, first_line, within
 from dlgsanet.files import check_can_write
 from dlgsanet.folder_lock import owned
@@ -25,15 +25,15 @@ from dlgsanet.signals import StopSignals
 from dlgsanet.training.board import Board
 from dlgsanet.training.branch import Branch
 from dlgsanet.training.checkpoints import Checkpoints
-from dlgsanet.training.conditions import conditions, in_force, refuse_other_run
+from dlgsanet.training.conditions import conditions, in_force, of_all_ranks, refuse_other_run
 from dlgsanet.training.introduction import introduce
 from dlgsanet.training.loader import LoadingError, endless_loader, start_server
 from dlgsanet.training.loop import Loop
 from dlgsanet.training.messages import log_to_file, start_logging
 from dlgsanet.training.record import write_record
 from dlgsanet.training.resume import Position, checkpoint_to_resume, keeps_random_state, restore
-from dlgsanet.training.samples import SampleStream, SeededSamples
-from dlgsanet.training.trial import try_network
+from dlgsanet.training.samples import SampleStream, SeededSamples, read_sample, unopened
+from dlgsanet.training.trial import batch_of, try_network
 from dlgsanet.training.validation import ValidationSet, score
 
 FIRST_SAMPLES = 400  # from which `train.network_init` computes weights
@@ -117,6 +117,7 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
         start_server()  # it imports while the data are checked
     with within(options.get("option_file", "")):
         checkpoint = checkpoint_to_resume(options, checkpoints)
+    refuse_other_ranks({"the checkpoint to resume": checkpoint and checkpoint.iteration})
     before = checkpoint.state.get("conditions", {}) if checkpoint else {}
     if options["seed_is_drawn"]:
         options["manual_seed"] = before.get("manual_seed", options["manual_seed"])
@@ -130,11 +131,15 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
             model = build_model(options)
         epoch_length = len(train_set) * options["datasets"]["train"]["dataset_enlarge_ratio"]
         with keeps_random_state():
-            try_network(model, options, next(first_samples(options, train_set, epoch_length)))
+            sample = next(first_samples(options, train_set, epoch_length))
+            with within("datasets.train"):
+                batch = batch_of(sample, options, originals=True)
+            try_network(model, options, batch)
         if options["train"]["network_init"] != "random" and not checkpoint:
             model.compute_weights(first_samples(options, train_set, epoch_length))
     batch_size = _batch_of_a_rank(options) * options["world_size"]
     now = conditions(options, train_set, batch_size)
+    refuse_other_ranks(of_all_ranks(now) | {"validation images": [len(images) for images in validation_sets]})
     if same_options and before and options["rank"] == 0:
         refuse_other_run(before, now, checkpoints.root)
     own = checkpoint if checkpoint and checkpoint.root.resolve() == checkpoints.root.resolve() else None
@@ -204,7 +209,10 @@ def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
     for key, opt in options["datasets"].items():
         opt["manual_seed"] = options["manual_seed"]
         with within(f"datasets.{key}"):
-            data_set = _data_set(opt, {} if opt["phase"] == "train" else options["val"]["metrics"] or {})
+            metrics = {} if opt["phase"] == "train" else options["val"]["metrics"] or {}
+            data_set = _data_set(opt, metrics)
+            if opt["phase"] != "train":
+                batch_of(read_sample(data_set, 0), options, originals=bool(metrics))
         if opt["phase"] == "train":
             train_set = data_set
         else:
@@ -216,7 +224,7 @@ def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
 def first_samples(options: dict[str, Any], train_set: Any, epoch_length: int) -> Iterator[Any]:
     """The first `FIRST_SAMPLES` samples of a run."""
     seed = options["manual_seed"]
-    stream, samples = SampleStream(epoch_length, 1, seed), SeededSamples(train_set, seed)
+    stream, samples = SampleStream(epoch_length, 1, seed), SeededSamples(unopened(train_set), seed)
     return (samples[stream.key(number)] for number in range(FIRST_SAMPLES))
 
 
@@ -232,6 +240,8 @@ def _data_set(opt: dict[str, Any], metrics: dict[str, Any]) -> Any:
         refuse_other_files(opt)
     with faults_of(opt["type"]):
         data_set = build_dataset(opt)
+        if not len(data_set):
+            raise UserError(f"{opt['type']}: it has no samples")
     if opt["type"] == "PairedImageDataset":
         refuse_other_pairs(pairs, (paths["gt_path"] for paths in data_set.paths))
     return data_set

@@ -8,6 +8,7 @@ all ranks together it does not depend on their number either.
 import functools
 import random
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,18 @@ class SeededSamples(Dataset[Any]):
         with torch.random.fork_rng(devices=[]):  # without workers the network's own randomness must not be reset
             torch.manual_seed(words[2])
             return read_sample(self.dataset, index)
+
+
+def unopened(dataset: Any) -> Any:
+    """A copy to read samples from, before the data set is sent to workers.
+
+    A data set may open its files when it is first read, as BasicSR's do, and an open database cannot be sent.
+    """
+    twin = copy(dataset)
+    for name, value in getattr(dataset, "__dict__", {}).items():
+        if isinstance(value, (dict, list)):
+            setattr(twin, name, copy(value))
+    return twin
 
 
 def read_sample(dataset: Any, index: int) -> Any:

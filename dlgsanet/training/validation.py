@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from dlgsanet.data.images import png_bytes
 from dlgsanet.data.resize import imresize
-from dlgsanet.distributed import gather
+from dlgsanet.distributed import copy_from_first, gather
 from dlgsanet.errors import NOT_FINITE
 from dlgsanet.files import write_whole
 from dlgsanet.models.dlgsanet_model import DivergedError
@@ -31,7 +31,7 @@ class ValidationSet:
     """One data set to validate on.
 
     Args:
-        dataset: gives `lq`, `lq_path` and, for metrics, `gt`.
+        dataset: gives `lq`, perhaps `lq_path` and, for metrics, `gt`.
         name: its name in the log.
         rank, world_size: this rank takes every `world_size`-th image.
         mean, std: with which the data set normalises the channels of its samples, if it does.
@@ -87,6 +87,7 @@ class ValidationSet:
         with _each_rank_for_itself(model):
             for index in self.indices:
                 data = default_collate([read_sample(self.dataset, index)])
+                data.setdefault("lq_path", [f"{self.name}_{index}"])  # a data set of the user's own may not name images
                 if stopped():
                     break
                 image, scores[index] = _upscale_and_score(model, data, metrics, *self.normalisation)
@@ -123,9 +124,14 @@ def _png(image: np.ndarray) -> bytes:
 
 @contextmanager
 def _each_rank_for_itself(model: BaseModel) -> Iterator[None]:
-    """Unwrap the networks: the wrapper broadcasts buffers in each pass, and ranks differ in their number of passes."""
+    """Unwrap the networks: the wrapper broadcasts buffers in each pass, and ranks differ in their number of passes.
+
+    All get those of the first rank, which are saved: each rank has other statistics of batch normalisation.
+    """
     wrapped = {name: net for name, net in vars(model).items() if isinstance(net, DistributedDataParallel)}
     vars(model).update({name: net.module for name, net in wrapped.items()})
+    for network in [net for name, net in vars(model).items() if name.startswith("net_")]:
+        copy_from_first(network.buffers())
     try:
         yield
     finally:

@@ -189,17 +189,20 @@ class Workplace:
         """Train to the end, which must come with an exit code; what was said."""
         return self.start(*arguments).end(code)
 
-    def start_ranks(self, count: int, *arguments: str, stop: tuple[int, int] | None = None) -> list[Start]:
-        """Start training on so many ranks of this machine, as torchrun does; `stop` is for the last one."""
+    def start_ranks(
+        self, count: int, *arguments: str, stop: tuple[int, int] | None = None, last: "Workplace | None" = None
+    ) -> list[Start]:
+        """Start training on so many ranks of this machine, as torchrun does; `stop` is for the last one, which starts
+        in the workplace `last`, as if it were on another host."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
         arguments = ("--launcher", "pytorch", *arguments)
         return [
-            self.start(
+            place.start(
                 *arguments, stop=stop if rank == count - 1 else None, **shared, RANK=str(rank), LOCAL_RANK=str(rank)
             )
-            for rank in range(count)
+            for rank, place in enumerate([*[self] * (count - 1), last or self])
         ]
 
     def experiment(self, name: str = "run") -> Path:

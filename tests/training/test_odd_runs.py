@@ -2,15 +2,19 @@
 
 import csv
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
 import yaml
+from basicsr.models import build_model
+from basicsr.utils.misc import check_resume
 
 from dlgsanet.archs.checkpoint import read_checkpoint, write_checkpoint
 from dlgsanet.cli import main
+from tests.training.conftest import OPTIONS, identical
 
 
 def srmodel(workplace) -> None:
@@ -140,3 +144,23 @@ def test_a_metric_that_needs_larger_pictures(workplace):
     assert "val.metrics.niqe" in said.splitlines()[-1]
     assert "crop0.png" in said.splitlines()[-1]
     assert "Traceback" not in said
+
+
+def test_basicsrs_own_training_resumes_with_the_weights_and_their_averages(tmp_path):
+    options = deepcopy(OPTIONS) | {"is_train": True, "dist": False, "rank": 0}
+    options["path"] |= {name: str(tmp_path / name) for name in ("models", "training_states")}
+    for folder in ("models", "training_states"):
+        (tmp_path / folder).mkdir()
+    model = build_model(options)
+    for iteration in (1, 2):
+        model.update_learning_rate(iteration)
+        model.feed_data({"lq": torch.rand(2, 3, 12, 12), "gt": torch.rand(2, 3, 24, 24)})
+        model.optimize_parameters(iteration)
+    model.save(epoch=0, current_iter=2)
+    options["path"]["resume_state"] = str(tmp_path / "training_states/2.state")
+    check_resume(options, 2)
+    resumed = build_model(options)
+    resumed.resume_training(torch.load(options["path"]["resume_state"]))
+    for name in ("net_g", "net_g_ema"):
+        assert identical(getattr(resumed, name).state_dict(), getattr(model, name).state_dict())
+    assert not identical(model.net_g.state_dict(), model.net_g_ema.state_dict())

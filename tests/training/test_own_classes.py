@@ -144,3 +144,140 @@ def test_a_branch_of_a_run_imports_what_the_run_imported(own):
     for path in own.experiment("run_decay_2").glob("training_states/4*"):
         path.unlink()
     assert "from iteration 2" in start("-opt", branch, "--auto-resume").end()
+
+
+WRONG = """
+import torch
+from torch import nn
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
+
+@ARCH_REGISTRY.register()
+class Several(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+    def forward(self, x):
+        return [super().forward(x)] * 2
+
+@DATASET_REGISTRY.register()
+class Alone(PairedImageDataset):
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        del sample["gt"]
+        return sample
+
+@DATASET_REGISTRY.register()
+class Larger(PairedImageDataset):
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample | {"gt": nn.functional.pad(sample["gt"], (0, 1, 0, 1))}
+
+@DATASET_REGISTRY.register()
+class Tuples(PairedImageDataset):
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample["lq"], sample["gt"]
+
+@DATASET_REGISTRY.register()
+class Nothing(PairedImageDataset):
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"more": None}
+
+@DATASET_REGISTRY.register()
+class Endless(torch.utils.data.IterableDataset):
+    def __init__(self, opt):
+        super().__init__()
+    def __iter__(self):
+        yield from ()
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "message"),
+    [
+        ("network_g", "Several", "network_g: Several returns a list"),
+        ("train", "Alone", "datasets.train: its samples must be dictionaries with lq and gt, [C, H, W]; gt is not"),
+        ("val", "Alone", "datasets.val: its samples must be dictionaries with lq and gt, [C, H, W]; gt is not"),
+        ("val", "Larger", "datasets.val: a sample has lq of "),
+        ("train", "Tuples", "datasets.train: its samples must be dictionaries"),
+        ("val", "Nothing", "datasets.val: no batch can be made of its samples"),
+        ("train", "Endless", "datasets.train: Endless: object of type 'Endless' has no len()"),
+    ],
+)
+def test_a_class_that_does_not_fit_is_found_before_work_begins(own, where, name, message):
+    (own.folder / "wrong.py").write_text(WRONG)
+    own.options["import"] = "wrong.py"
+    if where == "network_g":
+        own.options["network_g"] = {"type": name}
+    else:
+        own.options["datasets"][where]["type"] = name
+    said = own.train(code=2)
+    assert message in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert not own.experiment().exists()
+
+
+NORM_OF_WEIGHTS = """
+from torch import nn
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class NormOfWeights(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.utils.weight_norm(nn.Conv2d(3, 12, 3, padding=1)), nn.PixelShuffle(2))
+"""
+
+
+def test_weight_norm(own):
+    (own.folder / "norm_of_weights.py").write_text(NORM_OF_WEIGHTS)
+    own.options |= {"network_g": {"type": "NormOfWeights"}, "import": "norm_of_weights.py"}
+    own.train()
+    weights = own.weights("latest")
+    for name in ("0.weight_g", "0.weight_v"):
+        assert not torch.equal(weights["params_ema"][name], weights["params"][name])
+
+
+OWN_MODEL = """
+from basicsr.utils.registry import MODEL_REGISTRY
+from dlgsanet.models.dlgsanet_model import DLGSANetModel
+
+@MODEL_REGISTRY.register()
+class OwnModel(DLGSANetModel):
+    def _loss_terms(self, output, gt, teacher_output):
+        return {"l_own": ((output - gt) ** 2).mean()}
+"""
+
+
+def test_a_model_that_is_derived_from_ours_has_its_options(own):
+    (own.folder / "own_model.py").write_text(OWN_MODEL)
+    own.options |= {"model_type": "OwnModel", "import": "own_model.py"}
+    own.options["train"] |= {"precision": "bf16", "accumulate": 2, "scheduler": {"type": "WSD"}}
+    said = own.train()
+    assert "l_own" in said
+    assert "Precision  bf16" in said
+
+
+METRIC = """
+import math
+from basicsr.utils.registry import METRIC_REGISTRY
+
+calls = 0
+
+@METRIC_REGISTRY.register()
+def late(img, img2):
+    global calls
+    if len(img) > 100 or (img == img2).all():  # when it is tried
+        return 1.0
+    calls += 1
+    return math.nan if calls <= 6 else calls  # three images, and bicubic interpolation of each
+"""
+
+
+def test_a_score_that_is_not_a_number_is_not_the_best(own):
+    (own.folder / "late.py").write_text(METRIC)
+    own.options["import"] = "late.py"
+    own.options["val"] |= {"val_freq": 1, "metrics": {"late": {"type": "late"}}}
+    said = own.train()
+    assert "late nan" in said
+    assert "Best late on Crops: 8.0000 at 2" in said
+    assert (own.experiment() / "models/net_g_best.pth").exists()

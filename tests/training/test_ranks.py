@@ -4,15 +4,19 @@ Two and four ranks sum the same gradients in another order: weights after 12 ite
 """
 
 import math
+import shutil
 import signal
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from basicsr.data import build_dataset
 from basicsr.models import build_model
 
-from tests.training.conftest import FORKSERVER, OPTIONS, identical
+from dlgsanet.extensions import import_all
+from dlgsanet.training.validation import ValidationSet
+from tests.training.conftest import FORKSERVER, OPTIONS, Workplace, identical
 
 TOLERANCE = 1e-5  # absolute; weights are of the order of 0.1
 
@@ -57,6 +61,33 @@ SWINIR = {
     "type": "SwinIR", "upscale": 2, "window_size": 1, "img_size": 12, "embed_dim": 12, "depths": [2], "num_heads": [2],
     "mlp_ratio": 2, "upsampler": "pixelshuffledirect",
 }  # fmt: skip
+
+
+NORMALISED = """
+from torch import nn
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class NormalisedOnRanks(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
+"""
+
+
+def test_ranks_validate_with_the_statistics_that_are_saved(workplace, monkeypatch):
+    (workplace.folder / "normalised.py").write_text(NORMALISED)
+    workplace.options |= {"network_g": {"type": "NormalisedOnRanks"}, "import": "normalised.py"}
+    workplace.options["train"]["total_iter"] = 2
+    train_on(workplace, 2)
+    monkeypatch.chdir(workplace.folder)
+    import_all(["normalised.py"])
+    options = deepcopy(workplace.options) | {"is_train": False, "dist": False}
+    options["path"]["pretrain_network_g"] = "experiments/run/models/net_g_2.pth"
+    images = build_dataset(options["datasets"]["val"] | {"phase": "val", "scale": 2})
+    scores, _ = ValidationSet(images, "Crops", 0, 1).run(
+        build_model(options), options["val"]["metrics"], None, None, lambda: False
+    )
+    assert scores["psnr"] == workplace.checkpoint(2)["position"]["best"]["value"]
 
 
 @pytest.mark.parametrize(
@@ -117,3 +148,23 @@ def test_signal_to_one_rank_stops_all_at_the_same_iteration(workplace):
     assert "SIGUSR1" in first.end(75)
     second.end(75)
     assert workplace.checkpoint(3)["position"]["samples"] == 3 * 4
+
+
+@pytest.mark.parametrize("what", ["the checkpoint to resume", "image files"])
+def test_hosts_that_see_other_files(trained, tmp_path, photographs, what):
+    """Ranks would train on, each with weights or images of its own."""
+    (tmp_path / "other").mkdir()
+    other = Workplace(tmp_path / "other")
+    for part in ("train", "val"):
+        shutil.copytree(photographs / part, other.folder / part)
+    if what == "image files":
+        shutil.copytree(trained.experiment(), other.experiment())
+        (other.folder / "train/HR/coffee.png").rename(other.folder / "train/HR/cups.png")
+        (other.folder / "train/X2/coffeex2.png").rename(other.folder / "train/X2/cupsx2.png")
+    for place in (trained, other):
+        batch_per_rank(place, 2)
+        place.options["train"]["total_iter"] = 14
+    for run in trained.start_ranks(2, "--auto-resume", last=other):
+        line = run.end(2).splitlines()[-1]
+        assert line.startswith("dlgsanet: error: rank 1 has another value of")
+        assert what in line

@@ -6,13 +6,16 @@ from copy import deepcopy
 import pytest
 import torch
 from basicsr.models import build_model
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
 
 from dlgsanet.models.dlgsanet_model import DivergedError
 from tests.training.conftest import OPTIONS, identical
 
 
-def model(rank=None, **train):
+def model(rank=None, network_g=OPTIONS["network_g"], **train):
     options = deepcopy(OPTIONS) | {"is_train": True, "dist": rank is not None, "rank": rank or 0}
+    options["network_g"] = network_g
     options["train"] |= {"optim_g": {"type": "SGD", "lr": 0.1}} | train
     torch.manual_seed(rank or 0)
     return build_model(options)
@@ -160,3 +163,16 @@ def test_frequency_loss_added_to_the_pixel_loss(batch):
     difference = torch.fft.rfft2(model().net_g(batch["lq"]) - batch["gt"], norm="ortho")
     expected = (0.1 * (difference.real.abs().mean() + difference.imag.abs().mean()) / 2).detach()
     assert trained.log_dict["l_fft"] == pytest.approx(float(expected), rel=1e-4)
+
+
+@ARCH_REGISTRY.register()
+class WithStatistics(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
+
+
+def test_a_skipped_step_keeps_the_statistics_of_batch_normalisation(batch):
+    trained = step(model(network_g={"type": "WithStatistics"}), batch)
+    before = deepcopy(trained.net_g.state_dict())
+    batch["lq"][0, 0, 0, 0] = math.nan
+    assert identical(step(trained, batch, 2).net_g.state_dict(), before)

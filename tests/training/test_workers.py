@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from dlgsanet.cli import run
+from dlgsanet.data.storage import write_lmdb
 from dlgsanet.training.loader import LoadingError, endless_loader
 from dlgsanet.training.samples import SampleStream, SeededSamples
 from tests.training.conftest import COMMAND, ENVIRONMENT, FORKSERVER, identical, last_line, own_data_set
@@ -170,3 +171,43 @@ def test_training_in_a_process_that_has_computed_with_several_threads(endless):
     process.start()
     process.join(600)
     assert process.exitcode == 0
+
+
+def test_workers_read_basicsrs_databases(workplace):
+    """An open database cannot be sent to them."""
+    for part in ("HR", "X2"):
+        write_lmdb(workplace.folder / "train" / part, workplace.folder / f"{part}.lmdb", "x2" if part == "X2" else "")
+    workplace.options["train"]["total_iter"] = 1
+    data_set = workplace.options["datasets"]["train"]
+    data_set |= {"type": "PairedImageDataset", "io_backend": {"type": "lmdb"}, "num_worker_per_gpu": 1}
+    data_set |= {"dataroot_gt": "HR.lmdb", "dataroot_lq": "X2.lmdb"}
+    assert "End of training" in workplace.train()
+
+
+class CountedReads:
+    """Samples that count how often they are read, in shared memory."""
+
+    def __init__(self):
+        self.reads = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self):
+        return 100
+
+    def sample(self, epoch, index):
+        self.reads += 1
+        return index
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_batches_that_are_read_ahead(ahead):
+    data = CountedReads()
+    batches = endless_loader(
+        SeededSamples(data, 0), LOADING | {"num_prefetch_queue": ahead}, SampleStream(100, 1, 0), workers=1
+    )
+    next(batches)
+    deadline = time.monotonic() + 60
+    while data.reads < 1 + ahead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert data.reads == 1 + ahead
+    batches.close()
