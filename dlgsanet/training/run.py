@@ -17,7 +17,7 @@ from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
 from dlgsanet.data.pairs import check_metrics, check_sizes, refuse_other_files, refuse_other_pairs
 from dlgsanet.distributed import gather, ranks, refuse_other_ranks
 from dlgsanet.errors import UserError, brief, faults_of, first_line, within
-from dlgsanet.files import check_can_write
+from dlgsanet.files import check_can_write, printable
 from dlgsanet.folder_lock import owned
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.models.build import build_model
@@ -244,6 +244,9 @@ def _data_set(opt: dict[str, Any], metrics: dict[str, Any]) -> Any:
             raise UserError(f"{opt['type']}: it has no samples")
     if opt["type"] == "PairedImageDataset":
         refuse_other_pairs(pairs, (paths["gt_path"] for paths in data_set.paths))
+        # BasicSR lists a folder in its own order, which is another one on another disk.
+        place = {pair.name: number for number, pair in enumerate(pairs)}
+        data_set.paths.sort(key=lambda paths: place[printable(Path(paths["gt_path"]).stem)])
     return data_set
 
 

@@ -14,6 +14,8 @@ from basicsr.utils.misc import check_resume
 
 from dlgsanet.archs.checkpoint import read_checkpoint, write_checkpoint
 from dlgsanet.cli import main
+from dlgsanet.options.read import read_options
+from dlgsanet.training.run import data_sets
 from tests.training.conftest import OPTIONS, identical
 
 
@@ -136,6 +138,19 @@ def test_a_file_that_is_no_image_in_a_folder_of_images(workplace):
     assert "datasets.train" in said.splitlines()[-1]
     assert "Thumbs" in said.splitlines()[-1]
     assert "Traceback" not in said
+
+
+def test_the_order_of_images_does_not_depend_on_the_disk(workplace, monkeypatch):
+    from basicsr.data import data_util
+
+    listed = data_util.scandir
+    monkeypatch.setattr(data_util, "scandir", lambda *given, **more: sorted(listed(*given, **more), reverse=True))
+    srmodel(workplace)
+    (workplace.folder / "options.yml").write_text(yaml.safe_dump(workplace.options))
+    monkeypatch.chdir(workplace.folder)
+    images, _ = data_sets(read_options("options.yml", is_train=True))
+    names = [Path(paths["gt_path"]).stem for paths in images.paths]
+    assert names == sorted(names)
 
 
 def test_a_metric_that_needs_larger_pictures(workplace):
