@@ -64,15 +64,16 @@ def _most_telling(outcome: Outcome, dataset: str, pairs: list[Pair]) -> list[Pai
     for row in outcome.rows:
         if row.dataset == dataset:
             values.setdefault(row.image, []).append(row.scores["psnr"])
-    scored = [pair for pair in pairs if len(values.get(pair.name, [])) == len(outcome.entries)]
+    most = max(map(len, values.values()), default=1)  # a method that has failed has no scores
+    scored = [pair for pair in pairs if len(values.get(pair.name, [])) == most]
     chosen = sorted(scored, key=lambda p: min(values[p.name]) - max(values[p.name]))[:PICTURES_PER_SET]
     return sorted(chosen, key=lambda pair: pair.name)
 
 
 def outputs_of(outcome: Outcome, output: Path, dataset: str, pair: Pair) -> dict[str, np.ndarray]:
-    """Every method's picture, uint8 [H, W, 3]."""
-    paths = {e.name: picture_path(output, outcome.scale, e.name, dataset, pair.name) for e in outcome.entries}
-    return {name: read_image(path) for name, path in paths.items()}
+    """What every method that has scores of a picture made of it, uint8 [H, W, 3]."""
+    names = [row.method for row in outcome.rows if (row.dataset, row.image) == (dataset, pair.name)]
+    return {name: read_image(picture_path(output, outcome.scale, name, dataset, pair.name)) for name in names}
 
 
 def telling_crop(outputs: Mapping[str, np.ndarray], original: np.ndarray, scale: int) -> Crop:

@@ -129,6 +129,9 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "published": entry.size,
                 **outcome.costs.get(entry.name, {}),
                 "means": {row.dataset: row.scores for row in means(outcome.rows) if row.method == entry.name},
+                "of fewer pictures": {
+                    name: share.strip(" ()") for name in outcome.pairs if (share := _share(outcome, name, entry.name))
+                },
             }
             for entry in outcome.entries
         ],

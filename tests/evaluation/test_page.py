@@ -1,8 +1,11 @@
 """The results page in a real headless Chromium."""
 
+from unittest import mock
+
 import pytest
 
 from dlgsanet.cli import main
+from dlgsanet.errors import UserError
 from tests.chromium import open_browser
 from tests.evaluation.conftest import small_weights, write_set
 
@@ -150,3 +153,25 @@ def test_nothing_overflows(browser, width, scheme):
         for part in (".picture .slider", ".picture .details table")
     )
     assert (slider["right"] <= table["left"] and slider["top"] < table["bottom"]) == (width == 1440)
+
+
+def test_a_network_that_fails_leaves_the_pictures_of_the_others(browser, tmp_path):
+    """On all pictures, or on one of them: then its mean is of fewer pictures."""
+    write_set(tmp_path, "Photos")
+    for name in ("A", "none"):
+        small_weights(tmp_path / f"{name}.pth")
+    arguments = ["--data", str(tmp_path / "Photos"), "-o", str(tmp_path), "--runs", "0", "--batch", "1"]
+    assert main(["benchmark", str(tmp_path / "A.pth"), *arguments]) == 0
+    (tmp_path / "pictures/x2/A/Photos/coffee.png").write_bytes(b"not the picture that has the scores")
+    with mock.patch("dlgsanet.evaluation.benchmark._network", side_effect=UserError("broken")):
+        assert main(["benchmark", str(tmp_path / "A.pth"), str(tmp_path / "none.pth"), *arguments]) == 2
+    browser.get((tmp_path / "x2.html").as_uri())
+    assert browser.get_log("browser") == []
+    titles = [title.text for title in browser.find_elements("css selector", ".picture h3")]
+    assert titles == ["astronaut", "chelsea"]
+    assert "1 pictures are left out" in browser.find_element("css selector", "#about-pictures").text
+    number, _ = header(browser, "Photos PSNR")
+    cells = dict(zip(column(browser, 1), column(browser, number), strict=True))
+    assert "(" not in cells["bicubic"]
+    assert cells["A"].endswith(" (2 of 3)")
+    assert cells["none"] == "–"
