@@ -38,7 +38,9 @@ def _cell(data_set: Any, epoch: int, index: int) -> Image.Image:
     side = gt * max(1, round(SIDE / gt))
     cell = Image.new("RGB", (2 * side, side + LINES * LINE + 2), "white")
     for column, part in enumerate(("lq", "gt")):
-        pixels = (sample[part].permute(1, 2, 0).numpy().clip(0, 1) * 255).round().astype(np.uint8)
+        mean, std = data_set.normalisation or (0, 1)
+        levels = (sample[part].numpy() * std + mean).clip(0, 1) * 255
+        pixels = levels.round().astype(np.uint8).transpose(1, 2, 0)
         image = Image.fromarray(np.repeat(pixels, 3 // pixels.shape[2], axis=2))
         cell.paste(image.resize((side, side), Image.Resampling.NEAREST), (column * side, 0))
     what = data_set.degradation(epoch, index)[0] if isinstance(data_set, DegradedPairedImageDataset) else None

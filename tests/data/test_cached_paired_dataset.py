@@ -18,6 +18,7 @@ from dlgsanet.data import pixel_cache
 from dlgsanet.data.cached_paired_dataset import CachedPairedImageDataset
 from dlgsanet.data.images import png_bytes, read_image
 from dlgsanet.data.layout import lay_out
+from dlgsanet.data.sheet import sheet_of_samples
 from dlgsanet.data.sources import images_of
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
@@ -368,6 +369,12 @@ def test_more_images_than_free_memory_are_refused(photo_root, monkeypatch):
     monkeypatch.setattr(pixel_cache, "free_memory", lambda device: 1000)
     with pytest.raises(UserError, match="set cache_dir"):
         in_first_epoch(options(photo_root))
+
+
+def test_a_sheet_shows_normalised_samples_as_images(photo_root, dataset):
+    mean, std = [0.5, 0.4, 0.3], [0.5, 0.25, 0.2]
+    normalised = in_first_epoch(options(photo_root, mean=mean, std=std))
+    assert (sheet_of_samples(normalised, 4) == sheet_of_samples(dataset, 4)).all()
 
 
 def test_home_folder_in_cache_dir(photo_root, tmp_path, monkeypatch):
