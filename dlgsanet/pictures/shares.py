@@ -91,10 +91,10 @@ def done_on_devices(
 
 
 def _begin(begin: Callable[[str], None], free: Any, processes: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C comes here too, and would end a picture, not the work
     import torch
 
     end_with_the_main_process()  # else it would wait for work forever
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C comes here too, and would end a picture, not the work
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     begin(free.get())
 
