@@ -125,10 +125,12 @@ class Counter:
             self.done()
 
     def _show(self) -> None:
-        while not self._finished.wait(EVERY if self.count else FIRST):
+        wait = FIRST
+        while not self._finished.wait(wait):
             if self._bar is not None:
                 self._bar.refresh()
                 continue
+            wait = EVERY
             of = "" if self.total is None else f" of {self.total}"
             time_taken = duration(time.monotonic() - self._begun)
             print(f"{self.title}: {self.count}{of} {self.unit}, {time_taken}", file=sys.stderr, flush=True)
