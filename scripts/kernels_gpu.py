@@ -116,8 +116,9 @@ def launches(size: str, dtype: torch.dtype, architecture: str, batch: int, heigh
     ):
         cuda.BACKEND.convolve(convolution, x)
         cuda.BACKEND.convolve_backward(convolution, x, x)
-        if not cuda.no_tensor_cores(cuda.BACKWARD_EXACT, dtype, x.device):
-            cuda.PATHS[cuda.BACKWARD_EXACT](convolution, x, x)
+        for path in (cuda.FORWARD_EXACT, cuda.BACKWARD_EXACT):
+            if not cuda.no_tensor_cores(path, dtype, x.device):
+                cuda.PATHS[path](convolution, x, x)
         for kernels, layer in layers.items():
             record = layer.to(device="meta", dtype=dtype).record()
             for path in cuda.OF_LAYERS:

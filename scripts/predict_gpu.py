@@ -323,6 +323,8 @@ class Module:
             whole, units, _, share, _ = args[-5:]
             trips, rounds = whole // blocks * trips + (share if units > whole else 0), -(-units // blocks)
             counted = on_all(blocks, self.recorder.card)
+        if name == "fused_forward_mma":
+            trips = args[5]  # rounds of groups
         if name == "gated_feed_forward_finish":  # the last tiles of images, from blocks' shares of them
             moved = count_gpu.bytes_of(args[3]) + 3 * count_gpu.bytes_of(args[1]) * blocks // (args[-2] + blocks)
         kernel = Kernel(
@@ -340,7 +342,7 @@ def _nothing() -> None:
 
 def multiply_adds(name: str, constants: dict[str, Any], tensors: list[Tensor]) -> int:
     """Of the dynamic convolution's kernels, one by one; each computes as many. 0: of other kernels."""
-    if not name.startswith(("plain", "fused")):
+    if not name.startswith(("plain", "fused")) or name == "fused_forward_mma":
         return 0
     x = max((t for t in tensors if t.dim() == 4), key=lambda t: t.shape[1])
     window, channels = int(constants["WINDOW"]), x.shape[1]

@@ -80,7 +80,7 @@ def test_doctor_shows_every_kernel_and_writes_a_report(gpu, capsys, monkeypatch,
     faulty = [verdict for path, dtype, _, verdict in kernels if (path, dtype) == ("fused forward", "float16")]
     assert all("1.0e-01" in verdict and "An untried card" in verdict for verdict in faulty)
     # float64 has no tensor cores, and rounded factors are exact enough for 16 bits
-    unused = 2 * (3 + 8 + 2 * 5)
+    unused = 2 * (4 + 8 + 2 * 6)
     assert sum("agrees" in verdict for *_, verdict in kernels) == len(kernels) - 2 - unused
     layers = dict(re.findall("^  cuda:0, (\\w+): (.*)$", printed, re.M))
     assert set(layers) == {str(dtype)[6:] for dtype in verdicts.TOLERANCE}

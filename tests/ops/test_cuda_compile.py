@@ -37,7 +37,8 @@ BUDGET = {
     "plain_grad_x": (136, 0),
     "plain_grad_filters": (160, 0),
     "fused_forward": (168, 144),  # float16 and bfloat16, Large, sm_120; 112 in float32
-    "fused_forward_mma": (255, 16),
+    "fused_forward_mma": (255, 24),  # exact with 90 channels, sm_90
+    "pack_expansion": (32, 0),
     "fused_grad_x": (240, 0),
     "fused_grad_z": (168, 128),
     "fused_grad_z_mma": (168, 160),
@@ -61,7 +62,7 @@ BUDGET = {
 
 
 def instances(
-    monkeypatch, dtype: torch.dtype, layer: tuple[int, int, int], window: int, architecture: str, size=(1, 1)
+    monkeypatch, dtype: torch.dtype, layer: tuple[int, int, int], window: int, architecture: str, size=(1, 4)
 ) -> set[Instance]:
     """All instances that a network on a GPU would compile, with those that are timed and those without TF32."""
     wanted = set()
@@ -91,6 +92,7 @@ def instances(
     cuda.BACKEND.convolve_backward(fused, x, x)
     with monkeypatch.context() as without_tf32:
         without_tf32.setattr(tf32_settings, "allowed_in_convolutions", lambda: False)
+        cuda.BACKEND.convolve(fused, x)
         cuda.BACKEND.convolve_backward(fused, x, x)
     plain = DynamicConv(torch.empty(1, groups, window, window, *size, dtype=dtype))
     cuda.BACKEND.convolve(plain, x)
@@ -153,8 +155,8 @@ def test_every_launch_fits_shared_memory(monkeypatch, dtype, architecture):
 
 
 def test_nothing_is_compiled_for_another_image_size(monkeypatch):
-    small = instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(1, 1))
-    assert len(small) == 18
+    small = instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(1, 4))
+    assert len(small) == 19
     assert instances(monkeypatch, torch.float32, NETWORKS["Large"], 7, "sm_90", size=(37, 100)) == small
 
 
@@ -241,19 +243,20 @@ def test_the_table_of_kernels(kernels_gpu, monkeypatch, capsys):
     _, _, *lines = capsys.readouterr().out.splitlines()
     rows = {kernel: list(map(float, figures)) for _, _, kernel, *figures, _ in (re.split(r" *\| *", x) for x in lines)}
     started = {name for name in BUDGET if not name.startswith("plain")} - {"gated_feed_forward_finish"}
-    both_ways = ("gated", "attention", "local", "pack", "add_rows", "fused_grad_z_mma", "fused_grad_expansion_mma")
-    assert set(rows) == started | {f"{name}, exact" for name in started if name.startswith(both_ways)}
+    both_ways = ("gated", "attention", "local", "pack", "add_rows")
+    exact = {f"{name}, exact" for name in started if name.startswith(both_ways) or name.endswith("_mma")}
+    assert set(rows) == started | exact
     for kernel, (registers, spilled, shared, warps, blocks, waves) in rows.items():
         assert registers <= BUDGET[kernel.removesuffix(", exact")][0]
         assert spilled <= BUDGET[kernel.removesuffix(", exact")][1]
         assert 0 < registers * 32 * warps <= 64 << 10
         assert shared <= 227
         assert blocks > 0
-        assert waves > 0
+        assert waves > 0 or blocks < 132  # of a small kernel
 
 
 def test_the_host_calls_few_functions_for_a_launch(kernels_gpu):
     """Their number does not depend on the machine or its load, as times do."""
     work = kernels_gpu.host_work("Tiny", torch.float32)
-    assert work["forward"][0] <= 180
+    assert work["forward"][0] <= 260
     assert work["backward"][0] <= 390

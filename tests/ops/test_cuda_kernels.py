@@ -52,8 +52,23 @@ SHAPES = [
 ENOUGH_BLOCKS = dynamic_conv.ENOUGH_BLOCKS
 MAP_NORESERVE = 0x4000  # Linux's; the module mmap does not name it in every Python
 TF32_TOLERANCE = 5e-4  # of filters formed from products of 11 bits
-# The last has a group of so many channels that only its gradients are formed on tensor cores.
-ON_TENSOR_CORES = [*PUBLISHED, (3, 6, 3, 5, 3, 1, 1), (1, 10, 2, 24, 5, 17, 20), (1, 8, 1, 9, 3, 26, 7)]
+TWO_ROUNDS = (2, 10, 5, 3, 7, 9, 20)  # of groups in the forward pass, the second of which has one more
+# Those with fewer than four groups, and rows that are no whole quads, have only their gradients formed there.
+ON_TENSOR_CORES = [
+    *PUBLISHED,
+    TWO_ROUNDS,
+    (1, 24, 4, 12, 7, 17, 4),
+    (3, 6, 3, 5, 3, 1, 1),
+    (1, 10, 2, 24, 5, 17, 20),
+    (1, 8, 1, 9, 3, 26, 7),
+]
+FORWARD_ON_TENSOR_CORES = [
+    TWO_ROUNDS,
+    (1, 30, 5, 22, 7, 9, 20),  # as in Large
+    (1, 15, 5, 16, 5, 1, 36),
+    (2, 4, 4, 23, 3, 11, 4),
+    (1, 54, 9, 12, 7, 8, 16),
+]
 # Two groups, parts of them, passes over the features, and tiles.
 WITH_EVERY_BARRIER = (1, 24, 2, 26, 3, 25, 17)
 
@@ -173,7 +188,7 @@ def test_any_memory_layout(emulate, operation, layout):
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_without_a_bias(emulate, tf32):
-    x, z, weight, _, window = fused_arguments(PUBLISHED[1], torch.float32)
+    x, z, weight, _, window = fused_arguments(TWO_ROUNDS, torch.float32)
     arguments = x, z, weight, None, window
     emulate(tf32=tf32)
     operation = "fused_dynamic_depthwise_conv"
@@ -222,10 +237,69 @@ def check_tensor_cores(emulate, shape, dtype, without_barrier=""):
         assert relative_error(exact, expected) <= TOLERANCE[dtype], order
         emulate(order, without_barrier, enough_blocks=enough_blocks, capability=(7, 5))
         others = results(cuda.BACKEND, operation, arguments)
-        forward_too = shape[1] // shape[2] <= 6
-        for out, forward in (on_tensor_cores, forward_too), (exact, False):
-            # The gradient of x has no such kernel.
-            assert list(map(torch.equal, out, others)) == [not forward, True, False, False, False]
+        forward_too = shape[2] >= 4 and shape[-1] % 4 == 0
+        for out in on_tensor_cores, exact:  # the gradient of x has no such kernel
+            assert list(map(torch.equal, out, others)) == [not forward_too, True, False, False, False]
+
+
+def check_forward(emulate, shape, dtype, capability, orders=ORDERS, without_barrier=""):
+    """On tensor cores, with factors as rounded as a dtype allows, and exact ones."""
+    x, *rest = fused_arguments(shape, dtype)
+    convolution = FusedDynamicConv(*rest)
+    (expected, *_) = expected_results("fused_dynamic_depthwise_conv", (x, *rest))
+    for order in orders:
+        emulate(order, without_barrier, capability=capability)
+        for path in (cuda.FORWARD_MMA, cuda.FORWARD_EXACT):
+            if path == cuda.FORWARD_EXACT and dtype != torch.float32:
+                continue
+            (out,) = cuda.PATHS[path](convolution, x, x)
+            most = max(TOLERANCE[dtype], TF32_TOLERANCE if path == cuda.FORWARD_MMA else 0)
+            assert relative_error((out,), (expected,)) <= most, (order, path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability"),
+    [(torch.float32, (8, 0)), (torch.float16, (8, 0)), (torch.bfloat16, (9, 0)), (torch.bfloat16, (8, 6))],
+    ids=str,
+)
+def test_the_forward_pass_on_tensor_cores(emulate, dtype, capability):
+    """Filters are applied by products in 16 bits on the faster tensor cores."""
+    check_forward(emulate, TWO_ROUNDS, dtype, capability)
+    check_forward(emulate, FORWARD_ON_TENSOR_CORES[1], dtype, capability, orders=["shuffled"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", FORWARD_ON_TENSOR_CORES, ids=str)
+def test_the_forward_pass_on_tensor_cores_for_every_size(emulate, shape, dtype, capability):
+    check_forward(emulate, shape, dtype, capability)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": 9},
+        {"features": 24},
+        {"channels": 35},  # seven share a filter
+        {"groups": 2, "channels": 4},
+        {"width": 18},
+        {},
+    ],
+    ids=str,
+)
+def test_which_sizes_have_their_forward_pass_on_tensor_cores(emulate, change):
+    emulate(tf32=True)
+    sizes = {"channels": 10, "groups": 5, "features": 3, "window": 7, "height": 5, "width": 20} | change
+    x, *rest = fused_arguments((1, *sizes.values()), torch.float32)
+    assert cuda._on_tensor_cores(cuda.FORWARD_MMA, FusedDynamicConv(*rest), x) == (not change)
+    assert not cuda._on_tensor_cores(cuda.FORWARD_MMA, FusedDynamicConv(*rest), misaligned(x))
+
+
+def misaligned(tensor: Tensor) -> Tensor:
+    """The same numbers at an address from which a quad cannot be loaded at once."""
+    memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+    return memory[1:].view(tensor.shape).copy_(tensor)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +386,10 @@ def barriers(layer: str = "") -> list[str]:
 @pytest.mark.parametrize("place", barriers())
 def test_a_missing_barrier_is_caught(emulate, place):
     """The tests above fail without this barrier."""
+    if place.startswith("fused_forward_mma."):
+        with pytest.raises(AssertionError):
+            check_forward(emulate, TWO_ROUNDS, torch.float32, (8, 6), without_barrier=place)
+        return
     if "_mma." in place:
         with pytest.raises(AssertionError):
             check_tensor_cores(emulate, PUBLISHED[0], torch.float32, without_barrier=place)
@@ -405,14 +483,14 @@ class Driver:
 def test_modules_launch_what_the_driver_takes(monkeypatch, emulate, operation):
     emulate()
     driver = Driver(monkeypatch)
-    arguments = OPERATIONS[operation]((1, 6, 1, 22, 7, 9, 35), torch.float32)
+    arguments = OPERATIONS[operation]((1, 24, 4, 22, 7, 9, 36), torch.float32)
     error = relative_error(results(cuda.BACKEND, operation, arguments), expected_results(operation, arguments))
     assert error <= TOLERANCE[torch.float32]
     assert bool(driver.allowed) == operation.startswith("fused")
     driver.capturing = True  # loaded kernels can be captured, and no kernel is loaded during a capture
     results(cuda.BACKEND, operation, arguments)
     with pytest.raises(RuntimeError, match="once before capturing"):
-        results(cuda.BACKEND, operation, OPERATIONS[operation]((1, 6, 1, 22, 3, 9, 35), torch.float32))
+        results(cuda.BACKEND, operation, OPERATIONS[operation]((1, 24, 4, 22, 3, 9, 36), torch.float32))
 
 
 def sparse(*size: int, dtype: torch.dtype) -> Tensor:
@@ -446,9 +524,9 @@ def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation, capability)
     corner, tile = 80, 8  # pixels at the lower right that hold values, and that lie in the last tile
     if operation.startswith("fused"):
         height, width = 48 * 1050 + tile, 16 * 2680 + tile
-        weight, bias = normal(9, 1, dtype=torch.float32), normal(9, dtype=torch.float32)
+        weight, bias = normal(36, 1, dtype=torch.float32), normal(36, dtype=torch.float32)
         rest = (weight, bias, 3)
-        arguments = (sparse_image(2, height, width, corner), sparse_image(1, height, width, corner), *rest)
+        arguments = (sparse_image(4, height, width, corner), sparse_image(1, height, width, corner), *rest)
         inside = tuple(t[..., -corner:, -corner:].double() for t in arguments[:2])
         expected = results(reference.BACKEND, operation, (*inside, weight.double(), bias.double(), 3))[:3]
     else:
@@ -457,7 +535,7 @@ def test_images_of_over_2_31_pixels(monkeypatch, emulate, operation, capability)
         arguments = (sparse_image(2, height, width, corner), filters)
         expected = results(reference.BACKEND, operation, tuple(t[..., -corner:, -corner:].double() for t in arguments))
     assert max(t.numel() for t in arguments[:2]) > 2**31
-    grad = sparse_image(2, height, width, corner)
+    grad = sparse_image(arguments[0].shape[1], height, width, corner)
     grad[..., -corner:, -corner:] = arguments[0][..., -corner:, -corner:].roll(1, dims=1)
     convolution, x = RECORDS[operation](*arguments[1:]), arguments[0]
     gradients = cuda.BACKEND.convolve_backward(convolution, x, grad)

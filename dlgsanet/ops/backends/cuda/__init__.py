@@ -18,10 +18,12 @@ from dlgsanet.ops.backends.cuda.dynamic_conv import (
     BACKWARD_EXACT,
     BACKWARD_MMA,
     FEATURES_IN_REGISTERS,
+    FORWARD_EXACT,
     FORWARD_MMA,
     WINDOW_SIZES,
     dynamic_depthwise_conv,
     dynamic_depthwise_conv_backward,
+    fits_tensor_cores,
     fused_backward,
     fused_forward,
     parts_of,
@@ -46,9 +48,10 @@ LAYERS: dict[type, Any] = {
     LocalAttention: local_attention,
 }
 
-EXACT = (*(layer.EXACT for layer in LAYERS.values()), feed_forward.BACKWARD[feed_forward.EXACT])
-ROUNDED = (*(layer.ROUNDED for layer in LAYERS.values()), feed_forward.BACKWARD[feed_forward.ROUNDED])
-OF_LAYERS = (*EXACT, *ROUNDED)
+EXACT_LAYERS = (*(layer.EXACT for layer in LAYERS.values()), feed_forward.BACKWARD[feed_forward.EXACT])
+ROUNDED_LAYERS = (*(layer.ROUNDED for layer in LAYERS.values()), feed_forward.BACKWARD[feed_forward.ROUNDED])
+OF_LAYERS = (*EXACT_LAYERS, *ROUNDED_LAYERS)
+EXACT = (*EXACT_LAYERS, FORWARD_EXACT, BACKWARD_EXACT)
 TRAINED = (*feed_forward.BACKWARD.values(),)  # of gradients
 
 
@@ -115,7 +118,8 @@ def refused_kernels(convolution: DynamicConv | FusedDynamicConv | Layer, x: Tens
                 return reason
         return None
     assert isinstance(convolution, DynamicConv | FusedDynamicConv)
-    if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(FORWARD_MMA, convolution, x):
+    of = _forward_path(x)
+    if isinstance(convolution, FusedDynamicConv) and not training and _on_tensor_cores(of, convolution, x):
         return None
     kind = "plain" if isinstance(convolution, DynamicConv) else "fused"
     path = f"{kind} {'backward' if training else 'forward'}"
@@ -132,17 +136,22 @@ def _use(path: str, convolution: DynamicConv | FusedDynamicConv, x: Tensor) -> U
     return Use(path, x.dtype, (window, channels // groups, features), x.device)
 
 
+def _forward_path(x: Tensor) -> str:
+    return FORWARD_MMA if tf32_suffices(x) else FORWARD_EXACT
+
+
 def fused_dynamic_depthwise_conv(convolution: FusedDynamicConv, x: Tensor) -> Tensor:
-    there = _on_tensor_cores(FORWARD_MMA, convolution, x) and _faster_there(convolution, x)
-    return fused_forward(convolution, x, there)
+    path = _forward_path(x)
+    there = _on_tensor_cores(path, convolution, x) and _faster_there(path, convolution, x)
+    return fused_forward(convolution, x, path if there else None)
 
 
-def _faster_there(convolution: FusedDynamicConv, x: Tensor) -> bool:
+def _faster_there(path: str, convolution: FusedDynamicConv, x: Tensor) -> bool:
     """Whether tensor cores, which could be used, are faster than the other kernel on this card."""
-    use = _use("fused forward", convolution, x)
-    if first_use.refused(use, PATHS["fused forward"]):
+    if first_use.refused(_use("fused forward", convolution, x), PATHS["fused forward"]):
         return True
-    return _is_faster(_choice(use), x, functools.partial(fused_forward, convolution, x))
+    which = _choice(_use(path, convolution, x))
+    return _is_faster(which, x, lambda there: fused_forward(convolution, x, path if there else None))
 
 
 def _is_faster(which: choice.Choice, x: Tensor, run: Callable[[bool], Tensor]) -> bool:
@@ -191,8 +200,9 @@ def _backward(path: str, on_tensor_cores: bool) -> first_use.Run:
 PATHS: dict[str, first_use.Run] = {
     "plain forward": lambda convolution, x, grad: (dynamic_depthwise_conv(convolution, x),),
     "plain backward": dynamic_depthwise_conv_backward,
-    "fused forward": lambda convolution, x, grad: (fused_forward(convolution, x, False),),
-    FORWARD_MMA: lambda convolution, x, grad: (fused_forward(convolution, x, True),),
+    "fused forward": lambda convolution, x, grad: (fused_forward(convolution, x, None),),
+    FORWARD_MMA: lambda convolution, x, grad: (fused_forward(convolution, x, FORWARD_MMA),),
+    FORWARD_EXACT: lambda convolution, x, grad: (fused_forward(convolution, x, FORWARD_EXACT),),
     "fused backward": _backward(BACKWARD_MMA, False),
     BACKWARD_MMA: _backward(BACKWARD_MMA, True),
     BACKWARD_EXACT: _backward(BACKWARD_EXACT, True),
@@ -218,9 +228,12 @@ BACKEND = Backend(
 def _on_tensor_cores(path: str, convolution: FusedDynamicConv, x: Tensor) -> bool:
     """Whether a path is exact enough, and its kernels serve these sizes and agreed at first use."""
     window, features = convolution.window_size, convolution.z.shape[1]
-    exact_enough = path == BACKWARD_EXACT or tf32_suffices(x)
-    parts, channels = parts_of(x.shape[1] * window**2 // convolution.weight.shape[0])
-    fits = window <= 7 and features <= FEATURES_IN_REGISTERS and (channels <= 6 if path == FORWARD_MMA else parts == 1)
+    exact_enough = path in EXACT or tf32_suffices(x)
+    if path in (FORWARD_MMA, FORWARD_EXACT):
+        fits = fits_tensor_cores(convolution, x)
+    else:
+        parts, _ = parts_of(x.shape[1] * window**2 // convolution.weight.shape[0])
+        fits = window <= 7 and features <= FEATURES_IN_REGISTERS and parts == 1
     if not exact_enough or not fits or no_tensor_cores(path, x.dtype, x.device):
         return False
     return first_use.refused(_use(path, convolution, x), PATHS[path]) is None
@@ -239,5 +252,4 @@ def no_tensor_cores(path: str, dtype: torch.dtype, device: torch.device, channel
         return "not used: float64 has no tensor cores" if dtype == torch.float64 else "not used: needs sm_80 or later"
     if path in TRAINED and not feed_forward.trains(channels, device):
         return "not used: its shared memory does not fit into a multiprocessor"
-    exact = path in EXACT or path == BACKWARD_EXACT
-    return "not used: rounded factors are exact enough" if exact and dtype != torch.float32 else None
+    return "not used: rounded factors are exact enough" if path in EXACT and dtype != torch.float32 else None

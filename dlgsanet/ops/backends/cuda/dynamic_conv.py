@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from dlgsanet.ops import tf32
+from dlgsanet.ops.backends.cuda import halo_tile, local_filters
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.backends.cuda.local_filters import AT_ONCE
 from dlgsanet.ops.backends.cuda.modules import SCALARS, Instance, Launch, Module
 from dlgsanet.ops.backends.reference import accumulation_dtype
 from dlgsanet.ops.records import DynamicConv, FusedDynamicConv
 
 FORWARD_MMA, BACKWARD_MMA = "fused forward on tensor cores", "fused backward on tensor cores"
-BACKWARD_EXACT = "fused backward on tensor cores with exact factors"
+FORWARD_EXACT, BACKWARD_EXACT = f"{FORWARD_MMA} with exact factors", f"{BACKWARD_MMA} with exact factors"
 WINDOW_SIZES = (3, 5, 7, 9)
 
 # The kernels get these numbers, and those that follow from them, from the compiler's command line.
@@ -26,12 +28,10 @@ WINDOW_SIZES = (3, 5, 7, 9)
 # Size of a tile in pixels: patches of 48 x 48 and 64 x 64 divide evenly, or leave whole warps idle. A thread computes
 # four pixels of a row. In fused_grad_x it computes two rows, and the larger tile gives each of the four schedulers of a
 # multiprocessor the same number of warps; float64 uses a smaller one, which fits into the shared memory of every GPU.
-# On tensor cores a thread needs many registers, so smaller blocks fill a multiprocessor better.
-TILE_WIDTH, TILE_HEIGHT, MMA_HEIGHT = 16, 24, 16
+TILE_WIDTH, TILE_HEIGHT = 16, 24
 GRAD_EXPANSION_HEIGHT = 32
 GRAD_X_SIDE, GRAD_X_SIDE_FLOAT64 = 32, 16
 GRAD_X_ROWS = 2  # rows that a thread computes in fused_grad_x
-MMA_STEP = 8  # features that one product on tensor cores adds up
 MMA_COLUMNS = 8  # of a product on tensor cores
 GRAD_Z_MMA_PIXELS = 8 * 8  # that a warp computes
 GRAD_EXPANSION_MMA_WARPS = 4  # of a block
@@ -66,13 +66,27 @@ def dynamic_depthwise_conv_backward(convolution: DynamicConv, x: Tensor, grad: T
     return grad_x, grad_filters
 
 
-def fused_forward(convolution: FusedDynamicConv, x: Tensor, on_tensor_cores: bool) -> Tensor:
+def fused_forward(convolution: FusedDynamicConv, x: Tensor, path: str | None) -> Tensor:
+    """The result; path: `FORWARD_MMA` or `FORWARD_EXACT` on tensor cores, else None."""
     x = x.contiguous()
     z, weight, bias, window_size = _prepare(convolution)
     out = torch.empty_like(x)
-    plan = _fused_plan(weight, window_size, x, z, out)
-    (plan.forward_on_tensor_cores if on_tensor_cores else plan.forward)(x, z, weight, bias, out)
+    plan = _fused_plan(weight, window_size, x, z, out, exact=path == FORWARD_EXACT)
+    if path is None:
+        plan.forward(x, z, weight, bias, out)
+    else:
+        pack, forward = plan.forward_on_tensor_cores
+        expansion = weight.new_empty(pack.sizes, dtype=torch.int32)
+        pack(weight, bias, expansion)
+        forward(x, z, expansion, out)
     return out
+
+
+def fits_tensor_cores(convolution: FusedDynamicConv, x: Tensor) -> bool:
+    """Whether the forward pass on tensor cores is made for these sizes."""
+    groups, features = len(convolution.weight) // convolution.window_size**2, convolution.z.shape[1]
+    fits = local_filters.serves(convolution.window_size, features, x.shape[1] // groups)
+    return fits and groups >= AT_ONCE and _vectorized(x, convolution.z)
 
 
 def fused_backward(
@@ -240,14 +254,20 @@ class _FusedPlan(_Plan):
         return Launch(module, "fused_forward", blocks, THREADS, shared_bytes, (self.groups, *self.image))
 
     @functools.cached_property
-    def forward_on_tensor_cores(self) -> Launch:
-        threads = TILE_WIDTH // QUAD * MMA_HEIGHT
-        tile = self.channels * (MMA_HEIGHT + self.window - 1) * (TILE_WIDTH + 2 * MARGIN + 1)
-        elements = TILE_WIDTH // 2 * math.ceil(self.features / MMA_STEP) * threads * QUAD + tile
-        constants = {"FEATURES": self.features, "STEP": MMA_STEP}
-        module = self.module("fused_forward_mma.cu", MMA_HEIGHT, 4, threads, elements, **constants)
-        blocks = self.tiles(MMA_HEIGHT) * self.groups * self.parts
-        return Launch(module, "fused_forward_mma", blocks, threads, elements * self.item, (self.groups, *self.image))
+    def forward_on_tensor_cores(self) -> tuple[Launch, Launch]:
+        """The launches that pack the weights, and that form and apply filters."""
+        share, threads = self.channels_in_group, halo_tile.THREADS
+        filters = local_filters.sizes(self.dtype, self.device, self.window, share, self.features)
+        elements, words = AT_ONCE * share * filters.plane + filters.features, self.groups * filters.expansion
+        constants = halo_tile.constants(self.dtype, share, self.exact) | filters.constants
+        constants["SHARED_ELEMENTS"] = elements
+        module = cuda_modules.load(Instance("fused_forward_mma.cu", tuple(constants.items())), self.device)
+        tiles = halo_tile.tiles(self.batch, self.height, self.width)
+        sizes = (self.groups, math.ceil(self.groups / AT_ONCE), self.height, self.width)
+        return (
+            Launch(module, "pack_expansion", math.ceil(words / threads), threads, 0, (words,)),
+            Launch(module, "fused_forward_mma", tiles, threads, 4 * elements, sizes),
+        )
 
     def _grad_x_elements(self, features: int) -> int:
         expansion = (self.window + 2 * (GRAD_X_ROWS - 1)) * (features + 1) * self.taps

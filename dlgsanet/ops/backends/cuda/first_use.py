@@ -10,8 +10,9 @@ from torch import Tensor
 
 from dlgsanet.ops import autocast
 from dlgsanet.ops.backends import reference, verdicts
-from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, local_attention
+from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, halo_tile, local_attention, local_filters
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.backends.cuda.dynamic_conv import FORWARD_EXACT, FORWARD_MMA
 from dlgsanet.ops.backends.verdicts import (
     TENSOR_CORE_TOLERANCE,
     TOLERANCE,
@@ -34,6 +35,7 @@ from dlgsanet.ops.records import (
 
 # (batch, height, width): rows that can be moved in whole quads and ragged tiles, and rows that cannot.
 SIZES = [(1, 27, 20), (2, 9, 35)]
+WHOLE_QUADS = (FORWARD_MMA, FORWARD_EXACT)  # paths that take no other rows, and no fewer groups than a block filters
 HEADS, WINDOW = 6, 12  # of channel attention: as in the published networks, and so small that windows overlap
 
 
@@ -91,6 +93,8 @@ def examine(use: Use, run: Run, again: bool = False) -> Verdict:
 @torch.no_grad()
 def _difference(use: Use, run: Run) -> float:
     worst, sizes = 0.0, SIZES
+    if use.path in WHOLE_QUADS:
+        sizes = [(batch, height, halo_tile.whole(width, 4)) for batch, height, width in sizes]
     if use.path in feed_forward.BACKWARD.values():  # and some tiles more than multiprocessors, which blocks share
         sizes = [*sizes, (cuda_modules.multiprocessors(use.device) * 9 // 8 + 1, 3, 4)]
     with autocast.off(use.device.type):
@@ -104,7 +108,7 @@ def _difference(use: Use, run: Run) -> float:
 
 
 def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record, Tensor, Tensor]:
-    """A convolution of two groups or a layer, x, and a gradient of the result, on the CPU."""
+    """A convolution of few groups or a layer, x, and a gradient of the result, on the CPU."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int, dtype: torch.dtype = use.dtype) -> Tensor:
@@ -133,7 +137,7 @@ def _random_call(use: Use, batch: int, height: int, width: int) -> tuple[Record,
         filters = random(groups * taps, features, 1, 1) / features**0.5, random(groups * taps)
         proj_out = random(channels, channels, 1, 1) / channels**0.5
         return LocalAttention(*norm, proj_in, *squeeze, *spatial, *filters, proj_out, window), x, x
-    (window, channels, features), groups = use.sizes, 2
+    (window, channels, features), groups = use.sizes, local_filters.AT_ONCE + 1 if use.path in WHOLE_QUADS else 2
     taps = window**2
     x, grad = (random(batch, groups * channels, height, width) for _ in range(2))
     if not features:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlgsanet.ops import autocast
-from dlgsanet.ops.backends.cuda import halo_tile
+from dlgsanet.ops.backends.cuda import halo_tile, local_filters
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.halo_tile import (
     COLUMNS,
@@ -23,6 +23,7 @@ from dlgsanet.ops.backends.cuda.halo_tile import (
     terms_of,
     whole,
 )
+from dlgsanet.ops.backends.cuda.local_filters import AT_ONCE, MARGIN, QUAD
 from dlgsanet.ops.backends.cuda.modules import Instance, Launch
 from dlgsanet.ops.backends.torch import planar
 from dlgsanet.ops.backends.torch.frozen import KEPT, derived
@@ -30,13 +31,7 @@ from dlgsanet.ops.records import LocalAttention, map_tensors
 
 EXACT, ROUNDED = "local attention", "local attention with rounded factors"  # to TF32, or to 16 bits like x
 
-WINDOWS = (3, 5, 7)
-MOST_FEATURES, MOST_SHARED = 23, 6  # channels of z, and channels that share a filter, so that registers suffice
-MARGIN = 4  # columns of the border of projected images
-FAST = ((8, 0), (9, 0), (10, 0), (10, 3))  # compute capabilities: products of 16 bits are 16 times as fast as others
 OWN = 2  # groups of 8 pixels that a warp projects
-AT_ONCE = THREADS // WARP * COLUMNS // TILE_WIDTH  # groups that a block filters at once
-QUAD = 4  # words that a lane loads at once
 
 
 def path(x: Tensor) -> str:
@@ -48,7 +43,7 @@ def takes(layer: LocalAttention, x: Tensor) -> bool:
     """Whether the kernels are made for these dtypes and sizes."""
     channels, groups, features, window = sizes(layer)
     share = channels // groups
-    fits = window in WINDOWS and features <= MOST_FEATURES and share <= MOST_SHARED
+    fits = local_filters.serves(window, features, share)
     return fits and share * x.itemsize % 4 == 0 and halo_tile.serves(x, *layer[:-1])
 
 
@@ -61,11 +56,6 @@ def sizes(layer: LocalAttention) -> tuple[int, int, int, int]:
 def timed(layer: LocalAttention, x: Tensor) -> tuple[object, ...]:
     """What the time depends on, apart from the pixels. Weights that are not frozen are packed in every call."""
     return path(x), x.dtype, autocast.dtype_of(x), *sizes(layer), hasattr(layer.proj_out, KEPT)
-
-
-def applies_by_products(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether filters are applied by products: most factors are zero, so tensor cores have to be fast."""
-    return dtype.itemsize == 2 and cuda_modules.capability(device) in FAST
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor, of: str | None = None) -> Tensor:
@@ -102,7 +92,7 @@ def pack(layer: LocalAttention, exact: bool) -> tuple[Tensor, Tensor]:
     # Terms of products: features, those of a lane in two halves.
     filters = torch.cat([layer.filter_weight.flatten(1), layer.filter_bias[:, None]], 1)
     filters, steps = filters.view(groups, window, window, -1), features // terms + 1
-    if applies_by_products(dtype, weight.device):  # columns: taps of a row, and taps after a zero
+    if local_filters.applies_by_products(dtype, weight.device):  # columns: taps of a row, and taps after a zero
         columns = torch.stack(
             [padded(F.pad(filters, (0, 0, n, 0)), groups, window, COLUMNS, steps * terms) for n in (0, 1)]
         )
@@ -157,26 +147,14 @@ def plan(
 ) -> Launches:
     """The launches for tensors of these sizes."""
     batch, channels, height, width = shape
-    share, rows = channels // groups, TILE_HEIGHT + window - 1
-    steps, columns = features // terms_of(dtype) + 1, TILE_WIDTH + 2 * MARGIN
-    by_products = applies_by_products(dtype, device)
-    if by_products:
-        plane = (rows * columns + COLUMNS) // 2
-        factors = TILE_WIDTH // COLUMNS * (TILE_HEIGHT // 2) * (2 * steps * WARP * QUAD + ROWS)
-    else:
-        plane = whole(rows * (columns + 2) - WARP // 2, WARP) + WARP // 2
-        factors = TILE_WIDTH // 2 * steps * WARP * QUAD
+    share = channels // groups
+    of_filters = local_filters.sizes(dtype, device, window, share, features)
     values = whole(channels, terms_of(dtype)) * dtype.itemsize // 4 * VALUE_ROW
-    elements = max(AT_ONCE * share, features) * plane + factors + values
-    constants = halo_tile.constants(dtype, channels, exact) | {
-        "BLOCKS": 2 if dtype.itemsize == 2 and steps == 1 else 1,  # by registers
-        "WINDOW": window,
-        "SHARE": share,
-        "FEATURES": features,
-        "MARGIN": MARGIN,
+    elements = max(AT_ONCE * share, features) * of_filters.plane + of_filters.features + values
+    constants = halo_tile.constants(dtype, channels, exact) | of_filters.constants
+    constants |= {
         "ROUNDS": math.ceil(groups / AT_ONCE),
         "OWN": OWN,
-        "PRODUCTS": int(by_products),
         "SHARED_ELEMENTS": elements,
     }
     module = cuda_modules.load(Instance("local_attention.cu", tuple(constants.items())), device)

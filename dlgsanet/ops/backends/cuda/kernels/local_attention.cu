@@ -8,45 +8,20 @@
 // first line with a border of zeros and up to whole tiles, so that no load of `local_attention`, which computes the
 // rest of a tile, has to be checked.
 //
-// Filters are products on tensor cores; their bias is the weight of a feature of ones. `local_filters_products.h` and
-// `local_filters_fma.h` define how a warp forms the filters of a group and applies them to a strip of 8 columns of the
-// tile: by products, or by other multiply-adds.
-#include "projection.h"
+// `local_filters.h` has the filters.
+#include "local_filters.h"
 
 // Also from the command line:
-//   WINDOW    K
-//   SHARE     channels that share a filter
-//   FEATURES  D, channels of z
-//   MARGIN    columns of the border on either side: at least the radius, and whole quads
 //   ROUNDS    in which all groups are filtered
 //   OWN       groups of 8 pixels that a warp projects
-//   PRODUCTS  whether filters are applied by products
-constexpr int kRadius = WINDOW / 2, kPlanes = CHANNELS + FEATURES;
+constexpr int kPlanes = CHANNELS + FEATURES, kGroups = CHANNELS / SHARE;
 constexpr int kMatrices = (kPlanes + kRows - 1) / kRows;  // of the first projection, for kTerms channels
-
-constexpr int kGroups = CHANNELS / SHARE;
-constexpr int kStrips = TILE_WIDTH / kColumns, kAtOnce = kWarps / kStrips;  // groups that warps filter at once
-constexpr int kTileRows = TILE_HEIGHT + 2 * kRadius, kTileColumns = TILE_WIDTH + 2 * MARGIN;
-constexpr int kFirst = MARGIN - kRadius;             // the first column that a strip's first pixel needs
-constexpr int kFeatureSteps = FEATURES / kTerms + 1;  // of products that form filters; there is a feature of ones
-
-// Rows and planes of the tile in shared memory. Of float, rows that neighbouring lanes access are in different banks,
-// and so are those of two planes; of 16 bits, 8 rows of a plane, or of 8 planes.
-constexpr int kFloatStride = kTileColumns + 2, kFloatPlane = (kTileRows * kFloatStride + 15) / 32 * 32 + 16;
-constexpr int kHalfStride = kTileColumns, kHalfPlane = kTileRows * kHalfStride + kColumns;
-static_assert(kHalfStride % 16 == 8 && kHalfPlane % 16 == 8, "see above");
 
 // The squeezed y, and a row of the filters of z in words: factors b of products, or taps as float in whole quads.
 #if TERMS == 16
 constexpr int kFeatureStride = kHalfStride, kFeaturePlane = kHalfPlane, kTaps = kWarp * 2;
 #else
 constexpr int kFeatureStride = kFloatStride, kFeaturePlane = kFloatPlane, kTaps = (WINDOW + 3) / 4 * 4;
-#endif
-
-#if PRODUCTS
-#include "local_filters_products.h"
-#else
-#include "local_filters_fma.h"
 #endif
 
 // The weights of `local_attention`, in words: factors b of the expansion, [kGroups][kExpansion]; the second projection
@@ -63,7 +38,7 @@ constexpr int kValueWords = kSteps * kTermRows * kValueStride;
 static_assert(SHARED_ELEMENTS == kValuesAt + kValueWords, "the layout of local_attention");
 static_assert(CHANNELS % SHARE == 0 && SHARE % kNeighbours == 0, "values of a group are in whole words");
 static_assert(sizeof(Scalar) * kFeaturePlane <= sizeof(Pixel) * kTilePlane, "the squeezed y takes no more memory");
-static_assert(kRadius <= MARGIN && kFeaturesAt % 4 == 0 && TILE_HEIGHT == 8, "as lanes access it");
+static_assert(kFeaturesAt % 4 == 0, "as lanes access it");
 
 // The result of `local_projection`, [B, kPlanes, rows, columns].
 struct Bordered {
@@ -191,7 +166,57 @@ __device__ __forceinline__ void filter_features(unsigned* features, const Scalar
         multiply_add<Scalar>(sums[n], a, b[((k + n) * WINDOW + y) * kWarp].v);
       }
     }
-    store_features(features, k, sums);
+    Values values[kStrips][2];
+#pragma unroll
+    for (int strip = 0; strip < kStrips; strip++)
+#pragma unroll
+      for (int n = 0; n < 2; n++) values[strip][n] = pack<Scalar>(sums[n][strip * 2], sums[n][strip * 2 + 1]);
+    store_features(features, k, values);
+  }
+}
+#else
+// A thread filters 8 pixels of a row at a time.
+__device__ __forceinline__ void filter_features(unsigned* features, const float* tile,
+                                                const unsigned* __restrict__ filters,
+                                                const unsigned* __restrict__ bias) {
+  constexpr int kAll = kFeatureSteps * kTerms * kStrips * TILE_HEIGHT;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < kAll; i += THREADS) {
+    const int row = i % TILE_HEIGHT, strip = i / (2 * TILE_HEIGHT) % kStrips;
+    const int k = i / (2 * TILE_HEIGHT * kStrips) * 2 + i / TILE_HEIGHT % 2;
+    float sums[kColumns];
+    if (k < FEATURES) {
+      const float* from = tile + k * kFeaturePlane + row * kFeatureStride + strip * kColumns;
+      const Factors* of_feature = reinterpret_cast<const Factors*>(filters) + k * (WINDOW * kTaps / 4);
+#pragma unroll
+      for (int j = 0; j < kColumns; j++) sums[j] = __uint_as_float(bias[k]);
+#pragma unroll
+      for (int y = 0; y < WINDOW; y++) {
+        float line[16], taps[kTaps];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          const Pair<float> pair = reinterpret_cast<const Pair<float>*>(from + y * kFeatureStride)[j];
+          line[j * 2] = pair.v[0];
+          line[j * 2 + 1] = pair.v[1];
+        }
+#pragma unroll
+        for (int j = 0; j < kTaps / 4; j++) {
+          const Factors four = of_feature[y * (kTaps / 4) + j];
+#pragma unroll
+          for (int i = 0; i < 4; i++) taps[j * 4 + i] = __uint_as_float(four.v[i]);
+        }
+#pragma unroll
+        for (int tap = 0; tap < WINDOW; tap++)
+#pragma unroll
+          for (int j = 0; j < kColumns; j++) sums[j] += taps[tap] * line[kFirst + tap + j];
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kColumns; j++) sums[j] = k == FEATURES ? 1 : 0;
+    }
+    unsigned* to = features + place_of_feature(k, row, strip);
+#pragma unroll
+    for (int j = 0; j < kColumns; j++) to[j / 2 * kOfPair + j % 2] = as_factor<Scalar>(sums + j);
   }
 }
 #endif
@@ -227,9 +252,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     load_tile<kAtOnce * SHARE, kTileStride, kTilePlane>(
         tile_planes, projected + (long long)(first * SHARE) * bordered.plane(), bordered, groups * SHARE);
     __syncthreads();
-    if (kGroups % kAtOnce == 0 || group < kGroups)
-      filter_group(values, tile_planes + of_warp * SHARE * kTilePlane, features, weights + group * kExpansion, group,
+    if (kGroups % kAtOnce == 0 || group < kGroups) {
+      float filtered[kFiltered][2];
+      filter_group(filtered, tile_planes + of_warp * SHARE * kTilePlane, features, weights + group * kExpansion,
                    warp % kStrips);
+      store_filtered(values, filtered, group, warp % kStrips);
+    }
     __syncthreads();
   }
 

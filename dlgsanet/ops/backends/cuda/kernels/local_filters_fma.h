@@ -1,12 +1,12 @@
-// The filters of local attention where x is float32, or tensor cores are not much faster than other multiply-adds.
+// Local filters where x is float32, or tensor cores are not much faster than other multiply-adds.
 //
-// The filters of four groups at a time are products as in fused_forward_mma.cu; here a warp has 8 rows and 8 columns of
-// the tile at a time, and their bias is the weight of a feature of ones. Four neighbouring lanes share a row: lane t
-// handles rows t, t + 4, ... of the window. The 16 rows of a product are pixels 2 m and 2 m + 1 of the 8 rows. Its 8
-// columns are taps 2 n and 2 n + 1 of rows 4 pass ... 4 pass + 3 of the filters.
+// A warp has 8 rows and 8 columns of the tile. Four neighbouring lanes share a row: lane t handles rows t, t + 4, ... of
+// the window. The 16 rows of a product are pixels 2 m and 2 m + 1 of the 8 rows. Its 8 columns are taps 2 n and 2 n + 1
+// of rows 4 pass ... 4 pass + 3 of the filters. A lane then holds two taps of one row of its own pixels' filters. At the
+// end the four lanes add up their sums.
 #pragma once
 
-typedef float Pixel;  // of y
+typedef float Pixel;  // of the tile
 constexpr int kTileStride = kFloatStride, kTilePlane = kFloatPlane;
 
 constexpr int kTapPairs = (WINDOW + 1) / 2;       // of a row of a filter
@@ -16,72 +16,44 @@ constexpr int kFactorsOfPass = (kTapPairs * kFeatureSteps + 1) / 2;
 constexpr int kExpansion = kPasses * kFactorsOfPass * kWarp * 4;  // factors b, [kPasses][kFactorsOfPass][kWarp][4]
 static_assert(kFirst + kColumns + WINDOW <= 16, "the windows of a strip's rows");
 
-// z of the tile is kept as factors a of products, [kStrips][kPairs][kFeatureSteps][kWarp][4]. This is the place of
-// feature k in the first pixel of a strip's row; the next pixel follows.
-constexpr int kOfPair = kFeatureSteps * kWarp * 4, kFeatureWords = kStrips * kPairs * kOfPair;
+// Of a word of a group's factors b.
+__device__ __forceinline__ Tap tap_of(int word) {
+  const int lane = word / 4 % kWarp, n = word / (4 * kWarp) % kFactorsOfPass * 2 + word / 2 % 2;
+  const int row = word / (4 * kWarp * kFactorsOfPass) * 4 + lane / 8;
+  const bool padding = n >= kTapPairs * kFeatureSteps;
+  return {padding ? WINDOW : row, n % kTapPairs * 2 + lane / 4 % 2,
+          n / kTapPairs * kTerms + (word % 2 * 4 + lane % 4) * kNeighbours};
+}
+
+constexpr int kFiltered = SHARE;  // lane 4 g + t has pixels 2 t and 2 t + 1 of row g of all channels
+
+// z of the tile is kept as factors a of products, [kStrips][kPairs][kFeatureSteps][kWarp][4], with padding between pairs,
+// which lanes store at once. This is the place of feature k in the first pixel of a strip's row; the next pixel follows.
+constexpr int kOfPair = kFeatureSteps * kWarp * 4 + 4, kFeatureWords = kStrips * kPairs * kOfPair;
 __device__ __forceinline__ int place_of_feature(int k, int row, int strip) {
   const int term = k % kTerms, lane = row * 4 + term % (kTerms / 2) / kNeighbours, upper = term / (kTerms / 2);
   return strip * kPairs * kOfPair + (k / kTerms * kWarp + lane) * 4 + upper * 2;
 }
 
-#if TERMS == 16
-// Sums of features k and k + 1 of a lane, as `filter_features` has them.
-__device__ __forceinline__ void store_features(unsigned* features, int k, const float (&sums)[2][4]) {
+// Features k and k + 1 of a lane: pixels 2 t and 2 t + 1 of row g of each strip.
+__device__ __forceinline__ void store_features(unsigned* features, int k, const Values (&values)[kStrips][2]) {
   const int lane = threadIdx.x % kWarp;
 #pragma unroll
-  for (int strip = 0; strip < kStrips; strip++) {
-    Pair<unsigned> pair;
+  for (int strip = 0; strip < kStrips; strip++)
 #pragma unroll
-    for (int i = 0; i < 2; i++) pair.v[i] = pack<Scalar>(sums[0][strip * 2 + i], sums[1][strip * 2 + i]);
-    *reinterpret_cast<Pair<unsigned>*>(features + place_of_feature(k, lane / 4, strip) + lane % 4 * kOfPair) = pair;
-  }
-}
+    for (int n = 0; n < 2 / kNeighbours; n++) {
+      Pair<unsigned> pair;
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+#if TERMS == 16
+        pair.v[i] = of_pixel(i, values[strip]);
 #else
-// A thread filters 8 pixels of a row at a time.
-__device__ __forceinline__ void filter_features(unsigned* features, const float* tile,
-                                                const unsigned* __restrict__ filters,
-                                                const unsigned* __restrict__ bias) {
-  constexpr int kAll = kFeatureSteps * kTerms * kStrips * TILE_HEIGHT;
-#pragma unroll 1
-  for (int i = threadIdx.x; i < kAll; i += THREADS) {
-    const int row = i % TILE_HEIGHT, strip = i / (2 * TILE_HEIGHT) % kStrips;
-    const int k = i / (2 * TILE_HEIGHT * kStrips) * 2 + i / TILE_HEIGHT % 2;
-    float sums[kColumns];
-    if (k < FEATURES) {
-      const float* from = tile + k * kFeaturePlane + row * kFeatureStride + strip * kColumns;
-      const Factors* of_feature = reinterpret_cast<const Factors*>(filters) + k * (WINDOW * kTaps / 4);
-#pragma unroll
-      for (int j = 0; j < kColumns; j++) sums[j] = __uint_as_float(bias[k]);
-#pragma unroll
-      for (int y = 0; y < WINDOW; y++) {
-        float line[16], taps[kTaps];
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-          const Pair<float> pair = reinterpret_cast<const Pair<float>*>(from + y * kFeatureStride)[j];
-          line[j * 2] = pair.v[0];
-          line[j * 2 + 1] = pair.v[1];
-        }
-#pragma unroll
-        for (int j = 0; j < kTaps / 4; j++) {
-          const Factors four = of_feature[y * (kTaps / 4) + j];
-#pragma unroll
-          for (int i = 0; i < 4; i++) taps[j * 4 + i] = __uint_as_float(four.v[i]);
-        }
-#pragma unroll
-        for (int tap = 0; tap < WINDOW; tap++)
-#pragma unroll
-          for (int j = 0; j < kColumns; j++) sums[j] += taps[tap] * line[kFirst + tap + j];
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < kColumns; j++) sums[j] = k == FEATURES ? 1 : 0;
-    }
-    unsigned* to = features + place_of_feature(k, row, strip);
-#pragma unroll
-    for (int j = 0; j < kColumns; j++) to[j / 2 * kOfPair + j % 2] = as_factor<Scalar>(sums + j);
-  }
-}
+        pair.v[i] = as_factor(values[strip][n].v[i]);
 #endif
+      unsigned* to = features + place_of_feature(k + n, lane / 4, strip) + lane % 4 * kOfPair;
+      *reinterpret_cast<Pair<unsigned>*>(to) = pair;
+    }
+}
 
 // Adds up the sums of four lanes over 8 pixels. Lane t gets the totals of pixels 2 t and 2 t + 1.
 __device__ __forceinline__ void share_out(float (&own)[2], const float (&sums)[kColumns]) {
@@ -100,13 +72,13 @@ __device__ __forceinline__ void share_out(float (&own)[2], const float (&sums)[k
 }
 
 // Filters a strip of a group's channels. tile: of its first channel; expansion: of the group.
-__device__ __forceinline__ void filter_group(unsigned* values, const float* tile, const unsigned* features,
-                                             const unsigned* __restrict__ expansion, int group, int strip) {
+__device__ __forceinline__ void filter_group(float (&filtered)[kFiltered][2], const float* tile,
+                                             const unsigned* features, const unsigned* __restrict__ expansion,
+                                             int strip) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const Factors* of_strip = reinterpret_cast<const Factors*>(features + strip * kPairs * kOfPair) + lane;
   const Factors* weights = reinterpret_cast<const Factors*>(expansion) + lane;
   tile += strip * kColumns;
-  values += group * SHARE / kNeighbours * kValueStride + strip * kValueHalf + lane * 2;
   float sums[SHARE][kColumns] = {};
 #pragma unroll
   for (int pass = 0; pass < kPasses; pass++) {
@@ -137,7 +109,7 @@ __device__ __forceinline__ void filter_group(unsigned* values, const float* tile
       float filter[1][kTapPairs][4] = {};
 #pragma unroll
       for (int step = 0; step < kFeatureSteps; step++)
-        multiply(filter, of_strip + (pair * kFeatureSteps + step) * kWarp, b[step]);
+        multiply(filter, of_strip + pair * kOfPair / 4 + step * kWarp, b[step]);
 #pragma unroll
       for (int c = 0; c < SHARE; c++)
 #pragma unroll
@@ -149,14 +121,19 @@ __device__ __forceinline__ void filter_group(unsigned* values, const float* tile
     }
   }
 #pragma unroll
-  for (int c = 0; c < SHARE; c += kNeighbours) {
-    float own[kNeighbours][2];
+  for (int c = 0; c < SHARE; c++) share_out(filtered[c], sums[c]);
+}
+
+// Stores what is filtered as values of the tile.
+__device__ __forceinline__ void store_filtered(unsigned* values, const float (&filtered)[kFiltered][2], int group,
+                                               int strip) {
+  values += group * SHARE / kNeighbours * kValueStride + strip * kValueHalf + threadIdx.x % kWarp * 2;
 #pragma unroll
-    for (int i = 0; i < kNeighbours; i++) share_out(own[i], sums[c + i]);
+  for (int c = 0; c < SHARE; c += kNeighbours) {
     Pair<unsigned> pair;
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-      const float numbers[2] = {own[0][j], own[kNeighbours - 1][j]};
+      const float numbers[2] = {filtered[c][j], filtered[c + kNeighbours - 1][j]};
       pair.v[j] = as_factor<Scalar>(numbers);
     }
     *reinterpret_cast<Pair<unsigned>*>(values + c / kNeighbours * kValueStride) = pair;

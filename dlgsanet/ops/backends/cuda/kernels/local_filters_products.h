@@ -1,4 +1,4 @@
-// The filters of local attention for x of 16 bits, where tensor cores are fast.
+// Local filters for x of 16 bits, where tensor cores are fast.
 //
 // They are rounded to its dtype, as PyTorch would store them, and applied by products, too. For a row y of a group's
 // filters and a row of a strip, one product is
@@ -10,12 +10,21 @@
 // odd, a zero has to come before the taps. So even and odd pixels are terms of their own, with weights of their own.
 #pragma once
 
-typedef Scalar Pixel;  // of y
+typedef Scalar Pixel;  // of the tile
 constexpr int kTileStride = kHalfStride, kTilePlane = kHalfPlane;
 
 constexpr int kExpansion = WINDOW * kFeatureSteps * kWarp * 4;  // factors b, for even and for odd pixels
 static_assert(kFirst + kColumns - 1 + WINDOW <= 16, "the windows of a strip's rows");
 static_assert(WINDOW < kColumns && SHARE <= kColumns, "taps and channels as products have them");
+
+// Of a word of a group's factors b.
+__device__ __forceinline__ Tap tap_of(int word) {
+  const int lane = word / 4 % kWarp, step = word / (4 * kWarp), odd = word / 2 % 2;
+  return {step / kFeatureSteps, lane / 4 - odd,
+          step % kFeatureSteps * kTerms + (word % 2 * 4 + lane % 4) * kNeighbours};
+}
+
+constexpr int kFiltered = TILE_HEIGHT;  // lane 4 g + t has pixels 2 t and 2 t + 1 of all rows of channel g
 
 // z of the tile is kept as factors a of products, [kStrips][TILE_HEIGHT / 2][2][kFeatureSteps][kWarp][4]: of two rows
 // of a strip, with zeros for odd or even pixels. Lanes are permuted, so that those that store at once use many banks.
@@ -27,8 +36,8 @@ __device__ __forceinline__ int permuted(int lane) { return lane ^ lane / 8; }
 constexpr int kChannelStride = kPixels / 2 + 4;
 static_assert(kTerms * kChannelStride == kTermRows * kValueStride, "values take no more memory than in other layers");
 
-// Sums of features k and k + 1 of a lane, as `filter_features` has them.
-__device__ __forceinline__ void store_features(unsigned* features, int k, const float (&sums)[2][4]) {
+// Features k and k + 1 of a lane: pixels 2 t and 2 t + 1 of row g of each strip.
+__device__ __forceinline__ void store_features(unsigned* features, int k, const Values (&values)[kStrips][2]) {
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   features += k / kTerms * kWarp * 4 + g / 2 * kOfRows + g % 2 + k % kTerms / 8 * 2;
 #pragma unroll
@@ -37,15 +46,16 @@ __device__ __forceinline__ void store_features(unsigned* features, int k, const 
     const int parity = (kFirst + i) % 2 * kOfParity;
 #pragma unroll
     for (int strip = 0; strip < kStrips; strip++, to += TILE_HEIGHT / 2 * kOfRows) {
-      to[parity] = pack<Scalar>(sums[0][strip * 2 + i], sums[1][strip * 2 + i]);
+      to[parity] = of_pixel(i, values[strip]);
       to[kOfParity - parity] = 0;
     }
   }
 }
 
 // Filters a strip of a group's channels. tile: of its first channel; expansion: of the group.
-__device__ __forceinline__ void filter_group(unsigned* values, const Scalar* tile, const unsigned* features,
-                                             const unsigned* __restrict__ expansion, int group, int strip) {
+__device__ __forceinline__ void filter_group(float (&filtered)[kFiltered][2], const Scalar* tile,
+                                             const unsigned* features, const unsigned* __restrict__ expansion,
+                                             int strip) {
   constexpr int kHalf = TILE_HEIGHT / 2, kRowPairs = kHalf / 2;  // half of the rows at a time
   const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4, shift = (kFirst + g) / 2;
   const int source = lane - t + ((t - shift) & 3);
@@ -91,12 +101,22 @@ __device__ __forceinline__ void filter_group(unsigned* values, const Scalar* til
       for (int row = 0; row < kHalf; row++)
         multiply_add<Scalar>(sums[row], pixels[row + y], {pairs[row] & upper, pairs[row] & ~upper});
     }
-    if (g < SHARE)
 #pragma unroll
-      for (int row = 0; row < kHalf; row++)
-        values[(group * SHARE + g) * kChannelStride + (top + row) * kColumns + strip * 4 + t] =
-            pack<Scalar>(sums[row][0], sums[row][1]);
+    for (int row = 0; row < kHalf; row++)
+#pragma unroll
+      for (int i = 0; i < 2; i++) filtered[top + row][i] = sums[row][i];
   }
+}
+
+// Stores what is filtered as values of the tile.
+__device__ __forceinline__ void store_filtered(unsigned* values, const float (&filtered)[kFiltered][2], int group,
+                                               int strip) {
+  const int lane = threadIdx.x % kWarp, channel = lane / 4;
+  if (channel < SHARE)
+#pragma unroll
+    for (int row = 0; row < TILE_HEIGHT; row++)
+      values[(group * SHARE + channel) * kChannelStride + row * kColumns + strip * 4 + lane % 4] =
+          pack<Scalar>(filtered[row][0], filtered[row][1]);
 }
 
 // Factors b of kTerms filtered channels.
