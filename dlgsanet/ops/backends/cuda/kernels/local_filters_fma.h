@@ -1,9 +1,9 @@
 // Local filters where x is float32, or tensor cores are not much faster than other multiply-adds.
 //
-// A warp has 8 rows and 8 columns of the tile. Four neighbouring lanes share a row: lane t handles rows t, t + 4, ... of
-// the window. The 16 rows of a product are pixels 2 m and 2 m + 1 of the 8 rows. Its 8 columns are taps 2 n and 2 n + 1
-// of rows 4 pass ... 4 pass + 3 of the filters. A lane then holds two taps of one row of its own pixels' filters. At the
-// end the four lanes add up their sums.
+// A warp has 8 rows and 8 columns of the tile. Four neighbouring lanes share a row: lane t handles rows t, t + 4, ...
+// of the window. The 16 rows of a product are pixels 2 m and 2 m + 1 of the 8 rows. Its 8 columns are taps 2 n and
+// 2 n + 1 of rows 4 pass ... 4 pass + 3 of the filters. A lane then holds two taps of one row of its own pixels'
+// filters. At the end the four lanes add up their sums.
 #pragma once
 
 typedef float Pixel;  // of the tile
@@ -27,8 +27,9 @@ __device__ __forceinline__ Tap tap_of(int word) {
 
 constexpr int kFiltered = SHARE;  // lane 4 g + t has pixels 2 t and 2 t + 1 of row g of all channels
 
-// z of the tile is kept as factors a of products, [kStrips][kPairs][kFeatureSteps][kWarp][4], with padding between pairs,
-// which lanes store at once. This is the place of feature k in the first pixel of a strip's row; the next pixel follows.
+// z of the tile is kept as factors a of products, [kStrips][kPairs][kFeatureSteps][kWarp][4], with padding between
+// pairs, which lanes store at once. This is the place of feature k in the first pixel of a strip's row; the next pixel
+// follows.
 constexpr int kOfPair = kFeatureSteps * kWarp * 4 + 4, kFeatureWords = kStrips * kPairs * kOfPair;
 __device__ __forceinline__ int place_of_feature(int k, int row, int strip) {
   const int term = k % kTerms, lane = row * 4 + term % (kTerms / 2) / kNeighbours, upper = term / (kTerms / 2);
