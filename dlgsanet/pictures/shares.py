@@ -91,7 +91,8 @@ def done_on_devices(
 
 
 def _begin(begin: Callable[[str], None], free: Any, processes: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C comes here too, and would end a picture, not the work
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as for the main process, in a script's background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C comes here too, and would end a picture, not the work
     import torch
 
     end_with_the_main_process()  # else it would wait for work forever

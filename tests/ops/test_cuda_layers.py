@@ -112,7 +112,7 @@ def test_first_use_compares_the_kernels_with_the_reference(emulate, monkeypatch,
     """Those of the gated feed-forward layer: `test_cuda_feed_forward.py`."""
     monkeypatch.setattr(first_use, "SIZES", [(1, 13, 14)])
     use = first_use.use_of(kernels, dtype, (12, 6, 3, 7), torch.device("cpu"))
-    most = TF32_TOLERANCE if kernels in cuda.ROUNDED else 0
+    most = TF32_TOLERANCE if kernels in cuda.ROUNDED_LAYERS else 0
     assert first_use._difference(use, cuda.PATHS[kernels]) <= max(most, TOLERANCE[dtype])
 
     def wrong(layer: Record, x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:

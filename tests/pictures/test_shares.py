@@ -31,12 +31,12 @@ def arguments(folder: Path, weights: Path, *more: str) -> list[str]:
     return ["upscale", str(folder / "in"), "-o", str(out), "--weights", str(weights), "--device", "cpu", *more]
 
 
-def start(folder: Path, weights: Path, *more: str, **environment: str) -> subprocess.Popen:
+def start(folder: Path, weights: Path, *more: str, interrupts=signal.SIG_DFL, **environment: str) -> subprocess.Popen:
     """The command, in a process group of its own."""
     command = [sys.executable, "-m", "dlgsanet", *arguments(folder, weights, *more)]
     return subprocess.Popen(
         command, cwd=REPOSITORY, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts),
     )  # fmt: skip
 
 
@@ -125,6 +125,15 @@ def test_an_interrupt_ends_the_work_of_all_devices(folder, weights):
     assert interrupted.returncode == 130, errors
     assert len(results(folder)) <= before + 1  # what was being written
     assert errors.splitlines()[-1] == "dlgsanet: interrupted; results written so far are whole"
+
+
+def test_work_in_the_background_of_a_script_ignores_interrupts(folder, weights):
+    running = start(folder, weights, "--device", "cpu,cpu", interrupts=signal.SIG_IGN)
+    while not results(folder) and running.poll() is None:
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGINT)
+    _, errors = running.communicate()
+    assert running.returncode == 0, errors
 
 
 def test_shared_results_and_faults_are_those_of_one_device(folder, weights, capsys):
