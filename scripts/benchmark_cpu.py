@@ -9,7 +9,8 @@
   python scripts/benchmark_cpu.py --page-faults               page faults, CPU time and peak memory of repeated calls
 
 Measure with nothing else running. Rows of a table are run alternately within one process, a round after the other,
-after one round to warm up; times are medians, ratios are to the table's first row. glibc's allocator is as it is.
+after one round to warm up; times are medians, ratios are to the table's first row. glibc's allocator is as it
+is, and with --shares as `dlgsanet train` sets it.
 
   naive       the reference, whose dynamic convolution unfolds the image and multiplies by all filters, as is usual
   reference   the same network with the reference's dynamic convolution
@@ -170,7 +171,7 @@ def shares(rounds: int, quick: bool) -> Iterator[str]:
     yield from heading(rounds)
     yield from ["", "Shares of the rate of sgemm, which runs before each of them, and milliseconds.", ""]
     yield from ["| native | one thread | ms | all threads | ms |", "|---|---:|---:|---:|---:|"]
-    for title, (one, every) in in_child("stock", quick, "shares", rounds=rounds).items():
+    for title, (one, every) in in_child("tuned", quick, "shares", rounds=rounds).items():
         cells = (f"{share:.0%} | {seconds * 1000:.1f}" for share, seconds in (one, every))
         yield f"| {title} | {' | '.join(cells)} |"
 
