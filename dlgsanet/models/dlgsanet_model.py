@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dlgsanet.archs.parts import copy_of
-from dlgsanet.distributed import average_gradients, from_first, mean_over_ranks
+from dlgsanet.distributed import average_gradients, copy_from_first, mean_over_ranks
 from dlgsanet.errors import faults_of, within
 from dlgsanet.models.cuda_graph import CudaGraphs, Values, captures
 from dlgsanet.models.linear_start import fit_filter, fit_last_convolution, start_linear
@@ -47,6 +47,11 @@ class DLGSANetModel(SRModel):
     @property
     def train_options(self) -> dict[str, Any]:
         return TRAIN.completed(self.opt.get("train", {}))
+
+    @property
+    def _averages_apart(self) -> bool:
+        """Whether ranks average their gradients after the backward pass: what they exchange is not captured."""
+        return bool(self._graphed and self.opt["dist"])
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         train = self.train_options
@@ -151,10 +156,7 @@ class DLGSANetModel(SRModel):
             self.net_g_ema.load_state_dict(network.state_dict())
 
     def _take_weights_of_first_rank(self) -> None:
-        if self.opt["dist"]:
-            network = self.get_bare_model(self.net_g)
-            weights = {name: weight.cpu() for name, weight in network.state_dict().items()}
-            network.load_state_dict(from_first(weights))
+        copy_from_first(self.get_bare_model(self.net_g).state_dict().values())
 
     def setup_optimizers(self) -> None:
         self.parameters = [p for p in self.net_g.parameters() if p.requires_grad]
@@ -190,7 +192,7 @@ class DLGSANetModel(SRModel):
         names, tensor = (
             self._graphed.gradients(self.lq, self.gt) if self._graphed else self._gradients(self.lq, self.gt)
         )
-        if self._graphed and self.opt["dist"]:  # what ranks exchange is not captured
+        if self._averages_apart:
             average_gradients(self.parameters)
             names, tensor = [*names, "grad_norm"], torch.cat([tensor, self._clip_gradients().float()[None]])
         # Averaged over ranks, so that all of them take the same decision; the gradient already is.
@@ -223,7 +225,7 @@ class DLGSANetModel(SRModel):
         for number, part in enumerate(parts, 1):
             for name, loss in self._forward_backward(*part, len(parts), last=number == len(parts)).items():
                 terms[name] = terms.get(name, 0) + loss
-        if not (self._graphed and self.opt["dist"]):
+        if not self._averages_apart:
             terms["grad_norm"] = self._clip_gradients()
         return list(terms), torch.stack([*terms.values()]).float()
 

@@ -16,7 +16,7 @@ from dlgsanet.training.checkpoints import Checkpoint
 from dlgsanet.training.resume import Position, restore, state_of, weights_of
 from tests.models.checkpoint_file import checkpoint_file
 from tests.models.graph_emulator import graphs_on_the_cpu
-from tests.training.conftest import FORKSERVER, identical
+from tests.training.conftest import identical, run_as_ranks
 from tests.training.test_step import model, step, weights
 
 OPTIMIZERS = {
@@ -91,7 +91,6 @@ def test_replayed_iterations_train_as_eager_ones(optimizer, precision, graphs, m
 def _train_as_rank(rank: int, folder: Path) -> None:
     """Train on every second image of the batches, from weights of this rank's own."""
     os.environ["DLGSANET_BACKEND"] = "torch"
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     with graphs_on_the_cpu() as graphs:
         trained = built("Muon", rank=rank)
         logs = [
@@ -103,12 +102,7 @@ def _train_as_rank(rank: int, folder: Path) -> None:
 
 
 def test_ranks_that_replay_train_as_the_eager_single_process(tmp_path):
-    processes = [FORKSERVER.Process(target=_train_as_rank, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(600)
-        assert process.exitcode == 0
+    run_as_ranks(_train_as_rank, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])

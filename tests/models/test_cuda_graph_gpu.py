@@ -23,7 +23,7 @@ from dlgsanet.models.dlgsanet_model import DLGSANetModel
 from dlgsanet.ops import freeze
 from dlgsanet.training.resume import restore
 from tests.models.checkpoint_file import checkpoint_file
-from tests.training.conftest import FORKSERVER
+from tests.training.conftest import run_as_ranks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -135,7 +135,6 @@ def test_replayed_iterations_train_as_eager_ones(optimizer, precision, tolerance
 def _train_as_rank(rank: int, folder: Path) -> None:
     """Train on every second image of the batches, from weights of this rank's own."""
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     trained = built(MUON, True, rank)
     train(trained, images=slice(rank, None, 2))
     assert len(trained._graphed._graphs) == 2
@@ -144,12 +143,7 @@ def _train_as_rank(rank: int, folder: Path) -> None:
 
 def test_ranks_that_replay_train_as_the_eager_single_process(tmp_path):
     """Both on this GPU."""
-    processes = [FORKSERVER.Process(target=_train_as_rank, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(600)
-        assert process.exitcode == 0
+    run_as_ranks(_train_as_rank, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first, second)
     eager = built(MUON, graph=False)

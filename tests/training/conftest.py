@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from copy import deepcopy
 from multiprocessing import forkserver
 from pathlib import Path
@@ -84,6 +85,21 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1
 FORKSERVER = multiprocessing.get_context("forkserver")
 # A start then takes no seconds for imports, of what a run needs and of this file.
 FORKSERVER.set_forkserver_preload(["dlgsanet.training.run", "dlgsanet.commands.train", __name__])
+
+
+def run_as_ranks(work: Callable[[int, Path], None], folder: Path) -> None:
+    """Call work(rank, folder) in a process for each of two ranks, which meet in the folder."""
+    processes = [FORKSERVER.Process(target=_as_rank, args=(work, rank, folder)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+        assert process.exitcode == 0
+
+
+def _as_rank(work: Callable[[int, Path], None], rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    work(rank, folder)
 
 
 def pytest_collection_finish() -> None:

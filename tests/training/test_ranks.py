@@ -16,7 +16,7 @@ from basicsr.models import build_model
 
 from dlgsanet.extensions import import_all
 from dlgsanet.training.validation import ValidationSet
-from tests.training.conftest import FORKSERVER, OPTIONS, Workplace, identical
+from tests.training.conftest import OPTIONS, Workplace, identical, run_as_ranks
 
 TOLERANCE = 1e-5  # absolute; weights are of the order of 0.1
 
@@ -122,7 +122,6 @@ def test_lost_rank_stops_the_run_which_resumes_on_another_number_of_ranks(workpl
 
 
 def _step_on_a_bad_batch(rank: int, folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.manual_seed(0)
     model = build_model(deepcopy(OPTIONS) | {"is_train": True, "dist": True, "rank": rank})
     before = deepcopy(model.net_g.state_dict())
@@ -134,12 +133,7 @@ def _step_on_a_bad_batch(rank: int, folder: Path) -> None:
 
 
 def test_bad_batch_of_one_rank_makes_all_skip_the_step(tmp_path):
-    processes = [FORKSERVER.Process(target=_step_on_a_bad_batch, args=(rank, tmp_path)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(600)
-        assert process.exitcode == 0
+    run_as_ranks(_step_on_a_bad_batch, tmp_path)
 
 
 def test_signal_to_one_rank_stops_all_at_the_same_iteration(workplace):

@@ -1,7 +1,6 @@
 """Whole layers for inference."""
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from dlgsanet.ops import constants
 from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends.native import library
+from dlgsanet.ops.backends.native.signatures import kept_rows
 from dlgsanet.ops.kept_memory import empty, empty_like
 from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, Layer, LocalAttention
 from dlgsanet.ops.windows import pieces
@@ -42,9 +42,9 @@ def keeping_gated_feed_forward(layer: GatedFeedForward, x: Tensor, kept: int) ->
 
 
 def _rows_to_keep(x: Tensor, kept: int, channels: int) -> Tensor:
-    """Memory for the rows of `channels` channels that training keeps, each in whole registers."""
-    *_, height, width = x.shape
-    return x.new_empty(kept, height, channels, math.ceil(width / constants.COLUMN_STEP) * constants.COLUMN_STEP)
+    """Memory for the rows of `channels` channels that training keeps."""
+    batch, _, height, width = x.shape
+    return x.new_empty(kept_rows(batch, channels, height, width, kept))
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor) -> Tensor:

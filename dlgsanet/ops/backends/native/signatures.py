@@ -37,7 +37,7 @@ def _kept(batch: int, kept: int) -> int:
     return kept
 
 
-def _kept_rows(batch: int, channels: int, height: int, width: int, kept: int) -> tuple[int, ...]:
+def kept_rows(batch: int, channels: int, height: int, width: int, kept: int) -> tuple[int, ...]:
     """The layout of `KeptRows`."""
     return _kept(batch, kept), height, channels, math.ceil(width / COLUMN_STEP) * COLUMN_STEP
 
@@ -60,12 +60,12 @@ def _gated_feed_forward_weights(channels: int, half: int) -> Shapes:
 
 
 def _gated_feed_forward(batch: int, channels: int, half: int, height: int, width: int, kept: int) -> Shapes:
-    image, projected = (batch, channels, height, width), _kept_rows(batch, 2 * half, height, width, kept)
+    image, projected = (batch, channels, height, width), kept_rows(batch, 2 * half, height, width, kept)
     return {"x": image, **_gated_feed_forward_weights(channels, half), "projected": projected, "out": image}
 
 
 def _gated_feed_forward_backward(batch: int, channels: int, half: int, height: int, width: int, kept: int) -> Shapes:
-    image, projected = (batch, channels, height, width), _kept_rows(batch, 2 * half, height, width, kept)
+    image, projected = (batch, channels, height, width), kept_rows(batch, 2 * half, height, width, kept)
     tensors = {"x": image, **_gated_feed_forward_weights(channels, half)}
     return {"grad": image, **tensors, "projected": projected, **_gradients(tensors)}
 
@@ -172,7 +172,7 @@ def _channel_attention_sums(
         "piece_sums": (batch, band_count, column_count, channels * share + 2 * channels),
         "cosines": (batch, None, None, head_count, share, share),
         "norms": (batch, None, None, 2, head_count, share),
-        "projected": _kept_rows(batch, 3 * channels, height, width, kept),
+        "projected": kept_rows(batch, 3 * channels, height, width, kept),
     }
 
 
@@ -196,7 +196,7 @@ def _channel_attention_mixing_backward(batch: int, channels: int, heads: int, he
     tensors: Shapes = {"weights": (batch, 1, 1, heads, share, share), "proj_out": (channels, channels, 1, 1)}
     return {
         "grad": (batch, channels, height, width),
-        "projected": _kept_rows(batch, 3 * channels, height, width, batch),
+        "projected": kept_rows(batch, 3 * channels, height, width, batch),
         "depthwise": (3 * channels, 1, 3, 3),
         **tensors,
         **_gradients(tensors),
@@ -211,7 +211,7 @@ def _channel_attention_backward(batch: int, channels: int, heads: int, height: i
         "grad": image,
         **tensors,
         "proj_out": (channels, channels, 1, 1),
-        "projected": _kept_rows(batch, 3 * channels, height, width, batch),
+        "projected": kept_rows(batch, 3 * channels, height, width, batch),
         "cosines": matrices,
         "norms": (batch, 1, 1, 2, heads, share),
         "weights": matrices,
