@@ -106,11 +106,12 @@ def refuse_other_ranks(values: Mapping[str, Any]) -> None:
     """Raise a UserError, on all ranks, if one of them has other values than the first."""
     first, *others = gather(dict(values))
     for rank, found in enumerate(others, 1):
-        for name in first:
-            if found[name] != first[name]:
+        for name in {**first, **found}:
+            here, there = found.get(name), first.get(name)
+            if here != there:
                 raise UserError(
-                    f"rank {rank} has another value of {name} than rank 0 ({found[name]}, {first[name]}); all hosts "
-                    "need the same option file and images, and must share the folder experiments"
+                    f"rank {rank} has another value of {name} than rank 0 ({here}, {there}); all hosts need the same "
+                    "option file and images, and must share the folder experiments"
                 )
 
 

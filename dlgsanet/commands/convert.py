@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     add("source", type=Path, metavar="FROM", help="a .pth or .safetensors file")
     add("target", type=Path, metavar="TO", help="a .pth or .safetensors file")
     add("-opt", type=Path, metavar="FILE", help="the option file whose network_g the weights belong to")
-    add("--key", choices=("params", "params_ema"), help="which weights of a .pth (default: params_ema if it has them)")
+    add("--key", choices=("params", "params_ema"), help="weights of each .pth to take (default: params_ema if there)")
     add("--metadata", action="append", default=[], metavar="KEY=VALUE", help="an entry to add to the new file")
     add("--average", metavar="FILE=SHARE", help="mix in a share, from 0 to 1, of another file's weights")
     args = parser.parse_args(argv)
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     options = network_options(checkpoint)
     build_network(checkpoint)  # or the new file could not be used
     if args.average:
-        checkpoint = _averaged(checkpoint, options, args.average)
+        checkpoint = _averaged(checkpoint, options, args.average, args.key)
     entries = {"scale": str(options["upscale"]), **checkpoint.metadata, **entries}
     write_checkpoint(args.target, checkpoint.state, options, entries)
     print(f"{args.target}: {len(checkpoint.state)} tensors, x{options['upscale']}")
@@ -64,7 +64,7 @@ def _key_and_value(text: str) -> tuple[str, str]:
     return key, value
 
 
-def _averaged(checkpoint: "Checkpoint", options: dict[str, Any], text: str) -> "Checkpoint":
+def _averaged(checkpoint: "Checkpoint", options: dict[str, Any], text: str, key: str | None) -> "Checkpoint":
     """The weights, with a share of another file's. `text` is FILE=SHARE."""
     from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint
 
@@ -74,7 +74,7 @@ def _averaged(checkpoint: "Checkpoint", options: dict[str, Any], text: str) -> "
         share = float(number)
     if not (file and 0 <= share <= 1):
         raise UserError(f"--average: {text!r} is not FILE=SHARE with a share from 0 to 1")
-    other = read_checkpoint(Path(file))
+    other = read_checkpoint(Path(file), key)
     if network_options(other) != options:
         raise UserError(f"--average: {file}: its weights are of another network than those of FROM")
     build_network(other)  # it has all of them, and no others

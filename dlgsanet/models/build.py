@@ -8,6 +8,7 @@ from typing import Any
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dlgsanet.archs.checkpoint import read_checkpoint
 from dlgsanet.errors import UserError, within
@@ -15,13 +16,19 @@ from dlgsanet.models.weights import load_weights
 
 
 class _ReadsAnyWeights(BaseModel):
-    """A model of BasicSR that reads every weights file that ours reads, .safetensors and bare state dicts too."""
+    """A model of BasicSR that reads every weights file that ours reads, .safetensors and bare state dicts too, and
+    trains on several ranks without GPUs."""
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
     ) -> None:
         with within("path.pretrain_network_g"):
             load_weights(self.get_bare_model(net), load_path, _key(load_path, param_key), strict)
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        if self.opt["dist"] and self.device.type == "cpu":  # BasicSR's own asks for a GPU
+            return DistributedDataParallel(net, find_unused_parameters=self.opt.get("find_unused_parameters", False))
+        return super().model_to_device(net)
 
 
 def _key(path: str, wanted: str | None) -> str | None:

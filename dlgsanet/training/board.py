@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, reason_of
 from dlgsanet.files import write_whole
 from dlgsanet.training.resume import Position
 
@@ -34,8 +34,6 @@ class Board:
         folder = Path(options["root_path"], "tb_logger", options["name"])
         for path in folder.glob("events.out.tfevents.*"):
             _take_back(path, position)
-        if (logger.get("wandb") or {}).get("project"):
-            _start_wandb(options)
         self._former_hook, threading.excepthook = threading.excepthook, self._in_thread
         self.writer = SummaryWriter(str(folder))
 
@@ -102,10 +100,27 @@ def _stays(event: Any, position: Position) -> bool:
     return event.step <= (position.validated if of_validation else position.iteration)
 
 
-def _start_wandb(options: dict[str, Any]) -> None:
-    from basicsr.utils import init_wandb_logger
+def start_wandb(options: dict[str, Any]) -> None:
+    """Have wandb follow the TensorBoard files, where the `logger` section asks for it. Call it before there are any.
 
+    Raises:
+        UserError: wandb cannot start, for example without an API key.
+    """
+    wandb_options = options["logger"]["wandb"] or {}
+    if not wandb_options.get("project") or options["rank"] != 0:
+        return
+    known = wandb_options.get("resume_id")
     try:
-        init_wandb_logger(options)
-    except ImportError as error:
-        raise UserError("logger.wandb: wandb is not installed; pip install wandb, or leave the section out") from error
+        import wandb
+
+        wandb.init(
+            project=wandb_options["project"],
+            name=options["name"],
+            id=known,
+            resume="allow" if known else None,
+            config=options,
+            sync_tensorboard=True,
+        )
+    except Exception as error:  # wandb has errors of its own
+        reason = reason_of(error, 200).rstrip(".")
+        raise UserError(f"logger.wandb: {reason}; repair that, set WANDB_MODE=offline, or leave it out") from error

@@ -75,6 +75,8 @@ class Checkpoints:
     def save(self, iteration: int, weights: Weights, state: dict[str, Any]) -> None:
         """Write a checkpoint, then delete those that are no longer to be kept, and what interrupted ones left.
 
+        Those that BasicSR wrote, which have no checksums, stay.
+
         Raises:
             UserError: it cannot be written (a full disk, for example); the message names the last good one.
         """
@@ -90,19 +92,25 @@ class Checkpoints:
         except UserError:
             self._delete(iteration)
             raise
-        for old in self.iterations()[: -self.keep_last]:
+        for old in [number for number in self.iterations() if self._sums(number).exists()][: -self.keep_last]:
             self._delete(old)
         self._delete_orphans()
 
-    def save_weights(self, weights: Weights, name: str) -> None:
+    def save_weights(self, weights: Weights, name: str, iteration: int) -> None:
         """Write weights that do not belong to a checkpoint: ``models/LABEL_NAME.pth``, the best or the latest.
 
         Raises:
             UserError: as `save`.
         """
         for label, content in weights.items():
-            self._write(f"models/{label}_{name}.pth", _serialised(content))
+            self._write(f"models/{label}_{name}.pth", _serialised(content | {"iteration": iteration}))
         self._write_safetensors(weights, name)
+
+    def best(self) -> int | None:
+        """The iteration of the best weights. None: there are none, or none that say so."""
+        with suppress(UserError):
+            return read_checked(self.root / "models/net_g_best.pth", None).get("iteration")
+        return None
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; what is wrong with newer ones is logged. None: there is none at all.
@@ -170,7 +178,8 @@ class Checkpoints:
 
     def _files(self, iteration: int) -> dict[str, str | None]:
         """The files of a checkpoint with their checksums, which BasicSR's own checkpoints lack."""
-        sums, state = (self.root / "training_states" / f"{iteration}.{kind}" for kind in ("sha256", "state"))
+        sums = self._sums(iteration)
+        state = sums.with_suffix(".state")
         if sums.exists():
             listed = _read_sums(sums, iteration)
             if f"training_states/{state.name}" not in listed:
@@ -180,11 +189,14 @@ class Checkpoints:
         names = [f"models/{path.name}" for path in self.root.glob(f"models/net_*_{iteration}.pth")]
         return dict.fromkeys([*names, f"training_states/{state.name}"])
 
+    def _sums(self, iteration: int) -> Path:
+        return self.root / "training_states" / f"{iteration}.sha256"
+
     def _delete(self, iteration: int) -> None:
         states = self.root / "training_states"
         models = self.root.glob(f"models/net_*_{iteration}.*")
         aside = states / f"{iteration}.state.aside"
-        for path in (states / f"{iteration}.state", aside, *models, states / f"{iteration}.sha256"):
+        for path in (states / f"{iteration}.state", aside, *models, self._sums(iteration)):
             path.unlink(missing_ok=True)
 
     def _delete_orphans(self) -> None:

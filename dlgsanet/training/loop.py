@@ -86,7 +86,7 @@ class Loop:
             if self.saved != self.position.iteration:
                 self._save()
             if self.options["rank"] == 0:
-                self.checkpoints.save_weights(weights_of(self.model), "latest")
+                self.checkpoints.save_weights(weights_of(self.model), "latest", self.position.iteration)
             self.board.flush()
             logger.info("End of training after %s", duration(self.position.seconds))
             return 0
@@ -235,7 +235,7 @@ class Loop:
         if not worse and not math.isnan(value):
             self.position.best = {"value": value, "iteration": self.position.iteration, "by": by}
             if self.options["rank"] == 0:
-                self.checkpoints.save_weights(weights_of(self.model), "best")
+                self.checkpoints.save_weights(weights_of(self.model), "best", self.position.iteration)
         if self.position.best:
             logger.info("Best %s on %s: %.4f at %s", metric, name, *_best(self.position))
         from_first(None)  # no rank continues before the best is on disk

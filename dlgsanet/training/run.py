@@ -22,7 +22,7 @@ from dlgsanet.folder_lock import owned
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.models.build import build_model
 from dlgsanet.signals import StopSignals
-from dlgsanet.training.board import Board
+from dlgsanet.training.board import Board, start_wandb
 from dlgsanet.training.branch import Branch
 from dlgsanet.training.checkpoints import Checkpoints
 from dlgsanet.training.conditions import conditions, in_force, of_all_ranks, refuse_other_run
@@ -124,7 +124,7 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
     set_random_seed(options["manual_seed"] + options["rank"])
     _choose_kernels(options["train"]["deterministic"])
     line = start_logging(options["rank"])
-    # What may be wrong with data and weights is found before an older run of this name is renamed.
+    # What may be wrong with data and weights is found before an older run of this name is renamed, or its checkpoints.
     with within(options.get("option_file", "")):
         train_set, validation_sets = data_sets(options)
         with faults_of(options["model_type"]):
@@ -143,18 +143,19 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
     if same_options and before and options["rank"] == 0:
         refuse_other_run(before, now, checkpoints.root)
     own = checkpoint if checkpoint and checkpoint.root.resolve() == checkpoints.root.resolve() else None
+    position = Position()
+    if checkpoint:
+        with within(options.get("option_file", "")):
+            position = restore(model, checkpoint, options["rank"], epoch_length)
+        if own is None or checkpoints.best() not in (None, position.best.get("iteration")):
+            position.best = {}  # those weights are in another run's folder, or were overwritten
+    start_wandb(options)
     if own is None:  # it begins, perhaps from another run's checkpoint
         _make_folders(options)
     elif options["rank"] == 0:
         checkpoints.set_aside(after=own.iteration)
     if options["rank"] == 0:
         log_to_file(checkpoints.root)
-    position = Position()
-    if checkpoint:
-        with within(options.get("option_file", "")):
-            position = restore(model, checkpoint, options["rank"], epoch_length)
-            if own is None:
-                position.best = {}  # those weights are in the other run's folder
     introduce(options, validation_sets, batch_size, epoch_length, position, before, now)
     write_record(options, position.iteration)
     return Loop(

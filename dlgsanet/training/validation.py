@@ -79,24 +79,30 @@ class ValidationSet:
 
         Raises:
             StoppedError: on every rank, when `stopped` was true on any.
-            DivergedError: the network's output for an image is not finite.
+            DivergedError: on every rank, when the network's output for an image is not finite.
         """
         scores: dict[int, dict[str, float]] = {}
         below: list[int] = []
-        first = None
+        first = diverged = None
         with _each_rank_for_itself(model):
             for index in self.indices:
                 data = default_collate([read_sample(self.dataset, index)])
                 data.setdefault("lq_path", [f"{self.name}_{index}"])  # a data set of the user's own may not name images
                 if stopped():
                     break
-                image, scores[index] = _upscale_and_score(model, data, metrics, *self.normalisation)
+                try:
+                    image, scores[index] = _upscale_and_score(model, data, metrics, *self.normalisation)
+                except DivergedError as error:
+                    diverged = str(error)
+                    break
                 if compared and self._is_below_bicubic(index, data, metrics[compared], scores[index][compared]):
                     below.append(index)
                 first = np.atleast_3d(image) if index == 0 else first
                 if save_to:
                     write_whole(save_to / f"{Path(data['lq_path'][0]).stem}.png", _png(image))
         everyones = gather(scores)
+        for found in filter(None, gather(diverged)):
+            raise DivergedError(found)
         if sum(map(len, everyones)) < len(self.dataset):
             raise StoppedError
         by_index = sorted((index, score) for part in everyones for index, score in part.items())

@@ -167,6 +167,16 @@ def test_weights_are_averaged(weights, tmp_path):
     assert mixed.metadata["average"].startswith("0.25 of ")
 
 
+def test_the_same_weights_of_both_files_are_averaged(weights, tmp_path):
+    state = read_checkpoint(weights).state
+    later = {name: value + 1 for name, value in state.items()}
+    torch.save({"params": state, "params_ema": later}, tmp_path / "a.pth")
+    arguments = ["convert", str(tmp_path / "a.pth"), str(tmp_path / "c.safetensors"), "--key", "params"]
+    assert main([*arguments, "--average", f"{tmp_path}/a.pth=0.5"]) == 0
+    mixed = read_checkpoint(tmp_path / "c.safetensors").state
+    assert all(torch.equal(mixed[name], state[name]) for name in state)
+
+
 @pytest.mark.parametrize("extension", [".pth", ".safetensors"])
 def test_metadata_with_names_that_are_not_utf8(weights, tmp_path, extension):
     other = tmp_path / os.fsdecode(b"caf\xe9.safetensors")

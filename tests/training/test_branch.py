@@ -35,7 +35,7 @@ def test_branch_decays_from_the_newest_checkpoint_and_the_run_goes_on(constant):
     start, end = constant.checkpoint(8, name), constant.checkpoint(12, name)
     assert all(identical(start[key], before[key]) for key in ("weights", "optimizers", "random"))
     assert end["position"]["samples"] == 12 * 4
-    assert constant.weights("best", name).keys() == {"params", "params_ema"}
+    assert constant.weights("best", name).keys() == {"params", "params_ema", "iteration"}
     assert identical(constant.checkpoint(8), before)
     constant.options["train"]["total_iter"] = 10
     assert [*rates(constant.train("--auto_resume")).values()] == pytest.approx([0.001, 0.001])

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import yaml
@@ -133,9 +134,9 @@ def test_best_weights_are_chosen_by_the_set_and_the_metric_that_options_name(wor
 WANDB = """
 from json import dumps
 from pathlib import Path
-class util:
-    generate_id = staticmethod(lambda: "an id")
 def init(**given):
+    if given["project"] == "of nobody":
+        raise RuntimeError("api_key not configured (no-tty)")
     Path("wandb.json").write_text(dumps([given["project"], given["name"], given["sync_tensorboard"]]))
 """
 
@@ -148,8 +149,13 @@ def test_wandb_follows_tensorboard_where_it_is_installed(workplace):
     (workplace.folder / "wandb.py").write_text(WANDB)  # `python -m` looks in the working folder first
     command = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
     path = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    subprocess.run(command, cwd=workplace.folder, env=os.environ | {"PYTHONPATH": path}, check=True)
+    settings: dict[str, Any] = {"cwd": workplace.folder, "env": os.environ | {"PYTHONPATH": path}}
+    subprocess.run(command, **settings, check=True)
     assert json.loads((workplace.folder / "wandb.json").read_text()) == ["photographs", "run", True]
+    refused = [*command, "--force-yml", "logger:wandb:project=of nobody"]
+    last = subprocess.run(refused, **settings, capture_output=True, text=True).stderr.splitlines()[-1]
+    assert "error: logger.wandb: api_key not configured" in last
+    assert [path.name for path in workplace.experiment().parent.glob("run*")] == ["run"]  # it was not set aside
 
 
 def test_record_is_enough_to_do_it_again(workplace):

@@ -37,7 +37,13 @@ def difference(workplace, finished) -> float:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "changes"), [(2, {}), pytest.param(4, {}, marks=pytest.mark.long), (2, {"find_unused_parameters": True})]
+    ("ranks", "changes"),
+    [
+        (2, {}),
+        pytest.param(4, {}, marks=pytest.mark.long),
+        (2, {"find_unused_parameters": True}),
+        (2, {"model_type": "SRModel"}),
+    ],
 )
 def test_ranks_follow_the_single_process(workplace, finished, ranks, changes):
     workplace.options |= changes
@@ -144,7 +150,32 @@ def test_signal_to_one_rank_stops_all_at_the_same_iteration(workplace):
     assert workplace.checkpoint(3)["position"]["samples"] == 3 * 4
 
 
-@pytest.mark.parametrize("what", ["the checkpoint to resume", "image files"])
+OVERFLOWS = """
+import math
+from torch import nn
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class OverflowsAtHeight25(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, x):
+        return super().forward(x) * (math.inf if x.shape[2] == 25 else 1)
+"""
+
+
+def test_output_of_one_rank_that_is_not_finite_sets_the_checkpoint_aside(workplace):
+    (workplace.folder / "overflows.py").write_text(OVERFLOWS)
+    workplace.options |= {"network_g": {"type": "OverflowsAtHeight25"}, "import": "overflows.py"}
+    batch_per_rank(workplace, 2)
+    for run in workplace.start_ranks(2):  # the second rank validates the second image
+        line = run.end(2).splitlines()[-1]
+        assert "crop1x2.png: the output is not finite" in line
+    assert (workplace.experiment() / "training_states/6.state.aside").exists()
+
+
+@pytest.mark.parametrize("what", ["the checkpoint to resume", "image files", "train.optim_g.betas"])
 def test_hosts_that_see_other_files(trained, tmp_path, photographs, what):
     """Ranks would train on, each with weights or images of its own."""
     (tmp_path / "other").mkdir()
@@ -155,6 +186,9 @@ def test_hosts_that_see_other_files(trained, tmp_path, photographs, what):
         shutil.copytree(trained.experiment(), other.experiment())
         (other.folder / "train/HR/coffee.png").rename(other.folder / "train/HR/cups.png")
         (other.folder / "train/X2/coffeex2.png").rename(other.folder / "train/X2/cupsx2.png")
+    if what == "train.optim_g.betas":
+        shutil.copytree(trained.experiment(), other.experiment())
+        del other.options["train"]["optim_g"]["betas"]
     for place in (trained, other):
         batch_per_rank(place, 2)
         place.options["train"]["total_iter"] = 14

@@ -120,7 +120,9 @@ def test_run_goes_on_from_a_chosen_checkpoint_in_its_own_folder_and_in_another(t
     said = trained.train()
     assert "12.state" in said
     assert "10.state" in said
-    assert same_end(trained, finished)
+    again = trained.checkpoint(12)
+    assert again["position"].pop("best") == {}  # those of iteration 6 were replaced by those of 12
+    assert identical(again, whole)
 
 
 def test_another_metric_chooses_the_best_weights_anew(trained):
@@ -128,6 +130,24 @@ def test_another_metric_chooses_the_best_weights_anew(trained):
     (best,) = re.findall(r"Best ssim on Crops: (\S+) at 12", trained.train("--auto_resume"))  # it is validated again
     assert float(best) < 1  # no PSNR
     assert identical(trained.weights("best"), trained.weights("latest"))
+
+
+def test_best_weights_of_later_iterations_are_not_taken_for_those_of_the_checkpoint(trained):
+    """Those of iteration 12 were better, and replaced those of iteration 6, the best until iteration 8."""
+    assert trained.checkpoint(8)["position"]["best"]["iteration"] == 6
+    assert trained.weights("best")["iteration"] == 12
+    trained.options["path"]["resume_state"] = "experiments/run/training_states/8.state"
+    trained.options["train"] |= {"total_iter": 9, "optim_g": {"type": "Adam", "lr": 0.001}}
+    assert "Best psnr on Crops" in trained.train()
+    assert trained.checkpoint(9)["position"]["best"]["iteration"] == trained.weights("best")["iteration"] == 9
+
+
+def test_a_chosen_checkpoint_that_is_refused_leaves_later_ones_in_place(trained):
+    before = {path.name for path in trained.experiment().glob("training_states/*")}
+    trained.options["path"]["resume_state"] = "experiments/run/training_states/8.state"
+    trained.options["train"]["optim_g"] = {"type": "SGD", "lr": 0.1}
+    assert "SGD" in trained.train(code=2)
+    assert {path.name for path in trained.experiment().glob("training_states/*")} == before
 
 
 def test_checkpoint_of_another_run_begins_a_folder_of_its_own(trained):
@@ -160,6 +180,7 @@ def test_run_that_basicsr_saved_resumes_by_epoch_and_says_so(workplace, model_ty
     said = workplace.train("--auto_resume")
     assert resumed(said) == (3, False)
     assert "BasicSR" in said
+    assert workplace.weights(3)  # `keep_last` is not for what BasicSR wrote
     state = workplace.checkpoint(12)
     assert state["position"]["samples"] == 2 * 3 + 9 * 4  # two epochs of three images, and nine batches of four since
     assert identical(state["weights"], saved)
