@@ -4,11 +4,8 @@ A subcommand NAME is ``dlgsanet.commands.NAME.main(argv: list[str]) -> int``, wh
 exit code. Nothing here imports torch, so that `dlgsanet --help` answers at once.
 """
 
-import codecs
 import errno
-import faulthandler
 import importlib
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -17,7 +14,7 @@ from functools import partial
 
 from dlgsanet import __version__
 from dlgsanet.errors import UserError, unknown
-from dlgsanet.startup import leave, spin_shortly
+from dlgsanet.startup import leave, prepare_standard_streams, spin_shortly
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # Of a path that the user gave, or of a file that has vanished while it was used.
@@ -104,7 +101,7 @@ def _call(entry: str, argv: list[str]) -> int:
 
 
 def _with_clear_errors(work: Callable[[], int]) -> int:
-    _prepare_standard_streams()
+    prepare_standard_streams()
     try:
         code = work()
         sys.stdout.flush()  # at its end, Python could only print a traceback
@@ -135,37 +132,6 @@ def _drop_output() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-
-
-def _prepare_standard_streams() -> None:
-    """Open those that the caller has closed, let every name of a file be printed, and let no crash be silent.
-
-    The next file to be opened would take the place of a closed stream, and get its messages.
-    """
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # open until the process ends
-    codecs.register_error("dlgsanet", _escaped)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="dlgsanet")
-    if not faulthandler.is_enabled():
-        faulthandler.enable(2)  # a process that a fault ends, such as an invalid address, says where it was
-
-
-def _escaped(error: UnicodeError) -> tuple[str, int]:
-    """Characters that a stream cannot print as escapes: ``\\xe9`` for a byte of a file name that is not UTF-8."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    escapes = [
-        f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace").decode()
-        for c in error.object[error.start : error.end]
-    ]
-    return "".join(escapes), error.end
 
 
 def _fail(message: str) -> int:

@@ -1,8 +1,11 @@
-"""How commands start and end: threads that do not spin; imports, most of the time of a small picture; a quick exit."""
+"""How commands start and end: standard streams, threads that do not spin, quick imports, a quick exit."""
 
 import atexit
+import codecs
+import faulthandler
 import gc
 import importlib
+import io
 import os
 import runpy
 import sys
@@ -70,6 +73,37 @@ def _defer(name: str) -> types.ModuleType:
     placeholder.__getattr__ = real_attribute  # type: ignore[method-assign]
     sys.modules[name] = placeholder
     return placeholder
+
+
+def prepare_standard_streams() -> None:
+    """Open those that the caller has closed, let every name of a file be printed, and let no crash be silent.
+
+    The next file to be opened would take the place of a closed stream, and get its messages.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # open until the process ends
+    codecs.register_error("dlgsanet", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="dlgsanet")
+    if not faulthandler.is_enabled():
+        faulthandler.enable(2)  # a process that a fault ends, such as an invalid address, says where it was
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Characters that a stream cannot print as escapes: ``\\xe9`` for a byte of a file name that is not UTF-8."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    escapes = [
+        f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("ascii", "backslashreplace").decode()
+        for c in error.object[error.start : error.end]
+    ]
+    return "".join(escapes), error.end
 
 
 def run_command(argv: Sequence[str]) -> None:

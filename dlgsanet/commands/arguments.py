@@ -41,10 +41,12 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(prog, formatter_class=_HelpFormatter, **options)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        given = [_with_hyphens(arg) for arg in (sys.argv[1:] if args is None else args)]
+        arguments = list(sys.argv[1:] if args is None else args)
+        options = list(takewhile(lambda argument: argument != "--", arguments))  # what follows is no option
+        given = [*map(_with_hyphens, options), *arguments[len(options) :]]
         if not self._subparsers:  # a subcommand has a parser of its own, which knows its options
-            for argument in takewhile(lambda argument: argument != "--", given):
-                self._check_option(argument.partition("=")[0])
+            for option in given[: len(options)]:
+                self._check_option(option.partition("=")[0])
             self._check_not_empty(given)
         known, rest = super().parse_known_args(given, namespace)
         if rest:

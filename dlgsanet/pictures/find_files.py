@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from dlgsanet.errors import ArgumentError, UserError
@@ -61,11 +62,15 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
     found = Found()
     # The file, and its path below the output folder: of a file that several inputs name, as the first one gives it.
     sources: dict[Path, Path] = {}
+    known: set[Path] = set()
     for given in inputs:
         faults = len(found.faults)
         here = list(_sources(given, output, found))
         for source, below in here:
-            sources.setdefault(source, below)
+            place = Path(os.path.realpath(source.parent), source.name)  # however its folder is spelled or linked
+            if place not in known:
+                known.add(place)
+                sources[source] = below
         if not here and len(found.faults) == faults:
             last = len(inputs) > 1 and given == inputs[-1]
             named_as_result = last and output == DEFAULT_OUTPUT and Path(given).suffix.lower() in WRITTEN
@@ -154,8 +159,12 @@ def _sources(given: str, output: Path, found: Found) -> Iterator[tuple[Path, Pat
     elif os.path.lexists(path):
         yield path, Path(path.name)
     elif glob.has_magic(given):
-        for match in sorted(glob.glob(given, recursive=True)):
-            yield from _sources(match, output, found)
+        top = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        results_are_inside = os.path.isdir(output) and _is_below(output, top)
+        # The shortest first: links to folders give a file longer names.
+        for match in sorted(glob.glob(given, recursive=True), key=lambda match: (match.count(os.sep), match)):
+            if not (results_are_inside and _is_below(Path(match, "x"), output)):
+                yield from _sources(match, output, found)
 
 
 def _pictures_below(folder: Path, output: Path, found: Found) -> Iterator[Path]:
@@ -164,8 +173,7 @@ def _pictures_below(folder: Path, output: Path, found: Found) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         found.faults.append(f"{error.filename}: {error.strerror}")
 
-    top, results = os.path.realpath(folder), os.path.realpath(output)
-    results_are_inside = results != top and results.startswith(os.path.join(top, ""))
+    results, results_are_inside = os.path.realpath(output), _is_below(output, folder)
     for parent, folders, names in os.walk(folder, onerror=refuse):
         # They are not followed: they may lead around in circles.
         found.other_files.update("link to a folder" for name in folders if os.path.islink(os.path.join(parent, name)))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from dlgsanet.errors import UserError
 from dlgsanet.pictures.find_files import Job
 from dlgsanet.signals import end_with_the_main_process
+from dlgsanet.startup import prepare_standard_streams
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -93,6 +94,7 @@ def done_on_devices(
 def _begin(begin: Callable[[str], None], free: Any, processes: int) -> None:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as for the main process, in a script's background
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C comes here too, and would end a picture, not the work
+    prepare_standard_streams()
     import torch
 
     end_with_the_main_process()  # else it would wait for work forever

@@ -84,7 +84,9 @@ class FileUpscaler:
         if job.target == STREAM:
             encoded = encode(result, extension, self.quality)
             try:
-                sys.stdout.buffer.write(encoded)
+                rest = memoryview(encoded)
+                while rest:  # with PYTHONUNBUFFERED a call may write a part
+                    rest = rest[sys.stdout.buffer.write(rest) or 0 :]
                 sys.stdout.buffer.flush()
             except BrokenPipeError:
                 raise

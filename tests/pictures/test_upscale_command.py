@@ -64,17 +64,40 @@ def test_globs(folder, weights):
 
 def test_a_file_that_several_inputs_name_is_upscaled_once(folder):
     (folder / "in/notes.txt").unlink()
-    found = find_files([f"{folder}/in/**", f"{folder}/in/sub"], folder / "out")
+    found = find_files([f"{folder}/in/**", f"{folder}/in/sub", f"{folder}/in/sub/../a.png"], folder / "out")
     assert not found.faults
     targets = [str(job.target.relative_to(folder / "out")) for job in found.jobs]
     assert targets == ["a.png", "sub/b.jpg", "sub/deep/c.webp"]
 
 
-def test_results_inside_the_input_folder_are_no_input(folder, weights, capsys):
+@pytest.mark.parametrize(
+    ("given", "results"),
+    [
+        ("in", ["a.png", "sub/b.jpg", "sub/deep/c.webp"]),
+        ("in/**/*.*[gp]", ["a.png", "b.jpg", "c.webp"]),
+        ("in/[!n]*", ["a.png", "b.jpg", "deep/c.webp"]),
+        ("i*", ["a.png", "sub/b.jpg", "sub/deep/c.webp"]),
+    ],
+)
+def test_results_inside_the_input_folder_are_no_input(folder, weights, given, results, capsys):
     for _ in range(2):
-        assert run(weights, folder / "in", "-o", folder / "in/out") == 0
-    assert files(folder / "in/out") == ["a.png", "sub/b.jpg", "sub/deep/c.webp"]
+        assert run(weights, folder / given, "-o", folder / "in/out") == 0
+    assert files(folder / "in/out") == results
     assert "3 results are there already, skipped" in capsys.readouterr().err
+
+
+def test_a_glob_through_links_to_folders_finds_each_file_once(folder):
+    (folder / "in/sub/back").symlink_to(folder / "in")
+    found = find_files([f"{folder}/in/**/*.webp"], folder / "out")
+    assert not found.faults
+    assert [job.name for job in found.jobs] == [f"{folder}/in/sub/deep/c.webp"]
+
+
+def test_a_name_after_two_dashes_is_no_option(folder, weights, monkeypatch):
+    monkeypatch.chdir(folder)
+    os.rename("in/a.png", "--my_photo.png")
+    assert main(["upscale", "--weights", str(weights), "-o", "out.png", "--", "--my_photo.png"]) == 0
+    assert Path("out.png").is_file()
 
 
 def test_existing_results_are_kept_or_overwritten(folder, weights, capsys):
@@ -95,7 +118,8 @@ def test_no_result_replaces_a_picture_that_is_given(folder, weights, photo, caps
     assert run(weights, *arguments) == 2
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert "a.png, given too; give --suffix or another folder" in capsys.readouterr().err
-    assert run(weights, *arguments[:-1], "--suffix", "_x2") == 2  # both would be a_x2.png
+    assert run(weights, *arguments[:-1], "--suffix", "_x2") == 2
+    assert "in/a.png: its result would be" in capsys.readouterr().err  # that of a.jpg
     assert Image.open(folder / "in/a_x2.png").size == (168, 120)
 
 
@@ -175,7 +199,6 @@ def test_options_change_what_they_say(folder, weights, network, photo):
         (["in/a.png", "-o", "film.mp4"], "cannot write .mp4 files"),
         (["in", "-o", "in"], "its result would replace it"),
         (["in/a.png", "-o", "in/a.png", "--overwrite"], "its result would replace it"),
-        (["in/a.png", "in/../in/a.png", "-o", "out"], "another folder"),
         (["nothing/*.png", "-o", "out"], "no file matches"),
         (["empty", "-o", "out"], "no pictures in this folder"),
         (["in/a.png", "-o", "in/notes.txt/x.png"], "cannot write"),
@@ -384,10 +407,19 @@ def test_closed_streams(folder, weights):
     for number, closed in enumerate(("<&-", ">&-", "2>&-", "<&- >&- 2>&-")):
         assert in_shell(folder, weights, f"in/a.png -o {number}.png {closed}").returncode == 0
         assert Image.open(folder / f"{number}.png").size == (168, 120)
+    assert in_shell(folder, weights, "in/a.png in/sub --device cpu,cpu -o two <&- >&- 2>&-").returncode == 0
+    assert files(folder / "two") == ["a.png", "b.jpg", "deep/c.webp"]
     for line in ("- -o 5.png <&-", "in/a.png -o - >&-"):
         done = in_shell(folder, weights, line)
         assert done.returncode == 2
         assert b"closed" in done.stderr.splitlines()[-1]
+
+
+def test_a_picture_on_standard_output_is_whole_or_an_error(folder, weights):
+    """Without a buffer the first call writes what fits, and says so."""
+    done = in_shell(folder, weights, "in/a.png -o - > out.png", "ulimit -f 1; export PYTHONUNBUFFERED=1")
+    assert done.returncode == 2
+    assert b"a.png: cannot write standard output: File too large" in done.stderr
 
 
 def test_few_open_files(folder, weights):
