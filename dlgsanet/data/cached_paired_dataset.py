@@ -103,7 +103,9 @@ class CachedPairedImageDataset(Dataset[Any]):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         part = next(part for part in self.parts if index < part.stop)
-        pair = part.first_pair + (index - part.start) % part.pairs
+        # A share of an epoch may be fewer samples than there are images: the next epoch continues with the others.
+        number = epoch * (part.stop - part.start) + index - part.start
+        pair = part.first_pair + number % part.pairs
         gt, lq = self.cache[2 * pair], self.cache[2 * pair + 1]
         if self.training:
             gt, lq = self._augmented_crop(gt, lq, epoch, index)

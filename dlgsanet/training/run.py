@@ -77,7 +77,7 @@ def train(
             where = error.filename or f"a file in {options['root_path']}"
             raise UserError(f"{where}: {error.strerror}; {checkpoints.last_good()}") from error
         except RuntimeError as error:
-            if reason := _not_of_this_process(error, options) or _out_of_memory(error):
+            if reason := _not_of_this_process(error, options) or _out_of_memory(error) or _unused(error):
                 raise UserError(f"{reason}; {checkpoints.last_good()}") from error
             raise
 
@@ -110,6 +110,13 @@ def _out_of_memory(error: RuntimeError) -> str | None:
         return None
     smaller = "datasets.train.batch_size_per_gpu, gt_size or patches_per_image, or network_g"
     return f"memory ran out ({brief(error, 200)}); give smaller values of {smaller}"
+
+
+def _unused(error: RuntimeError) -> str | None:
+    """What DistributedDataParallel says of parameters without a gradient."""
+    if "Expected to have finished reduction" not in str(error):
+        return None
+    return "network_g: not every pass uses all parameters; several ranks then need find_unused_parameters: true"
 
 
 def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool) -> Loop:

@@ -190,6 +190,19 @@ def test_several_roots_are_as_one_without_shares_and_mixed_by_them(photo_root, o
     assert all(single[i]["gt"].equal(alone[i]["gt"]) for i in (0, 17, 59))
 
 
+def test_every_image_of_a_root_with_a_small_share_is_used(photo_root, originals, tmp_path):
+    """One of six samples of an epoch is from the second root, which has three images."""
+    other = lay_out(images_of(originals), tmp_path / "Others", [4]).root
+    roots = {
+        "dataroot_gt": [str(root / "HR") for root in (photo_root, other)],
+        "dataroot_lq": [str(root / "LR_bicubic/X4") for root in (photo_root, other)],
+    }
+    data_set = CachedPairedImageDataset(options(photo_root, **roots, patches_per_image=1, shares=[5 / 6, 1 / 6]))
+    last = [Path(data_set.sample(epoch, 5)["gt_path"]) for epoch in range(6)]
+    assert Counter(path.stem for path in last) == dict.fromkeys(("astronaut", "chelsea", "coffee"), 2)
+    assert {path.parents[1] for path in last} == {other}
+
+
 def test_the_seed_matters(photo_root, dataset):
     other = in_first_epoch(options(photo_root, manual_seed=8))
     assert not torch.equal(other[0]["gt"], dataset[0]["gt"])

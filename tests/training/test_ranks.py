@@ -16,7 +16,7 @@ from basicsr.models import build_model
 
 from dlgsanet.extensions import import_all
 from dlgsanet.training.validation import ValidationSet
-from tests.training.conftest import OPTIONS, Workplace, identical, run_as_ranks
+from tests.training.conftest import OPTIONS, Workplace, identical, last_line, run_as_ranks
 
 TOLERANCE = 1e-5  # absolute; weights are of the order of 0.1
 
@@ -173,6 +173,32 @@ def test_output_of_one_rank_that_is_not_finite_sets_the_checkpoint_aside(workpla
         line = run.end(2).splitlines()[-1]
         assert "crop1x2.png: the output is not finite" in line
     assert (workplace.experiment() / "training_states/6.state.aside").exists()
+
+
+UNUSED = """
+from torch import nn
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class WithAnUnusedLayer(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 12, 3, padding=1), nn.PixelShuffle(2))
+        self.unused = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        return self[1](self[0](x))
+"""
+
+
+def test_parameters_that_are_not_used(workplace):
+    (workplace.folder / "unused.py").write_text(UNUSED)
+    workplace.options |= {"network_g": {"type": "WithAnUnusedLayer"}, "import": "unused.py"}
+    workplace.options["train"]["total_iter"] = 2
+    batch_per_rank(workplace, 2)
+    lines = [last_line(run.end(2)) for run in workplace.start_ranks(2)]  # one may see that the other has ended
+    assert any("find_unused_parameters: true" in line for line in lines)
+    workplace.options["find_unused_parameters"] = True
+    train_on(workplace, 2)
 
 
 @pytest.mark.parametrize("what", ["the checkpoint to resume", "image files", "train.optim_g.betas"])
