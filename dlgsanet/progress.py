@@ -1,5 +1,7 @@
 """Progress of long work on stderr: a bar on a terminal, else a line every few seconds."""
 
+import multiprocessing
+import shutil
 import sys
 import threading
 import time
@@ -15,7 +17,8 @@ T = TypeVar("T")
 
 FIRST, EVERY = 3.0, 9.0  # seconds until the first line, and between lines
 THREAD = "progress"  # the name of threads that write such lines
-LONGEST_NAME = 30  # characters in front of a bar: tqdm would cut off the bar and the time left
+LONGEST_NAME = 30  # characters in front of a bar
+BESIDE_NAME = 40  # columns for the rest, a short bar and the time left: tqdm would cut them off
 
 
 @contextmanager
@@ -26,7 +29,8 @@ def progress_of(name: str) -> Iterator[Callable[[float], None]]:
         A function to be called with the share that is done, from 0 to 1.
     """
     name = one_line(name)
-    if not sys.stderr.isatty():
+    # Processes that share a terminal would write over each other's bars.
+    if not sys.stderr.isatty() or multiprocessing.parent_process():
         yield _lines(name)
         return
     steps = 1000  # whole numbers: sums of shares would exceed the total by a rounding error, and tqdm would warn
@@ -36,8 +40,9 @@ def progress_of(name: str) -> Iterator[Callable[[float], None]]:
 
 
 def _shortened(name: str) -> str:
-    half = (LONGEST_NAME - 1) // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+    longest = max(9, min(LONGEST_NAME, shutil.get_terminal_size().columns - BESIDE_NAME))
+    half = (longest - 1) // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
 
 def _lines(name: str) -> Callable[[float], None]:

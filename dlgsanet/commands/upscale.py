@@ -108,7 +108,8 @@ def main(argv: list[str]) -> int:
     waiting: list[Job] = []
     skipped: list[Job] = []
     for job in found.jobs:
-        (skipped if not arguments.overwrite and os.path.isfile(job.target) else waiting).append(job)
+        is_there = job.target != STREAM and os.path.isfile(job.target)
+        (skipped if is_there and not arguments.overwrite else waiting).append(job)
     if len(skipped) == 1:
         _say(f"{skipped[0].target} is there already, skipped (--overwrite replaces it)")
     elif skipped:
@@ -174,14 +175,13 @@ def _devices(names: str | None, jobs: list[Job]) -> list[str | None]:
     """The devices that share the pictures; None is the default device."""
     from dlgsanet.device import find_device, preferred_gpus
 
-    if any(STREAM in (job.source, job.target) for job in jobs):
-        return [names]
     if names is not None:
         found: list[str | None] = [str(find_device(name)) for name in names.split(",")] if "," in names else [names]
     else:
         gpus = preferred_gpus()
         found = [str(gpu) for gpu in gpus] if len(gpus) > 1 else [None]
-    return found[: max(1, len(jobs))] if len(jobs) > 1 else found[:1]
+    alone = any(STREAM in (job.source, job.target) for job in jobs)  # streams belong to this process
+    return found[:1] if alone else found[: len(jobs)]
 
 
 def _say(line: str) -> None:

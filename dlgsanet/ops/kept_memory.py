@@ -33,7 +33,7 @@ class KeptMemory:
 
     def __init__(self) -> None:
         _keep_small_blocks()
-        self._free: list[mmap.mmap] = []
+        self._blocks: list[tuple[mmap.mmap, weakref.ref[Any]]] = []  # each with its lease, see `floats`
         self._outer: list[KeptMemory | None] = []
         self.taken = 0  # bytes of all blocks
 
@@ -47,22 +47,24 @@ class KeptMemory:
 
     def clear(self) -> None:
         """Return the blocks that no tensor uses to the system."""
-        self._free.clear()
+        self._blocks = [(block, lease) for block, lease in self._blocks if lease() is not None]
 
     def floats(self, count: int) -> Tensor:
         """A tensor [count] of float32 in a block of its own."""
         needed = 4 * count + HUGE_PAGE  # up to a page to begin at a multiple of its size
-        fitting = [block for block in self._free if needed <= len(block) <= 2 * needed]
-        if fitting:
-            block = min(fitting, key=len)
-            self._free.remove(block)
+        # Leases are asked here: Ctrl-C in a callback of one that has ended would be ignored.
+        free = [kept for kept in self._blocks if kept[1]() is None and needed <= len(kept[0]) <= 2 * needed]
+        if free:
+            kept = min(free, key=lambda kept: len(kept[0]))
+            self._blocks.remove(kept)
+            block = kept[0]
         else:
             block = _new_block(needed)
             self.taken += len(block)
         start = -ctypes.addressof(ctypes.c_char.from_buffer(block)) % HUGE_PAGE
         lease = (ctypes.c_float * count).from_buffer(block, start)
         # The tensor holds the lease. When the tensor's memory is freed, in whichever thread, the block is free.
-        weakref.finalize(lease, self._free.append, block).atexit = False
+        self._blocks.append((block, weakref.ref(lease)))
         return torch.frombuffer(lease, dtype=torch.float32)
 
 

@@ -59,6 +59,7 @@ _BY_PLUGIN = {
 
 # Pattern at the beginning of a file -> what it is, and what to do.
 _OTHER_FILES = {
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP": "damaged or cut off",
     rb".{4}ftypcrx ": "a raw photograph (CR3); develop it first",
     rb".{4}ftyp": "a video; extract its frames first",
     rb"\xff\x0a|.{4}JXL ": "JPEG XL; convert it to PNG",

@@ -1,6 +1,7 @@
 """`dlgsanet data` is never silent for more than 10 seconds: whatever may take long runs while progress is shown."""
 
 import io
+import multiprocessing
 import os
 import shutil
 import sys
@@ -121,16 +122,28 @@ def test_lines_while_one_piece_takes_long(kind, monkeypatch, capsys):
     assert progress.EVERY < 10
 
 
-def test_the_bar_has_room_beside_long_names(monkeypatch):
+@pytest.mark.parametrize("columns", [40, 80])
+def test_the_bar_has_room_beside_long_names(columns, monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", str(columns))
     with progress.progress_of("IMG_" + "2026" * 20 + ".png"):
         pass
     bar = terminal.getvalue().split("\r")[1]
-    assert bar.startswith("IMG_2026")
+    assert bar.startswith("IMG_")
     assert bar.rstrip().endswith("left")
+
+
+def test_processes_that_share_a_terminal_write_lines(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    monkeypatch.setattr(progress, "FIRST", 0)
+    with progress.progress_of("a.png") as show:
+        show(0.5)
+    assert terminal.getvalue().startswith("a.png: 50%, about ")
 
 
 def test_lines_come_at_least_every_10_seconds():

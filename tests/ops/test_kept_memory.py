@@ -110,6 +110,17 @@ def test_a_block_is_used_again_when_its_tensor_is_gone():
         assert memory.taken == taken
 
 
+def test_no_callback_runs_when_a_tensor_is_freed():
+    """Python ignores exceptions in callbacks, and so Ctrl-C."""
+    calls = []
+    with ops.KeptMemory():
+        tensor = ops.empty(MAP)
+        sys.setprofile(lambda frame, event, argument: event == "call" and calls.append(frame))
+        del tensor
+        sys.setprofile(None)
+    assert not calls
+
+
 def test_a_tensor_outlives_the_memory():
     with ops.KeptMemory():
         kept = ops.empty(2, MAP).fill_(3)

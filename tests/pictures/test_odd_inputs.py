@@ -92,6 +92,8 @@ def inputs(photo):
         "cut.tif": (whole_tif[: len(whole_tif) // 2], "cut.tif: "),
         "cut.bmp": (whole_bmp[: len(whole_bmp) // 2], "cut.bmp: "),
         "header_alone.png": (whole_png[:33], "header_alone.png: "),
+        "cut_in_header.png": (whole_png[:20], "damaged or cut off"),
+        "cut_in_header.jpg": (whole_jpg[:20], "damaged or cut off"),
         "damaged_data.png": (png(30, 30, data=b"\0" + bytes(10)), "damaged_data.png: "),
         "no_pixels.png": (png(0, 10), "no_pixels.png: "),
         "bomb.png": (png(200_000, 200_000), "bomb.png: "),

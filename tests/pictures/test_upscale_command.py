@@ -168,6 +168,9 @@ def test_pipes(folder, weights, monkeypatch):
     assert (other.format, other.size) == ("WEBP", (126, 90))
     pipe(content, "-", "-o", folder / "out.png")
     assert Image.open(folder / "out.png").size == (168, 120)
+    monkeypatch.chdir(folder)
+    Path("-").write_text("a file of this name is no result")
+    assert Image.open(io.BytesIO(pipe(b"", "in/a.png", "-o", "-", "--device", "cpu,cpu"))).size == (168, 120)
 
 
 def test_standard_output_on_a_full_disk(folder, weights, monkeypatch, capsys):
