@@ -6,6 +6,9 @@ import numpy as np
 
 MOST = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # the brightest value of a channel
 
+# Codes of ITU-T H.273 for primaries and transfer that viewers take for sRGB, BT.709's and BT.601's transfer among them.
+SRGB_CODES = ((1,), (1, 6, 13))
+
 
 class UnfitPictureError(ValueError):
     """What is wrong with a picture, in words for the user. Decoders' own errors are of other classes."""
@@ -47,6 +50,12 @@ class Picture:
     def transparent(self) -> bool:
         """Whether a pixel is not opaque. Screenshots often have transparency that is opaque everywhere."""
         return self.alpha is not None and bool(self.alpha.min() < MOST.get(self.alpha.dtype, 1))
+
+    @property
+    def needs_png(self) -> bool:
+        """Whether its colours are not those of sRGB, and only the chunk cICP of a PNG says so."""
+        codes = dict(self.png_chunks).get(b"cICP", b"") if not self.icc_profile else b""
+        return any(code not in fit for code, fit in zip(codes, SRGB_CODES, strict=False))
 
     def with_pixels(self, color: np.ndarray, alpha: np.ndarray | None) -> "Picture":
         """Other pixels, everything else kept."""

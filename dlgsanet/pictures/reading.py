@@ -24,7 +24,7 @@ from dlgsanet.errors import UserError, missing_package, reason_of
 from dlgsanet.pictures.bounds import LARGEST_FILE, MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.jpeg_quality import jpeg_quality
-from dlgsanet.pictures.picture import Picture, UnfitPictureError, is_of_gray
+from dlgsanet.pictures.picture import SRGB_CODES, Picture, UnfitPictureError, is_of_gray
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow; their colour profiles are not valid for RGB
@@ -38,7 +38,7 @@ _COLOR_CHUNKS = {**_BEFORE_A_PROFILE, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
 
 # The box of AVIF and HEIC that says so, with the codes of ITU-T H.273 for primaries and transfer.
 _NCLX = re.compile(rb"colrnclx\0(.)\0(.)", re.DOTALL)
-_UNKNOWN, _SRGB = 2, ((1,), (1, 6, 13))  # of BT.709's and BT.601's transfer, viewers make sRGB's
+_UNKNOWN = 2
 
 # How to turn [H, W, C] upright, for each value of the EXIF entry.
 _UPRIGHT = {
@@ -63,6 +63,7 @@ _OTHER_FILES = {
     rb".{4}ftypcrx ": "a raw photograph (CR3); develop it first",
     rb".{4}ftyp": "a video; extract its frames first",
     rb"\xff\x0a|.{4}JXL ": "JPEG XL; convert it to PNG",
+    rb"PK\x03\x04|7z\xbc\xaf|Rar!|\x1f\x8b": "an archive; unpack it first",
     rb"8BPS": "a Photoshop document; save it as PNG",
     rb"%PDF": "a PDF; convert its pages to PNG first",
     rb"(\xef\xbb\xbf)?\s*<(\?xml|svg|!DOCTYPE)": "SVG or XML, not pixels; convert it to PNG",
@@ -212,8 +213,8 @@ def _cicp(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     """
     found = {(match[1][0], match[2][0]) for match in _NCLX.finditer(content)}
     if len(found) == 1:
-        codes = [fit[0] if code == _UNKNOWN else code for code, fit in zip(found.pop(), _SRGB, strict=True)]
-        if any(code not in fit for code, fit in zip(codes, _SRGB, strict=True)):
+        codes = [fit[0] if code == _UNKNOWN else code for code, fit in zip(found.pop(), SRGB_CODES, strict=True)]
+        if any(code not in fit for code, fit in zip(codes, SRGB_CODES, strict=True)):
             yield b"cICP", bytes([*codes, 0, 1])  # decoded: RGB of the full range
 
 

@@ -144,7 +144,7 @@ def check_result(
         UserError: the format or the free memory cannot hold it.
     """
     size = result_size(network, picture, outscale)
-    check_format(name, extension, size, picture.transparent)
+    check_format(name, extension, size, picture)
     _refuse_large(size, 2 * _bytes_per_pixel(picture))  # to be encoded, it is copied at least once
     return size
 

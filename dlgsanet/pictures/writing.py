@@ -21,14 +21,14 @@ _OPAQUE = ("JPEG", "BMP")
 _DEEP = ("PNG", "TIFF")
 
 
-def check_format(name: str, extension: str, size: tuple[int, int], transparent: bool) -> None:
+def check_format(name: str, extension: str, size: tuple[int, int], picture: Picture) -> None:
     """Check before the work that a format can hold the result.
 
     Args:
         name: of the output, for messages.
         extension: of the output, such as ``.png``.
         size: (height, width) of the output in pixels.
-        transparent: whether it has pixels that are not opaque.
+        picture: what is upscaled.
 
     Raises:
         UserError: it cannot; the message names a format that can.
@@ -40,7 +40,9 @@ def check_format(name: str, extension: str, size: tuple[int, int], transparent: 
     if max(size) > LARGEST_SIDE[file_format]:
         most = LARGEST_SIDE[file_format]
         raise UserError(f"{name}: {width}x{height} pixels; {file_format} holds {most} a side; use .png (--ext png)")
-    if transparent and file_format in _OPAQUE:
+    if picture.needs_png and file_format != "PNG":
+        raise UserError(f"{name}: its colours are not sRGB (cICP), which only PNG keeps; use .png (--ext png)")
+    if picture.transparent and file_format in _OPAQUE:
         raise UserError(f"{name}: has transparent pixels, which {file_format} cannot hold; use .png (--ext png)")
 
 

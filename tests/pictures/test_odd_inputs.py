@@ -102,6 +102,7 @@ def inputs(photo):
         "animated.png": (saved(image, "PNG", save_all=True, append_images=frames[1:]), "animated"),
         "animated.webp": (saved(image, "WEBP", save_all=True, append_images=frames[1:]), "animated"),
         "pages.tif": (saved(image, "TIFF", save_all=True, append_images=frames[1:]), "several pages"),
+        "archive.zip": (b"PK\x03\x04" + bytes(30), "an archive; unpack it first"),
         "film.mp4": (b"\0\0\0\x20ftypisom", "a video"),
         "floating_point.tif": (tiff(photo[..., 0].astype(np.float32)), "floating_point.tif: "),
         "integers.tif": (tiff(photo[..., 0].astype(np.int32)), "integers.tif: "),

@@ -143,7 +143,11 @@ def test_what_avif_and_heic_say_of_their_colors_is_kept(photo, network, tmp_path
     source.write_bytes(content)
     upscale(source, network, output=target)
     assert target.read_bytes().count(b"\0\0\0\4cICP") == (kept is not None)
-    if kept:
+    if not kept:
+        upscale(source, network, output=target.with_suffix(".jpg"))
+    else:
+        with pytest.raises(UserError, match=r"a\.webp: its colours are not sRGB \(cICP\), which only PNG keeps"):
+            upscale(source, network, output=target.with_suffix(".webp"))
         assert b"\0\0\0\4cICP" + bytes([*kept, 0, 1]) in target.read_bytes()
         source.write_bytes(content + b"\0\0\0\x13colrnclx\0\1\0\x0d\0\6\x80")  # of another rendition
         upscale(source, network, output=target)
