@@ -1,5 +1,6 @@
 """Memory: out-of-memory errors of every library, free memory under every limit, and returning cached memory."""
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,8 @@ import torch
 
 from dlgsanet.device import GPUS
 
+# Processes on this machine that do the same work at the same time, and share its memory. torchrun sets it.
+PROCESSES = "LOCAL_WORLD_SIZE"
 UNLIMITED = 2**60  # control groups of version 1 write "no limit" as a number near 2^63
 
 
@@ -35,15 +38,20 @@ def release_cached_memory(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be allocated on a device now; None if unknown."""
+    """Bytes that this process can allocate on a device now; None if unknown.
+
+    Of the machine's memory it is the share of one process, if several do the same work (`PROCESSES`).
+    """
     if device.type in ("cuda", "xpu"):
         module = getattr(torch, device.type)
         free, _ = module.mem_get_info(device)
         return free + module.memory_reserved(device) - module.memory_allocated(device)
     if device.type == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    limits = [_free_on_machine(), *_free_in_control_groups(), _free_in_address_space()]
-    return min((free for free in limits if free is not None), default=None)
+    processes = max(1, int(os.environ.get(PROCESSES, 1)))
+    shared = [free // processes for free in (_free_on_machine(), *_free_in_control_groups()) if free is not None]
+    own = _free_in_address_space()
+    return min(shared if own is None else [*shared, own], default=None)
 
 
 def _free_on_machine() -> int | None:

@@ -97,6 +97,9 @@ def _begin(begin: Callable[[str], None], free: Any, processes: int) -> None:
     prepare_standard_streams()
     import torch
 
+    from dlgsanet.memory import PROCESSES
+
+    os.environ[PROCESSES] = str(processes)
     end_with_the_main_process()  # else it would wait for work forever
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     begin(free.get())

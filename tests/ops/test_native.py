@@ -103,11 +103,9 @@ def test_a_feed_forward_network_keeps_its_input_alone_where_memory_is_short(monk
         return max(largest)
 
     assert kept() == 2 * 40 * 100 * 64
-    for free, ranks in ((10 << 20, 1), (10 << 30, 1 << 10)):
-        strip_rows._fits.cache_clear()
-        monkeypatch.setattr(strip_rows, "free_memory", lambda device, free=free: free)
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-        assert kept() == call.x.numel()
+    strip_rows._fits.cache_clear()
+    monkeypatch.setattr(strip_rows, "free_memory", lambda device: 10 << 20)
+    assert kept() == call.x.numel()
     strip_rows._fits.cache_clear()
 
 

@@ -156,6 +156,17 @@ def test_an_address_space_that_is_too_small_is_one_line(weights, tmp_path):
     assert not (tmp_path / "b.png").exists()
 
 
+def test_processes_share_the_free_memory_of_the_machine_but_not_the_limit_of_the_address_space(monkeypatch):
+    monkeypatch.setattr(memory, "_free_on_machine", lambda: 8 << 30)
+    monkeypatch.setattr(memory, "_free_in_control_groups", lambda: [6 << 30])
+    monkeypatch.setattr(memory, "_free_in_address_space", lambda: 3 << 30)
+    free = []
+    for processes in ("1", "2", "4"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        free.append(free_memory(torch.device("cpu")))
+    assert free == [3 << 30, 3 << 30, 3 << 29]
+
+
 def test_free_memory_of_this_machine_is_known():
     if not os.path.exists("/proc/meminfo"):
         pytest.skip("only Linux reports it")

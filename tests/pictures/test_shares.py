@@ -12,7 +12,7 @@ from PIL import Image
 
 from dlgsanet.cli import main
 from dlgsanet.pictures.find_files import Job
-from dlgsanet.pictures.shares import Shard, read_shard
+from dlgsanet.pictures.shares import Shard, done_on_devices, read_shard
 from tests.conftest import REPOSITORY
 
 PICTURES = 9
@@ -112,6 +112,11 @@ def test_devices_share_a_folder_killed_and_run_again(folder, weights):
     for path in results(folder):
         assert Image.open(path).convert("RGB").getpixel((0, 0))  # whole
         assert before.get(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+
+
+def test_processes_of_devices_share_the_memory():
+    found = list(done_on_devices(["cpu", "cpu"], str, os.getenv, ["LOCAL_WORLD_SIZE"] * 2))
+    assert found == [("LOCAL_WORLD_SIZE", "2")] * 2
 
 
 def test_an_interrupt_ends_the_work_of_all_devices(folder, weights):

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,5 +64,4 @@ def fits(x: Tensor, bytes_per_value: float) -> bool:
 @functools.lru_cache(maxsize=256)
 def _fits(shape: tuple[int, ...], device: torch.device, bytes_per_value: float) -> bool:
     free = free_memory(device)
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1  # ranks of this machine
-    return free is None or math.prod(shape) * bytes_per_value * sharing < SHARE_OF_FREE_FOR_TRAINING * free
+    return free is None or math.prod(shape) * bytes_per_value < SHARE_OF_FREE_FOR_TRAINING * free
