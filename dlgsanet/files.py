@@ -42,7 +42,8 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
     """A file, open for reading and writing. It gets the name `path` when the block ends without an exception.
 
     The file's `name` is temporary until then. If the block raises, the file is deleted. A symbolic link at `path`
-    stays, and what it points to is replaced.
+    stays, and what it points to is replaced. Of a file that is replaced the new one has the permissions and, where the
+    system allows it, the owner and group.
 
     Raises:
         UserError: the folder cannot be written, the disk is full, or `path` is a folder, device or pipe; nothing is
@@ -53,6 +54,7 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
     with _errors_name(path), _made(path.parent), _temporary_file(path.parent) as file:
         yield file
         file.flush()
+        _take_permissions(file, path)
         os.fsync(file.fileno())
         os.replace(file.name, path)
         sync_folder(path.parent)
@@ -165,6 +167,15 @@ def _made(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # the lowest may be missing: its name may be too long
                 path.rmdir()
         raise
+
+
+def _take_permissions(file: BinaryIO, replaced: Path) -> None:
+    with suppress(FileNotFoundError):
+        status = replaced.stat()
+        with suppress(OSError):  # only root may give files away
+            os.fchown(file.fileno(), status.st_uid, status.st_gid)
+        with suppress(OSError):  # a file system without permissions
+            os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
 
 
 def _temporary_name(folder: Path) -> Path:

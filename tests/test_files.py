@@ -140,6 +140,20 @@ def test_longest_name_and_usual_permissions(tmp_path):
     assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
+def test_permissions_and_owner_of_a_file_that_is_replaced(tmp_path, monkeypatch):
+    owners = []
+    monkeypatch.setattr(files.os, "fchown", lambda file, *owner: owners.append(owner))
+    path = tmp_path / "file"
+    path.touch()
+    path.chmod(0o640)
+    before = path.stat()
+    (tmp_path / "link").symlink_to(path)
+    write_whole(tmp_path / "link", b"x")
+    assert path.read_bytes() == b"x"
+    assert path.stat().st_mode == before.st_mode
+    assert owners == [(before.st_uid, before.st_gid)]
+
+
 @pytest.mark.parametrize("make", [files.written_aside, files.folder_written_aside])
 def test_failure_leaves_no_new_folder(tmp_path, make):
     (tmp_path / "mine").mkdir()

@@ -104,7 +104,7 @@ def _add_for_folder(
         job = Job(source, output / below.with_name(result_name(below, extension, suffix)))
         if source in results:
             continue
-        if os.path.realpath(job.target) in pictures and not _same_file(source, job.target):
+        if os.path.realpath(job.target) in pictures and not same_file(source, job.target):
             found.faults.append(
                 f"{job.name}: its result would replace {job.target}, given too; give --suffix or another folder"
             )
@@ -117,14 +117,14 @@ def _add_for_folder(
 
 
 def _add(found: Found, job: Job, hint: str) -> None:
-    if _same_file(job.source, job.target):
+    if same_file(job.source, job.target):
         found.faults.append(f"{job.name}: its result would replace it; {hint}")
     else:
         found.jobs.append(job)
 
 
 # The functions of os.path return False where those of pathlib raise: names that are too long, folders without access.
-def _same_file(one: Path, other: Path) -> bool:
+def same_file(one: Path, other: Path) -> bool:
     return os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
 
 

@@ -16,6 +16,7 @@ from dlgsanet.files import check_can_write
 from dlgsanet.inference.loading import load_model
 from dlgsanet.inference.weights import DEFAULT_NAME
 from dlgsanet.pictures.bounds import LARGEST_FACTOR
+from dlgsanet.pictures.find_files import same_file
 from dlgsanet.pictures.picture import MOST, Picture
 from dlgsanet.pictures.reading import NOT_RGB, pixels_of, read_picture
 from dlgsanet.pictures.tile_sizes import refuse_beyond_free
@@ -48,7 +49,7 @@ def upscale(
               uint16, or floating point in [0, 1]; of subclasses (np.matrix) only the values count,
             - a tensor [C, H, W] or [B, C, H, W], C 1 or 3, uint8 or floating point in [0, 1].
         model: what `load_model` returns, in evaluation mode, or what it takes; load it once for many pictures.
-        output: for a path: the file to write, in the format of its extension.
+        output: for a path: the file to write, in the format of its extension; not the picture itself.
         outscale: upscale by this factor instead of the network's: its result is resized (Lanczos).
         tile: ``auto``, ``exact``, or the pixels that a tile keeps per side.
         self_ensemble: average over the 8 flips and transposes: 8 times the work, slightly better.
@@ -76,6 +77,8 @@ def upscale(
         if output is None:
             raise ValueError("upscale: a path needs output=, the file to write")
         target = Path(output)
+        if same_file(Path(image), target):
+            raise ArgumentError("output", f"{target} is the picture itself, which would be replaced; give another name")
         picture = read_picture(Path(image))
         check_result(network, picture, outscale, str(target), target.suffix)
         check_can_write(target)

@@ -39,7 +39,7 @@ def test_load_model_names_what_is_wrong(weights, arguments, message):
         load_model(weights, **arguments)
 
 
-def test_shipped_weights_are_found_by_name_and_scale(tmp_path, monkeypatch):
+def test_included_weights_are_found_by_name_and_scale(tmp_path, monkeypatch):
     from dlgsanet.inference import weights
 
     monkeypatch.setattr(weights, "FOLDERS", (tmp_path,))
@@ -99,6 +99,10 @@ def test_paths_are_written(network, photo, tmp_path):
     Image.fromarray(photo).save(tmp_path / "a.png")
     target = upscale(tmp_path / "a.png", network, output=tmp_path / "new" / "b.png")
     assert np.array_equal(np.array(Image.open(target)), upscale(photo, network))
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"output: .*link\.png is the picture itself"):
+        upscale(tmp_path / "a.png", network, output=tmp_path / "link.png")
+    assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), photo)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.5, 2, 3.3])
