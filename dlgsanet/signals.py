@@ -1,14 +1,17 @@
 """Signals that ask a run to save and stop: slurm's SIGTERM and SIGUSR1, Ctrl-C, and SIGHUP of a closed terminal."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 REQUEUE = 75  # EX_TEMPFAIL: the run has saved; start it again with --auto-resume
 INTERRUPTED = 130  # what shells report after Ctrl-C
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 # Slurm and terminals send these to every process of a run. The main process decides when the others end.
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
@@ -51,6 +54,12 @@ def end_with_the_main_process() -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def stop_with_the_parent() -> None:
+    """Have this process, which is about to become another program, get SIGTERM when its parent has ended. On Linux."""
+    with suppress(AttributeError):  # elsewhere it goes on
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def run_in_process(work: Callable[..., object], arguments: tuple[object, ...], signals: StopSignals) -> int:

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
         from dlgsanet.training.run import train
 
         file = option_file(arguments)
-        options = read_options(**file, is_train=True, auto_resume=arguments.auto_resume)
+        continues = arguments.auto_resume or bool(arguments.decay_now)
+        options = read_options(**file, is_train=True, auto_resume=continues)
         branch = Branch(file, arguments.decay_now) if arguments.decay_now else None
         return train(options, arguments.launcher, signals, branch, arguments.same_options)

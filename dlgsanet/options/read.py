@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ def read_options(
     options = (TRAINING_FILE if is_train else TEST_FILE).completed(options)
     if datasets is not None:
         _choose(options, datasets)
-    _expand_paths(options, data_root, path, is_train)
     options = _complete(options, is_train, debug, auto_resume) | {"option_file": str(path)}
+    _expand_paths(options, data_root, path, is_train)
     if hardware:
         _raise(path, faults_of_hardware(options))
     return options
@@ -157,13 +157,20 @@ def _expand_paths(
     for key in ("pretrain_network_g", "resume_state"):
         if paths.get(key):
             paths[key] = str(expanded(paths[key]))
-            if not _exists(paths[key], file=True):
+            if not _exists(paths[key], file=True) and not (key == "pretrain_network_g" and _continues(options)):
                 faults.append(f"path.{key}: there is no file {paths[key]}; give one with --force-yml path:{key}=FILE")
     if teacher := options.get("train", {}).get("teacher_opt"):
         teacher["path"] = str(expanded(teacher["path"]))
         if not _exists(teacher["path"], file=True):
             faults.append(f"train.teacher_opt.path: there is no file {teacher['path']}")
     _raise(source, faults)
+
+
+def _continues(options: Mapping[str, Any]) -> bool:
+    """Whether a run continues from a checkpoint, which has all weights."""
+    paths = options["path"]
+    states = Path(paths["training_states"]).glob("*.state") if options["auto_resume"] else ()
+    return bool(options["is_train"] and (paths.get("resume_state") or any(states)))
 
 
 def _in_data_root(path: str, data_root: str | None) -> str:

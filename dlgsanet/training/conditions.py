@@ -45,7 +45,7 @@ def conditions(options: dict[str, Any], train_set: Any, samples_of_iteration: in
         "images": len(train_set),
         "image files": _names_and_sizes(train_set),
         IMAGE_CONTENTS: _contents(options, train_set),
-        START: _start(options),
+        **_start(options),
         TEACHER: _teacher(options),
         CODE: _code(options),
         "samples of an iteration": samples_of_iteration,
@@ -79,7 +79,8 @@ def in_force(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     with them.
     """
     kept = _different(before, now)[1] if before else []
-    return {k: v for k, v in now.items() if k not in kept} | {k: before[k] for k in kept if k in before}
+    unknown = {k: before[k] for k in _ADDED if k in before}
+    return unknown | {k: v for k, v in now.items() if k not in kept} | {k: before[k] for k in kept if k in before}
 
 
 def _different(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -90,7 +91,7 @@ def _different(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], 
     saved = ("train.optim_", START, *(["train.scheduler."] if same_schedule else []))
     for name in sorted(before.keys() | now.keys()):
         a, b = before.get(name), now.get(name)
-        if name in _ADDED and name not in before:
+        if name in _ADDED and not (name in before and name in now):
             continue
         if a != b and (a or b):  # an option that is not set is one that is off
             (kept if name.startswith(saved) and not name.endswith(_NOT_SAVED) else changed).append(name)
@@ -125,13 +126,18 @@ def _flat(where: str, value: Any) -> list[tuple[str, Any]]:
     return [(where, list(value) if isinstance(value, tuple) else value)]
 
 
-def _start(options: dict[str, Any]) -> str | None:
-    """A digest of the weights that a run starts from, and of how they are read. None: random weights."""
+def _start(options: dict[str, Any]) -> dict[str, str | None]:
+    """A digest of the weights that a run starts from, and of how they are read. None: random weights.
+
+    Nothing is known where the file is no longer there, of a run that continues.
+    """
     path = options["path"]
     if options["rank"] != 0 or not (weights := path.get("pretrain_network_g")):
-        return None
+        return {START: None}
+    if not Path(weights).is_file():
+        return {}
     how = [path.get(key) for key in ("param_key_g", "strict_load_g")]
-    return hashlib.sha256(Path(weights).read_bytes() + repr(how).encode()).hexdigest()[:16]
+    return {START: hashlib.sha256(Path(weights).read_bytes() + repr(how).encode()).hexdigest()[:16]}
 
 
 def _teacher(options: dict[str, Any]) -> str | None:

@@ -116,7 +116,7 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
     if end < total:
         kept = f"its {now[-1]}, which continues as it was saved, ends at iteration {end}"
         raise UserError(f"{unfit}: {kept}, before train.total_iter, {total}; {start_over}")
-    if checkpoint.state.get("scaler"):
+    if checkpoint.state.get("scaler") and hasattr(model, "scaler"):
         model.scaler.load_state_dict(checkpoint.state["scaler"])
     for name, count in zip(BAD_STEPS, checkpoint.state.get("bad_steps", []), strict=False):
         setattr(model, name, count)

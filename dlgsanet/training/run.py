@@ -128,14 +128,14 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
     before = checkpoint.state.get("conditions", {}) if checkpoint else {}
     if options["seed_is_drawn"]:
         options["manual_seed"] = before.get("manual_seed", options["manual_seed"])
-    set_random_seed(options["manual_seed"] + options["rank"])
+    set_random_seed((options["manual_seed"] + options["rank"]) % 2**32)
     _choose_kernels(options["train"]["deterministic"])
     line = start_logging(options["rank"])
     # What may be wrong with data and weights is found before an older run of this name is renamed, or its checkpoints.
     with within(options.get("option_file", "")):
         train_set, validation_sets = data_sets(options)
         with faults_of(options["model_type"]):
-            model = build_model(options)
+            model = build_model(_without_start(options) if checkpoint else options)
         epoch_length = len(train_set) * options["datasets"]["train"]["dataset_enlarge_ratio"]
         with keeps_random_state():
             sample = next(first_samples(options, train_set, epoch_length))
@@ -178,6 +178,14 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
         position,
         in_force(before, now),
     )
+
+
+def _without_start(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without the weights that a run started from, if their file is no longer there."""
+    path = options["path"]
+    if not (start := path.get("pretrain_network_g")) or Path(start).is_file():
+        return options
+    return options | {"path": path | {"pretrain_network_g": None}}
 
 
 def _choose_kernels(deterministic: bool) -> None:

@@ -5,6 +5,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from copy import deepcopy
 from types import SimpleNamespace
@@ -20,9 +22,12 @@ from dlgsanet.data.sources import file_source
 from dlgsanet.data.storage import write_lmdb
 from dlgsanet.models.dlgsanet_model import DivergedError
 from dlgsanet.signals import StopSignals
+from dlgsanet.training.checkpoints import Checkpoint
+from dlgsanet.training.resume import Position, restore, state_of, weights_of
 from dlgsanet.training.validation import _upscale_and_score
+from tests.conftest import REPOSITORY
 from tests.evaluation.conftest import small_weights
-from tests.training.conftest import Workplace, identical, resumed, tensorboard_steps
+from tests.training.conftest import OPTIONS, Workplace, identical, resumed, tensorboard_steps
 
 
 def same_end(a: Workplace, b: Workplace, name_a: str = "run", name_b: str = "run") -> bool:
@@ -188,6 +193,36 @@ def test_run_that_basicsr_saved_resumes_by_epoch_and_says_so(workplace, model_ty
     assert resumed(workplace.train("--auto_resume")) == (12, True)
 
 
+def _options(model_type: str, **train: object) -> dict:
+    options = deepcopy(OPTIONS) | {"model_type": model_type, "is_train": True, "dist": False}
+    options["train"] |= train
+    return options
+
+
+def test_rate_of_a_state_that_basicsr_saved_in_its_warm_up():
+    basicsr = build_model(_options("SRModel"))
+    for iteration in (1, 2):
+        basicsr.update_learning_rate(iteration, warmup_iter=4)
+    assert basicsr.get_current_learning_rate() == [0.0005]
+    parts = {"optimizers": basicsr.optimizers, "schedulers": basicsr.schedulers}
+    state = {name: [part.state_dict() for part in found] for name, found in parts.items()}
+    model = build_model(_options("DLGSANetModel", warmup_iter=4))
+    model.resume_training(state | {"iter": 2})
+    rates = []
+    for iteration in (3, 4, 5):
+        model.update_learning_rate(iteration)
+        rates += model.get_current_learning_rate()
+    assert rates == pytest.approx([0.00075, 0.001, 0.001])
+
+
+def test_a_run_of_fp16_goes_on_as_a_model_without_a_loss_scale():
+    half = build_model(_options("DLGSANetModel", precision="fp16"))
+    checkpoint = Checkpoint(1, weights_of(half), state_of(half, Position(1), 0, {}))
+    plain = build_model(_options("SRModel"))
+    assert restore(plain, checkpoint, 0, 4).iteration == 1
+    assert identical(plain.net_g.state_dict(), half.net_g.state_dict())
+
+
 @pytest.mark.parametrize(
     ("section", "values", "expected"),
     [
@@ -307,6 +342,19 @@ def test_a_closed_terminal_stops_a_run_without_nohup(handler):
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_program_stops_with_the_one_that_started_it():
+    """However that one ends: a killed script left its training behind."""
+    waits = [sys.executable, "-c", "import time; print(end='.', flush=True); time.sleep(600)"]
+    code = f"subprocess.run({waits}, preexec_fn=stop_with_the_parent)"
+    code = f"import subprocess; from dlgsanet.signals import stop_with_the_parent; {code}"
+    script = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE)
+    assert script.stdout.read(1) == b"."
+    script.kill()
+    begun = time.monotonic()
+    script.communicate()  # until the program too has closed its output
+    assert time.monotonic() - begun < 300
+
+
 def test_an_output_of_validation_that_is_not_finite_is_named():
     result = torch.zeros(1, 3, 2, 2)
     result[0, 1, 1, 1] = torch.nan
@@ -366,6 +414,10 @@ def test_a_run_of_other_options_is_refused_where_that_is_asked_for(trained):
     trained.start(stop=(2, signal.SIGTERM)).end(75)
     again = ["--auto-resume", "--same-options"]
     trained.start(*again, stop=(4, signal.SIGTERM), OMP_NUM_THREADS="2").end(75)  # goes on elsewhere
+    (trained.folder / "start.pth").unlink()  # the checkpoint has all weights
+    trained.start(*again, stop=(6, signal.SIGTERM)).end(75)
+    assert "path.pretrain_network_g: there is no file start.pth" in trained.train(code=2)
+    start(1)
     trained.options["datasets"]["train"]["batch_size_per_gpu"] = 2
     assert "samples of an iteration was 4, is 2" in trained.train(*again, code=2)
     trained.options["datasets"]["train"]["batch_size_per_gpu"] = 4
@@ -374,4 +426,4 @@ def test_a_run_of_other_options_is_refused_where_that_is_asked_for(trained):
     code.write_text("changed = True")
     said = trained.train(*again, code=2)
     assert all(f"{what} was " in said for what in ("initial weights", "teacher's weights", "imported code"))
-    assert resumed(trained.train("--auto-resume"))[0] == 4
+    assert resumed(trained.train("--auto-resume"))[0] == 6
