@@ -104,7 +104,11 @@ def main() -> None:
         return
     path: Path | None = arguments.output
     if path:
-        path = path if path.suffix == ".md" else path / f"cpu_{instruction_set()}.md"
+        if path.suffix != ".md":  # the folder of the published tables
+            a = arguments
+            if a.quick or a.compare or a.shares or a.memory_curve or a.page_faults:
+                parser.error("--output: a folder is for the tables of a full run; give the name of a .md file")
+            path = path / f"cpu_{instruction_set()}.md"
         try:
             files.check_can_write(path)
         except UserError as error:  # before minutes of measurements

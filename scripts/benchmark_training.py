@@ -1,4 +1,4 @@
-"""Time of a training iteration, split into its phases, and peak memory, of the shipped option files' networks.
+"""Time of a training iteration, split into its phases, and peak memory, of the networks of our option files.
 
   python scripts/benchmark_training.py                                   the nine networks, as published
   python scripts/benchmark_training.py --networks Tiny_x2 --batch 4 --patch 32 --iterations 5

@@ -1,6 +1,6 @@
 """`make demo`: the whole job on real photographs that come with scikit-image, with nothing to download.
 
-Makes HR and LR images, tests the shipped weights, fine-tunes them for a minute, puts both into a table and a results
+Makes HR and LR images, tests the included weights, fine-tunes them for a minute, puts both into a table and a results
 page, and draws a figure. Run it in the repository; it writes to datasets/, experiments/ and results/.
 ``--quick`` trains for two iterations only, to see that an installation works.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import imageio.v3 as iio
 import skimage
+
+from dlgsanet.signals import stop_with_the_parent
 
 NAME = "Tiny_48C3G3B_DLGSANet_SRx2"
 TRAIN = f"options/train/train_SISR_Demo_{NAME}_finetune_img_size_32_lr1e_5.yml"
@@ -48,7 +50,8 @@ def main() -> None:
 
 def dlgsanet(*arguments: str) -> None:
     print(f"\n$ dlgsanet {' '.join(arguments)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "dlgsanet", *arguments])
+    command = [sys.executable, "-m", "dlgsanet", *arguments]
+    done = subprocess.run(command, preexec_fn=stop_with_the_parent)
     if done.returncode:
         sys.exit(f"make demo stopped: `dlgsanet {arguments[0]}` ended with exit code {done.returncode}")
 

@@ -3,7 +3,7 @@
 python scripts/evaluate_compressed.py Tiny Tiny_jpeg --scale 2 --data datasets/Valid [--qualities 30 50 70 90]
 
 The LR images of a data root (`dlgsanet data` makes it: HR, LR_bicubic) are compressed by Pillow with colours at half
-the resolution, and upscaled: by bicubic interpolation and by each network, a name of shipped weights or a file.
+the resolution, and upscaled: by bicubic interpolation and by each network, a name of included weights or a file.
 Uncompressed images are scored too. PSNR and SSIM are on Y, with as many pixels cropped at each edge as the scale. The
 folder given by -o gets the table (Markdown), a score for each image (CSV), and crops of some images to look at (PNG).
 """
@@ -25,28 +25,23 @@ CLEAN = "none"  # in place of a quality
 SIDE = 96  # pixels of a crop in the original
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="+", metavar="[NAME=]WEIGHTS", help="names of shipped weights, or files")
+    parser.add_argument("networks", nargs="+", metavar="[NAME=]WEIGHTS", help="names of included weights, or files")
     parser.add_argument("--scale", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True, help="a data root of images that were never trained on")
     parser.add_argument("--qualities", type=int, nargs="+", default=[30, 50, 70, 90])
     parser.add_argument("--device")
     parser.add_argument("--pictures", type=int, default=4, help="on the sheet of crops, for each quality")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/compressed"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if wrong := [quality for quality in args.qualities if not 1 <= quality <= 100]:
         parser.error(f"--qualities: {wrong[0]} is not from 1 to 100")
     if args.pictures < 1:
         parser.error(f"--pictures: {args.pictures} is not a whole number from 1 up")
 
-    from dlgsanet.cli import _fail
-    from dlgsanet.errors import UserError
-
-    try:
-        evaluate(args)
-    except UserError as error:
-        sys.exit(_fail(error.for_command()))
+    evaluate(args)
+    return 0
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -175,4 +170,6 @@ def strip(picture, outputs: dict[str, np.ndarray], scale: int, title: str) -> np
 
 
 if __name__ == "__main__":
-    main()
+    from dlgsanet.cli import run
+
+    sys.exit(run("__main__:main", sys.argv[1:]))

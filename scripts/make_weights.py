@@ -1,4 +1,4 @@
-"""Make the shipped weights from a folder of photographs; docs/model_zoo.md describes them.
+"""Make the included weights from a folder of photographs; docs/model_zoo.md describes them.
 
   python scripts/make_weights.py --photos PHOTOS --valid VALIDATION --scales 2 3 4
   python scripts/make_weights.py --photos PHOTOS --valid VALIDATION --scales 2 --now
@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from dlgsanet.archs.checkpoint import read_checkpoint, write_checkpoint
+from dlgsanet.cli import run
 from dlgsanet.errors import UserError
 from dlgsanet.options.parse import load_yaml
+from dlgsanet.signals import stop_with_the_parent
 
 RECIPES = {
     scale: f"train_SISR_Photos542_Tiny_48C3G3B_DLGSANet_SRx{scale}_constant_img_size_64_lr1e_3" for scale in (2, 3, 4)
@@ -41,7 +43,7 @@ COPY_OF = "copy_of"  # the file, in the metadata of the copy
 PAUSE = 900  # seconds; a longer gap between two log lines was a pause
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs to train on")
     parser.add_argument("--valid", type=Path, required=True, help="folder of photographs to validate on")
@@ -54,7 +56,7 @@ def main() -> None:
         "--force-yml", nargs="+", default=[], metavar="KEY=VALUE", help="change the recipe, as in `dlgsanet train`"
     )
     parser.add_argument("--now", action="store_true", help="branch from the newest checkpoint; do not train before")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.start and len(arguments.scales) > 1:
         parser.error("--from: name one scale with --scales")
     scales = [str(scale) for scale in arguments.scales]
@@ -72,6 +74,7 @@ def main() -> None:
             dlgsanet(*command, "--auto-resume")
         dlgsanet(*command, "--decay-now", str(arguments.decay))
         release(scale, newest_branch(RECIPES[scale]), start)
+    return 0
 
 
 def copy_of_start(scale: int, weights: Path | str | None) -> Path | None:
@@ -112,7 +115,8 @@ def csv_file(scale: int) -> Path:
 
 
 def dlgsanet(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "dlgsanet", *arguments])
+    command = [sys.executable, "-m", "dlgsanet", *arguments]
+    done = subprocess.run(command, preexec_fn=stop_with_the_parent)
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -252,7 +256,4 @@ def branch_start(stage: str) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"make_weights: error: {error}")
+    sys.exit(run("__main__:main", sys.argv[1:]))

@@ -18,9 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dlgsanet.cli import run
 from dlgsanet.commands.arguments import whole_number
 from dlgsanet.data.images import png_bytes
-from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 
 Array = np.ndarray
@@ -303,20 +303,18 @@ def lit(face: Array, u: Array, v: Array, facing: float, rng: np.random.Generator
     return face * (0.35 + 0.75 * facing)
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the PNG files go")
     parser.add_argument("--count", type=whole_number(), default=100, help="pictures; default: 100")
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--size", type=whole_number(), nargs=2, default=(480, 480), metavar=("HEIGHT", "WIDTH"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     for number in range(arguments.count):
         picture = render(arguments.seed, number, *arguments.size)
         write_whole(arguments.folder / f"structure_{number:04d}.png", png_bytes(picture))
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"render_structure: error: {error}")
+    sys.exit(run("__main__:main", sys.argv[1:]))

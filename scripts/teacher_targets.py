@@ -21,6 +21,7 @@ from torch import Tensor
 
 import dlgsanet.plugin  # noqa: F401  # registers the networks
 from dlgsanet.archs.sizes import SCALES
+from dlgsanet.cli import run
 from dlgsanet.commands.arguments import add_import
 from dlgsanet.data.images import UnreadableImageError, png_bytes
 from dlgsanet.data.layout import check_recipe, write_recipe
@@ -37,7 +38,7 @@ from dlgsanet.models.teacher import build_teacher
 from dlgsanet.options.parse import parse_yaml
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path, help="a data root, as `dlgsanet data` makes it")
     parser.add_argument("--scale", type=int, choices=SCALES, required=True)
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--self-ensemble", action="store_true", help="average over 8 flips and transposes")
     parser.add_argument("--device", help="default: the GPU if there is one")
     add_import(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if not 0 < arguments.share <= 1:
         parser.error("--share: a number above 0, at most 1, is expected")
     import_all(arguments.imports)
@@ -66,6 +67,7 @@ def main() -> None:
     check_recipe(folder, how, "remove it to make it again")
     written = write_targets(pairs, folder, teacher, arguments.scale, arguments.share, device, how)
     print(f"{folder}: {written} written, {len(pairs) - written} were there")
+    return 0
 
 
 def write_targets(
@@ -126,7 +128,4 @@ def blend(output: Tensor, hr: Tensor, share: float) -> Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"teacher_targets: error: {error}")
+    sys.exit(run("__main__:main", sys.argv[1:]))

@@ -19,7 +19,10 @@ from tests.evaluation.conftest import small_weights, write_set
 def run(monkeypatch, *arguments):
     script = REPOSITORY / "scripts/evaluate_compressed.py"
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-    runpy.run_path(str(script), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    if ended.value.code:
+        raise ended.value
 
 
 def test_scores_of_compressed_pictures(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """`scripts/benchmark_cpu.py`: its rows measure what their names say."""
 
+import sys
+
 import pytest
 import torch
 
@@ -18,3 +20,12 @@ def test_only_the_naive_row_unfolds(row, monkeypatch):
     benchmark.serve(row, benchmark.convolution(row, 1, 8, 8))()
     assert len(calls) == 2 * (row == "naive")
     torch.testing.assert_close(result, benchmark.serve("torch", lambda: layer(x))())
+
+
+@pytest.mark.parametrize("other", [["--quick"], ["--shares"], ["--compare", "elsewhere"]])
+def test_other_measurements_do_not_replace_the_published_tables(other, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark_cpu.py", *other, "--output", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        script("benchmark_cpu").main()
+    assert "--output: a folder is for the tables of a full run" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from dlgsanet.cli import main
-from dlgsanet.data.layout import hr_path, lr_path
+from dlgsanet.data.layout import RECIPE, hr_path, lr_path
 from tests.conftest import REPOSITORY
 
 SCRIPT = str(REPOSITORY / "scripts" / "teacher_targets.py")
@@ -69,7 +69,7 @@ def test_targets_are_what_upscale_writes(root):
     np.testing.assert_array_equal(target, pixels("b.png"))
 
     done = run_here(root, "--weights", WEIGHTS, "--share", "0.25")  # the targets that are there are others
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "share 1, self-ensemble, not by weights" in done.stderr
     shutil.rmtree(root / "Teacher")
     assert run_here(root, "--weights", WEIGHTS, "--share", "0.25").stdout.endswith("2 written, 0 were there\n")
@@ -136,3 +136,10 @@ def test_images_that_the_teacher_refuses_are_named(root, wrong, said):
     assert "bx2.png" in line
     assert said in line
     assert not (root / "Teacher").exists()
+
+
+def test_errors_of_the_file_system_are_one_line(root):
+    (root / "Teacher/X2" / RECIPE).mkdir(parents=True)
+    done = run_here(root, "--weights", WEIGHTS)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(f"{RECIPE}: Is a directory")
