@@ -14,7 +14,7 @@ import yaml
 from dlgsanet.archs.checkpoint import network_options, read_checkpoint
 from dlgsanet.errors import ArgumentError, UserError, unknown, within
 from dlgsanet.evaluation.complexity import computed_size, input_size, multiply_accumulates, parameters
-from dlgsanet.evaluation.networks import network_of, registered_network
+from dlgsanet.evaluation.networks import input_channels, network_of, registered_network
 from dlgsanet.evaluation.rows import BICUBIC, Row, means
 from dlgsanet.evaluation.scoring import bicubic, score, standard_metrics, super_resolve
 from dlgsanet.evaluation.tables import Table, figure, terminal_width
@@ -286,7 +286,8 @@ def _cell(of_seeds: Sequence[Mapping[str, float]]) -> str:
 def _costs(options: Mapping[str, Any], scale: int) -> tuple[str, str]:
     network = registered_network(options)
     try:
-        macs = f"{multiply_accumulates(network, *computed_size(options, *input_size(scale))) / 1e9:.1f}"
+        size = computed_size(options, *input_size(scale))
+        macs = f"{multiply_accumulates(network, *size, input_channels(options)) / 1e9:.1f}"
     except UserError as error:  # after all the training, the table counts more than this figure
         print(f"GMACs: {error}", file=sys.stderr)
         macs = "-"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlgsanet.errors import NOT_FINITE, UserError
-from dlgsanet.memory import is_out_of_memory
+from dlgsanet.evaluation.needs import check_memory, size_named
 
 SIGMA = 1.2  # LR pixels, of the Gaussian blur that the path starts from
 
@@ -67,7 +67,8 @@ def attribute(
     Raises:
         UserError: the window is not within the output, values or gradients overflow, or memory is too small.
     """
-    try:
+    with size_named(image.shape[3], image.shape[2], image.device):
+        check_memory(network, image.shape, image.device, gradients=True)
         with torch.inference_mode():
             output = network(image)
         height, width = output.shape[2:]
@@ -82,10 +83,6 @@ def attribute(
             done()
         with torch.no_grad():
             blurred, sharp = (float(_edges(network(point), x, y, window)) for point in (path[0], path[-1]))
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"{image.shape[3]}x{image.shape[2]} pixels need more memory than {image.device} has") from None
     shares = total.sum(1)[0].double().cpu().numpy()
     if not (output.isfinite().all() and np.isfinite(shares).all() and np.isfinite(sharp - blurred)):
         raise UserError(NOT_FINITE if not output.isfinite().all() else "the gradient of the output is not finite")

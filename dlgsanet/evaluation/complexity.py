@@ -14,21 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlgsanet.archs.checkpoint import FORMATS, network_options, read_checkpoint
-from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.parts import copy_of
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.device import describe, find_device
 from dlgsanet.errors import UserError, reason_of, unknown
-from dlgsanet.evaluation.networks import load_network_options, registered_network
+from dlgsanet.evaluation.needs import check_memory, size_named
+from dlgsanet.evaluation.networks import input_channels, load_network_options, registered_network
 from dlgsanet.evaluation.tables import Table, terminal_width
-from dlgsanet.memory import free_memory, is_out_of_memory
-from dlgsanet.pictures.tile_sizes import needed_memory
 from dlgsanet.progress import Counter
 
 HD = (1280, 720)  # width and height of the output for which papers state complexity
@@ -91,9 +86,10 @@ def _figures(
 ) -> list[str]:
     network = registered_network(options).eval()
     height, width = computed_size(options, *input_size(scale, output))
-    figures = [f"{parameters(network):,}", f"{multiply_accumulates(network, height, width) / 1e9:.1f}"]
+    channels = input_channels(options)
+    figures = [f"{parameters(network):,}", f"{multiply_accumulates(network, height, width, channels) / 1e9:.1f}"]
     if runs:
-        cost = measure(network.to(device), height, width, device, runs)
+        cost = measure(network.to(device), height, width, device, runs, channels)
         memory = "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:.0f}"
         figures += [f"{cost.seconds * 1000:.1f}", memory]
     return figures
@@ -119,9 +115,8 @@ def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
-    """Multiply-accumulates of all convolutions and matrix products for one input [1, 3, height, width],
-    or [1, 1, height, width] of a DLGSANet on luma.
+def multiply_accumulates(network: nn.Module, height: int, width: int, channels: int = 3) -> int:
+    """Multiply-accumulates of all convolutions and matrix products for one input [1, channels, height, width].
 
     They are counted as PyTorch dispatches them, with fake tensors, so nothing is computed and no term is forgotten. For
     DLGSANet this includes the dynamic filtering and the products of the attention in every TLC window. Norms,
@@ -139,15 +134,11 @@ def multiply_accumulates(network: nn.Module, height: int, width: int) -> int:
     try:
         # With gradients, so that DLGSANet composes its layers of operators that can be counted.
         with torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
-            twin(torch.empty(1, _channels(network), height, width))
+            twin(torch.empty(1, channels, height, width))
     except Exception as error:  # networks of other projects may raise any exception
         what = f"{type(network).__name__} cannot be counted at {width}x{height}"
         raise UserError(f"{what}: {reason_of(error, 300)}") from error
     return counter.get_total_flops() // 2
-
-
-def _channels(network: nn.Module) -> int:
-    return network.shallow.weight.shape[1] if isinstance(network, DLGSANet) else 3
 
 
 def _fused_dynamic_flops(x: Any, z: Any, weight: Any, bias: Any, window_size: int, *args: Any, **kwargs: Any) -> int:
@@ -161,8 +152,8 @@ def _dynamic_flops(x: Any, filters: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * batch * channels * height * width * filters[2] * filters[3]
 
 
-def measure(network: nn.Module, height: int, width: int, device: torch.device, runs: int) -> Cost:
-    """Time and memory of the network on its device for an input [1, 3, height, width], after one run to warm up.
+def measure(network: nn.Module, height: int, width: int, device: torch.device, runs: int, channels: int = 3) -> Cost:
+    """Time and memory of the network on its device for an input [1, channels, height, width], after one run to warm up.
 
     On a GPU: CUDA events and the peak of the allocator. On a CPU: the wall clock and the peak of the process's resident
     memory (Linux; None elsewhere).
@@ -170,50 +161,11 @@ def measure(network: nn.Module, height: int, width: int, device: torch.device, r
     Raises:
         UserError: the memory does not suffice.
     """
-    too_large = f"{width}x{height} pixels need more memory than {device} has; --runs 0 measures nothing"
-    # Linux would give out the memory, and end the process when it is used.
-    free = free_memory(device) if device.type == "cpu" else None
-    if free is not None and _least_memory(network, height, width) > free:
-        raise UserError(too_large)
-    try:
-        x = torch.rand(1, _channels(network), height, width, device=device)
+    shape = (1, channels, height, width)
+    with size_named(width, height, device, "; --runs 0 measures nothing"):
+        check_memory(network, shape, device)
+        x = torch.rand(shape, device=device)
         return (_measure_cuda if x.is_cuda else _measure_cpu)(network, x, runs)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(too_large) from None
-
-
-def _least_memory(network: nn.Module, height: int, width: int) -> int:
-    """Bytes that one run on a CPU needs: of a DLGSANet with its output, of others no less than the tensors that are
-    alive at once; PyTorch's convolutions may copy some of them."""
-    pixels = 4 * _channels(network) * height * width
-    if isinstance(network, DLGSANet):
-        return needed_memory(network, height, width, None) + pixels * (1 + network.upscale**2)
-    live = _LiveTensors()
-    twin = copy_of(network).eval()
-    with suppress(Exception), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), live:
-        twin(torch.empty(1, 3, height, width))  # a network of other projects may not be counted so: then it is tried
-    return live.peak
-
-
-class _LiveTensors(TorchDispatchMode):
-    """Within the context, counts the bytes of the tensors that are alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self._storages = {key: found for key, found in self._storages.items() if not found[0].expired()}
-        self.peak = max(self.peak, sum(count for _, count in self._storages.values()))
-        return out
 
 
 @torch.inference_mode()

@@ -11,7 +11,15 @@ from dlgsanet.archs.checkpoint import build_network, network_options, read_check
 from dlgsanet.archs.sizes import size_of
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.journal import digest, digest_of_package
-from dlgsanet.evaluation.networks import load_network_options, model_of, network_class, network_of, registered_network
+from dlgsanet.evaluation.needs import within_free
+from dlgsanet.evaluation.networks import (
+    input_channels,
+    load_network_options,
+    model_of,
+    network_class,
+    network_of,
+    registered_network,
+)
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.extensions import sources_of
@@ -75,7 +83,7 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
         network = {"type": "DLGSANet", **network_options(read_checkpoint(path))}
         options, scale, content = {"network_g": network}, network["upscale"], [path]
         name = printable(name or path.stem)
-    if (channels := network.get("num_in_ch", network.get("in_chans", 3))) != 3:
+    if (channels := input_channels(network)) != 3:
         raise UserError(
             f"{path}: is for images of {channels} channel(s), not for RGB; `dlgsanet test` scores it on luma"
         )
@@ -108,8 +116,9 @@ def network_for(entry: Entry, device: torch.device) -> Network:
     if entry.source.suffix in OPTION_FILES:
         network, _ = network_of(_completed(entry, device))
     else:
-        network = trained_module(entry, device)
-        freeze(network)
+        module = trained_module(entry, device)
+        freeze(module)
+        network = within_free(module, module)
     return self_ensemble(network) if entry.ensemble else network
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dlgsanet.archs.checkpoint import contradicted_options, read_checkpoint
 from dlgsanet.errors import UserError, is_whole, reason_of, unknown, within
+from dlgsanet.evaluation.needs import within_free
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.extensions import import_all, names_in
 from dlgsanet.ops import freeze
@@ -48,6 +49,11 @@ def load_network_options(path: str) -> dict[str, Any]:
         "manual_seed": seed if isinstance(seed, int) else 0,
         "imports": imports,
     }
+
+
+def input_channels(network: Mapping[str, Any]) -> int:
+    """Channels of the images that a `network_g` is for."""
+    return network.get("num_in_ch", network.get("in_chans", 3))
 
 
 def network_class(network: Mapping[str, Any], where: str) -> Any:
@@ -137,10 +143,13 @@ def network_of(options: dict[str, Any]) -> tuple[Network, torch.device]:
     """
     model = model_of(options)
     freeze(model.net_g)
+    from basicsr.models.sr_model import SRModel  # after the plugin
 
     def upscale(lq: Tensor) -> Tensor:
         model.feed_data({"lq": lq})
         model.test()
         return model.output
 
-    return upscale, model.device
+    # A model with a test of its own may divide the image.
+    whole = type(model).test is SRModel.test
+    return within_free(upscale, model.net_g) if whole else upscale, model.device

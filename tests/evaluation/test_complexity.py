@@ -8,8 +8,9 @@ from torch import nn
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, dlgsanet_large, dlgsanet_light, dlgsanet_tiny, size_of, size_options
 from dlgsanet.cli import main
-from dlgsanet.evaluation import complexity
+from dlgsanet.evaluation import ablation, complexity, needs
 from dlgsanet.evaluation.complexity import input_size, measure, multiply_accumulates, parameters
+from dlgsanet.evaluation.needs import least_memory
 from dlgsanet.pictures.tile_sizes import OTHER_MEMORY, needed_memory
 from tests.evaluation.conftest import SMALL, small_weights
 
@@ -66,10 +67,17 @@ def test_weight_norm_costs_nothing():
 def test_a_network_on_luma(tmp_path, capsys):
     of_rgb, of_luma = (DLGSANet(**SMALL | {"upscale": 2, "in_chans": channels}).eval() for channels in (3, 1))
     fewer = 2 * 9 * SMALL["dim"] * (1 + 2**2) * 24 * 32  # of the first and of the last convolution
-    assert multiply_accumulates(of_rgb, 24, 32) - multiply_accumulates(of_luma, 24, 32) == fewer
+    assert multiply_accumulates(of_rgb, 24, 32) - multiply_accumulates(of_luma, 24, 32, channels=1) == fewer
     path = small_weights(tmp_path / "luma.pth", in_chans=1)
     assert main(["complexity", str(path), "--output", "64x48", "--runs", "1"]) == 0
     assert "luma" in capsys.readouterr().out
+
+
+def test_another_network_on_luma(option_file, capsys):
+    options = {"type": "MSRResNet", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 8, "num_block": 1, "upscale": 2}
+    option_file.write_text(yaml.safe_dump({"name": "other", "scale": 2, "network_g": options}))
+    assert main(["complexity", str(option_file), "--output", "64x48", "--runs", "1", "--device", "cpu"]) == 0
+    assert float(ablation._costs(options, 2)[1]) > 0
 
 
 def test_latency_and_memory_are_measured():
@@ -83,8 +91,9 @@ def test_latency_and_memory_are_measured():
 def test_tensors_that_are_alive_at_once_are_counted():
     layers = [torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(64, 5, 3, padding=1)]
     pixels = 4 * 4000 * 3000
-    assert complexity._least_memory(torch.nn.Sequential(*layers[:2]), 4000, 3000) == (3 + 64) * pixels
-    assert complexity._least_memory(torch.nn.Sequential(*layers), 4000, 3000) == (3 + 64 + 5) * pixels
+    assert least_memory(torch.nn.Sequential(*layers[:2]), (1, 3, 4000, 3000)) == (3 + 64) * pixels
+    assert least_memory(torch.nn.Sequential(*layers), (1, 3, 4000, 3000)) == (3 + 64 + 5) * pixels
+    assert least_memory(torch.nn.Sequential(*layers), (2, 3, 4000, 3000)) == 2 * (3 + 64 + 5) * pixels
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -95,7 +104,7 @@ def test_sizes_that_do_not_fit_are_refused(own, option_file, monkeypatch, capsys
     run = ["complexity", str(option_file), "--output", "160x120", "--runs", "1", "--device", "cpu"]
     monkeypatch.setattr(complexity, "_measure_cpu", lambda *_: complexity.Cost(1, 1))
     assert main(run) == 0
-    monkeypatch.setattr(complexity, "free_memory", lambda device: 10**5)
+    monkeypatch.setattr(needs, "free_memory", lambda device: 10**5)
     assert main(run) == 2
     assert "80x60 pixels need more memory than cpu has; --runs 0" in capsys.readouterr().err
 

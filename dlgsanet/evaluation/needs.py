@@ -1,0 +1,86 @@
+"""The memory that networks need on a CPU. Linux gives out more than there is, and ends the process when it is used."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dlgsanet.archs.dlgsanet import DLGSANet
+from dlgsanet.archs.parts import copy_of
+from dlgsanet.errors import UserError
+from dlgsanet.memory import free_memory, is_out_of_memory
+from dlgsanet.pictures.tile_sizes import needed_memory
+
+
+def least_memory(network: nn.Module, shape: Sequence[int], gradients: bool = False) -> int:
+    """Bytes that one run needs at least for an input [B, C, H, W].
+
+    Of a DLGSANet they are planned, with its output and, for gradients, the input of every layer. Of others they are the
+    tensors that are alive at once; PyTorch's convolutions may copy some of them.
+    """
+    batch, channels, height, width = shape
+    if isinstance(network, DLGSANet):
+        values = channels * (1 + network.upscale**2)
+        if gradients:
+            values += len(network.layers()) * len(network.shallow.weight)
+        return batch * (needed_memory(network, height, width, None) + 4 * height * width * values)
+    live = _LiveTensors()
+    with suppress(Exception):  # a network of other projects may not be counted so: then it is tried
+        twin = copy_of(network).eval()
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            with FakeTensorMode(allow_non_fake_inputs=True), live:
+                twin(torch.empty(tuple(shape), requires_grad=gradients))
+    return live.peak
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Within the context, counts the bytes of the tensors that are alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self._storages = {key: found for key, found in self._storages.items() if not found[0].expired()}
+        self.peak = max(self.peak, sum(count for _, count in self._storages.values()))
+        return out
+
+
+def check_memory(module: nn.Module, shape: Sequence[int], device: torch.device, gradients: bool = False) -> None:
+    """Raise a MemoryError if the device is a CPU that has less memory free than one run needs; see `least_memory`."""
+    free = free_memory(device) if device.type == "cpu" else None
+    if free is not None and least_memory(module, shape, gradients) > free:
+        raise MemoryError
+
+
+def within_free(network: Callable[[Tensor], Tensor], module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A network, a function that runs this module, with `check_memory` before each run."""
+
+    def run(x: Tensor) -> Tensor:
+        check_memory(module, x.shape, x.device)
+        return network(x)
+
+    return run
+
+
+@contextmanager
+def size_named(width: int, height: int, device: torch.device, remedy: str = "") -> Iterator[None]:
+    """Within the block, an error about too little memory becomes a UserError that names the size of the image."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"{width}x{height} pixels need more memory than {device} has{remedy}") from None
