@@ -18,7 +18,7 @@ spec.loader.exec_module(native)
 
 
 class BuildPackage(build_py):
-    """The Python files, the shipped weights, and the native layers if they can be built."""
+    """The Python files, the included weights, and the native layers if they can be built."""
 
     def run(self):
         super().run()

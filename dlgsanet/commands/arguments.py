@@ -5,6 +5,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dlgsanet.errors import nearest, unknown
@@ -149,6 +150,17 @@ def add_size(parser: argparse.ArgumentParser, name: str, default: tuple[int, int
 
     shown = "{}x{}".format(*default)
     parser.add_argument(name, type=parse, default=default, metavar="WxH", help=f"{what}; default {shown}")
+
+
+def file_of(*endings: str) -> Callable[[str], Path]:
+    """The type of an argument that is a file to write, whose name has one of these endings: ``.png``."""
+
+    def parse(text: str) -> Path:
+        if not text.endswith(endings):
+            raise argparse.ArgumentTypeError(f"{text}: must end in {' or '.join(endings)}")
+        return Path(text)
+
+    return parse
 
 
 def part_of_name(text: str) -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser, part_of_name, whole_number
+from dlgsanet.commands.arguments import ArgumentParser, file_of, part_of_name, whole_number
 from dlgsanet.data.known_sets import KNOWN_SETS, KnownSet
 from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
 from dlgsanet.errors import UserError, unknown
@@ -101,7 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     sheet.add_argument("--samples", type=whole_number(1, 1000), default=32, metavar="N", help="default: %(default)s")
     sheet.add_argument("--epoch", type=whole_number(0), default=0, metavar="N", help="default: %(default)s")
     sheet.add_argument(
-        "-o", "--output", type=Path, default=Path("results/sheet.png"), metavar="PNG", help="default: %(default)s"
+        "-o",
+        "--output",
+        type=file_of(".png"),
+        default=Path("results/sheet.png"),
+        metavar="PNG",
+        help="default: %(default)s",
     )
     return parser
 

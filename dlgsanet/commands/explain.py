@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlgsanet.commands.arguments import ArgumentParser, add_import, whole_number
+from dlgsanet.commands.arguments import ArgumentParser, add_import, file_of, whole_number
 from dlgsanet.files import check_can_write
 
 if TYPE_CHECKING:
@@ -74,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--image", type=Path, required=True, help="low-resolution image")
         command.add_argument("--device", help="default: a GPU where there is one")
         command.add_argument(
-            "-o", "--output", type=_picture, default=Path(name), help=".png or .pdf; default: %(default)s"
+            "-o",
+            "--output",
+            type=file_of(".png", ".pdf"),
+            default=Path(name),
+            help=".png or .pdf; default: %(default)s",
         )
         command.add_argument("--random-weights", action="store_true", help="allow option files that name no weights")
         add_import(command)
@@ -161,9 +165,3 @@ def _point(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: write X,Y, e.g. 20,30") from None
     return x, y
-
-
-def _picture(text: str) -> Path:
-    if not text.endswith((".png", ".pdf")):
-        raise argparse.ArgumentTypeError(f"{text}: must end in .png or .pdf")
-    return Path(text)

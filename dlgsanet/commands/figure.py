@@ -33,7 +33,11 @@ def main(argv: list[str]) -> int:
         help="left, top and side in output pixels, multiples of the scale; default: where the networks differ most",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("figure"), help="name without extension; default: %(default)s"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("figure"),
+        help="name without .pdf and .png; default: %(default)s",
     )
     arguments = parser.parse_args(argv)
 
@@ -42,7 +46,10 @@ def main(argv: list[str]) -> int:
     from dlgsanet.evaluation.figure import panel_files, read_panel, write_panels
     from dlgsanet.files import check_can_write, printable
 
-    for path in panel_files(arguments.output):
+    output = arguments.output
+    if output.suffix.lower() in (".pdf", ".png"):
+        output = output.with_suffix("")
+    for path in panel_files(output):
         check_can_write(path)
     scale, crop = arguments.scale, Crop(*arguments.crop) if arguments.crop else None
     if crop and (crop.side < 1 or any(v % scale for v in (crop.x, crop.y, crop.side))):
@@ -54,5 +61,5 @@ def main(argv: list[str]) -> int:
         if not slash:
             raise UserError(f"{which}: write SET/IMAGE, e.g. Set5/butterfly")
         panels.append(read_panel(arguments.results, name, scale, image, methods, crop, arguments.data_root))
-    print(*write_panels(panels, arguments.output), sep="\n")
+    print(*write_panels(panels, output), sep="\n")
     return 0

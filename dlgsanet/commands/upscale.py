@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("-o", "--output", type=Path, default=DEFAULT_OUTPUT, metavar="OUT", help="a file, a folder, or - for stdout "
         "(default: the folder results)")  # fmt: skip
     add("-n", "--weights", default="Tiny", metavar="WEIGHTS", help="a .safetensors or .pth file, or the name of "
-        "shipped weights, such as Tiny or DLGSANet_Tiny_x4 (default: Tiny)")  # fmt: skip
+        "included weights, such as Tiny or DLGSANet_Tiny_x4 (default: Tiny)")  # fmt: skip
     add("--scale", type=int, choices=(2, 3, 4), help="scale factor of the network (default: that of the weights)")
     add("-s", "--outscale", type=_factor, metavar="S", help="resize the result to S times the input")
     add("-t", "--tile", type=_tile, default="auto", metavar="TILE", help="exact: the whole picture at once; a "

@@ -25,7 +25,7 @@ def load_model(
     """A network with its weights, in evaluation mode and without gradients.
 
     Args:
-        weights: a .safetensors or .pth file, which is enough by itself, or the name of shipped weights: ``Tiny``,
+        weights: a .safetensors or .pth file, which is enough by itself, or the name of included weights: ``Tiny``,
             ``Tiny_jpeg``, ``DLGSANet_Tiny_x2``, ...
         scale: the scale factor. None: that of the file; for the name of a size, the smallest from `outscale` up.
         device: as PyTorch names it. None: the GPU if there is one, else the CPU.

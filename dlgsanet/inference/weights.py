@@ -12,16 +12,16 @@ FOLDERS = (_PACKAGE / "weights", _PACKAGE.parent / "weights")
 DEFAULT_NAME = "Tiny"
 
 
-def shipped_weights() -> dict[str, Path]:
-    """Every shipped file of weights under its name without extension, such as ``DLGSANet_Tiny_x2``."""
+def included_weights() -> dict[str, Path]:
+    """Every included file of weights under its name without extension, such as ``DLGSANet_Tiny_x2``."""
     files = [path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.safetensors"))]
     return {path.stem: path for path in files}
 
 
 def families() -> dict[str, dict[int, Path]]:
-    """The shipped files by the name that all scales have in common (``Tiny``, ``Tiny_jpeg``), then by scale."""
+    """The included files by the name that all scales have in common (``Tiny``, ``Tiny_jpeg``), then by scale."""
     found: dict[str, dict[int, Path]] = {}
-    for name, file in shipped_weights().items():
+    for name, file in included_weights().items():
         if match := re.fullmatch(r"DLGSANet_(\w+)_x(\d+)(_\w+)?", name):
             found.setdefault(match[1] + (match[3] or ""), {})[int(match[2])] = file
     return found
@@ -31,9 +31,9 @@ def for_jpeg(weights: Path, given: str | Path) -> str | None:
     """What to give in place of `given`, which means the file `weights`, for compressed photographs.
 
     Returns:
-        ``Tiny_jpeg`` for ``Tiny``, ``DLGSANet_Tiny_x2_jpeg`` for that name or file; None: no such weights are shipped.
+        ``Tiny_jpeg`` for ``Tiny``, ``DLGSANet_Tiny_x2_jpeg`` for that name or file; None: no such weights are included.
     """
-    here = shipped_weights()
+    here = included_weights()
     name = f"{weights.stem}_jpeg"
     if name not in here or here.get(weights.stem) != weights:
         return None
@@ -45,7 +45,7 @@ def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, o
 
     Args:
         weights: a file (.pth or .safetensors), a size (``Tiny``, ``Light``, ``Large``; ``Tiny_jpeg`` are weights for
-            compressed photographs), or a shipped file's name (``DLGSANet_Tiny_x2``). Upper and lower case are the same.
+            compressed photographs), or the name of an included file (``DLGSANet_Tiny_x2``), in any case.
         scale: the scale factor of a size's weights.
         outscale: without `scale`, the smallest scale from this up is chosen, or else the largest that exists.
 
@@ -61,7 +61,7 @@ def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, o
         if not path.is_file():
             raise ArgumentError("weights", f"there is no file {path}")
         return path
-    here = shipped_weights()
+    here = included_weights()
     wanted = str(weights).lower()
     for name, file in here.items():
         if name.lower() == wanted:

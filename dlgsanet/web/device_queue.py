@@ -37,7 +37,7 @@ class Choices:
     """What a visitor chose, as the options of `dlgsanet upscale`.
 
     Attributes:
-        weights: a name of shipped weights, such as ``Tiny``, or a file.
+        weights: a name of included weights, such as ``Tiny``, or a file.
         scale: scale factor of the network.
         extension: of the results, such as ``.png``; None: as the input's.
         quality: 1 to 100, for JPEG and WebP.

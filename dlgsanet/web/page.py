@@ -28,7 +28,7 @@ def make_page(visits: Visits, queue: DeviceQueue, weights: str | None = None) ->
     Args:
         visits: where the pictures of each open page are; uploads go next to their folder.
         queue: the device's.
-        weights: offer only these: a file, or the name of shipped weights. None: all that are shipped.
+        weights: offer only these: a file, or the name of included weights. None: all that are included.
 
     Returns:
         The `gradio.Blocks`, and the arguments for its `launch`.

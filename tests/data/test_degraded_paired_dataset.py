@@ -197,3 +197,9 @@ def test_a_sheet_of_samples(photo_root, tmp_path, capsys):
     assert (tmp_path / "sheet.png").read_bytes() != first
     assert main([*arguments, *roots, "datasets:train:type=PairedImageDataset"]) == 2
     assert "datasets.train" in capsys.readouterr().err
+
+
+def test_a_sheet_is_a_png(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "sheet", "-opt", str(FILE), "-o", "sheet.jpg"])
+    assert "sheet.jpg: must end in .png" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def finished(tmp_path, photographs, monkeypatch):
 
 
 def test_writes_pdf_and_png(finished):
-    assert main(["figure", "Photos/chelsea", "Photos/coffee", "--scale", "2", "-o", "comparison"]) == 0
+    assert main(["figure", "Photos/chelsea", "Photos/coffee", "--scale", "2", "-o", "comparison.png"]) == 0
     assert (finished / "comparison.pdf").read_bytes().startswith(b"%PDF")
     image = np.array(Image.open(finished / "comparison.png").convert("RGB")).astype(int)
     assert image.shape[1] == pytest.approx(7.16 * 300, abs=2)

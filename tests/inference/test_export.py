@@ -105,7 +105,7 @@ def test_openvino_runs_it_too(exported, network):
 @pytest.mark.long
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("extension", ["onnx", "pt2"])
-def test_the_shipped_weights_are_exported(extension, precision, tmp_path):
+def test_the_included_weights_are_exported(extension, precision, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime") if extension == "onnx" else ():
         pytest.importorskip(package)
     path = tmp_path / f"tiny_x4.{extension}"  # checked by the command itself, over five sizes

@@ -204,7 +204,7 @@ def test_a_test_file_is_of_the_network_that_its_training_file_makes(path):
     assert load_yaml(path)["network_g"] == load_yaml(training)["network_g"]
 
 
-def test_the_recipes_of_the_shipped_weights_differ_in_their_scale_and_their_start_alone():
+def test_the_recipes_of_the_included_weights_differ_in_their_scale_and_their_start_alone():
     recipes = {scale: load_yaml(next(p for p in TRAIN if f"SRx{scale}_constant_" in p.stem)) for scale in (2, 3, 4)}
     for scale, options in recipes.items():
         without(options, "name", "scale", "network_g.upscale", "network_g.tlc_kernel")

@@ -24,9 +24,9 @@ def test_other_files_have_none(photo, tmp_path):
 
 
 @pytest.fixture
-def shipped(weights, tmp_path, monkeypatch):
-    """A folder of shipped weights: Tiny x2, and the same for compressed photographs."""
-    folder = tmp_path / "shipped"
+def included(weights, tmp_path, monkeypatch):
+    """A folder of included weights: Tiny x2, and the same for compressed photographs."""
+    folder = tmp_path / "included"
     folder.mkdir()
     for name in ("DLGSANet_Tiny_x2", "DLGSANet_Tiny_x2_jpeg"):
         shutil.copy(weights, folder / f"{name}.safetensors")
@@ -39,7 +39,7 @@ def last_line(folder, capsys, *arguments):
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_they_are_suggested_and_never_chosen(shipped, weights, photo, tmp_path, capsys):
+def test_they_are_suggested_and_never_chosen(included, weights, photo, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for quality in (40, 70, 95):
         Image.fromarray(photo).save(tmp_path / f"in/{quality}.jpg", quality=quality)
@@ -47,18 +47,18 @@ def test_they_are_suggested_and_never_chosen(shipped, weights, photo, tmp_path, 
     assert "2 pictures" in line
     assert "40 to 70" in line
     assert "(--weights Tiny_jpeg)" in line
-    for given in ("DLGSANet_Tiny_x2", shipped / "DLGSANet_Tiny_x2.safetensors"):
+    for given in ("DLGSANet_Tiny_x2", included / "DLGSANet_Tiny_x2.safetensors"):
         assert "(--weights DLGSANet_Tiny_x2_jpeg)" in last_line(tmp_path, capsys, "--weights", given)
     assert "jpeg" in last_line(tmp_path, capsys, "--dry-run")
     assert last_line(tmp_path, capsys, "--device", "cpu,cpu") == line
-    for other in ("Tiny_jpeg", "DLGSANet_Tiny_x2_jpeg", weights):  # in use already, or not the shipped ones
+    for other in ("Tiny_jpeg", "DLGSANet_Tiny_x2_jpeg", weights):  # in use already, or not the included ones
         assert "(--weights" not in last_line(tmp_path, capsys, "--weights", other)
-    (shipped / "DLGSANet_Tiny_x2_jpeg.safetensors").unlink()
+    (included / "DLGSANet_Tiny_x2_jpeg.safetensors").unlink()
     assert "(--weights" not in last_line(tmp_path, capsys)
 
 
-def test_names_of_weights(shipped):
-    jpeg, plain = (shipped / f"DLGSANet_Tiny_x2{end}.safetensors" for end in ("_jpeg", ""))
+def test_names_of_weights(included):
+    jpeg, plain = (included / f"DLGSANet_Tiny_x2{end}.safetensors" for end in ("_jpeg", ""))
     assert places.families() == {"Tiny": {2: plain}, "Tiny_jpeg": {2: jpeg}}
     assert places.find_weights("tiny_JPEG", 2) == jpeg
     assert places.find_weights("Tiny") == plain

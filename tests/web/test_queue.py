@@ -236,7 +236,7 @@ def test_a_missing_package_and_bad_arguments_are_named(monkeypatch, capsys, tmp_
 
 
 def test_the_page_hints_at_weights_for_compressed_photographs(visit, tmp_path, weights, photo, monkeypatch):
-    folder = tmp_path / "shipped"
+    folder = tmp_path / "included"
     folder.mkdir()
     for name in ("DLGSANet_Tiny_x2", "DLGSANet_Tiny_x2_jpeg"):
         (folder / f"{name}.safetensors").write_bytes(weights.read_bytes())
