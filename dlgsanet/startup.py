@@ -78,13 +78,15 @@ def _defer(name: str) -> types.ModuleType:
 def prepare_standard_streams() -> None:
     """Open those that the caller has closed, let every name of a file be printed, and let no crash be silent.
 
-    The next file to be opened would take the place of a closed stream, and get its messages.
+    The next file to be opened would take the place of a closed stream, and get its messages. On a stream that does not
+    block, as some programs leave theirs, what has not come yet would be missing, and what does not fit lost.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+        os.set_blocking(number, True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # open until the process ends
     codecs.register_error("dlgsanet", _escaped)

@@ -85,6 +85,22 @@ leave(3)
     assert done.stderr == "error\n"
 
 
+def test_standard_streams_block():
+    """Else a picture from a slow program would be cut off, and one to it lost."""
+    read, write = os.pipe()
+    for number in (read, write):
+        os.set_blocking(number, False)
+    code = """
+import os, sys
+from dlgsanet.startup import prepare_standard_streams
+prepare_standard_streams()
+sys.exit(not (os.get_blocking(0) and os.get_blocking(1)))
+"""
+    assert subprocess.run([sys.executable, "-c", code], stdin=read, stdout=write, cwd=REPOSITORY).returncode == 0
+    os.close(read)
+    os.close(write)
+
+
 def test_lost_output_is_an_exit_code():
     code = "import sys; from dlgsanet.startup import leave; sys.stdout = open('/dev/full', 'w'); print('x'); leave(0)"
     assert python(code).returncode == 120
