@@ -90,8 +90,7 @@ def _acquire(file: TextIO, folder: Path, path: Path) -> None:
         )
     with suppress(OSError):  # on a full disk the lock alone is enough
         file.truncate(0)
-        file.write(json.dumps(_this_process()))
-        file.flush()
+        os.write(file.fileno(), json.dumps(_this_process()).encode())  # a buffer would fail again when it is closed
 
 
 def _lock(file: TextIO) -> bool:

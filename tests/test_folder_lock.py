@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -150,6 +151,16 @@ def test_file_system_without_locks(folder, monkeypatch, owner, is_refused):
         with owned(folder):
             pass
         assert not folder.parent.exists()  # nothing is left, the lock file neither
+
+
+def test_an_error_within_the_block_is_reported_on_a_full_disk_too(folder):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # nothing can be written
+    try:
+        with pytest.raises(UserError, match="the reason"), owned(folder):
+            raise UserError("the reason")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_folder_that_cannot_be_written(tmp_path):

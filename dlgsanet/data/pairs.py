@@ -143,6 +143,24 @@ def refuse_other_pairs(pairs: Sequence[Pair], read: Iterable[str]) -> None:
         )
 
 
+def refuse_other_multiples(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], scale: int) -> None:
+    """Check that every GT is `scale` times as large as its LQ: BasicSR's `PairedImageDataset` crops only what is whole.
+
+    Args:
+        pairs, sizes: as `find_pairs` and `check_sizes` return them.
+        scale: of the data set.
+
+    Raises:
+        UserError: some are larger; it names the first ones.
+    """
+    both = zip(pairs, sizes[::2], sizes[1::2], strict=True)
+    if others := [pair.gt.name for pair, gt, lq in both if gt != (scale * lq[0], scale * lq[1])]:
+        raise UserError(
+            f"{len(others)} of {len(pairs)} originals are not {scale} times as large as their LQ images, which "
+            f"PairedImageDataset needs in training; set type: CachedPairedImageDataset: {in_one_line(others)}"
+        )
+
+
 def check_sizes(pairs: Sequence[Pair], scale: int, lq_size: int = 1) -> list[tuple[int, int]]:
     """Check that the sizes of every pair fit, from the headers.
 

@@ -14,7 +14,13 @@ from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 
 import dlgsanet.plugin  # noqa: F401  # registers what is ours
 from dlgsanet.data.cached_paired_dataset import PAIRED_SETS, pairs_by_root
-from dlgsanet.data.pairs import check_metrics, check_sizes, refuse_other_files, refuse_other_pairs
+from dlgsanet.data.pairs import (
+    check_metrics,
+    check_sizes,
+    refuse_other_files,
+    refuse_other_multiples,
+    refuse_other_pairs,
+)
 from dlgsanet.distributed import gather, ranks, refuse_other_ranks
 from dlgsanet.errors import UserError, brief, faults_of, first_line, within
 from dlgsanet.files import check_can_write, printable
@@ -254,6 +260,8 @@ def _data_set(opt: dict[str, Any], metrics: dict[str, Any]) -> Any:
         check_metrics({name: partial(score, metric=entry) for name, entry in metrics.items()}, smallest, opt["scale"])
     if opt["type"] == "PairedImageDataset":
         refuse_other_files(opt)
+        if opt["phase"] == "train":
+            refuse_other_multiples(pairs, sizes, opt["scale"])
     with faults_of(opt["type"]):
         data_set = build_dataset(opt)
         if not len(data_set):

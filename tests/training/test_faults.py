@@ -68,6 +68,20 @@ def test_pair_whose_sizes_do_not_fit(workplace, own_images, part):
     assert not list(workplace.folder.glob("experiments/*/training_states/*"))
 
 
+def test_an_original_with_a_row_that_basicsr_does_not_crop(workplace, own_images):
+    """BasicSR's data set refuses it when its turn comes, perhaps after hours."""
+    workplace.options["train"]["total_iter"] = 3
+    path = own_images / "train/HR/coffee.png"
+    image = cv2.imread(str(path))
+    cv2.imwrite(str(path), cv2.copyMakeBorder(image, 0, 1, 0, 0, cv2.BORDER_REPLICATE))
+    workplace.train()
+    workplace.options["datasets"]["train"]["type"] = "PairedImageDataset"
+    line = last_line(workplace.train(code=2))
+    assert "coffee.png" in line
+    assert "set type: CachedPairedImageDataset" in line
+    assert [path.name for path in workplace.experiment().parent.glob("run*")] == ["run"]
+
+
 def test_weights_of_another_size_of_network(trained):
     trained.options |= {"name": "other"}
     trained.options["network_g"]["dim"] = 24
