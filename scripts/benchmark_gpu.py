@@ -122,7 +122,8 @@ def main() -> int:
 def missing(part: str) -> str | None:
     """The packages that a part needs and that are not installed, in words, or None."""
     names = [name for name in ("cupy", "numpy", *NEEDS.get(part, ())) if importlib.util.find_spec(name) is None]
-    return f"{part} needs {', '.join(names)}, not installed for {sys.executable}" if names else None
+    what = "this" if part == "needs" else part
+    return f"{what} needs {', '.join(names)}, not installed for {sys.executable}" if names else None
 
 
 def why_not() -> str | None:

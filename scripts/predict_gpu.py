@@ -18,7 +18,8 @@ code is read:
                         bandwidth of the card's memory
   predicted             twice the largest of the three, at least 2 us; kernels that were measured on an H200 took 0.6 to
                         1.2 times this (docs/benchmarks/gpu.md)
-  measured              median microseconds on the GPU of this machine, if its architecture is the row's
+  measured              median microseconds on the GPU of this machine, if its architecture is the row's; the last
+                        line then has the sum of all kernels
 
 Instructions outside of the main loop count once, or as often as a loop around it makes rounds. Where blocks compute one
 tile after another, those of the block that has most to do count. Where two ways are timed on a card
@@ -54,6 +55,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from dlgsanet import ops
+from dlgsanet.archs import replays
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.commands import arguments
@@ -313,7 +315,7 @@ class Module:
     def __init__(self, recorder: Recorder, instance: Instance, device: torch.device):
         self.recorder, self.instance = recorder, instance
         self.cubin = cuda_modules.compile_instance(instance, recorder.architecture)[0]
-        self.real = cuda_modules.Module(instance, device) if device.type == "cuda" else None
+        self.real = cuda_modules.Module(instance, device) if recorder.measure else None
 
     def launch(self, name: str, blocks: int, threads: int, shared_bytes: int, *args: Any) -> None:
         tensors, constants = [a for a in args if isinstance(a, Tensor)], dict(self.instance.constants)
@@ -378,9 +380,9 @@ class Driver:
 
 
 @contextlib.contextmanager
-def recording(recorder: Recorder, device: str) -> Iterator[None]:
+def recording(recorder: Recorder) -> Iterator[None]:
     """Within the block, a network's kernels are recorded; on the meta device, those of its architecture are chosen."""
-    run = JITFunction.run
+    run, architecture = JITFunction.run, recorder.architecture
 
     def launch(function: Any, *args: Any, grid: tuple[int], warmup: bool, **constants: Any) -> Any:
         compiled = run(function, *args, grid=grid, warmup=True, **constants)
@@ -392,15 +394,16 @@ def recording(recorder: Recorder, device: str) -> Iterator[None]:
             counted_trips(name, constants, tensors), multiply_adds_in_triton(name, constants, grid[0]),
             sum(map(count_gpu.bytes_of, tensors)), constants["ROUNDS"] if name in NESTED else 1,
         )  # fmt: skip
-        start = functools.partial(run, function, *args, grid=grid, warmup=False, **constants) if on_card else _nothing
+        start = functools.partial(run, function, *args, grid=grid, warmup=False, **constants)
+        start = start if recorder.measure else _nothing
         recorder.launched(kernel, start)
         start()
         return compiled
 
-    on_card, architecture = device == "cuda", recorder.architecture
     loaded = functools.cache(lambda instance, device: Module(recorder, instance, device))
     patches = [mock.patch.object(cuda_modules, "load", loaded), mock.patch.object(JITFunction, "run", launch)]
-    if not on_card:
+    patches.append(mock.patch.object(replays, "LARGEST", 0))  # a replay would start nothing that is recorded
+    if not recorder.measure:
         tiles_of = steps.tiles_of
         on_meta = dataclasses.replace(
             cuda.BACKEND,
@@ -439,10 +442,13 @@ def record(
 ) -> Recorder:  # fmt: skip
     """What is started by `what`, one of `WORK`; way: of `benchmark_gpu.served`."""
     width, height = image
-    recorder = Recorder(architecture, device == "cuda")
-    with recording(recorder, device), benchmark_gpu.served(way):
+    recorder = Recorder(architecture, measure=device != "meta")
+    with benchmark_gpu.served(way), contextlib.ExitStack() as stack:
         with torch.device(device):
             work = WORK[what](size, scale, dtype, (batch, height, width), way)
+        if recorder.measure:
+            work()()  # kernels are tried, and ways are timed, without what recording adds to their time
+        stack.enter_context(recording(recorder))
         for _ in range(2):  # what is planned once per shape is not recorded
             run = work()
             recorder.starts.clear()
@@ -561,7 +567,12 @@ def print_table(recorder: Recorder) -> None:
 
 
 def summary(recorder: Recorder) -> str:
-    return f"{len(recorder.starts)} starts, predicted {recorder.seconds * 1e3:.2f} ms"
+    text = f"{len(recorder.starts)} starts, predicted {recorder.seconds * 1e3:.2f} ms"
+    if not recorder.measure:
+        return text
+    kernels = [(start.seconds * 1e3, recorder.measured[start.kernel]) for start in recorder.starts if start.kernel]
+    predicted, measured = map(sum, zip(*kernels, strict=True))
+    return f"{text}; {len(kernels)} kernels predicted {predicted:.2f} ms, measured {measured:.2f} ms"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """scripts/predict_gpu.py: what it reads from machine code, and its table for a whole network, without a GPU."""
 
+import contextlib
+import dataclasses
 import importlib
 import os
 import re
@@ -7,7 +9,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from dlgsanet.archs import replays
+from dlgsanet.ops import dispatch
+from dlgsanet.ops.backends import choice, cuda
+from dlgsanet.ops.backends.cuda import first_use
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from tests.conftest import REPOSITORY
 
 pytest.importorskip("cupy", reason="compiling kernels needs CuPy")
@@ -167,3 +175,39 @@ def test_the_dynamic_convolution_next_to_the_published_one():
     starts, times = found.groups()
     assert int(starts) == 3  # two kernels, and the 1x1 convolution's gradients
     assert 1 < float(times) < 4
+
+
+def test_on_a_gpu_each_kernel_is_measured(predict_gpu, monkeypatch, capsys):
+    """After a call without the recorder, in which kernels are tried and timed as ever. No call is a replay."""
+    started, recording = [], predict_gpu.recording
+
+    class Module:
+        def __init__(self, instance, device):
+            self.kernels = instance.kernels
+
+        def launch(self, kernel, *arguments):
+            assert kernel in self.kernels
+            started.append(kernel)
+
+    @contextlib.contextmanager
+    def noted(recorder):
+        started.append("recording")
+        with recording(recorder):
+            assert replays.LARGEST == 0
+            yield
+
+    monkeypatch.setattr(predict_gpu, "recording", noted)
+    monkeypatch.setattr(cuda_modules, "Module", Module)
+    monkeypatch.setattr(cuda_modules, "load", Module)
+    monkeypatch.setattr(cuda_modules, "shared_memory_limit", lambda device: 227 << 10)
+    monkeypatch.setattr(cuda_modules, "capability", lambda device: (9, 0))
+    monkeypatch.setattr(first_use, "refused", lambda *use: None)
+    monkeypatch.setattr(choice, "milliseconds", lambda run, device: run() or 0.012)
+    with dispatch.using(dataclasses.replace(cuda.BACKEND, unsuited=cuda.refused_kernels)):
+        recorder = predict_gpu.record("convolution", "Tiny", 2, torch.float32, 1, (64, 64), "sm_90", "cpu")
+    once = ["pack_expansion", "fused_forward_mma"]
+    assert started == [*once, "recording", *(name for name in once for _ in range(2)), *once]
+    predict_gpu.print_table(recorder)
+    *_, pack, forward, _, summary = capsys.readouterr().out.splitlines()
+    assert [row.split("|")[-2].strip() for row in (pack, forward)] == ["12", "12"]
+    assert summary.endswith("2 kernels predicted 0.00 ms, measured 0.02 ms")
