@@ -19,6 +19,8 @@ logger = logging.getLogger("dlgsanet")
 
 _INTEGERS = frozenset({"band_pieces", "column_pieces"})  # int64; all other tensors are float32
 
+_usable: set[Path] = set()  # libraries that have been loaded
+
 # OpenMP's threads do not survive a fork, so a forked process computes with one thread, as PyTorch's DataLoader does.
 _forked = False
 
@@ -50,10 +52,15 @@ def _path(instruction_set: str) -> Path:
 def problem() -> str | None:
     """Why there is no library that this process can call, or None."""
     path = library_path()
+    if path in _usable:  # asked before every layer: no look at the disk
+        return None
     if not path.exists():
         return f"its library is not built (python {build.__file__}, with a C++ compiler)"
     library = _loaded(path)
-    return library if isinstance(library, str) else None
+    if isinstance(library, str):
+        return library
+    _usable.add(path)
+    return None
 
 
 @functools.cache
