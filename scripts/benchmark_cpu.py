@@ -57,7 +57,7 @@ from dlgsanet.archs.sizes import size_options  # noqa: E402
 from dlgsanet.archs.sparse_gsa import SparseGSA  # noqa: E402
 from dlgsanet.errors import UserError  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
-from dlgsanet.ops import dispatch, operators  # noqa: E402
+from dlgsanet.ops import KeptMemory, dispatch, empty, operators  # noqa: E402
 from dlgsanet.ops.backends import LayerFunctions, reference  # noqa: E402
 from dlgsanet.ops.records import FusedDynamicConv, LocalAttention  # noqa: E402
 
@@ -313,9 +313,15 @@ def layer_groups(
         "SparseGSA": (SparseGSA(c, heads, tlc_kernel=48), 4 * c * c + 27 * c + 2 * c * c // heads),
         "GDFN": (GDFN(c, 2.0), 3 * half * c + 18 * half),
     }
-    x = torch.rand(1, c, sizes.height, sizes.width)
+    with KeptMemory() as memory:  # as in a network: in huge pages
+        x = empty(1, c, sizes.height, sizes.width).uniform_()
+
+    def compute(layer: nn.Module) -> None:
+        with memory, torch.inference_mode():
+            layer(x)
+
     for name, (layer, macs) in per_pixel.items():
-        run = torch.inference_mode()(partial(layer.eval(), x))
+        run = partial(compute, layer.eval())
         total = macs * sizes.height * sizes.width
         title = f"{name} of Tiny, {sizes.width}x{sizes.height}"
         yield title, {row: serve(row, run) for row in rows}, dict.fromkeys(rows, total)

@@ -1,11 +1,14 @@
 """`scripts/benchmark_cpu.py`: its rows measure what their names say."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
+from dlgsanet import ops
 from dlgsanet.archs.mhdlsa import MHDLSA
+from dlgsanet.ops.backends.native import library
 from tests.conftest import script
 
 
@@ -29,3 +32,13 @@ def test_other_measurements_do_not_replace_the_published_tables(other, tmp_path,
         script("benchmark_cpu").main()
     assert "--output: a folder is for the tables of a full run" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not library.library_path().exists(), reason="the native libraries are not built")
+def test_layers_are_measured_in_the_memory_of_a_network(monkeypatch):
+    benchmark, memory = script("benchmark_cpu"), ops.KeptMemory()
+    monkeypatch.setattr(benchmark, "KeptMemory", lambda: memory)
+    feature_map = 4 * 48 * 80 * 80
+    for title, rows, _ in benchmark.layer_groups(replace(benchmark.QUICK, width=80, height=80), ["native"]):
+        rows["native"]()
+        assert memory.taken >= 2 * feature_map, title
