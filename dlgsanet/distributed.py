@@ -107,11 +107,10 @@ def refuse_other_ranks(values: Mapping[str, Any]) -> None:
     first, *others = gather(dict(values))
     for rank, found in enumerate(others, 1):
         for name in {**first, **found}:
-            here, there = found.get(name), first.get(name)
-            if here != there:
+            if found.get(name) != first.get(name):
                 raise UserError(
-                    f"rank {rank} has another value of {name} than rank 0 ({here}, {there}); all hosts need the same "
-                    "option file and images, and must share the folder experiments"
+                    f"rank {rank} has another value of {name} than rank 0 ({found.get(name)}, {first.get(name)}); all "
+                    "hosts need the same option file and images, and must share the folder experiments"
                 )
 
 

@@ -40,7 +40,7 @@ def release_cached_memory(device: torch.device) -> None:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that this process can allocate on a device now; None if unknown.
 
-    Of the machine's memory it is the share of one process, if several do the same work (`PROCESSES`).
+    On a CPU it is the share of this process, if several do the same work (`PROCESSES`).
     """
     if device.type in ("cuda", "xpu"):
         module = getattr(torch, device.type)

@@ -4,7 +4,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,12 +42,12 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(prog, formatter_class=_HelpFormatter, **options)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        arguments = list(sys.argv[1:] if args is None else args)
-        options = list(takewhile(lambda argument: argument != "--", arguments))  # what follows is no option
-        given = [*map(_with_hyphens, options), *arguments[len(options) :]]
+        given = list(sys.argv[1:] if args is None else args)
+        end = given.index("--") if "--" in given else len(given)  # what follows is no option
+        given[:end] = map(_with_hyphens, given[:end])
         if not self._subparsers:  # a subcommand has a parser of its own, which knows its options
-            for option in given[: len(options)]:
-                self._check_option(option.partition("=")[0])
+            for argument in given[:end]:
+                self._check_option(argument.partition("=")[0])
             self._check_not_empty(given)
         known, rest = super().parse_known_args(given, namespace)
         if rest:
@@ -156,7 +156,7 @@ def file_of(*endings: str) -> Callable[[str], Path]:
     """The type of an argument that is a file to write, whose name has one of these endings: ``.png``."""
 
     def parse(text: str) -> Path:
-        if not text.endswith(endings):
+        if not text.lower().endswith(endings):
             raise argparse.ArgumentTypeError(f"{text}: must end in {' or '.join(endings)}")
         return Path(text)
 

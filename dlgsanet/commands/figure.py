@@ -33,11 +33,7 @@ def main(argv: list[str]) -> int:
         help="left, top and side in output pixels, multiples of the scale; default: where the networks differ most",
     )
     parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("figure"),
-        help="name without .pdf and .png; default: %(default)s",
+        "-o", "--output", type=Path, default=Path("figure"), help="name without .pdf and .png; default: %(default)s"
     )
     arguments = parser.parse_args(argv)
 

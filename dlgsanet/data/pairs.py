@@ -143,8 +143,8 @@ def refuse_other_pairs(pairs: Sequence[Pair], read: Iterable[str]) -> None:
         )
 
 
-def refuse_other_multiples(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], scale: int) -> None:
-    """Check that every GT is `scale` times as large as its LQ: BasicSR's `PairedImageDataset` crops only what is whole.
+def refuse_other_sizes(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], scale: int) -> None:
+    """Check that every GT is exactly `scale` times as large as its LQ, as BasicSR's `PairedImageDataset` needs it.
 
     Args:
         pairs, sizes: as `find_pairs` and `check_sizes` return them.
@@ -156,8 +156,8 @@ def refuse_other_multiples(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int
     both = zip(pairs, sizes[::2], sizes[1::2], strict=True)
     if others := [pair.gt.name for pair, gt, lq in both if gt != (scale * lq[0], scale * lq[1])]:
         raise UserError(
-            f"{len(others)} of {len(pairs)} originals are not {scale} times as large as their LQ images, which "
-            f"PairedImageDataset needs in training; set type: CachedPairedImageDataset: {in_one_line(others)}"
+            f"{len(others)} of {len(pairs)} originals are not exactly {scale} times as large as their LQ images, "
+            f"which PairedImageDataset needs in training; set type: CachedPairedImageDataset: {in_one_line(others)}"
         )
 
 

@@ -11,7 +11,7 @@ from dlgsanet import ops
 from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.errors import NOT_FINITE, UserError
-from dlgsanet.evaluation.needs import check_memory, size_named
+from dlgsanet.evaluation.memory import enough_memory
 from dlgsanet.ops.windows import covering_windows
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -65,8 +65,7 @@ def _inputs(network: nn.Module, image: Tensor, kind: type[Layer]) -> list[tuple[
     if not handles:
         raise ValueError(f"the network has no {kind.__name__} layers")
     try:
-        with size_named(image.shape[3], image.shape[2], image.device):
-            check_memory(network, image.shape, image.device)
+        with enough_memory(network, image.shape, image.device):
             if not network(image).isfinite().all():
                 raise UserError(NOT_FINITE)
     finally:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlgsanet.errors import NOT_FINITE, UserError
-from dlgsanet.evaluation.needs import check_memory, size_named
+from dlgsanet.evaluation.memory import enough_memory
 
 SIGMA = 1.2  # LR pixels, of the Gaussian blur that the path starts from
 
@@ -67,8 +67,7 @@ def attribute(
     Raises:
         UserError: the window is not within the output, values or gradients overflow, or memory is too small.
     """
-    with size_named(image.shape[3], image.shape[2], image.device):
-        check_memory(network, image.shape, image.device, gradients=True)
+    with enough_memory(network, image.shape, image.device, gradients=True):
         with torch.inference_mode():
             output = network(image)
         height, width = output.shape[2:]

@@ -21,7 +21,7 @@ from dlgsanet.archs.parts import copy_of
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.device import describe, find_device
 from dlgsanet.errors import UserError, reason_of, unknown
-from dlgsanet.evaluation.needs import check_memory, size_named
+from dlgsanet.evaluation.memory import enough_memory
 from dlgsanet.evaluation.networks import input_channels, load_network_options, registered_network
 from dlgsanet.evaluation.tables import Table, terminal_width
 from dlgsanet.progress import Counter
@@ -162,8 +162,7 @@ def measure(network: nn.Module, height: int, width: int, device: torch.device, r
         UserError: the memory does not suffice.
     """
     shape = (1, channels, height, width)
-    with size_named(width, height, device, "; --runs 0 measures nothing"):
-        check_memory(network, shape, device)
+    with enough_memory(network, shape, device, remedy="; --runs 0 measures nothing"):
         x = torch.rand(shape, device=device)
         return (_measure_cuda if x.is_cuda else _measure_cpu)(network, x, runs)
 

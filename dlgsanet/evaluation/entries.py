@@ -11,7 +11,7 @@ from dlgsanet.archs.checkpoint import build_network, network_options, read_check
 from dlgsanet.archs.sizes import size_of
 from dlgsanet.errors import UserError
 from dlgsanet.evaluation.journal import digest, digest_of_package
-from dlgsanet.evaluation.needs import within_free
+from dlgsanet.evaluation.memory import memory_checked
 from dlgsanet.evaluation.networks import (
     input_channels,
     load_network_options,
@@ -118,7 +118,7 @@ def network_for(entry: Entry, device: torch.device) -> Network:
     else:
         module = trained_module(entry, device)
         freeze(module)
-        network = within_free(module, module)
+        network = memory_checked(module, module)
     return self_ensemble(network) if entry.ensemble else network
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dlgsanet.archs.checkpoint import contradicted_options, read_checkpoint
 from dlgsanet.errors import UserError, is_whole, reason_of, unknown, within
-from dlgsanet.evaluation.needs import within_free
+from dlgsanet.evaluation.memory import memory_checked
 from dlgsanet.evaluation.scoring import Network
 from dlgsanet.extensions import import_all, names_in
 from dlgsanet.ops import freeze
@@ -152,4 +152,4 @@ def network_of(options: dict[str, Any]) -> tuple[Network, torch.device]:
 
     # A model with a test of its own may divide the image.
     whole = type(model).test is SRModel.test
-    return within_free(upscale, model.net_g) if whole else upscale, model.device
+    return memory_checked(upscale, model.net_g) if whole else upscale, model.device

@@ -127,7 +127,7 @@ class DLGSANetModel(SRModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         if resume_state["iter"] < self.train_options["warmup_iter"]:
-            for group in self.optimizer_g.param_groups:  # of BasicSR's models it has the scaled rate alone
+            for group in self.optimizer_g.param_groups:  # BasicSR saves the scaled rate alone
                 group.setdefault("scheduled_lr", group["initial_lr"])
         if self._graphed:
             self._graphed.reset()

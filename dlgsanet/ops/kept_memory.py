@@ -52,7 +52,7 @@ class KeptMemory:
     def floats(self, count: int) -> Tensor:
         """A tensor [count] of float32 in a block of its own."""
         needed = 4 * count + HUGE_PAGE  # up to a page to begin at a multiple of its size
-        # Leases are asked here: Ctrl-C in a callback of one that has ended would be ignored.
+        # Leases are checked here, not by a callback when one ends: Python ignores Ctrl-C in callbacks.
         free = [kept for kept in self._blocks if kept[1]() is None and needed <= len(kept[0]) <= 2 * needed]
         if free:
             kept = min(free, key=lambda kept: len(kept[0]))

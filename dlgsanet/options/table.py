@@ -368,7 +368,7 @@ LOGGER = Section(
         Option("print_freq", Whole(1), REQUIRED, "Iterations between lines in the log."),
         Option("save_checkpoint_freq", Whole(1), REQUIRED, "Iterations between checkpoints."),
         Option("save_checkpoint_minutes", Number(0), 10, "Save also after this many minutes without a checkpoint."),
-        Option("keep_last", Whole(2), 3, "Number of newest checkpoints to keep, next to those of BasicSR."),
+        Option("keep_last", Whole(2), 3, "Number of newest checkpoints to keep, besides those that BasicSR wrote."),
         Option(
             "save_safetensors",
             Flag(),

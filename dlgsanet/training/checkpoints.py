@@ -107,7 +107,7 @@ class Checkpoints:
         self._write_safetensors(weights, name)
 
     def best(self) -> int | None:
-        """The iteration of the best weights. None: there are none, or none that say so."""
+        """The iteration of the best weights. None: there are no such weights, or they do not say."""
         with suppress(UserError):
             return read_checked(self.root / "models/net_g_best.pth", None).get("iteration")
         return None

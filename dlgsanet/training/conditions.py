@@ -129,7 +129,7 @@ def _flat(where: str, value: Any) -> list[tuple[str, Any]]:
 def _start(options: dict[str, Any]) -> dict[str, str | None]:
     """A digest of the weights that a run starts from, and of how they are read. None: random weights.
 
-    Nothing is known where the file is no longer there, of a run that continues.
+    Empty if the file is no longer there, which a run that continues does not need.
     """
     path = options["path"]
     if options["rank"] != 0 or not (weights := path.get("pretrain_network_g")):

@@ -18,8 +18,8 @@ from dlgsanet.data.pairs import (
     check_metrics,
     check_sizes,
     refuse_other_files,
-    refuse_other_multiples,
     refuse_other_pairs,
+    refuse_other_sizes,
 )
 from dlgsanet.distributed import gather, ranks, refuse_other_ranks
 from dlgsanet.errors import UserError, brief, faults_of, first_line, within
@@ -261,7 +261,7 @@ def _data_set(opt: dict[str, Any], metrics: dict[str, Any]) -> Any:
     if opt["type"] == "PairedImageDataset":
         refuse_other_files(opt)
         if opt["phase"] == "train":
-            refuse_other_multiples(pairs, sizes, opt["scale"])
+            refuse_other_sizes(pairs, sizes, opt["scale"])
     with faults_of(opt["type"]):
         data_set = build_dataset(opt)
         if not len(data_set):

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dlgsanet.cli import main
+from dlgsanet.commands.arguments import file_of
 from dlgsanet.data.degradation import KERNELS, Degradation, degrade, degraded_crop, draw
 from dlgsanet.data.degraded_paired_dataset import DegradedPairedImageDataset
 from dlgsanet.errors import UserError
@@ -203,3 +204,4 @@ def test_a_sheet_is_a_png(capsys):
     with pytest.raises(SystemExit):
         main(["data", "sheet", "-opt", str(FILE), "-o", "sheet.jpg"])
     assert "sheet.jpg: must end in .png" in capsys.readouterr().err
+    assert file_of(".png")("SHEET.PNG").name == "SHEET.PNG"

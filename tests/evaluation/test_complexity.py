@@ -8,9 +8,9 @@ from torch import nn
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.sizes import SCALES, dlgsanet_large, dlgsanet_light, dlgsanet_tiny, size_of, size_options
 from dlgsanet.cli import main
-from dlgsanet.evaluation import ablation, complexity, needs
+from dlgsanet.evaluation import ablation, complexity, memory
 from dlgsanet.evaluation.complexity import input_size, measure, multiply_accumulates, parameters
-from dlgsanet.evaluation.needs import least_memory
+from dlgsanet.evaluation.memory import least_memory
 from dlgsanet.pictures.tile_sizes import OTHER_MEMORY, needed_memory
 from tests.evaluation.conftest import SMALL, small_weights
 
@@ -104,7 +104,7 @@ def test_sizes_that_do_not_fit_are_refused(own, option_file, monkeypatch, capsys
     run = ["complexity", str(option_file), "--output", "160x120", "--runs", "1", "--device", "cpu"]
     monkeypatch.setattr(complexity, "_measure_cpu", lambda *_: complexity.Cost(1, 1))
     assert main(run) == 0
-    monkeypatch.setattr(needs, "free_memory", lambda device: 10**5)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10**5)
     assert main(run) == 2
     assert "80x60 pixels need more memory than cpu has; --runs 0" in capsys.readouterr().err
 

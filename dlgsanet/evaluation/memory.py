@@ -21,7 +21,7 @@ from dlgsanet.pictures.tile_sizes import needed_memory
 def least_memory(network: nn.Module, shape: Sequence[int], gradients: bool = False) -> int:
     """Bytes that one run needs at least for an input [B, C, H, W].
 
-    Of a DLGSANet they are planned, with its output and, for gradients, the input of every layer. Of others they are the
+    For a DLGSANet: what is planned, with its output and, for gradients, the input of every layer. For others: the
     tensors that are alive at once; PyTorch's convolutions may copy some of them.
     """
     batch, channels, height, width = shape
@@ -58,29 +58,36 @@ class _LiveTensors(TorchDispatchMode):
         return out
 
 
-def check_memory(module: nn.Module, shape: Sequence[int], device: torch.device, gradients: bool = False) -> None:
+def _check_memory(network: nn.Module, shape: Sequence[int], device: torch.device, gradients: bool = False) -> None:
     """Raise a MemoryError if the device is a CPU that has less memory free than one run needs; see `least_memory`."""
     free = free_memory(device) if device.type == "cpu" else None
-    if free is not None and least_memory(module, shape, gradients) > free:
+    if free is not None and least_memory(network, shape, gradients) > free:
         raise MemoryError
 
 
-def within_free(network: Callable[[Tensor], Tensor], module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A network, a function that runs this module, with `check_memory` before each run."""
+def memory_checked(run: Callable[[Tensor], Tensor], network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The function `run`, which runs the network. It raises a MemoryError before a run that does not fit into a CPU."""
 
-    def run(x: Tensor) -> Tensor:
-        check_memory(module, x.shape, x.device)
-        return network(x)
+    def checked(x: Tensor) -> Tensor:
+        _check_memory(network, x.shape, x.device)
+        return run(x)
 
-    return run
+    return checked
 
 
 @contextmanager
-def size_named(width: int, height: int, device: torch.device, remedy: str = "") -> Iterator[None]:
-    """Within the block, an error about too little memory becomes a UserError that names the size of the image."""
+def enough_memory(
+    network: nn.Module, shape: Sequence[int], device: torch.device, gradients: bool = False, remedy: str = ""
+) -> Iterator[None]:
+    """A block that runs the network for an input [B, C, H, W]. It does not begin if that does not fit into a CPU.
+
+    Raises:
+        UserError: memory is too small, before the block or in it; the message names the size of the image.
+    """
     try:
+        _check_memory(network, shape, device, gradients)
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(f"{width}x{height} pixels need more memory than {device} has{remedy}") from None
+        raise UserError(f"{shape[3]}x{shape[2]} pixels need more memory than {device} has{remedy}") from None

@@ -5,7 +5,7 @@ import yaml
 from skimage import data
 
 from dlgsanet.cli import main
-from dlgsanet.evaluation import needs
+from dlgsanet.evaluation import memory
 from tests.evaluation.conftest import save, small_weights
 
 REFUSED = "pixels need more memory than cpu has"
@@ -22,8 +22,8 @@ def place(photographs, tmp_path, monkeypatch):
 @pytest.fixture
 def free(monkeypatch):
     """Memory in images: how many fit."""
-    monkeypatch.setattr(needs, "least_memory", lambda module, shape, gradients: shape[0])
-    return lambda images: monkeypatch.setattr(needs, "free_memory", lambda device: images)
+    monkeypatch.setattr(memory, "least_memory", lambda network, shape, gradients: shape[0])
+    return lambda images: monkeypatch.setattr(memory, "free_memory", lambda device: images)
 
 
 @pytest.mark.parametrize("what", [["lam", "A.pth"], ["kept", "A.pth"], ["filters", "A.pth", "--points", "3,4"]])
