@@ -67,9 +67,13 @@ def _check_memory(network: nn.Module, shape: Sequence[int], device: torch.device
 
 def memory_checked(run: Callable[[Tensor], Tensor], network: nn.Module) -> Callable[[Tensor], Tensor]:
     """The function `run`, which runs the network. It raises a MemoryError before a run that does not fit into a CPU."""
+    largest = 0  # values of an input that fitted; smaller ones are not checked, which can take as long as a run
 
     def checked(x: Tensor) -> Tensor:
-        _check_memory(network, x.shape, x.device)
+        nonlocal largest
+        if x.numel() > largest:
+            _check_memory(network, x.shape, x.device)
+            largest = x.numel()
         return run(x)
 
     return checked

@@ -1,6 +1,7 @@
 """Images that do not fit into the memory of a CPU are refused before Linux ends the process."""
 
 import pytest
+import torch
 import yaml
 from skimage import data
 
@@ -43,6 +44,16 @@ def test_benchmark_divides_batches(place, free, file, capsys):
     assert f"24x32 {REFUSED}" in capsys.readouterr().err
     free(1)
     assert main(run) == 0
+
+
+def test_only_inputs_that_are_larger_than_before_are_checked(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(memory, "least_memory", lambda network, shape, gradients: shapes.append(tuple(shape)) or 0)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    run = memory.memory_checked(torch.neg, torch.nn.Identity())
+    for side in (4, 3, 4, 5):
+        run(torch.zeros(1, 3, side, side))
+    assert shapes == [(1, 3, 4, 4), (1, 3, 5, 5)]
 
 
 def test_test(place, free, option_file, capsys):
