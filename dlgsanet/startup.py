@@ -86,7 +86,8 @@ def prepare_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
-        os.set_blocking(number, True)
+        if not os.get_blocking(number):
+            os.set_blocking(number, True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  # open until the process ends
     codecs.register_error("dlgsanet", _escaped)

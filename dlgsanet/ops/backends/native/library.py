@@ -19,8 +19,6 @@ logger = logging.getLogger("dlgsanet")
 
 _INTEGERS = frozenset({"band_pieces", "column_pieces"})  # int64; all other tensors are float32
 
-_usable: set[Path] = set()  # libraries that have been loaded
-
 # OpenMP's threads do not survive a fork, so a forked process computes with one thread, as PyTorch's DataLoader does.
 _forked = False
 
@@ -51,21 +49,18 @@ def _path(instruction_set: str) -> Path:
 
 def problem() -> str | None:
     """Why there is no library that this process can call, or None."""
-    path = library_path()
-    if path in _usable:  # asked before every layer: no look at the disk
-        return None
-    if not path.exists():
+    try:
+        library = _loaded(library_path())  # asked before every layer: once it is loaded, no look at the disk
+    except FileNotFoundError:
         return f"its library is not built (python {build.__file__}, with a C++ compiler)"
-    library = _loaded(path)
-    if isinstance(library, str):
-        return library
-    _usable.add(path)
-    return None
+    return library if isinstance(library, str) else None
 
 
 @functools.cache
 def _loaded(path: Path) -> ctypes.CDLL | str:
     """The library, or why it cannot be loaded: it may be damaged, or of a machine with a newer C library."""
+    if not path.exists():
+        raise FileNotFoundError(path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
