@@ -6,7 +6,7 @@ import yaml
 from skimage import data
 
 from dlgsanet.cli import main
-from dlgsanet.evaluation import memory
+from dlgsanet.evaluation import benchmark, memory
 from tests.evaluation.conftest import save, small_weights
 
 REFUSED = "pixels need more memory than cpu has"
@@ -23,6 +23,7 @@ def place(photographs, tmp_path, monkeypatch):
 @pytest.fixture
 def free(monkeypatch):
     """Memory in images: how many fit."""
+    benchmark._network.cache_clear()  # one of another test has runs that fitted
     monkeypatch.setattr(memory, "least_memory", lambda network, shape, gradients: shape[0])
     return lambda images: monkeypatch.setattr(memory, "free_memory", lambda device: images)
 

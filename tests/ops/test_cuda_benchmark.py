@@ -133,6 +133,7 @@ def test_rows_after_the_time_of_a_part_are_not_begun(on_cpu, monkeypatch, capsys
     slow = functools.partial(on_cpu.LIMITS.__setitem__, 0, 0.0)
     fused = on_cpu.WAYS["1x1 convolution, plain kernel"]
     monkeypatch.setitem(on_cpu.WAYS, "1x1 convolution, plain kernel", lambda *tensors: slow() or fused(*tensors))
+    monkeypatch.setitem(on_cpu.WAYS, "fused kernel", lambda *tensors: time.sleep(60))  # until it is interrupted
     assert run(on_cpu, monkeypatch, "tiny", "--append", str(tmp_path / "results.md")) == 1
     cells = {row["way"]: row["forward"] for row in table((tmp_path / "results.md").read_text())}
     assert cells["1x1 convolution, plain kernel"].startswith("1.000")
