@@ -139,6 +139,11 @@ def options_of(name: str, folder: str, arguments: argparse.Namespace) -> dict[st
 
 def measure(name: str, folder: str, arguments: argparse.Namespace) -> str:
     """One row of the table."""
+    from dlgsanet.allocator import keep_freed_memory
+    from dlgsanet.startup import spin_shortly
+
+    spin_shortly()  # as commands do, and the next line as `dlgsanet train`
+    keep_freed_memory()
     from dlgsanet.training.loop import peak_memory
     from dlgsanet.training.resume import Position
     from dlgsanet.training.run import batches_of, build_model, data_sets
