@@ -42,8 +42,8 @@ def written_aside(path: Path) -> Iterator[BinaryIO]:
     """A file, open for reading and writing. It gets the name `path` when the block ends without an exception.
 
     The file's `name` is temporary until then. If the block raises, the file is deleted. A symbolic link at `path`
-    stays, and what it points to is replaced. The new file keeps the permissions of
-    the file that it replaces and, where the system allows it, its owner and group.
+    stays, and what it points to is replaced. The new file keeps the permissions of the file that it replaces and, where
+    the system allows it, its owner and group.
 
     Raises:
         UserError: the folder cannot be written, the disk is full, or `path` is a folder, device or pipe; nothing is

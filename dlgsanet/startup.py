@@ -78,8 +78,8 @@ def _defer(name: str) -> types.ModuleType:
 def prepare_standard_streams() -> None:
     """Open those that the caller has closed, let every name of a file be printed, and let no crash be silent.
 
-    The next file to be opened would take the place of a closed stream, and get its messages. Some programs
-    leave streams that do not block: input that has not come yet would be missing, and output that does not fit lost.
+    The next file to be opened would take the place of a closed stream, and get its messages. Some programs leave
+    streams that do not block: input that has not come yet would be missing, and output that does not fit lost.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:

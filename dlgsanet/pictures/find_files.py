@@ -60,21 +60,19 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
         UserError: several pictures for one file; a suffix or another extension for a file whose name is given.
     """
     found = Found()
-    # The file, and its path below the output folder: of a file that several inputs name, as the first one gives it.
-    sources: dict[Path, Path] = {}
-    known: set[Path] = set()
+    # By the place of the file, however its folder is spelled or linked: the file as the first input names it, and its
+    # path below the output folder.
+    named: dict[Path, tuple[Path, Path]] = {}
     for given in inputs:
         faults = len(found.faults)
         here = list(_sources(given, output, found))
         for source, below in here:
-            place = Path(os.path.realpath(source.parent), source.name)  # however its folder is spelled or linked
-            if place not in known:
-                known.add(place)
-                sources[source] = below
+            named.setdefault(Path(os.path.realpath(source.parent), source.name), (source, below))
         if not here and len(found.faults) == faults:
             last = len(inputs) > 1 and given == inputs[-1]
             named_as_result = last and output == DEFAULT_OUTPUT and Path(given).suffix.lower() in WRITTEN
             found.faults.append(_nothing_found(given) + "; -o names the result" * named_as_result)
+    sources = dict(named.values())
     if _is_one_file(inputs, output):
         if len(sources) > 1:
             raise UserError(f"-o: {output} is one file, but there are {len(sources)} pictures; give a folder")

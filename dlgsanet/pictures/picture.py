@@ -1,5 +1,6 @@
 """A picture as people have it: colours, perhaps transparency, a colour profile and EXIF entries."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,6 +9,11 @@ MOST = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # the brightest va
 
 # Codes of ITU-T H.273 for primaries and transfer that viewers take for sRGB, BT.709's and BT.601's transfer among them.
 SRGB_CODES = ((1,), (1, 6, 13))
+
+
+def is_srgb(codes: Iterable[int]) -> bool:
+    """Whether viewers take these codes for sRGB: those of primaries and transfer, which others may follow."""
+    return all(code in fit for fit, code in zip(SRGB_CODES, codes, strict=False))
 
 
 class UnfitPictureError(ValueError):
@@ -54,8 +60,7 @@ class Picture:
     @property
     def needs_png(self) -> bool:
         """Whether its colours are not those of sRGB, and only the chunk cICP of a PNG says so."""
-        codes = dict(self.png_chunks).get(b"cICP", b"") if not self.icc_profile else b""
-        return any(code not in fit for code, fit in zip(codes, SRGB_CODES, strict=False))
+        return not self.icc_profile and not is_srgb(dict(self.png_chunks).get(b"cICP", b""))
 
     def with_pixels(self, color: np.ndarray, alpha: np.ndarray | None) -> "Picture":
         """Other pixels, everything else kept."""

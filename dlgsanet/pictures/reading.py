@@ -24,7 +24,7 @@ from dlgsanet.errors import UserError, missing_package, reason_of
 from dlgsanet.pictures.bounds import LARGEST_FILE, MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.jpeg_quality import jpeg_quality
-from dlgsanet.pictures.picture import SRGB_CODES, Picture, UnfitPictureError, is_of_gray
+from dlgsanet.pictures.picture import SRGB_CODES, Picture, UnfitPictureError, is_of_gray, is_srgb
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow; their colour profiles are not valid for RGB
@@ -214,7 +214,7 @@ def _cicp(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     found = {(match[1][0], match[2][0]) for match in _NCLX.finditer(content)}
     if len(found) == 1:
         codes = [fit[0] if code == _UNKNOWN else code for code, fit in zip(found.pop(), SRGB_CODES, strict=True)]
-        if any(code not in fit for code, fit in zip(codes, SRGB_CODES, strict=True)):
+        if not is_srgb(codes):
             yield b"cICP", bytes([*codes, 0, 1])  # decoded: RGB of the full range
 
 
