@@ -23,7 +23,7 @@ import dlgsanet.plugin  # noqa: F401  # registers the networks
 from dlgsanet.archs.sizes import SCALES
 from dlgsanet.cli import run
 from dlgsanet.commands.arguments import add_import
-from dlgsanet.data.images import UnreadableImageError, png_bytes
+from dlgsanet.data.images import png_bytes
 from dlgsanet.data.layout import check_recipe, write_recipe
 from dlgsanet.data.pairs import Pair, find_pairs_in
 from dlgsanet.data.parallel import for_each, in_one_line
@@ -36,6 +36,7 @@ from dlgsanet.inference.self_ensemble import Network, self_ensemble
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.models.teacher import build_teacher
 from dlgsanet.options.parse import parse_yaml
+from dlgsanet.pictures.reading import UnreadableImageError
 
 
 def main(argv: list[str]) -> int:

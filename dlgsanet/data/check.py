@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dlgsanet.data.images import UnreadableImageError, as_rgb, is_image_name, list_images, opened, read_image
+from dlgsanet.data.images import as_rgb, is_image_name, list_images, read_image
 from dlgsanet.data.known_sets import PUBLISHED_BICUBIC
 from dlgsanet.data.layout import hr_folder, lr_folder, lr_path, scales_of
 from dlgsanet.data.parallel import for_each
 from dlgsanet.data.resize import downscale, imresize
 from dlgsanet.metrics.psnr_ssim import psnr
+from dlgsanet.pictures.reading import UnreadableImageError, opened
 
 THUMBNAIL = 8
 # Thumbnails of one photograph, shrunk, compressed and cropped by up to 2%, correlate by 0.97 or more (29 test images);

@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Sequence
 
-from dlgsanet.data.images import UnreadableImageError
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.data.sources import Source
 from dlgsanet.errors import UserError
+from dlgsanet.pictures.reading import UnreadableImageError
 
 BLOCK, BLOCKS = 4096, 16  # bytes; an image of up to `BLOCK * BLOCKS` bytes is read whole
 

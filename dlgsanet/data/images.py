@@ -8,20 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dlgsanet.errors import UserError
-from dlgsanet.pictures.reading import UnreadableImageError, opened, read_picture, upright_size
-
-__all__ = [
-    "UnreadableImageError",
-    "as_rgb",
-    "is_image_name",
-    "list_images",
-    "luma",
-    "opened",
-    "png_bytes",
-    "read_image",
-    "read_rgb",
-    "upright_size",
-]
+from dlgsanet.pictures.reading import UnreadableImageError, read_picture
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dlgsanet.data.images import UnreadableImageError, opened, png_bytes, read_image
+from dlgsanet.data.images import png_bytes, read_image
 from dlgsanet.data.parallel import for_each
 from dlgsanet.data.resize import downscale
 from dlgsanet.data.sources import Source
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
+from dlgsanet.pictures.reading import UnreadableImageError, opened
 
 RECIPE = ".recipe"  # in a folder of images that are made from others
 

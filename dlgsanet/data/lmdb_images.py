@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from dlgsanet.data.images import UnreadableImageError
 from dlgsanet.data.sources import Source
 from dlgsanet.errors import UserError
+from dlgsanet.pictures.reading import UnreadableImageError
 
 _PAGE_HEADER = 16
 _META = struct.Struct(

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from dlgsanet.data.images import UnreadableImageError, is_image_name, list_images, opened, read_rgb, upright_size
+from dlgsanet.data.images import is_image_name, list_images, read_rgb
 from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
 from dlgsanet.data.lmdb_images import lmdb_images, meta_info_lines
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.data.sources import Source, file_source
 from dlgsanet.errors import UserError, brief, unknown
 from dlgsanet.files import printable
+from dlgsanet.pictures.reading import UnreadableImageError, opened, upright_size
 
 
 @dataclass(frozen=True)

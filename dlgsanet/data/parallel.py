@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from typing import TypeVar
 
-from dlgsanet.data.images import UnreadableImageError
+from dlgsanet.pictures.reading import UnreadableImageError
 from dlgsanet.progress import Counter
 
 FILES_PER_THREAD = 4  # open at a time: an image, its copy under a temporary name, its folder, a module

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from dlgsanet.data.images import UnreadableImageError, is_image_name
+from dlgsanet.data.images import is_image_name
 from dlgsanet.errors import UserError
 from dlgsanet.files import printable
 from dlgsanet.pictures.bounds import LARGEST_FILE
-from dlgsanet.pictures.reading import content_of
+from dlgsanet.pictures.reading import UnreadableImageError, content_of
 from dlgsanet.progress import Counter
 
 # Deflate shrinks image files, which are compressed themselves, by a few per cent; uncompressed ones by less than this.

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from dlgsanet.data.images import UnreadableImageError, list_images, opened, png_bytes, read_image
+from dlgsanet.data.images import list_images, png_bytes, read_image
 from dlgsanet.data.pairs import by_stem
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.errors import UserError
 from dlgsanet.files import check_can_write, folder_written_aside, printable, write_whole
+from dlgsanet.pictures.reading import UnreadableImageError, opened
 from dlgsanet.progress import stage
 
 PAGE = 4096

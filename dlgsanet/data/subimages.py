@@ -11,12 +11,13 @@ from functools import partial
 from math import lcm
 from pathlib import Path
 
-from dlgsanet.data.images import UnreadableImageError, list_images, png_bytes, read_image
+from dlgsanet.data.images import list_images, png_bytes, read_image
 from dlgsanet.data.layout import check_recipe, hr_folder, lr_path, write_recipe
 from dlgsanet.data.pairs import by_stem
 from dlgsanet.data.parallel import for_each
 from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
+from dlgsanet.pictures.reading import UnreadableImageError
 
 
 @dataclass(frozen=True)
