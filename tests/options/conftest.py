@@ -1,8 +1,11 @@
 """Option files for tests that change them, with everything that they name."""
 
 import pytest
+import yaml
 
+from dlgsanet.errors import UserError
 from dlgsanet.options.parse import load_yaml
+from dlgsanet.options.read import read_options
 from tests.conftest import REPOSITORY
 
 FILES = {
@@ -19,6 +22,32 @@ def place(options, folder):
     if weights := options["path"].get("pretrain_network_g"):
         (folder / weights).parent.mkdir(parents=True, exist_ok=True)
         (folder / weights).touch()
+
+
+def change(options, changes):
+    """Set options by their places: `train.optim_g.lr`."""
+    for where, value in changes.items():
+        *keys, last = where.split(".")
+        inner = options
+        for key in keys:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+
+
+def read(options, is_train=True, **arguments):
+    """Read options, or the text of a file, from `file.yml`."""
+    with open("file.yml", "w") as file:
+        file.write(options if isinstance(options, str) else yaml.safe_dump(options, allow_unicode=True))
+    return read_options("file.yml", is_train, **arguments)
+
+
+def fault(options, is_train=True, **arguments) -> str:
+    """The only line of the message, without the file, with which it begins."""
+    with pytest.raises(UserError) as error:
+        read(options, is_train, **arguments)
+    assert len(str(error.value).splitlines()) == 1, error.value
+    assert str(error.value).startswith("file.yml: ")
+    return str(error.value).removeprefix("file.yml: ")
 
 
 @pytest.fixture(params=["train"])

@@ -6,34 +6,9 @@ import yaml
 
 import dlgsanet.plugin  # noqa: F401  # before BasicSR
 from dlgsanet.errors import UserError
-from dlgsanet.options.read import read_options
-from tests.options.conftest import FILES
+from tests.options.conftest import FILES, change, fault, read
 
 ADAM, PSNR = {"type": "Adam", "lr": 1e-3}, {"type": "calculate_psnr", "crop_border": 2}
-
-
-def change(options, changes):
-    for where, value in changes.items():
-        *keys, last = where.split(".")
-        inner = options
-        for key in keys:
-            inner = inner.setdefault(key, {})
-        inner[last] = value
-
-
-def read(options, is_train=True, **arguments):
-    with open("file.yml", "w") as file:
-        file.write(options if isinstance(options, str) else yaml.safe_dump(options, allow_unicode=True))
-    return read_options("file.yml", is_train, **arguments)
-
-
-def fault(options, is_train=True, **arguments) -> str:
-    """The only line of the message, without the file, with which it begins."""
-    with pytest.raises(UserError) as error:
-        read(options, is_train, **arguments)
-    assert len(str(error.value).splitlines()) == 1, error.value
-    assert str(error.value).startswith("file.yml: ")
-    return str(error.value).removeprefix("file.yml: ")
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,6 @@ from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_
 from dlgsanet.errors import UserError
 from dlgsanet.options.parse import load_yaml
 from dlgsanet.options.read import read_options
-from tests.conftest import REPOSITORY
-
-TRAIN = REPOSITORY / "options/train/train_SISR_ClassicDIV2K_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_48_lr5e_4.yml"
-
-
-@pytest.fixture
-def options(tmp_path, monkeypatch):
-    """The Tiny x2 options with data roots that exist."""
-    monkeypatch.chdir(tmp_path)
-    options = load_yaml(TRAIN)
-    for dataset in options["datasets"].values():
-        for key in ("dataroot_gt", "dataroot_lq"):
-            (tmp_path / dataset[key]).mkdir(parents=True, exist_ok=True)
-    return options
 
 
 def read(options, *arguments):
@@ -85,9 +71,10 @@ def test_every_fault_is_named_in_one_message(options):
         ("train", "optim_g", {"type": "Muon", "lr": 1e-3, "momentum": 1}, "train.optim_g: momentum is 1"),
         ("train", "optim_g", {"type": "Muon", "nesterov": True}, "train.optim_g: unknown option 'nesterov'"),
         ("train", "optim_g", {"type": "Adam", "fused": True, "foreach": True}, "train.optim_g: "),
-        ("train", "optim_g", {"type": "Adam", "betas": [0.9]}, "train.optim_g.betas: "),
         ("train", "scheduler", {"type": "WSD", "decay_iter": 10**6}, "train.scheduler: decay_iter is 1000000"),
         ("train", "scheduler", {"type": "OneCycleLR", "max_lr": 1e-3}, "train.scheduler: "),
+        ("train", "scheduler", {"type": "CosineAnnealingRestartLR", "periods": [6, 6]}, "train.scheduler: periods"),
+        ("train", "scheduler", {"type": "CosineAnnealingRestartLR", "periods": [4]}, "ends at iteration 4, before"),
         ("val", "val_freq", 2.5, "val.val_freq: 2.5 is not a whole number"),
         ("logger", "use_tb_logger", "yes", "logger.use_tb_logger: 'yes' is neither true nor false"),
     ],

@@ -55,6 +55,11 @@ def as_test_file(options):
         ("datasets.train", {"cache_dir": "notes.txt"}, "cache_dir"),
         ("datasets.train", {"dataset_enlarge_ratio": 2}, "dataset_enlarge_ratio"),
         ("datasets.val", {"filename_tmpl": "{}x4"}, "filename_tmpl"),
+        (
+            "val.metrics",
+            {"niqe": {"type": "calculate_niqe", "crop_border": 2, "better": "lower"}},
+            "crop0.png: val.metrics.niqe",
+        ),
         ("path", {"pretrain_network_g": "notes.txt"}, "path.pretrain_network_g: notes.txt"),
         ("path", {"pretrain_network_g": "weights.pth", "param_key_g": "params_ema"}, "path.param_key_g to params"),
         ("path", {"resume_state": "weights.pth"}, "path.resume_state"),
