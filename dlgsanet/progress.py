@@ -1,13 +1,14 @@
 """Progress of long work on stderr: a bar on a terminal, else a line every few seconds."""
 
 import multiprocessing
+import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -39,8 +40,15 @@ def progress_of(name: str) -> Iterator[Callable[[float], None]]:
         yield lambda share: bar.update(min(steps, int(share * steps)) - bar.n) and None
 
 
+def width_of(terminal: TextIO) -> int:
+    """Columns of a terminal. `shutil` asks that of standard output, which may be another, or a file."""
+    with suppress(OSError):
+        return os.get_terminal_size(terminal.fileno()).columns or 80
+    return shutil.get_terminal_size().columns
+
+
 def _shortened(name: str) -> str:
-    longest = max(9, min(LONGEST_NAME, shutil.get_terminal_size().columns - BESIDE_NAME))
+    longest = max(9, min(LONGEST_NAME, width_of(sys.stderr) - BESIDE_NAME))
     half = (longest - 1) // 2
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 

@@ -40,6 +40,8 @@ _COLOR_CHUNKS = {**_BEFORE_A_PROFILE, b"gAMA": 4, b"cHRM": 32, b"sRGB": 1}
 _NCLX = re.compile(rb"colrnclx\0(.)\0(.)", re.DOTALL)
 _UNKNOWN = 2
 
+_JPEG_END = b"\xff\xd9"
+
 # How to turn [H, W, C] upright, for each value of the EXIF entry.
 _UPRIGHT = {
     2: lambda a: a[:, ::-1],
@@ -241,7 +243,24 @@ def _decoded(image: ImageFile, content: bytes) -> np.ndarray:
         return _png(content)
     if image.format == "PPM" and (most := _largest_value(image)) > 255:
         return _deep_pnm(image, content, most)
-    return pixels_of(image)
+    try:
+        return pixels_of(image)
+    except OSError:
+        pixels = _without_end(content) if image.format == "JPEG" else None
+        if pixels is None:
+            raise
+        return pixels
+
+
+def _without_end(content: bytes) -> np.ndarray | None:
+    """Pixels of a JPEG file that lacks only its end marker; None: it lacks more, since they depend on what follows."""
+
+    def followed_by(more: bytes) -> np.ndarray:
+        with Image.open(io.BytesIO(content.rstrip(b"\xff") + more + _JPEG_END)) as image:
+            return pixels_of(image)
+
+    pixels = followed_by(b"")
+    return pixels if np.array_equal(pixels, followed_by(bytes(range(1, 129)))) else None
 
 
 def _png(content: bytes) -> np.ndarray:

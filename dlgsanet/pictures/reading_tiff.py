@@ -4,6 +4,7 @@ import io
 import logging
 import math
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 import tifffile
@@ -38,12 +39,13 @@ _NUMBERS = ("imagewidth", "imagelength", "imagedepth", "tilewidth", "tilelength"
             "samplesperpixel", "bitspersample")  # fmt: skip
 _INK_SET, _DNG_VERSION, _ORIENTATION, _YCBCR_SUBSAMPLING = 332, 50706, 274, 530
 _PREVIEW, _CMYK = 1, 1  # values of the tags NewSubfileType and InkSet
+_LEVELS = 30  # more than a pyramid has: each is half as large as the one before
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage is reported by exceptions, once
 
 
 def decode_tiff(content: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bytes | None, int]:
-    """The only page of a TIFF file.
+    """The only page of a TIFF file, which may have smaller copies of it too.
 
     Args:
         content: the file.
@@ -90,7 +92,7 @@ def _refuse(file: tifffile.TiffFile, page: tifffile.TiffPage, file_bytes: int, m
     # tifffile takes the type that the file states; and text times a number is a longer text.
     if not all(isinstance(getattr(page, name), int) for name in _NUMBERS):
         raise UnfitPictureError("damaged; what says its size is no number")
-    if _has_second_page(file):
+    if not all(getattr(other, "subfiletype", 0) & _PREVIEW for other in islice(file.pages, 1, 1 + _LEVELS)):
         raise UnfitPictureError("has several pages; split it first, for example: tiffsplit FILE")
     if _DNG_VERSION in page.tags or page.subfiletype & _PREVIEW:
         raise UnfitPictureError("a raw photograph, of which a preview could be read at most; develop it first")
@@ -148,13 +150,6 @@ def _file_size(content: bytes, file_format: str) -> tuple[int, int] | None:
             return image.size
     except Exception:  # Pillow raises many kinds for damaged headers
         return None
-
-
-def _has_second_page(file: tifffile.TiffFile) -> bool:
-    try:
-        return file.pages[1] is not None
-    except IndexError:
-        return False
 
 
 def _name(photometric: int) -> str:

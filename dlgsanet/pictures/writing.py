@@ -73,8 +73,8 @@ def encode(picture: Picture, extension: str, quality: int = 95) -> bytes:
     picture = picture.in_8_bits()
     pixels = picture.color if file_format in _OPAQUE else picture.pixels
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    if file_format == "WEBP" and _is_of_gray(picture):  # it has RGB alone
-        image, picture = _gray_as_srgb(image, picture.icc_profile), replace(picture, icc_profile=None)
+    if file_format == "BMP" or (file_format == "WEBP" and _is_of_gray(picture)):  # no profile; none for gray
+        image, picture = _as_srgb(image, picture.icc_profile), replace(picture, icc_profile=None)
     options: dict[str, dict[str, object]] = {
         "JPEG": {"quality": quality, "subsampling": 0},
         "WEBP": {"quality": quality},
@@ -96,11 +96,12 @@ def _is_of_gray(picture: Picture) -> bool:
     return picture.color.shape[2] == 1 and picture.icc_profile is not None and is_of_gray(picture.icc_profile)
 
 
-def _gray_as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """A gray image, perhaps with transparency, of these colours as RGB; as it is if the profile is damaged."""
-    gray, given, srgb = image.getchannel(0), io.BytesIO(profile or b""), ImageCms.createProfile("sRGB")
+def _as_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """An image of these colours, gray perhaps with transparency, in sRGB; as it is without a profile that fits it."""
+    opaque = image.getchannel(0) if image.mode == "LA" else image
+    given, srgb = io.BytesIO(profile or b""), ImageCms.createProfile("sRGB")
     try:
-        rgb = ImageCms.profileToProfile(gray, given, srgb, outputMode="RGB")
+        rgb = ImageCms.profileToProfile(opaque, given, srgb, outputMode="RGB")
     except ImageCms.PyCMSError:
         return image
     assert rgb is not None

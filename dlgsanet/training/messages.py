@@ -1,7 +1,6 @@
 """The log of a run, in a file and on the terminal, and the line in a terminal that shows its progress."""
 
 import logging
-import shutil
 import sys
 import time
 from logging.handlers import MemoryHandler
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from basicsr.utils import logger as basicsr_logging
+
+from dlgsanet.progress import width_of
 
 _LOGGERS = ("dlgsanet", "basicsr")
 _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
@@ -32,7 +33,7 @@ class ProgressLine:
         """Replace the text, at most five times per second."""
         if self.enabled and time.monotonic() - self.last > 0.2:
             self.last = time.monotonic()
-            self._write(text[: shutil.get_terminal_size().columns - 1])
+            self._write(text[: width_of(self.stream) - 1])
 
     def clear(self) -> None:
         """Remove the line."""

@@ -3,9 +3,11 @@
 import io
 import multiprocessing
 import os
+import pty
 import shutil
 import sys
 import tarfile
+import termios
 import threading
 import time
 import urllib.error
@@ -133,6 +135,13 @@ def test_the_bar_has_room_beside_long_names(columns, monkeypatch):
     bar = terminal.getvalue().split("\r")[1]
     assert bar.startswith("IMG_")
     assert bar.rstrip().endswith("left")
+
+
+def test_a_terminal_has_its_own_width():
+    mine, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 43))
+    with open(theirs, "w") as terminal, open(mine):
+        assert progress.width_of(terminal) == 43
 
 
 def test_processes_that_share_a_terminal_write_lines(monkeypatch):

@@ -79,14 +79,14 @@ def gray_profile(gamma: float) -> bytes:
     return header.ljust(128, b"\0") + table + body
 
 
-@pytest.mark.parametrize("extension", [".png", ".tif", ".jpg", ".webp"])
+@pytest.mark.parametrize("extension", [".png", ".tif", ".jpg", ".webp", ".bmp"])
 def test_a_profile_for_gray_is_in_no_file_of_rgb(photo, extension):
     for name, picture in pictures(photo):
-        if "gray" not in name or (extension == ".jpg" and picture.alpha is not None):
+        if "gray" not in name or (extension in (".jpg", ".bmp") and picture.alpha is not None):
             continue
         picture = dataclasses.replace(picture, icc_profile=gray_profile(1.0))  # linear light
         back = read_picture(NAME, encode(picture, extension, quality=100))
-        if extension != ".webp":
+        if extension not in (".webp", ".bmp"):
             assert back.color.shape[2] == 1, name
             assert back.icc_profile == picture.icc_profile, name
             continue
@@ -97,6 +97,21 @@ def test_a_profile_for_gray_is_in_no_file_of_rgb(photo, extension):
         assert picture.alpha is None or np.array_equal(back.alpha, picture.in_8_bits().alpha), name
     rgb = saved(Image.fromarray(photo), "WEBP", icc_profile=gray_profile(1.0))
     assert read_picture(NAME, rgb).icc_profile is None
+
+
+def test_colours_of_a_profile_are_right_in_bmp(photo):
+    red_is_green = PROFILE.replace(b"rXYZ", b"?XYZ").replace(b"gXYZ", b"rXYZ").replace(b"?XYZ", b"gXYZ")
+    back = read_picture(NAME, encode(Picture(photo, icc_profile=red_is_green), ".bmp"))
+    assert np.abs(back.color.astype(int) - photo[..., [1, 0, 2]]).max() <= 1
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_that_lacks_only_its_end_marker(photo, progressive):
+    whole = saved(Image.fromarray(photo), "JPEG", progressive=progressive)
+    for missing in (1, 2):
+        assert np.array_equal(read_picture(NAME, whole[:-missing]).color, read_picture(NAME, whole).color)
+    with pytest.raises(UserError, match="damaged or cut off"):
+        read_picture(NAME, whole[:-40])
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".webp"])

@@ -145,6 +145,14 @@ def test_what_is_not_read_is_named(photo, make, named, bits):
         read_picture(NAME, make(samples(photo, bits)))
 
 
+def test_smaller_copies_are_no_pages(photo):
+    buffer = io.BytesIO()
+    with tifffile.TiffWriter(buffer) as file:
+        for level in (1, 2, 4):
+            file.write(photo[::level, ::level], photometric="rgb", subfiletype=int(level > 1), metadata=None)
+    assert np.array_equal(read_picture(NAME, buffer.getvalue()).color, photo)
+
+
 @pytest.mark.parametrize("tile", [None, (32, 48)])
 @pytest.mark.parametrize("compression", ["png", "jpeg2000", "webp", "lzma"])
 def test_strips_and_tiles_that_are_files(photo, compression, tile):
