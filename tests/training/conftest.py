@@ -205,6 +205,15 @@ class Workplace:
         """Train to the end, which must come with an exit code; what was said."""
         return self.start(*arguments).end(code)
 
+    def fault(self, *arguments: str) -> str:
+        """Start training, which must end with a UserError; its line."""
+        return last_line(self.train(*arguments, code=2))
+
+    def import_own(self, code: str, **options: Any) -> None:
+        """Have the option file import a file of the user's own, and set options."""
+        (self.folder / "own.py").write_text(code)
+        self.options |= {"import": "own.py"} | options
+
     def start_ranks(
         self, count: int, *arguments: str, stop: tuple[int, int] | None = None, last: "Workplace | None" = None
     ) -> list[Start]:

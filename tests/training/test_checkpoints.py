@@ -107,7 +107,7 @@ def test_other_names_are_no_checkpoints(trained, name):
     checkpoints = Checkpoints(trained.experiment())
     assert checkpoints.iterations() == [8, 10, 12]
     trained.options["path"]["resume_state"] = str(path.relative_to(trained.folder))
-    assert "path.resume_state" in trained.train(code=2).splitlines()[-1]
+    assert "path.resume_state" in trained.fault()
 
 
 def test_orphans_of_interrupted_writing_and_deletion_go_and_what_the_user_keeps_stays(trained):

@@ -118,8 +118,7 @@ def rising(img, img2):
 
 
 def test_best_weights_are_chosen_by_the_set_and_the_metric_that_options_name(workplace):
-    (workplace.folder / "own_metric.py").write_text(RISING_METRIC)
-    workplace.options["import"] = "own_metric.py"
+    workplace.import_own(RISING_METRIC)
     workplace.options["datasets"]["val_2"] = workplace.options["datasets"]["val"] | {"name": "Others"}
     workplace.options["val"] |= {"val_freq": 3, "best": {"dataset": "Others", "metric": "rising"}}
     workplace.options["val"]["metrics"]["rising"] = {"type": "rising", "better": "lower"}

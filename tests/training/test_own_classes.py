@@ -73,8 +73,7 @@ class Normalised(nn.Sequential):
 
 
 def test_averaged_weights_have_the_statistics_of_batch_normalisation(own):
-    (own.folder / "normalised.py").write_text(NORMALISED)
-    own.options |= {"network_g": {"type": "Normalised"}, "import": "normalised.py"}
+    own.import_own(NORMALISED, network_g={"type": "Normalised"})
     own.train()
     weights = own.weights("latest")
     for name in ("1.running_mean", "1.running_var"):
@@ -84,14 +83,14 @@ def test_averaged_weights_have_the_statistics_of_batch_normalisation(own):
 
 def test_without_the_import_the_class_is_unknown(own):
     own.options["network_g"] = NETWORK
-    assert "unknown type 'SMFANet'" in own.train(code=2).splitlines()[-1]
+    assert "unknown type 'SMFANet'" in own.fault()
     own.options["import"] = ["smfanet.py", 3]
-    assert "import" in own.train(code=2).splitlines()[-1]
+    assert "import" in own.fault()
 
 
 @pytest.mark.parametrize("where", ["network_g", "teacher", "SRModel"])
 def test_an_enlargement_by_another_factor_is_one_clear_line(own, where):
-    """It is found before work begins: there is no iteration yet."""
+    """It is found before work begins."""
     own.options["import"] = "smfanet.py"
     other = NETWORK | {"upscaling_factor": 3}
     if where == "teacher":
@@ -104,11 +103,10 @@ def test_an_enlargement_by_another_factor_is_one_clear_line(own, where):
             "model_type": "SRModel",
             "train": {k: v for k, v in own.options["train"].items() if k[0] != "e"},
         }
-    said = own.train(code=2)
-    assert "Traceback" not in said
-    assert ("train.teacher_opt" if where == "teacher" else "network_g") in said.splitlines()[-1]
-    assert "scale is 2" in said.splitlines()[-1]
-    assert " 1/" not in said
+    line = own.fault()
+    assert ("train.teacher_opt" if where == "teacher" else "network_g") in line
+    assert "scale is 2" in line
+    assert not own.experiment().exists()
 
 
 def test_a_network_that_does_not_take_the_crops_is_one_clear_line(own):
@@ -116,10 +114,9 @@ def test_a_network_that_does_not_take_the_crops_is_one_clear_line(own):
                                 "embed_dim": 8, "num_heads": [1], "upsampler": "pixelshuffledirect"}  # fmt: skip
     own.options["model_type"] = "SwinIRModel"
     del own.options["train"]["ema_decay"]
-    said = own.train(code=2)
-    assert "Traceback" not in said
-    assert "network_g: SwinIR" in said.splitlines()[-1]
-    assert "12x12" in said.splitlines()[-1]
+    line = own.fault()
+    assert "network_g: SwinIR" in line
+    assert "12x12" in line
 
 
 def test_a_branch_of_a_run_imports_what_the_run_imported(own):
@@ -205,15 +202,12 @@ class Endless(torch.utils.data.IterableDataset):
     ],
 )
 def test_a_class_that_does_not_fit_is_found_before_work_begins(own, where, name, message):
-    (own.folder / "wrong.py").write_text(WRONG)
-    own.options["import"] = "wrong.py"
+    own.import_own(WRONG)
     if where == "network_g":
         own.options["network_g"] = {"type": name}
     else:
         own.options["datasets"][where]["type"] = name
-    said = own.train(code=2)
-    assert message in said.splitlines()[-1]
-    assert "Traceback" not in said
+    assert message in own.fault()
     assert not own.experiment().exists()
 
 
@@ -229,8 +223,7 @@ class NormOfWeights(nn.Sequential):
 
 
 def test_weight_norm(own):
-    (own.folder / "norm_of_weights.py").write_text(NORM_OF_WEIGHTS)
-    own.options |= {"network_g": {"type": "NormOfWeights"}, "import": "norm_of_weights.py"}
+    own.import_own(NORM_OF_WEIGHTS, network_g={"type": "NormOfWeights"})
     own.train()
     weights = own.weights("latest")
     for name in ("0.weight_g", "0.weight_v"):
@@ -249,8 +242,7 @@ class OwnModel(DLGSANetModel):
 
 
 def test_a_model_that_is_derived_from_ours_has_its_options(own):
-    (own.folder / "own_model.py").write_text(OWN_MODEL)
-    own.options |= {"model_type": "OwnModel", "import": "own_model.py"}
+    own.import_own(OWN_MODEL, model_type="OwnModel")
     own.options["train"] |= {"precision": "bf16", "accumulate": 2, "scheduler": {"type": "WSD"}}
     said = own.train()
     assert "l_own" in said
@@ -274,8 +266,7 @@ def late(img, img2):
 
 
 def test_a_score_that_is_not_a_number_is_not_the_best(own):
-    (own.folder / "late.py").write_text(METRIC)
-    own.options["import"] = "late.py"
+    own.import_own(METRIC)
     own.options["val"] |= {"val_freq": 1, "metrics": {"late": {"type": "late"}}}
     said = own.train()
     assert "late nan" in said

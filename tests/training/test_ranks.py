@@ -81,13 +81,12 @@ class NormalisedOnRanks(nn.Sequential):
 
 
 def test_ranks_validate_with_the_statistics_that_are_saved(workplace, monkeypatch):
-    (workplace.folder / "normalised.py").write_text(NORMALISED)
-    workplace.options |= {"network_g": {"type": "NormalisedOnRanks"}, "import": "normalised.py"}
+    workplace.import_own(NORMALISED, network_g={"type": "NormalisedOnRanks"})
     workplace.options["manual_seed"] = 2**32 - 1  # the largest; that of the second rank follows it
     workplace.options["train"]["total_iter"] = 2
     said = train_on(workplace, 2)
     monkeypatch.chdir(workplace.folder)
-    import_all(["normalised.py"])
+    import_all(["own.py"])
     options = deepcopy(workplace.options) | {"is_train": False, "dist": False}
     options["path"]["pretrain_network_g"] = "experiments/run/models/net_g_latest.pth"
     images = build_dataset(options["datasets"]["val"] | {"phase": "val", "scale": 2})
@@ -167,8 +166,7 @@ class OverflowsAtHeight25(nn.Sequential):
 
 
 def test_output_of_one_rank_that_is_not_finite_sets_the_checkpoint_aside(workplace):
-    (workplace.folder / "overflows.py").write_text(OVERFLOWS)
-    workplace.options |= {"network_g": {"type": "OverflowsAtHeight25"}, "import": "overflows.py"}
+    workplace.import_own(OVERFLOWS, network_g={"type": "OverflowsAtHeight25"})
     batch_per_rank(workplace, 2)
     for run in workplace.start_ranks(2):  # the second rank validates the second image
         line = run.end(2).splitlines()[-1]
@@ -192,8 +190,7 @@ class WithAnUnusedLayer(nn.Sequential):
 
 
 def test_parameters_that_are_not_used(workplace):
-    (workplace.folder / "unused.py").write_text(UNUSED)
-    workplace.options |= {"network_g": {"type": "WithAnUnusedLayer"}, "import": "unused.py"}
+    workplace.import_own(UNUSED, network_g={"type": "WithAnUnusedLayer"})
     workplace.options["train"]["total_iter"] = 2
     batch_per_rank(workplace, 2)
     lines = [last_line(run.end(2)) for run in workplace.start_ranks(2)]  # one may see that the other has ended

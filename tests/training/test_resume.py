@@ -107,7 +107,7 @@ def test_run_goes_on_no_further_than_its_saved_schedule(workplace, before, now):
     workplace.options["train"] |= {"total_iter": 2, "scheduler": before}
     workplace.train()
     workplace.options["train"] |= {"total_iter": 6, "scheduler": before | now}
-    said = workplace.train("--auto_resume", code=2).splitlines()[-1]
+    said = workplace.fault("--auto_resume")
     assert "as it was saved, ends at iteration 2, before train.total_iter, 6" in said
     assert "path.pretrain_network_g" in said
 
@@ -232,7 +232,7 @@ def test_a_run_of_fp16_goes_on_as_a_model_without_a_loss_scale():
 )
 def test_checkpoint_that_does_not_fit_the_options(trained, section, values, expected):
     trained.options[section] |= values
-    last = trained.train("--auto_resume", code=2).splitlines()[-1]
+    last = trained.fault("--auto_resume")
     assert last.startswith("dlgsanet: error: ")
     assert all(text in last for text in ["12", *expected]), last
 
@@ -274,10 +274,7 @@ def test_what_makes_a_resumed_run_another_one_is_named(trained):
 @pytest.mark.parametrize("way", ["another size", "the same size", "in a database"])
 def test_image_that_was_replaced_is_named(trained, way):
     """Also with the same number of bytes, and the times of the file as they were."""
-    for part in ("train", "val"):
-        source = (trained.folder / part).resolve()
-        (trained.folder / part).unlink()
-        shutil.copytree(source, trained.folder / part)
+    trained.own_images()
     image = trained.folder / "train/HR/coffee.png"
     place = file_source(image)
     if way == "in a database":

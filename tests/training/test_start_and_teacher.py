@@ -116,10 +116,10 @@ def test_teacher_of_spandrel(workplace):
 
 def test_teachers_that_do_not_fit(workplace):
     workplace.options["train"]["teacher_opt"] = {"path": teacher_file(workplace.folder, upscale=4)}
-    last = workplace.train(code=2).splitlines()[-1]
+    last = workplace.fault()
     assert all(name in last for name in ("teacher.pth", "train.teacher_opt", "scale"))
     torch.save({"params": {"weight": torch.ones(3)}}, workplace.folder / "teacher.pth")
-    last = workplace.train(code=2).splitlines()[-1]
+    last = workplace.fault()
     assert "teacher.pth" in last
     assert "train.teacher_opt.network" in last
 
@@ -141,10 +141,9 @@ class TakesOneSize(nn.Module):
 
 
 def test_a_teacher_that_refuses_the_size_of_the_crops_is_named_before_training(workplace):
-    (workplace.folder / "own.py").write_text(OWN_TEACHER)
+    workplace.import_own(OWN_TEACHER)
     torch.save({"params": {"weight": torch.ones(1, 1, 1, 1)}}, workplace.folder / "teacher.pth")
-    workplace.options |= {"import": ["own.py"]}
     workplace.options["train"]["teacher_opt"] = {"path": "teacher.pth", "network": {"type": "TakesOneSize"}}
-    last = workplace.train(code=2).splitlines()[-1]
+    last = workplace.fault()
     assert all(name in last for name in ("train.teacher_opt: teacher.pth", "TakesOneSize", "12x12"))
     assert not workplace.experiment().exists()
