@@ -111,12 +111,10 @@ def faults_of(where: str) -> Iterator[None]:
 
 @contextmanager
 def within(where: str) -> Iterator[None]:
-    """Begin the message of a UserError with the file or option that it is about. Empty: leave it as it is."""
+    """Begin the message of a UserError with the file or option that it is about."""
     try:
         yield
     except UserError as error:
-        if not where:
-            raise
         raise UserError(f"{where}: {error.for_command()}") from error
 
 

@@ -1,6 +1,7 @@
 """Memory: out-of-memory errors of every library, free memory under every limit, and returning cached memory."""
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -125,13 +126,8 @@ def _statistic(file: Path, name: str) -> int:
 
 def _free_in_address_space() -> int | None:
     """What ``ulimit -v`` leaves."""
-    try:
-        import resource
-
-        most, _ = resource.getrlimit(resource.RLIMIT_AS)
-        if most == resource.RLIM_INFINITY:
-            return None
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        return max(0, most - used)
-    except (ImportError, OSError, ValueError):
-        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    with suppress(OSError):
+        if most != resource.RLIM_INFINITY:
+            return max(0, most - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+    return None

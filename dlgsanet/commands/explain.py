@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlgsanet.commands.arguments import ArgumentParser, add_import, file_of, whole_number
+from dlgsanet.errors import UserError, within
 from dlgsanet.files import check_can_write
 
 if TYPE_CHECKING:
@@ -86,7 +87,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _lam(arguments: argparse.Namespace) -> None:
-    from dlgsanet.errors import UserError, within
     from dlgsanet.evaluation.attribution import attribute
     from dlgsanet.evaluation.explain_pictures import attribution_picture
     from dlgsanet.progress import Counter
@@ -112,21 +112,17 @@ def _lam(arguments: argparse.Namespace) -> None:
 
 
 def _kept(arguments: argparse.Namespace) -> None:
-    from dlgsanet.errors import UserError
     from dlgsanet.evaluation.attention import kept_shares
     from dlgsanet.evaluation.explain_pictures import kept_picture
 
     (entry,), networks, _, x = _ready(arguments, [arguments.network])
-    try:
+    with within(arguments.network):
         shares = kept_shares(networks[entry.name], x)
-    except (ValueError, UserError) as error:
-        raise UserError(f"{arguments.network}: {error}") from error
     kept_picture(arguments.output, entry.name, shares)
     print(f"{entry.name}: {100 * shares.mean():.1f}% of similarities kept")
 
 
 def _filters(arguments: argparse.Namespace) -> None:
-    from dlgsanet.errors import UserError
     from dlgsanet.evaluation.attention import filters_at
     from dlgsanet.evaluation.explain_pictures import filters_picture
 
@@ -134,10 +130,8 @@ def _filters(arguments: argparse.Namespace) -> None:
     for column, row in arguments.points:
         if not (0 <= column < lr.shape[1] and 0 <= row < lr.shape[0]):
             raise UserError(f"--points {column},{row}: not within the {lr.shape[1]}x{lr.shape[0]} image")
-    try:
+    with within(arguments.network):
         filters = filters_at(networks[entry.name], x, arguments.points)
-    except (ValueError, UserError) as error:
-        raise UserError(f"{arguments.network}: {error}") from error
     filters_picture(arguments.output, lr, arguments.points, filters)
 
 

@@ -26,8 +26,7 @@ def kept_shares(network: nn.Module, image: Tensor) -> Tensor:
         image: [1, 3, H, W] in [0, 1].
 
     Raises:
-        ValueError: the network has no such layer.
-        UserError: values overflow.
+        UserError: the network has no such layer, or values overflow.
     """
     shares = []
     for layer, x in _inputs(network, image, SparseGSA):
@@ -41,8 +40,7 @@ def filters_at(network: nn.Module, image: Tensor, points: Sequence[tuple[int, in
     """MHDLSA's filters at the LR pixels (x, y): [points, layers, G, K, K], on the CPU.
 
     Raises:
-        ValueError: the network has no such layer.
-        UserError: values overflow.
+        UserError: the network has no such layer, or values overflow.
     """
     columns, rows = torch.tensor(points, device=image.device).unbind(1)
     layers = []
@@ -63,7 +61,7 @@ def _inputs(network: nn.Module, image: Tensor, kind: type[Layer]) -> list[tuple[
         if isinstance(module, kind)
     ]
     if not handles:
-        raise ValueError(f"the network has no {kind.__name__} layers")
+        raise UserError(f"the network has no {kind.__name__} layers")
     try:
         with enough_memory(network, image.shape, image.device):
             if not network(image).isfinite().all():

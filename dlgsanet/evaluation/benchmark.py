@@ -284,26 +284,21 @@ def _finish(job: Job, picture: Picture, metrics: dict[str, Metric], output: Path
 
 def add_costs(outcome: Outcome, settings: Settings) -> None:
     """Add every network's cost at a 1280x720 output; a self-ensemble's is eight times its network's."""
+    device, networks = torch.device(settings.devices[0]), outcome.entries[1:]
     with (
-        Counter(f"x{outcome.scale}, costs", len(outcome.entries) - 1, "networks") as counter,
+        Counter(f"x{outcome.scale}, costs", len(networks), "networks") as counter,
         closing(Journal(settings.output, settings.shard)) as journal,
     ):
-        _costs(outcome, journal, settings, counter)
-
-
-def _costs(outcome: Outcome, journal: Journal, settings: Settings, counter: Counter) -> None:
-    device = torch.device(settings.devices[0])
-    for entry in counter.each(outcome.entries[1:]):
-        key = digest("cost", entry.digest, describe(device), os.environ.get("DLGSANET_BACKEND"), settings.runs)
-        cost = journal.get(key)
-        if cost is None:
-            try:
-                cost = _cost_of(entry, device, settings.runs)
-            except UserError as error:
-                outcome.failures.append(f"{entry.name} x{entry.scale}: {error}")
-                continue
-            journal.add(key, cost)
-        outcome.costs[entry.name] = cost
+        for entry in counter.each(networks):
+            key = digest("cost", entry.digest, describe(device), os.environ.get("DLGSANET_BACKEND"), settings.runs)
+            if not (cost := journal.get(key)):
+                try:
+                    cost = _cost_of(entry, device, settings.runs)
+                except UserError as error:
+                    outcome.failures.append(f"{entry.name} x{entry.scale}: {error}")
+                    continue
+                journal.add(key, cost)
+            outcome.costs[entry.name] = cost
 
 
 def _cost_of(entry: Entry, device: torch.device, runs: int) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The crop of a picture that a page or a figure shows: where the methods differ most."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dlgsanet.metrics import luma
-from dlgsanet.metrics.psnr_ssim import psnr
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,3 @@ def _box_sums(values: np.ndarray, side: int) -> np.ndarray:
     """Sums over every side x side window of [H, W], as [H - side + 1, W - side + 1]."""
     total = np.pad(values.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     return total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
-
-
-def crop_psnrs(crop: Crop, outputs: Mapping[str, np.ndarray], original: np.ndarray) -> dict[str, float]:
-    """PSNR on Y of each output within the crop."""
-    return {name: psnr(crop.of(output), crop.of(original), 0) for name, output in outputs.items()}

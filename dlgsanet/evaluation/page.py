@@ -14,11 +14,12 @@ from PIL import Image
 from dlgsanet.data.images import read_image
 from dlgsanet.data.pairs import Pair
 from dlgsanet.evaluation.benchmark import Outcome, picture_path
-from dlgsanet.evaluation.crops import Crop, best_crop, crop_psnrs
+from dlgsanet.evaluation.crops import Crop, best_crop
 from dlgsanet.evaluation.published import figures, peers, sources
 from dlgsanet.evaluation.report import as_json
 from dlgsanet.evaluation.rows import BICUBIC
 from dlgsanet.files import write_whole
+from dlgsanet.metrics import psnr
 
 WHOLE_BUDGET = 14_000_000  # bytes of base64 of the whole pictures, so that a page stays below 20 MB
 QUALITIES = (90, 80, 70, 60, 50, 35, 20)  # of WebP, tried in turn
@@ -86,10 +87,11 @@ def _picture(outcome: Outcome, output: Path, dataset: str, pair: Pair) -> dict[s
     lr, hr = pair.read(outcome.scale)
     outputs = outputs_of(outcome, output, dataset, pair)
     crop = telling_crop(outputs, hr, outcome.scale)
-    here = crop_psnrs(crop, outputs, hr)
+    original = crop.of(hr)
     crops: list[dict[str, Any]] = [{"name": "low resolution", "src": _webp(crop.of(lr, outcome.scale))}]
-    crops += [{"name": name, "src": _webp(crop.of(image)), "psnr": here[name]} for name, image in outputs.items()]
-    crops.append({"name": "original", "src": _webp(crop.of(hr))})
+    for name, image in outputs.items():
+        crops.append({"name": name, "src": _webp(crop.of(image)), "psnr": psnr(crop.of(image), original, 0)})
+    crops.append({"name": "original", "src": _webp(original)})
     height, width = hr.shape[:2]
     return {
         "set": dataset,

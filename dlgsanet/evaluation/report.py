@@ -9,7 +9,7 @@ from typing import Any
 from dlgsanet.evaluation.benchmark import Outcome
 from dlgsanet.evaluation.entries import Entry
 from dlgsanet.evaluation.published import figures, peers, sources
-from dlgsanet.evaluation.rows import Row, every_image, means
+from dlgsanet.evaluation.rows import every_image, means
 from dlgsanet.evaluation.tables import Table, figure, terminal_width
 from dlgsanet.files import write_whole
 
@@ -54,14 +54,15 @@ def main_table(outcome: Outcome, metrics: tuple[str, ...], published: bool = Fal
         lines.append([entry.name, *_cost_cells(outcome.costs.get(entry.name, {})), *cells])
         lines += _published_lines(entry, scores, list(outcome.pairs), metrics)
     for peer in peers(outcome.scale, outcome.pairs) if published else ():
-        cells = [_cell_of_paper(peer.means.get(name), metrics) for name in outcome.pairs]
+        cells = [_cell(peer.means.get(name), metrics) for name in outcome.pairs]
         lines.append([f"{peer.name} (published)", *_cost_cells(peer.cost), *cells])
     header = ["method", "params [K]", "GMACs", "latency [ms]", "memory [MiB]", *outcome.pairs]
     return Table(header, lines)
 
 
 def _cell(scores: dict[str, float] | None, metrics: tuple[str, ...]) -> str:
-    return "/".join(figure(m, scores[m]) for m in metrics) if scores else NONE
+    """The scores as `PSNR/SSIM`. Published ones are not of all metrics."""
+    return "/".join(figure(m, scores[m]) for m in metrics if m in scores) if scores else NONE
 
 
 def _share(outcome: Outcome, dataset: str, method: str) -> str:
@@ -83,7 +84,7 @@ def _published_lines(
     paper = figures(entry.size, entry.scale) if entry.size and not entry.ensemble else {}
     if not any(name in paper for name in datasets):
         return []
-    published = [_cell_of_paper(paper.get(name), metrics) for name in datasets]
+    published = [_cell(paper.get(name), metrics) for name in datasets]
     differences = []
     for name in datasets:
         both = [m for m in metrics if name in paper and name in scores and m in paper[name]]
@@ -94,13 +95,8 @@ def _published_lines(
     return [[f"{entry.size} (paper)", *blank, *published], [f"{entry.name} − paper", *blank, *differences]]
 
 
-def _cell_of_paper(scores: dict[str, float] | None, metrics: tuple[str, ...]) -> str:
-    return "/".join(figure(m, scores[m]) for m in metrics if m in scores) if scores else NONE
-
-
 def _signed(metric: str, difference: float) -> str:
-    text = figure(metric, abs(difference))
-    return ("−" if difference < 0 else "+") + text
+    return ("−" if difference < 0 else "+") + figure(metric, abs(difference))
 
 
 def _notes(outcome: Outcome, metrics: tuple[str, ...], published: bool) -> list[str]:
@@ -135,14 +131,10 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
             }
             for entry in outcome.entries
         ],
-        "images": [_row_json(row) for row in outcome.rows],
+        "images": [{"data set": r.dataset, "image": r.image, "method": r.method, **r.scores} for r in outcome.rows],
         "failures": outcome.failures,
     }
     return _finite(known)
-
-
-def _row_json(row: Row) -> dict[str, Any]:
-    return {"data set": row.dataset, "image": row.image, "method": row.method, **row.scores}
 
 
 def _finite(value: Any) -> Any:

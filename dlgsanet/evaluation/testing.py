@@ -33,7 +33,7 @@ def run_test(options: dict[str, Any], allow_random_weights: bool = False) -> str
     scale, method, validation = options["scale"], options["name"], options["val"]
     described = validation.get("metrics") or {}
     metrics = {name: metric(entry) for name, entry in described.items()} or standard_metrics(scale)
-    with within(options.get("option_file", "")):
+    with within(options["option_file"]):
         if not options["path"].get("pretrain_network_g") and not allow_random_weights:
             raise UserError(
                 "path.pretrain_network_g is empty: a network of random weights would be tested; "

@@ -128,7 +128,7 @@ def _unused(error: RuntimeError) -> str | None:
 def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool) -> Loop:
     if options["datasets"]["train"]["num_worker_per_gpu"]:
         start_server()  # it imports while the data are checked
-    with within(options.get("option_file", "")):
+    with within(options["option_file"]):
         checkpoint = checkpoint_to_resume(options, checkpoints)
     refuse_other_ranks({"the checkpoint to resume": checkpoint and checkpoint.iteration})
     before = checkpoint.state.get("conditions", {}) if checkpoint else {}
@@ -138,7 +138,7 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
     _choose_kernels(options["train"]["deterministic"])
     line = start_logging(options["rank"])
     # What may be wrong with data and weights is found before an older run of this name is renamed, or its checkpoints.
-    with within(options.get("option_file", "")):
+    with within(options["option_file"]):
         train_set, validation_sets = data_sets(options)
         with faults_of(options["model_type"]):
             model = build_model(_without_start(options) if checkpoint else options)
@@ -158,7 +158,7 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
     own = checkpoint if checkpoint and checkpoint.root.resolve() == checkpoints.root.resolve() else None
     position = Position()
     if checkpoint:
-        with within(options.get("option_file", "")):
+        with within(options["option_file"]):
             position = restore(model, checkpoint, options["rank"], epoch_length)
         if own is None or checkpoints.best() not in (None, position.best.get("iteration")):
             position.best = {}  # those weights are in another run's folder, or were overwritten
