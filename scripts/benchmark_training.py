@@ -28,8 +28,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from dlgsanet import files  # noqa: E402
+from dlgsanet.cli import run  # noqa: E402
 from dlgsanet.commands.arguments import whole_number  # noqa: E402
-from dlgsanet.errors import UserError  # noqa: E402
 
 PHASES = ("data", "forward", "backward", "step")
 NETWORKS = [f"{size}_x{scale}" for size in ("Tiny", "Light", "Large") for scale in (2, 3, 4)]
@@ -59,7 +59,7 @@ class Clock:
         self.last = now
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS, metavar="NAME")
     parser.add_argument("--batch", type=whole_number(), help="patches in a batch; default: the option file's")
@@ -68,18 +68,16 @@ def main() -> None:
     parser.add_argument("--iterations", type=whole_number(), help="that are measured; default: 3 on a CPU, 10 on a GPU")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="more changes of the options")
     parser.add_argument("--output", type=Path, help="also write the table to this Markdown file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
+    if arguments.output:
+        files.check_can_write(arguments.output)
     lines = []
-    try:
-        if arguments.output:
-            files.check_can_write(arguments.output)
-        for line in table(arguments):
-            print(line, flush=True)
-            lines.append(line)
-    except UserError as error:
-        sys.exit(f"benchmark_training.py: {error}")
+    for line in table(arguments):
+        print(line, flush=True)
+        lines.append(line)
     if arguments.output:
         files.write_whole(arguments.output, "\n".join([*lines, ""]).encode())
+    return 0
 
 
 def table(arguments: argparse.Namespace) -> Iterator[str]:
@@ -172,4 +170,4 @@ def measure(name: str, folder: str, arguments: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("__main__:main", sys.argv[1:]))

@@ -9,7 +9,6 @@ folder given by -o gets the table (Markdown), a score for each image (CSV), and 
 """
 
 import argparse
-import csv
 import io
 import statistics
 import sys
@@ -45,10 +44,12 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from dlgsanet.data.images import png_bytes
     from dlgsanet.data.pairs import check_sizes, find_pairs_in
     from dlgsanet.device import find_device
     from dlgsanet.errors import UserError
     from dlgsanet.evaluation.scoring import bicubic, score, super_resolve
+    from dlgsanet.evaluation.tables import Table
     from dlgsanet.files import check_can_write, write_whole
     from dlgsanet.inference.loading import load_model
 
@@ -82,15 +83,14 @@ def evaluate(args: argparse.Namespace) -> None:
         print(f"quality {quality}: {len(pairs)} images", file=sys.stderr, flush=True)
         telling = sorted(outputs, key=lambda image: -spread(rows, quality, image))[: args.pictures]
         parts += [strip(pictures[image], outputs[image], args.scale, f"{image}, {quality}") for image in telling]
-    table = markdown(rows, ["bicubic", *networks], list(measures))
-    print(table)
-    write_whole(args.output / f"x{args.scale}.md", table.encode())
-    write_whole(args.output / f"x{args.scale}.csv", comma_separated(rows).encode())
-    buffer = io.BytesIO()
+    text = table(rows, ["bicubic", *networks], list(measures))
+    print(text)
+    images = Table(list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+    write_whole(args.output / f"x{args.scale}.md", text.encode())
+    write_whole(args.output / f"x{args.scale}.csv", images.csv().encode())
     width = max(part.shape[1] for part in parts)
     padded = [np.pad(part, ((0, 0), (0, width - part.shape[1]), (0, 0)), constant_values=255) for part in parts]
-    Image.fromarray(np.vstack(padded)).save(buffer, "PNG")
-    write_whole(args.output / f"x{args.scale}.png", buffer.getvalue())
+    write_whole(args.output / f"x{args.scale}.png", png_bytes(np.vstack(padded)))
 
 
 def metrics(scale: int, device: str):
@@ -128,28 +128,20 @@ def spread(rows: list[dict[str, object]], quality: object, image: str) -> float:
     return max(values) - min(values)
 
 
-def markdown(rows: list[dict[str, object]], methods: list[str], measures: list[str]) -> str:
+def table(rows: list[dict[str, object]], methods: list[str], measures: list[str]) -> str:
     """A line for each quality: the mean scores of each method."""
-    count = len({row["image"] for row in rows})
-    digits = {"psnr": 2}
-    lines = [f"| JPEG quality ({count} images) | {' | '.join(methods)} |", f"|---|{'---|' * len(methods)}"]
+    from dlgsanet.evaluation.tables import Table, figure
+
+    lines = []
     for quality in dict.fromkeys(row["quality"] for row in rows):
-        cells = []
+        lines.append(["not compressed" if quality == CLEAN else str(quality)])
         for method in methods:
             chosen = [row for row in rows if (row["quality"], row["method"]) == (quality, method)]
             means = {name: statistics.fmean(row[name] for row in chosen) for name in measures}
-            cells.append(" / ".join(f"{value:.{digits.get(name, 4)}f}" for name, value in means.items()))
-        label = "not compressed" if quality == CLEAN else quality
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"{' / '.join(name.upper() for name in measures)}, means over the images.", ""])
-
-
-def comma_separated(rows: list[dict[str, object]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+            lines[-1].append(" / ".join(figure(name, value) for name, value in means.items()))
+    header = [f"JPEG quality ({len({row['image'] for row in rows})} images)", *methods]
+    names = " / ".join(name.upper() for name in measures)
+    return f"{Table(header, lines).markdown()}\n{names}, means over the images.\n"
 
 
 def strip(picture, outputs: dict[str, np.ndarray], scale: int, title: str) -> np.ndarray:

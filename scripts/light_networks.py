@@ -26,8 +26,8 @@ from torch import Tensor, nn  # noqa: E402
 from dlgsanet import files  # noqa: E402
 from dlgsanet.archs.dlgsanet import DLGSANet  # noqa: E402
 from dlgsanet.archs.sizes import size_options  # noqa: E402
+from dlgsanet.cli import run  # noqa: E402
 from dlgsanet.commands.arguments import add_size, whole_number  # noqa: E402
-from dlgsanet.errors import UserError  # noqa: E402
 from dlgsanet.evaluation.complexity import multiply_accumulates  # noqa: E402
 
 
@@ -332,17 +332,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def main() -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=whole_number(), default=3, help="timed rounds; default 3")
     add_size(parser, "--image", (320, 180), "of the LR image")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table to this Markdown file")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.output:
-        try:
-            files.check_can_write(arguments.output)
-        except UserError as error:  # before minutes of measurements
-            parser.error(f"--output: {error}")
+        files.check_can_write(arguments.output)
     width, height = arguments.image
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -351,6 +348,7 @@ def main() -> None:
     print(text)
     if arguments.output:
         files.write_whole(arguments.output, f"{text}\n".encode())
+    return 0
 
 
 def table(networks: dict[str, nn.Module], height: int, width: int, rounds: int) -> list[str]:
@@ -395,4 +393,4 @@ def cpu_seconds(networks: dict[str, nn.Module], image: Tensor, rounds: int) -> d
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("__main__:main", sys.argv[1:]))
