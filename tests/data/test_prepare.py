@@ -27,6 +27,8 @@ from dlgsanet.errors import UserError
 from dlgsanet.files import write_whole
 from tests.conftest import REPOSITORY
 
+DATA = [sys.executable, "-m", "dlgsanet", "data"]
+
 
 def prepare(*arguments) -> None:
     assert main([str(argument) for argument in arguments]) == 0
@@ -268,16 +270,7 @@ def test_killed_and_started_again(tmp_path):
     for number in range(40):
         top, left = rng.integers(200, size=2)
         write_whole(tmp_path / f"in/{number}.png", png_bytes(photographs.astronaut()[top:, left:][:300, :300]))
-    command = [
-        sys.executable,
-        "scripts/prepare_data.py",
-        "folder",
-        tmp_path / "in",
-        "--name",
-        "Photos",
-        "--root",
-        tmp_path,
-    ]
+    command = [*DATA, "folder", tmp_path / "in", "--name", "Photos", "--root", tmp_path]
     process = subprocess.Popen(command, cwd=REPOSITORY)
     while len(list(tmp_path.glob("Photos/*/*/*.png"))) < 10:
         assert process.poll() is None, "finished before it was killed"
@@ -293,12 +286,9 @@ def test_killed_and_started_again(tmp_path):
 
 
 def test_help_has_examples_and_errors_are_one_line():
-    script = [sys.executable, "scripts/prepare_data.py"]
-    printed = subprocess.run([*script, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run([*DATA, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert "dlgsanet data folder ~/photos --name Mine" in printed
-    failed = subprocess.run(
-        [*script, "folder", "nowhere", "--name", "x"], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    failed = subprocess.run([*DATA, "folder", "nowhere", "--name", "x"], cwd=REPOSITORY, capture_output=True, text=True)
     assert failed.returncode != 0
     assert failed.stderr.strip().splitlines()[-1].endswith("error: there is no folder or archive nowhere")
 
@@ -382,8 +372,7 @@ def test_few_open_files(originals, tmp_path, limit):
         ["lmdb", root, "--scales", "4"],
         ["meta-info", root / "HR", tmp_path / "meta.txt"],
     ):
-        command = [sys.executable, "-m", "dlgsanet", "data", *arguments, "--workers", "64"]
-        limited = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *command]
+        limited = ["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *DATA, *arguments, "--workers", "64"]
         done = subprocess.run(limited, cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, (arguments, done.stderr)
     assert len(list((tmp_path / "Zipped/HR").iterdir())) == 40
