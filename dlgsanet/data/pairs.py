@@ -19,7 +19,7 @@ from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
 from dlgsanet.data.lmdb_images import lmdb_images, meta_info_lines
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.data.sources import Source, file_source
-from dlgsanet.errors import UserError, brief, unknown
+from dlgsanet.errors import UserError, reason_of, unknown
 from dlgsanet.files import printable
 from dlgsanet.pictures.reading import UnreadableImageError, opened, upright_size
 
@@ -207,7 +207,7 @@ def check_metrics(metrics: Mapping[str, Callable[..., float]], smallest: Pair, s
                 warnings.simplefilter("ignore")
                 value, reason = metric(gt, gt), ""
         except Exception as error:  # metrics raise many kinds for images that are too small
-            value, reason = math.nan, f" ({brief(error, 100) or type(error).__name__})"
+            value, reason = math.nan, f" ({reason_of(error, 100)})"
         if math.isnan(value):
             raise UserError(
                 f"{smallest.gt.name}: val.metrics.{name} cannot be computed on its {gt.shape[1]}x{gt.shape[0]} pixels"

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from dlgsanet.errors import UserError, brief, reason_of
+from dlgsanet.errors import UserError, reason_of
 from dlgsanet.extensions import Imported
 from dlgsanet.signals import ASKING, end_with_the_main_process
 from dlgsanet.training.samples import Key, SampleStream, SeededSamples
@@ -144,8 +144,7 @@ def _what_happened(error: Exception, iterator: Any) -> str:
             return SHARED_MEMORY
         if worker.exitcode == -signal.SIGKILL:
             return "a process that loads data was killed, perhaps because memory ran out"
-    reason = brief(error, 200) or type(error).__name__
-    return f"a process that loads data has failed ({reason})"
+    return f"a process that loads data has failed ({reason_of(error, 200)})"
 
 
 def _end_workers(iterator: Any) -> None:

@@ -7,7 +7,7 @@ import torch
 from basicsr.models.base_model import BaseModel
 from torch.utils.data import default_collate
 
-from dlgsanet.errors import UserError, brief
+from dlgsanet.errors import UserError, reason_of
 from dlgsanet.memory import is_out_of_memory
 
 MODELS = ("DLGSANetModel", "SRModel", "SwinIRModel")  # models of one's own may call their networks in other ways
@@ -22,7 +22,7 @@ def batch_of(sample: Any, options: Mapping[str, Any], *, originals: bool) -> Any
     try:
         batch = default_collate([sample])
     except Exception as error:  # collating raises many kinds
-        raise UserError(f"no batch can be made of its samples: {brief(error, 200)}") from error
+        raise UserError(f"no batch can be made of its samples: {reason_of(error, 200)}") from error
     if options["model_type"] not in MODELS:
         return batch
     wanted = ("lq", "gt") if originals else ("lq",)
@@ -60,8 +60,8 @@ def try_network(model: BaseModel, options: Mapping[str, Any], batch: Any) -> Non
     except Exception as error:  # networks raise all kinds for sizes and channels that they do not take
         if is_out_of_memory(error) or isinstance(error, UserError):
             raise
-        reason = brief(error, 200) or type(error).__name__
-        raise UserError(f"{what} cannot take the {size} samples of datasets.train: {reason}") from error
+        what = f"{what} cannot take the {size} samples of datasets.train"
+        raise UserError(f"{what}: {reason_of(error, 200)}") from error
     finally:
         network.train(training)
     if not isinstance(out, torch.Tensor):
