@@ -155,8 +155,8 @@ def _dynamic_flops(x: Any, filters: Any, *args: Any, **kwargs: Any) -> int:
 def measure(network: nn.Module, height: int, width: int, device: torch.device, runs: int, channels: int = 3) -> Cost:
     """Time and memory of the network on its device for an input [1, channels, height, width], after one run to warm up.
 
-    On a GPU: CUDA events and the peak of the allocator. On a CPU: the wall clock and the peak of the process's resident
-    memory (Linux; None elsewhere).
+    With CUDA or ROCm: events on the GPU, and the peak of the allocator. Elsewhere: the wall clock, and on a CPU the
+    peak of the process's resident memory (Linux; otherwise None).
 
     Raises:
         UserError: the memory does not suffice.
@@ -164,7 +164,7 @@ def measure(network: nn.Module, height: int, width: int, device: torch.device, r
     shape = (1, channels, height, width)
     with enough_memory(network, shape, device, remedy="; --runs 0 measures nothing"):
         x = torch.rand(shape, device=device)
-        return (_measure_cuda if x.is_cuda else _measure_cpu)(network, x, runs)
+        return (_measure_cuda if x.is_cuda else _measure_by_clock)(network, x, runs)
 
 
 @torch.inference_mode()
@@ -186,12 +186,16 @@ def _measure_cuda(network: nn.Module, x: Tensor, runs: int) -> Cost:
 
 
 @torch.inference_mode()
-def _measure_cpu(network: nn.Module, x: Tensor, runs: int) -> Cost:
+def _measure_by_clock(network: nn.Module, x: Tensor, runs: int) -> Cost:
+    def run() -> None:
+        network(x)
+        x.flatten()[0].item()  # waits until a GPU has done what was started before
+
     _return_free_memory()
-    before = _peak_resident(reset=True)
-    network(x)  # memory is measured in the first run: later ones reuse what the allocator kept
+    before = _peak_resident(reset=True) if x.is_cpu else None
+    run()  # memory is measured in the first run: later ones reuse what the allocator kept
     after = _peak_resident()
-    times = [_seconds(lambda: network(x)) for _ in range(runs)]
+    times = [_seconds(run) for _ in range(runs)]
     return Cost(statistics.median(times), None if before is None or after is None else max(0, after - before))
 
 

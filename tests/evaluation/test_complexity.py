@@ -88,6 +88,19 @@ def test_latency_and_memory_are_measured():
     assert cost.peak_bytes is None or 0.9 * output < cost.peak_bytes < 6 * output
 
 
+def test_the_memory_of_a_gpu_is_not_that_of_the_process():
+    class OnGpu(torch.Tensor):
+        is_cpu = False
+        waits = 0
+
+        def item(self):
+            OnGpu.waits += 1
+
+    x = torch.rand(1, 3, 8, 8).as_subclass(OnGpu)
+    assert complexity._measure_by_clock(torch.nn.ReLU(), x, runs=2).peak_bytes is None
+    assert OnGpu.waits == 3
+
+
 def test_tensors_that_are_alive_at_once_are_counted():
     layers = [torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.ReLU(inplace=True), torch.nn.Conv2d(64, 5, 3, padding=1)]
     pixels = 4 * 4000 * 3000
@@ -102,7 +115,7 @@ def test_sizes_that_do_not_fit_are_refused(own, option_file, monkeypatch, capsys
         options = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
         option_file.write_text(yaml.safe_dump({"name": "own", "scale": 2, "network_g": options}))
     run = ["complexity", str(option_file), "--output", "160x120", "--runs", "1", "--device", "cpu"]
-    monkeypatch.setattr(complexity, "_measure_cpu", lambda *_: complexity.Cost(1, 1))
+    monkeypatch.setattr(complexity, "_measure_by_clock", lambda *_: complexity.Cost(1, 1))
     assert main(run) == 0
     monkeypatch.setattr(memory, "free_memory", lambda device: 10**5)
     assert main(run) == 2

@@ -1,7 +1,8 @@
-"""Compile Triton kernels for an NVIDIA GPU that need not be here: python -m tests.ops.compile_triton 90 bf16 kernels.
+"""Compile Triton kernels for a GPU that need not be here: python -m tests.ops.compile_triton 90 bf16 kernels.
 
-The last argument is their module: kernels or gradient_kernels. Prints name, registers of a thread, and bytes of its
-stack, where spilled registers go. The constants are those of the largest network.
+The first argument is a compute capability, or an architecture of AMD such as gfx942. The last one is their module:
+kernels or gradient_kernels. Prints name, registers of a thread, bytes of its stack, where spilled registers go, and
+bytes of shared memory. The constants are those of the largest network.
 """
 
 import re
@@ -79,6 +80,7 @@ OF_CONVOLUTION = {
 }
 # What comes before and after a convolution: of the first one of a network, of a group's, of the last one.
 AROUND = [(True, 0, 1), (False, 2, 1), (False, 1, 4)]
+OF_AMD = "vgpr_count", "private_segment_fixed_size"  # registers of a thread, and bytes of its stack
 INDICES = {"places": "*i32", "members": "*i32", "offsets": "*i32"}
 
 
@@ -104,12 +106,13 @@ def gradients(architecture: str, dtype: str) -> None:
         compile("fold", steps.warps_of_sums(side), **of_head)
         compile("fold_backward", steps.warps_of_sums(side), **of_head)
     compile("add_up", 4, ROWS=16, COLUMNS=training.SUMMED)
-    for precision in ("tf32x3", "tf32") if dtype == "fp32" else ("ieee",):
+    amd = is_amd(architecture)
+    for precision in ("tf32x3", "tf32") if dtype == "fp32" and not amd else ("ieee",):
         factors = {"PRECISION": precision, "FACTOR": getattr(triton.language, FACTORS[dtype])}
         columns = training.COLUMNS * (2 if precision == "tf32x3" else 1)  # which halves the rows
         factors["ROWS"] = max(1, training._pixels_at_once(DIM) // columns)
         exact = precision.replace("tf32x3", "ieee")
-        of_products = {"PRECISION": exact if dtype == "fp32" else "tf32", "FACTOR": triton.language.float32}
+        of_products = {"PRECISION": exact if dtype == "fp32" or amd else "tf32", "FACTOR": triton.language.float32}
         for features in (0, triton.next_power_of_2(FEATURES)):
             sizes = {"FEATURES": features, "BORDER": not features}
             compile("project", PIXELS=training._at_once(training.PROJECTED, factors) // CHANNELS, **factors | sizes)
@@ -131,17 +134,18 @@ def main(architecture: str, dtype: str, module: str) -> None:
     wide = "fp64" if dtype == "fp64" else "fp32"
     constants = CONSTANTS | {"ACC": getattr(triton.language, wide.replace("fp", "float"))}
     types = dict.fromkeys(IMAGES, f"*{dtype}") | dict.fromkeys(SUMS, f"*{wide}")
+    amd = is_amd(architecture)
     for name in PROJECT if dtype != "fp64" else ():
-        for precision in ("ieee", "tf32") if dtype == "fp32" else ("ieee",):
+        for precision in ("ieee", "tf32") if dtype == "fp32" and not amd else ("ieee",):
             factor = getattr(triton.language, FACTORS[dtype])
-            formed = precision if dtype == "fp32" else "tf32"
+            formed = precision if dtype == "fp32" or amd else "tf32"
             more = {"PRECISION": precision, "FACTOR": factor, "FORMED": formed}
             own, warps = OF_PROJECTION.get(name, ({}, steps.WARPS))
             report(getattr(kernels, name), types, constants | more | own, warps, architecture)
             for side in SIDES if name == "attend" else ():
                 more |= {"SIDE": side, "ROWS": steps.rows_of_sums(side), "COLUMNS": tiles.TILE_COLUMNS}
                 report(kernels.channel_sums, types, constants | more, steps.warps_of_sums(side), architecture)
-    for precision in () if dtype == "fp64" else ("tf32x3", "tf32") if dtype == "fp32" else ("ieee",):
+    for precision in () if dtype == "fp64" else ("tf32x3", "tf32") if dtype == "fp32" and not amd else ("ieee",):
         for mean, to, shuffle in AROUND:
             more = {"PRECISION": precision, "FACTOR": factor, "HAS_MEAN": mean, "TO": to, "SHUFFLE": shuffle}
             factors = dict.fromkeys(("weight", "mean", "to"), f"*{dtype}")
@@ -170,14 +174,27 @@ def report(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps:
         types |= {"tiles": "*i32"}
     signature = {a: "constexpr" if a in constants else types.get(a, "i32") for a in kernel.arg_names}
     used = {argument: constants[argument] for argument, kind in signature.items() if kind == "constexpr"}
-    source, target = ASTSource(kernel, signature, used), GPUTarget("cuda", int(architecture), 32)
+    amd, attributes = is_amd(architecture), {}
+    target = GPUTarget("cuda", int(architecture), 32) if not amd else GPUTarget("hip", architecture, 64)
+    if amd:  # tensors of up to 2 GB, which are loaded by other instructions
+        pointers = [i for i, kind in enumerate(signature.values()) if kind.startswith("*")]
+        attributes = {(i,): [["tt.divisibility", 16], ["tt.pointer_range", 32]] for i in pointers}
+    source = ASTSource(kernel, signature, used, attributes)
     compiled = triton.compile(source, target=target, options={"num_warps": warps})
-    tool = Path(triton.__file__).with_name("backends") / "nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    print(name, *re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    if amd:
+        numbers = [re.search(rf"\.{n}: +(\d+)", compiled.asm["amdgcn"])[1] for n in OF_AMD]
+    else:
+        tool = Path(triton.__file__).with_name("backends") / "nvidia/bin/cuobjdump"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        numbers = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    print(name, *numbers, compiled.metadata.shared)
+
+
+def is_amd(architecture: str) -> bool:
+    return architecture.startswith("gfx")
 
 
 if __name__ == "__main__":

@@ -547,13 +547,9 @@ SHORT = [("kernels", 90, "fp32"), ("kernels", 90, "bf16"), ("gradient_kernels", 
     ],
 )
 def test_kernels_compile_within_a_budget_of_registers(module, architecture, dtype):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.ops.compile_triton", str(architecture), dtype, module]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
-    assert done.returncode == 0, done.stderr
-    found = [line.split() for line in done.stdout.splitlines()]
+    found = compiled(module, architecture, dtype)
     assert len(found) == COMPILED[module][dtype]
-    for name, registers, stack in found:
+    for name, registers, stack, _ in found:
         # 128 threads with 168 registers: three programs on a multiprocessor; with 224 or 255: two.
         wide = name in ("attend_locally", "convolve", "project") or name.endswith("backward")
         assert int(registers) <= (255 if wide else 224 if dtype == "fp64" else 168), name
@@ -565,3 +561,32 @@ def test_kernels_compile_within_a_budget_of_registers(module, architecture, dtyp
         elif name in ("project", "squeeze_project_backward"):  # which also project to fewer channels
             most = 64
         assert int(stack) <= most, name
+
+
+AMD = [(gfx, dtype) for gfx in ("gfx90a", "gfx942", "gfx1100") for dtype in ("fp32", "bf16", "fp16", "fp64")]
+SHORT_FOR_AMD = [("kernels", "gfx942", "fp32"), ("gradient_kernels", "gfx1100", "bf16")]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="wheels of Triton for x86-64 alone are known to have it")
+@pytest.mark.parametrize(
+    ("module", "architecture", "dtype"),
+    [
+        pytest.param(module, *case, marks=() if (module, *case) in SHORT_FOR_AMD else pytest.mark.long)
+        for module in COMPILED
+        for case in AMD
+        if case[1] in COMPILED[module]
+    ],
+)
+def test_kernels_compile_for_amd_gpus_and_fit_their_shared_memory(module, architecture, dtype):
+    found = compiled(module, architecture, dtype)
+    assert len(found) == COMPILED[module]["bf16" if dtype == "fp32" else dtype]  # there is no TF32
+    assert all(int(shared) <= 64 << 10 for *_, shared in found)
+
+
+def compiled(module: str, architecture: int | str, dtype: str) -> list[list[str]]:
+    """What `tests.ops.compile_triton` prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ops.compile_triton", str(architecture), dtype, module]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -64,11 +65,20 @@ def test_kernels_agree_in_every_dtype(dtype):
     assert triton.examine(dtype, torch.device("cpu")).reason is None
 
 
+def test_the_distribution_may_have_another_name_than_triton(monkeypatch):
+    def missing(name: str):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata.Distribution, "from_name", missing)
+    monkeypatch.setattr(triton, "_difference", lambda dtype, device: 0.0)
+    assert chosen() is triton.BACKEND
+
+
 CHANGES = {
     "card": lambda patch: patch.setattr(verdicts, "describe_card", lambda device: ("Another card", "12.9")),
     "driver": lambda patch: patch.setattr(verdicts, "describe_card", lambda device: (CARD, "13.0")),
     "PyTorch": lambda patch: patch.setattr(torch, "__version__", "99.0"),
-    "Triton": lambda patch: patch.setattr(triton, "version", lambda name: "99.0"),
+    "Triton": lambda patch: patch.setattr(triton, "_triton", lambda: Path(__file__)),
     "compiler": lambda patch: patch.setenv("CC", "/opt/another/cc"),
     "sources": lambda patch: Path(triton.__file__).with_name("kernels.py").write_text("# changed"),
 }

@@ -165,13 +165,14 @@ def keep(content: bytes, path: Path) -> None:
 
 @functools.cache
 def describe_card(device: torch.device) -> tuple[str, str]:
-    """The name of a GPU, with the compute capability if it is NVIDIA's, and the version of its driver."""
+    """The name of a GPU, with its architecture if it is NVIDIA's or AMD's, and the version of its driver."""
     if device.type == "xpu":
         gpu = torch.xpu.get_device_properties(device)
         return gpu.name, gpu.driver_version
     name = torch.cuda.get_device_name(device)
     if torch.version.hip:
-        return name, f"{torch.version.hip}, {platform.release()}"  # the driver is part of Linux
+        architecture = torch.cuda.get_device_properties(device).gcnArchName  # HSA_OVERRIDE_GFX_VERSION changes it
+        return f"{name} ({architecture})", f"{torch.version.hip}, {platform.release()}"  # the driver is part of Linux
     version = ctypes.c_int()  # the newest CUDA that the driver knows
     with suppress(OSError):
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))

@@ -13,7 +13,6 @@ import os
 import shutil
 import sysconfig
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def timed(layer: Record, x: Tensor) -> tuple[object, ...] | None:
 @functools.cache
 def refused(dtype: torch.dtype, device: torch.device) -> str | None:
     """Why the kernels are not used on a device, or None; cheap after their first use."""
-    if importlib.util.find_spec("triton") is None:
+    if _triton() is None:
         return "Triton is not installed"
     return warn(examine(dtype, device)).reason
 
@@ -93,8 +92,17 @@ def _kernels(what: str, dtype: torch.dtype, device: torch.device, *key: object) 
         cuda_modules.require_no_capture()
     name = f"Triton kernels{what} in {str(dtype).removeprefix('torch.')}"
     most = TENSOR_CORE_TOLERANCE if dtype == torch.float32 else TOLERANCE[dtype]
-    sources = (*sorted(Path(__file__).parent.glob("*.py")), Path(planar.__file__))
-    return Kernels(name, device, most, sources, ("triton", version("triton"), dtype, *_host_compiler(), *key))
+    triton = _triton()
+    assert triton is not None
+    sources = (*sorted(Path(__file__).parent.glob("*.py")), Path(planar.__file__), triton)
+    return Kernels(name, device, most, sources, ("triton", dtype, *_host_compiler(), *key))
+
+
+def _triton() -> Path | None:
+    """The file of Triton that has its version, or None. The distribution has another name with PyTorch for AMD's and
+    Intel's GPUs, such as pytorch-triton-rocm."""
+    spec = importlib.util.find_spec("triton")
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 def _refused_in_training(layer: Record, x: Tensor) -> str | None:
