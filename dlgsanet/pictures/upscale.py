@@ -191,10 +191,30 @@ def upscale_picture(
         upscaled = upscale_pixels(network, pixels, tile, self_ensemble, lambda s: progress((number + s) / passes))
         return upscaled if upscaled.shape[:2] == size else _resized(upscaled, size)
 
-    color = work(picture.color, 0)
+    hidden = _hidden_color(picture) if varied else None
+    color = work(picture.color if hidden is None else _with_edges_continued(picture), 0)
     if alpha is not None:
         alpha = work(alpha[..., None], 1)[..., 0] if varied else np.full(size, alpha.flat[0], alpha.dtype)
+    if hidden is not None:
+        color[alpha == 0] = hidden
     return picture.with_pixels(color, alpha)
+
+
+def _hidden_color(picture: Picture) -> np.ndarray | None:
+    """The colour of the pixels that are wholly transparent, if all have the same: then it means nothing."""
+    hidden = picture.color[picture.alpha == 0]
+    return hidden[0] if len(hidden) and (hidden == hidden[0]).all() else None
+
+
+def _with_edges_continued(picture: Picture) -> np.ndarray:
+    """The colours, where it is wholly transparent those of the nearest pixel that is not.
+
+    The network would mix the hidden colour into what is seen, as a fringe.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    nearest = distance_transform_edt(picture.alpha == 0, return_distances=False, return_indices=True)
+    return picture.color[tuple(nearest)]
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

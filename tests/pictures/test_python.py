@@ -158,3 +158,19 @@ def test_what_is_no_picture_is_refused(network, image, error):
 def test_impossible_arguments_are_refused(network, photo, arguments, error, message):
     with pytest.raises(error, match=message):
         upscale(photo, **{"model": network} | arguments)
+
+
+def test_edges_do_not_depend_on_a_hidden_colour():
+    network = load_model("Tiny")  # a small random network makes nothing transparent
+    pixels = np.full((24, 40, 4), (20, 160, 60, 255), np.uint8)
+    pixels[:, :20, 3], pixels[:, 20, 3] = 0, 90
+    for color in ((0, 0, 0), (255, 0, 255)):
+        pixels[:, :20, :3] = color
+        result = upscale(pixels, network)
+        visible = result[..., 3] > 0
+        assert np.abs(result[visible, :3].astype(int) - (20, 160, 60)).max() <= 10
+        assert not visible.all()
+        assert (result[~visible, :3] == color).all()
+    # Where they differ they may mean something, as in textures of games.
+    pixels[0, 0, :3] = 9
+    assert np.array_equal(upscale(pixels, network)[..., :3], upscale(pixels[..., :3].copy(), network))
