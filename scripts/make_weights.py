@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -116,9 +117,12 @@ def csv_file(scale: int) -> Path:
 
 def dlgsanet(*arguments: str) -> None:
     command = [sys.executable, "-m", "dlgsanet", *arguments]
-    done = subprocess.run(command, preexec_fn=stop_with_the_parent)
-    if done.returncode:
-        sys.exit(done.returncode)
+    with subprocess.Popen(command, preexec_fn=stop_with_the_parent) as process:
+        while process.poll() is None:
+            with suppress(KeyboardInterrupt):  # the command has it too: a training saves, and ends
+                process.wait()
+    if process.returncode:
+        sys.exit(process.returncode)
 
 
 def newest_branch(run: str) -> str:

@@ -183,7 +183,11 @@ def _parts_of_an_epoch(counts: list[int], patches_per_image: int, shares: list[f
     total = sum(counts)
     if shares is None:
         return [_Part(0, total * patches_per_image, 0, total)]
-    stops = [round(total * patches_per_image * share) for share in np.cumsum(shares)]
+    length = total * patches_per_image
+    stops = [round(length * share) for share in np.cumsum(shares)]
+    for share, start, stop in zip(shares, [0, *stops], stops, strict=False):
+        if share and start == stop:
+            raise UserError(f"shares: {share:g} of an epoch of {length:,} samples is none; set more patches_per_image")
     first_pairs = [0, *np.cumsum(counts).tolist()]
     return [_Part(*part) for part in zip([0, *stops], stops, first_pairs, counts, strict=False)]
 

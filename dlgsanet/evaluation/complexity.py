@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlgsanet.archs.checkpoint import FORMATS, network_options, read_checkpoint
@@ -21,7 +20,7 @@ from dlgsanet.archs.parts import copy_of
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.device import describe, find_device
 from dlgsanet.errors import UserError, reason_of, unknown
-from dlgsanet.evaluation.memory import enough_memory
+from dlgsanet.evaluation.memory import enough_memory, fake_tensors
 from dlgsanet.evaluation.networks import input_channels, load_network_options, registered_network
 from dlgsanet.evaluation.tables import Table, terminal_width
 from dlgsanet.progress import Counter
@@ -133,7 +132,7 @@ def multiply_accumulates(network: nn.Module, height: int, width: int, channels: 
     twin = copy_of(network).cpu().eval().requires_grad_()
     try:
         # With gradients, so that DLGSANet composes its layers of operators that can be counted.
-        with torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+        with torch.enable_grad(), fake_tensors(), counter:
             twin(torch.empty(1, channels, height, width))
     except Exception as error:  # networks of other projects may raise any exception
         what = f"{type(network).__name__} cannot be counted at {width}x{height}"

@@ -1,5 +1,6 @@
 """The memory that networks need on a CPU. Linux gives out more than there is, and ends the process when it is used."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.archs.parts import copy_of
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, reason_of
 from dlgsanet.memory import free_memory, is_out_of_memory
 from dlgsanet.pictures.tile_sizes import needed_memory
 
@@ -34,9 +35,21 @@ def least_memory(network: nn.Module, shape: Sequence[int], gradients: bool = Fal
     with suppress(Exception):  # a network of other projects may not be counted so: then it is tried
         twin = copy_of(network).eval()
         with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-            with FakeTensorMode(allow_non_fake_inputs=True), live:
+            with fake_tensors(), live:
                 twin(torch.empty(tuple(shape), requires_grad=gradients))
     return live.peak
+
+
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """PyTorch's mode of tensors without values, without its log of what fails there: the error says it."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        log.disabled = before
 
 
 class _LiveTensors(TorchDispatchMode):
@@ -86,12 +99,16 @@ def enough_memory(
     """A block that runs the network for an input [B, C, H, W]. It does not begin if that does not fit into a CPU.
 
     Raises:
-        UserError: memory is too small, before the block or in it; the message names the size of the image.
+        UserError: memory is too small, before the block or in it, or the network does not take the image; the message
+            names its size.
     """
     try:
         _check_memory(network, shape, device, gradients)
         yield
+    except UserError:
+        raise
     except Exception as error:
         if not is_out_of_memory(error):
-            raise
+            what = f"the network cannot take {shape[3]}x{shape[2]} pixels"
+            raise UserError(f"{what}: {reason_of(error, 200)}") from error
         raise UserError(f"{shape[3]}x{shape[2]} pixels need more memory than {device} has{remedy}") from None

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 
+from dlgsanet.errors import UserError
+
 
 def figures(size: str, scale: int) -> dict[str, dict[str, float]]:
     """The paper's mean PSNR and SSIM on Y: test set -> metric -> value."""
@@ -43,12 +45,15 @@ def peers(scale: int, datasets: Iterable[str]) -> list[Peer]:
     for row in rows:
         name, source, _ = (row.pop(column) for column in ("network", "source", "scale"))
         costs = {column: row.pop(column) for column in units}
-        cost = {units[column][0]: float(cell) * units[column][1] for column, cell in costs.items() if cell}
-        means = {
-            dataset: dict(zip(("psnr", "ssim"), map(float, cell.split("/")), strict=False))
-            for dataset, cell in row.items()
-            if cell
-        }
+        try:
+            cost = {units[column][0]: float(cell) * units[column][1] for column, cell in costs.items() if cell}
+            means = {
+                dataset: dict(zip(("psnr", "ssim"), map(float, cell.split("/")), strict=False))
+                for dataset, cell in row.items()
+                if cell
+            }
+        except (ValueError, AttributeError):  # no number; more cells than columns
+            raise UserError(f"peers.csv: {name}, x{scale}: see the other rows for what its cells must be") from None
         if wanted & means.keys():
             found.append(Peer(name, cost, means, source))
     return sorted(found, key=lambda peer: peer.cost.get("parameters", math.inf))

@@ -13,7 +13,7 @@ from torch import Tensor
 from dlgsanet.data.images import luma
 from dlgsanet.data.pairs import Pair
 from dlgsanet.data.resize import imresize
-from dlgsanet.errors import NOT_FINITE, UserError
+from dlgsanet.errors import NOT_FINITE, UserError, reason_of
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.metrics import psnr, ssim
 
@@ -133,11 +133,14 @@ def _upscaled(
             if not finite:
                 raise UserError(f"{pair.lq.name}: {NOT_FINITE}")
         return to_images(output)
-    except Exception as error:
+    except UserError:
+        raise
+    except Exception as error:  # networks of other projects may raise any exception for sizes that they do not take
+        height, width = images[0].shape[:2]
         if not is_out_of_memory(error):
-            raise
+            what = f"the network cannot take its {width}x{height} pixels"
+            raise UserError(f"{pairs[0].lq.name}: {what}: {reason_of(error, 200)}") from error
         if len(images) == 1:
-            height, width = images[0].shape[:2]
             raise UserError(f"{pairs[0].lq.name}: {width}x{height} pixels need more memory than {device} has") from None
     half = len(images) // 2  # outside of the handler, which keeps the failed attempt's tensors alive
     return [

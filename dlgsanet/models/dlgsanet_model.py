@@ -226,7 +226,8 @@ class DLGSANetModel(SRModel):
         parts = list(zip(lq.chunk(self.accumulate), gt.chunk(self.accumulate), strict=True))
         terms: dict[str, Tensor] = {}
         for number, part in enumerate(parts, 1):
-            for name, loss in self._forward_backward(*part, len(parts), last=number == len(parts)).items():
+            share = len(part[0]) / len(lq)  # the last part of BasicSR's last batch in an epoch may be smaller
+            for name, loss in self._forward_backward(*part, share, last=number == len(parts)).items():
                 terms[name] = terms.get(name, 0) + loss
         if not self._averages_apart:
             terms["grad_norm"] = self._clip_gradients()
@@ -241,18 +242,18 @@ class DLGSANetModel(SRModel):
         if not (self._graphed and self._graphed.capturing):  # timing waits for the GPU, which a capture does not allow
             self.mark(phase)
 
-    def _forward_backward(self, lq: Tensor, gt: Tensor, parts: int, last: bool) -> dict[str, Tensor]:
+    def _forward_backward(self, lq: Tensor, gt: Tensor, share: float, last: bool) -> dict[str, Tensor]:
         wait_for_ranks = last or not isinstance(self.net_g, DistributedDataParallel)
         with nullcontext() if wait_for_ranks else self.net_g.no_sync():
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
                 output = self.net_g(lq)
                 teacher_output = self.teacher(lq) if self.teacher else None
             terms = self._loss_terms(output.float(), gt, teacher_output)
-            total = torch.stack([*terms.values()]).sum() / parts
+            total = torch.stack([*terms.values()]).sum() * share
             self._end_phase("forward")
             self.scaler.scale(total).backward()
             self._end_phase("backward")
-        return {name: term.detach() / parts for name, term in terms.items()}
+        return {name: term.detach() * share for name, term in terms.items()}
 
     def _loss_terms(self, output: Tensor, gt: Tensor, teacher_output: Tensor | None) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}

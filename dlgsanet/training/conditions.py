@@ -93,6 +93,8 @@ def _different(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], 
         a, b = before.get(name), now.get(name)
         if name in _ADDED and not (name in before and name in now):
             continue
+        if name == "train.teacher_opt.path" and before.get(TEACHER) and before.get(TEACHER) == now.get(TEACHER):
+            continue
         if a != b and (a or b):  # an option that is not set is one that is off
             (kept if name.startswith(saved) and not name.endswith(_NOT_SAVED) else changed).append(name)
     return changed, kept

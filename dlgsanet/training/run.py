@@ -1,5 +1,6 @@
 """A training run from its option file to its exit code."""
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ from dlgsanet.training.messages import log_to_file, start_logging
 from dlgsanet.training.record import write_record
 from dlgsanet.training.resume import Position, checkpoint_to_resume, keeps_random_state, restore
 from dlgsanet.training.samples import SampleStream, SeededSamples, read_sample, unopened
-from dlgsanet.training.trial import batch_of, try_network
+from dlgsanet.training.trial import batch_of, try_network, try_validation
 from dlgsanet.training.validation import ValidationSet, score
 
 FIRST_SAMPLES = 400  # from which `train.network_init` computes weights
@@ -148,6 +149,8 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
             with within("datasets.train"):
                 batch = batch_of(sample, options, originals=True)
             try_network(model, options, batch)
+            for images in validation_sets:
+                try_validation(model, options, images.name, images.dataset[images.hardest])
         if options["train"]["network_init"] != "random" and not checkpoint:
             model.compute_weights(first_samples(options, train_set, epoch_length))
     batch_size = _batch_of_a_rank(options) * options["world_size"]
@@ -232,14 +235,14 @@ def data_sets(options: dict[str, Any]) -> tuple[Any, list[ValidationSet]]:
         opt["manual_seed"] = options["manual_seed"]
         with within(f"datasets.{key}"):
             metrics = {} if opt["phase"] == "train" else options["val"]["metrics"] or {}
-            data_set = _data_set(opt, metrics)
+            data_set, hardest = _data_set(opt, metrics)
             if opt["phase"] != "train":
-                batch_of(read_sample(data_set, 0), options, originals=bool(metrics))
+                batch_of(read_sample(data_set, hardest), options, originals=bool(metrics))
         if opt["phase"] == "train":
             train_set = data_set
         else:
             share, normalisation = (options["rank"], options["world_size"]), (opt.get("mean"), opt.get("std"))
-            validation_sets.append(ValidationSet(data_set, opt["name"], *share, *normalisation))
+            validation_sets.append(ValidationSet(data_set, opt["name"], hardest, *share, *normalisation))
     return train_set, validation_sets
 
 
@@ -250,14 +253,19 @@ def first_samples(options: dict[str, Any], train_set: Any, epoch_length: int) ->
     return (samples[stream.key(number)] for number in range(FIRST_SAMPLES))
 
 
-def _data_set(opt: dict[str, Any], metrics: dict[str, Any]) -> Any:
-    """A data set of the options. If it is one of pairs, all of them and the metrics are tried first."""
-    pairs = []
+def _data_set(opt: dict[str, Any], metrics: dict[str, Any]) -> tuple[Any, int]:
+    """A data set of the options, and the index of an image whose size few networks take without padding it.
+
+    If it is one of pairs, all of them and the metrics are tried first.
+    """
+    pairs, hardest = [], 0
     if opt["type"] in PAIRED_SETS:
         pairs = [pair for part in pairs_by_root(opt) for pair in part]
         sizes = check_sizes(pairs, opt["scale"], opt.get("gt_size", 1) // opt["scale"])
         smallest = min(zip(sizes[::2], pairs, strict=True), key=lambda pair: min(pair[0]))[1]
         check_metrics({name: partial(score, metric=entry) for name, entry in metrics.items()}, smallest, opt["scale"])
+        # Networks that do not pad need multiples of their windows and strides, mostly powers of 2.
+        hardest = min(range(len(pairs)), key=lambda index: math.gcd(*sizes[2 * index + 1], 64))
     if opt["type"] == "PairedImageDataset":
         refuse_other_files(opt)
         if opt["phase"] == "train":
@@ -271,7 +279,7 @@ def _data_set(opt: dict[str, Any], metrics: dict[str, Any]) -> Any:
         # BasicSR lists a folder in its own order, which is another one on another disk.
         place = {pair.name: number for number, pair in enumerate(pairs)}
         data_set.paths.sort(key=lambda paths: place[printable(Path(paths["gt_path"]).stem)])
-    return data_set
+    return data_set, hardest
 
 
 def batches_of(options: dict[str, Any], train_set: Any, epoch_length: int, position: Position) -> Any:

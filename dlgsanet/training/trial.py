@@ -1,12 +1,14 @@
-"""A try of each data set, and of the network on one training sample, before work begins."""
+"""A try of each data set, and of the network on samples of them, before work begins."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from basicsr.models.base_model import BaseModel
 from torch.utils.data import default_collate
 
+from dlgsanet.archs.parts import copy_of
 from dlgsanet.errors import UserError, reason_of
 from dlgsanet.memory import is_out_of_memory
 
@@ -39,7 +41,7 @@ def batch_of(sample: Any, options: Mapping[str, Any], *, originals: bool) -> Any
 def try_network(model: BaseModel, options: Mapping[str, Any], batch: Any) -> None:
     """Check that `net_g` takes samples as the training set has them, and enlarges them to the size of the originals.
 
-    Nothing of the model changes.
+    It is tried in training mode and in evaluation mode. Nothing of the model changes.
 
     Args:
         model: as built.
@@ -51,24 +53,53 @@ def try_network(model: BaseModel, options: Mapping[str, Any], batch: Any) -> Non
     """
     if options["model_type"] not in MODELS:
         return
-    network, lq, gt = model.get_bare_model(model.net_g), batch["lq"], batch["gt"]
+    network, lq, gt = copy_of(model.get_bare_model(model.net_g)), batch["lq"], batch["gt"]
     what, size = f"network_g: {type(network).__name__}", f"{lq.shape[-1]}x{lq.shape[-2]}"
-    training = network.training
-    try:
-        with torch.no_grad():
-            out = network.eval().forward(lq.to(model.device))  # not compiled for one sample
-    except Exception as error:  # networks raise all kinds for sizes and channels that they do not take
-        if is_out_of_memory(error) or isinstance(error, UserError):
-            raise
-        what = f"{what} cannot take the {size} samples of datasets.train"
-        raise UserError(f"{what}: {reason_of(error, 200)}") from error
-    finally:
-        network.train(training)
-    if not isinstance(out, torch.Tensor):
-        raise UserError(f"{what} returns a {type(out).__name__}; it must return one tensor, [B, C, H, W]")
-    if out.shape != gt.shape:
+    two = torch.cat([lq, lq]).to(model.device)  # batch normalisation may refuse one
+    for mode in ("training", "evaluation"):
+        with torch.no_grad(), _taken(what, f"the {size} samples of datasets.train"):
+            out = network.train(mode == "training").forward(two)  # not compiled for one sample
+        if not isinstance(out, torch.Tensor):
+            raise UserError(
+                f"{what} returns a {type(out).__name__} in {mode} mode; it must return one tensor, [B, C, H, W]"
+            )
+    if out.shape[1:] != gt.shape[1:]:
         made, wanted = (f"{x.shape[-1]}x{x.shape[-2]} pixels of {x.shape[-3]} channels" for x in (out, gt))
         raise UserError(
             f"{what} makes {made} of the {size} samples of datasets.train, but their originals have {wanted}; "
             f"scale is {options['scale']}: set the network's own (upscale, scale) to it"
         )
+
+
+def try_validation(model: BaseModel, options: Mapping[str, Any], name: str, sample: Any) -> None:
+    """Check that the model upscales an image of a validation set. Training may otherwise end at the first validation.
+
+    Args:
+        model: as built.
+        options: of the run.
+        name: of the set.
+        sample: of the set; `batch_of` takes it.
+
+    Raises:
+        UserError: the network does not take its size.
+    """
+    if options["model_type"] not in MODELS or options["train"]["compile"]:  # not compiled for one image
+        return
+    batch = default_collate([sample])
+    height, width = batch["lq"].shape[2:]
+    network = type(model.get_bare_model(model.net_g)).__name__
+    with _taken(
+        f"network_g: {network}", f"the {width}x{height} pixels of an image of {name} (it may have to pad them)"
+    ):
+        model.feed_data(batch)
+        model.test()
+
+
+@contextmanager
+def _taken(what: str, images: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # networks raise all kinds for sizes and channels that they do not take
+        if is_out_of_memory(error) or isinstance(error, UserError):
+            raise
+        raise UserError(f"{what} cannot take {images}: {reason_of(error, 200)}") from error

@@ -33,6 +33,7 @@ class ValidationSet:
     Args:
         dataset: gives `lq`, perhaps `lq_path` and, for metrics, `gt`.
         name: its name in the log.
+        hardest: index of the image to try before work begins.
         rank, world_size: this rank takes every `world_size`-th image.
         mean, std: with which the data set normalises the channels of its samples, if it does.
     """
@@ -41,12 +42,13 @@ class ValidationSet:
         self,
         dataset: Any,
         name: str,
+        hardest: int,
         rank: int,
         world_size: int,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ):
-        self.dataset, self.name = dataset, name
+        self.dataset, self.name, self.hardest = dataset, name, hardest
         self.normalisation = mean, std
         self.indices = range(rank, len(dataset), world_size)
         self._bicubic: dict[int, float] = {}  # scores of bicubic interpolation by index, computed once

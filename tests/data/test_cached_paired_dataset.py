@@ -201,6 +201,8 @@ def test_every_image_of_a_root_with_a_small_share_is_used(photo_root, originals,
     last = [Path(data_set.sample(epoch, 5)["gt_path"]) for epoch in range(6)]
     assert Counter(path.stem for path in last) == dict.fromkeys(("astronaut", "chelsea", "coffee"), 2)
     assert {path.parents[1] for path in last} == {other}
+    with pytest.raises(UserError, match=r"shares: 0\.01 of an epoch of 6 samples is none; set more patches_per_image"):
+        CachedPairedImageDataset(options(photo_root, **roots, patches_per_image=1, shares=[0.99, 0.01]))
 
 
 def test_the_seed_matters(photo_root, dataset):

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from dlgsanet.cli import main
+from dlgsanet.errors import UserError
 from dlgsanet.evaluation.published import figures, peers
 from dlgsanet.extensions import sources_of
 from tests.conftest import REPOSITORY
@@ -61,6 +62,31 @@ def test_processes_of_two_devices_import_it_and_score_as_one_device(place):
     assert main(["benchmark", *arguments, "-o", "out"]) == 0
     assert scored() == {"bicubic", "Own", "A"}
     assert (place / "two/x2.csv").read_text() == (place / "out/x2.csv").read_text()
+
+
+def test_a_size_that_a_network_does_not_take_is_named(place, option_file, capsys):
+    only = (
+        (place / "own_network.py")
+        .read_text()
+        .replace("OwnNetwork", "Only")
+        .replace("self.body(x)", "self.body(x[:, :, :8])")
+    )
+    (place / "only.py").write_text(only)
+    options = yaml.safe_load((place / "own_network.yml").read_text()) | {"import": "only.py"}
+    options["network_g"]["type"] = "Only"
+    (place / "only.yml").write_text(yaml.safe_dump(options))
+    lr = "datasets/Photos/LR_bicubic/X2/coffeex2.png"
+    assert main(["benchmark", "only.yml", "--data", "datasets/Photos", "--runs", "0", "-o", "out"]) == 2
+    assert main(["explain", "lam", "only.yml", "--image", lr, "--steps", "2", "--window", "8"]) == 2
+    assert main(["complexity", "only.yml"]) == 2
+    options = yaml.safe_load(option_file.read_text()) | options | {"name": "only", "num_gpu": 0}
+    option_file.write_text(yaml.safe_dump(options))
+    assert main(["test", "-opt", str(option_file)]) == 2
+    err = capsys.readouterr().err
+    assert "error: only.yml: the network cannot take " in err
+    assert "coffeex2.png: the network cannot take its " in err
+    assert ".png: the network cannot take its " in err.splitlines()[-1]
+    assert "Traceback" not in err
 
 
 def test_train_and_test_import_it(place, option_file):
@@ -144,6 +170,14 @@ def test_published_figures_of_others(tmp_path, monkeypatch, capsys):
     (tmp_path / "Set5").rename("Mine")
     assert main(["benchmark", "A.pth", "--data", "Mine", *arguments[3:]]) == 0
     assert "Published figures: at ×2 there are none of these test sets." in capsys.readouterr().out
+
+
+def test_a_row_of_ones_own_that_is_wrong_is_named(tmp_path, monkeypatch):
+    header = "network,scale,params [K],multi-adds [G],Set5,source\n"
+    (tmp_path / "peers.csv").write_text(f"{header}Mine,2,500,,38.0/0.96,mine\nYours,2,500,,38.0 0.96,yours\n")
+    monkeypatch.setattr("dlgsanet.evaluation.published.resources.files", lambda package: tmp_path)
+    with pytest.raises(UserError, match=r"peers\.csv: Yours, x2: "):
+        peers(2, ["Set5"])
 
 
 def test_every_published_row_is_within_the_range_of_its_kind_and_has_a_source():

@@ -108,6 +108,21 @@ def test_a_run_starts_from_the_weights_that_are_named(tmp_path, monkeypatch):
         copy_of_start(2, starts[0])
 
 
+def test_ctrl_c_lets_a_training_save(tmp_path):
+    """The terminal sends it to the script and to the training, which may take a while to save."""
+    training = tmp_path / "training"  # in place of Python, with the arguments of a training
+    saves = "os.killpg(0, signal.SIGINT); time.sleep(1); open('saved', 'w'); os._exit(130)"
+    training.write_text(
+        f"#!{sys.executable}\nimport os, signal, time\nsignal.signal(signal.SIGINT, lambda *_: None)\n{saves}\n"
+    )
+    training.chmod(0o755)
+    call = f"import runpy, sys; sys.executable = './training'; runpy.run_path({str(SCRIPT)!r})['dlgsanet']('train')"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", call], cwd=tmp_path, env=environment, start_new_session=True)
+    assert done.returncode == 130
+    assert (tmp_path / "saved").exists()
+
+
 @pytest.mark.long
 def test_now_releases_what_an_unfinished_run_has_and_later_releases_know_the_same_start(workplace):
     """x3 starts from a file, as all its releases say, though the file changes in between."""

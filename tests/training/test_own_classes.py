@@ -156,6 +156,16 @@ class Several(nn.Sequential):
     def forward(self, x):
         return [super().forward(x)] * 2
 
+@ARCH_REGISTRY.register()
+class SeveralInTraining(Several):
+    def forward(self, x):
+        return super().forward(x) if self.training else super().forward(x)[0]
+
+@ARCH_REGISTRY.register()
+class MultiplesOf4(Several):
+    def forward(self, x):
+        return super().forward(nn.functional.pixel_shuffle(nn.functional.pixel_unshuffle(x, 4), 4))[0]
+
 @DATASET_REGISTRY.register()
 class Alone(PairedImageDataset):
     def __getitem__(self, index):
@@ -193,6 +203,8 @@ class Endless(torch.utils.data.IterableDataset):
     ("where", "name", "message"),
     [
         ("network_g", "Several", "network_g: Several returns a list"),
+        ("network_g", "SeveralInTraining", "network_g: SeveralInTraining returns a list in training mode"),
+        ("network_g", "MultiplesOf4", "network_g: MultiplesOf4 cannot take the 22x25 pixels of an image of Crops"),
         ("train", "Alone", "datasets.train: its samples must be dictionaries with lq and gt, [C, H, W]; gt is not"),
         ("val", "Alone", "datasets.val: its samples must be dictionaries with lq and gt, [C, H, W]; gt is not"),
         ("val", "Larger", "datasets.val: a sample has lq of "),

@@ -90,7 +90,7 @@ def test_ranks_validate_with_the_statistics_that_are_saved(workplace, monkeypatc
     options = deepcopy(workplace.options) | {"is_train": False, "dist": False}
     options["path"]["pretrain_network_g"] = "experiments/run/models/net_g_latest.pth"
     images = build_dataset(options["datasets"]["val"] | {"phase": "val", "scale": 2})
-    scores, _ = ValidationSet(images, "Crops", 0, 1).run(
+    scores, _ = ValidationSet(images, "Crops", 0, 0, 1).run(
         build_model(options), options["val"]["metrics"], None, None, lambda: False
     )
     assert f"Best psnr on Crops: {scores['psnr']:.4f} at 2" in said

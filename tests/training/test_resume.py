@@ -412,6 +412,8 @@ def test_a_run_of_other_options_is_refused_where_that_is_asked_for(trained):
     again = ["--auto-resume", "--same-options"]
     trained.start(*again, stop=(4, signal.SIGTERM), OMP_NUM_THREADS="2").end(75)  # goes on elsewhere
     (trained.folder / "start.pth").unlink()  # the checkpoint has all weights
+    teacher = teacher.rename(trained.folder / "moved.safetensors")
+    trained.options["train"]["teacher_opt"] = {"path": teacher.name}
     trained.start(*again, stop=(6, signal.SIGTERM)).end(75)
     assert "path.pretrain_network_g: there is no file start.pth" in trained.train(code=2)
     start(1)

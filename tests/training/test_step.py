@@ -44,6 +44,14 @@ def test_accumulated_parts_are_one_batch(batch):
     assert parts.log_dict["l_pix"] == pytest.approx(whole.log_dict["l_pix"], rel=1e-5)
 
 
+def test_a_smaller_last_part_counts_for_its_samples(batch):
+    """Of a batch that `accumulate` does not divide, as BasicSR's own training has at the end of an epoch."""
+    three = {key: images[:3] for key, images in batch.items()}
+    whole, parts = step(model(), three), step(model(accumulate=2), three)
+    torch.testing.assert_close(weights(parts), weights(whole), atol=1e-6, rtol=0)
+    assert parts.log_dict["l_pix"] == pytest.approx(whole.log_dict["l_pix"], rel=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_gradient_of_all_parts_is_clipped_without_the_loss_scale(batch, precision):
     start, whole = weights(model()), step(model(), batch)
