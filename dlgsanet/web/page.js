@@ -18,9 +18,13 @@
     const before = element("div", {class: "layer"}, image("before", `${picture.name}, before`));
     const after = element("div", {class: "layer after"}, image("after", `${picture.name}, after`));
     const line = element("div", {class: "line"}, element("span", {class: "knob", "aria-hidden": "true"}));
-    // As wide as the page allows, but no larger than its pixels and no taller than the window.
-    const {width, height} = picture, most = `min(100%, ${Math.max(width, 320)}px, calc(80vh * ${width / height}))`;
-    const view = element("div", {class: "view", style: `aspect-ratio: ${width} / ${height}; width: ${most}`}, before, after,
+    // As wide as the page allows, but no larger than its pixels and no taller than the window. Panoramas and strips have
+    // room above or beside them, which they fill when they are zoomed.
+    const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
+    const ratio = picture.width / picture.height, shown = clamp(ratio, .4, 4);
+    const width = `min(100%, ${Math.max(picture.width, 320)}px, calc(80vh * ${shown}))`;
+    const style = `aspect-ratio: ${shown}; width: ${width}${shown === ratio ? "" : "; background: none"}`;
+    const view = element("div", {class: "view", style}, before, after,
       element("b", {class: "tag left"}, "before"), element("b", {class: "tag right"}, "after"), line);
     const range = element("input", {type: "range", min: 0, max: 100, step: 1, value: 50,
       "aria-label": `${picture.name}: share of the picture that is shown as it was before, in percent`});
@@ -30,7 +34,6 @@
     const box = element("div", {class: "comparison"}, view, element("div", {class: "controls"}, range, out, zoomed, closer));
 
     let at = 50, zoom = 1, x = 0, y = 0; // x, y: how far the picture is moved, in pixels of the page
-    const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
     function draw() {
       const {clientWidth: width, clientHeight: height} = view;
       x = clamp(x, width * (1 - zoom), 0);

@@ -203,6 +203,19 @@ def test_no_other_machine_is_asked(page):
     assert [entry for entry in page.browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+@pytest.mark.parametrize("size", [(240, 4), (4, 240)])
+def test_views_of_panoramas_and_strips_have_room(page, photo, tmp_path, size):
+    from PIL import Image
+
+    Image.fromarray(photo).resize(size).save(tmp_path / "long.png")
+    page.upscale(tmp_path / "long.png")
+    view = box(page)
+    assert view["height"] > 70
+    assert view["width"] > 150
+    fit = "return getComputedStyle(document.querySelector('#pictures .view img')).objectFit"
+    assert page.browser.execute_script(fit) == "contain"
+
+
 def server_of(page):
     return page.server.address
 
