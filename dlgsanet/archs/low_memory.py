@@ -5,6 +5,7 @@ backend needs little memory anyway. Global layers run over the whole image.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -12,11 +13,16 @@ from torch import Tensor, nn
 
 from dlgsanet import ops
 from dlgsanet.archs.convolution import Conv3x3
+from dlgsanet.archs.feed_forward import GDFN
+from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.archs.parts import is_plain_part, record_of
 from dlgsanet.archs.replays import can_replay, replay
+from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.archs.strips import CONVOLUTION_PIXELS, add, strips, write
 from dlgsanet.ops.constants import CONVOLVED_ROWS
 from dlgsanet.ops.transforms import is_plain
+
+_LAYERS = (MHDLSA.forward, SparseGSA.forward, GDFN.forward)  # they compute their records
 
 LEAST_CHANNELS = 16  # from which on convolutions of strips are equal to those of the whole image, to the last bit
 
@@ -104,23 +110,23 @@ class LowMemory(nn.Module):
         with ops.KeptMemory() as memory:
             x = shallow(lambda part: self.norm_before(self.embed(part)))
             bounded = self._bounds_memory(x)
-            for group in self.groups:
-                y = x
-                for layer in _layers_of(group):
-                    if layer.halo is None or bounded[type(layer)]:
-                        y = layer(y)
-                    else:
-                        y = write(layer, y, cast("int", layer.halo), self._features_of(image) if y is x else y)
+            with memory.deferring() if embed_whole and self._can_defer(x) else nullcontext():
+                for group in self.groups:
+                    y = x
+                    for layer in _layers_of(group):
+                        if layer.halo is None or bounded[type(layer)]:
+                            y = layer(y)
+                        else:
+                            y = write(layer, y, cast("int", layer.halo), self._features_of(image) if y is x else y)
+                        tick()
+                    _add(group.get_submodule("conv"), y, x, pixels)
+                    del y
                     tick()
-                _add(group.get_submodule("conv"), y, x, pixels)
-                del y
-                tick()
             # The shallow features are made again here: cheaper than keeping them all the way.
             y = shallow(self.embed)
             normed = not isinstance(self.norm_after, nn.Identity)
             _add(nn.Sequential(self.norm_after, self.conv) if normed else self.conv, x, y, pixels)
             del x
-            memory.clear()
         return y
 
     def _restore_by_rows(self, features: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -142,6 +148,16 @@ class LowMemory(nn.Module):
         records = {type(layer): record_of(layer) for layer in self.layers()}
         return {kind: record is not None and ops.bounds_memory(record(), x) for kind, record in records.items()}
 
+    def _can_defer(self, x: Tensor) -> bool:
+        """Whether layers and convolutions of groups, on x, only hand calls to the backend: no code uses their results.
+
+        All layers are of a backend that needs little memory but for the result.
+        """
+        plain = all(type(layer).forward in _LAYERS and "forward" not in vars(layer) for layer in self.layers())
+        return (
+            plain and x.is_contiguous() and all(_adds_in_place(group.get_submodule("conv"), x) for group in self.groups)
+        )
+
     def _is_watched(self) -> bool:
         """Whether calls of submodules are observed by hooks, or a submodule is compiled."""
         parts = (module for module in self.modules() if module is not self)
@@ -156,11 +172,14 @@ def _layers_of(group: nn.Module) -> list[nn.Module]:
 
 def _add(convolution: nn.Module, x: Tensor, to: Tensor, pixels: int | None) -> None:
     """Add a convolution of x to another feature map, in place; in strips unless the backend does it in place."""
-    if (
-        isinstance(convolution, Conv3x3)
-        and is_plain_part(convolution)
-        and ops.adds_in_place(convolution.record(), x, to)
-    ):
-        ops.add_convolution(convolution.record(), x, to)
+    if _adds_in_place(convolution, x):
+        ops.add_convolution(cast("Conv3x3", convolution).record(), x, to)
     else:
         add(convolution, x, 1, to, pixels)
+
+
+def _adds_in_place(convolution: nn.Module, x: Tensor) -> bool:
+    """Whether the backend adds a convolution of x to another feature map in place."""
+    if not isinstance(convolution, Conv3x3):
+        return False
+    return is_plain_part(convolution) and ops.adds_in_place(convolution.record(), x, x)

@@ -3,12 +3,14 @@
 import gc
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from dlgsanet import ops
+from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops import kept_memory
 from dlgsanet.ops.backends.native import library
 from tests.conftest import REPOSITORY
@@ -16,6 +18,11 @@ from tests.small_network import in_turn, small_network
 
 needs_native = pytest.mark.skipif(not library.library_path().exists(), reason="the native libraries are not built")
 MAP = 512 * 1024  # floats of a tensor that is large enough
+
+
+@pytest.fixture(autouse=True)
+def _no_spare_blocks(monkeypatch):
+    monkeypatch.setattr(kept_memory, "_spare", [])
 
 
 def image(*size: int, seed: int = 0) -> torch.Tensor:
@@ -65,6 +72,54 @@ def test_a_call_takes_three_feature_maps(monkeypatch):
     feature_map = 4 * 16 * 256 * 200
     assert len(made) == 3  # what the group starts from, and the input and output of a layer
     assert max(made) <= feature_map + kept_memory.HUGE_PAGE
+
+
+@needs_native
+def test_a_second_call_takes_no_new_memory(monkeypatch):
+    network, x = small_network(dim=16, groups=2), image(1, 3, 256, 200)
+    with torch.inference_mode():
+        before = network(x)
+        monkeypatch.setattr(kept_memory, "_new_block", lambda size: pytest.fail("a new block"))
+        assert torch.equal(network(x), before)
+
+
+def test_a_process_keeps_few_blocks_between_calls(monkeypatch):
+    monkeypatch.setattr(kept_memory, "SPARE", 3 * kept_memory.HUGE_PAGE)
+    for count in (MAP, 4 * MAP):
+        with ops.KeptMemory():
+            tensors = [ops.empty(count) for _ in range(2)]
+        del tensors
+    assert [len(block) for block, _ in kept_memory._spare] == [2**21 + kept_memory.HUGE_PAGE]
+
+
+@needs_native
+def test_layers_that_use_results_of_others_run_in_turn():
+    class Halved(SparseGSA):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    network, x = small_network(dim=16, groups=2), image(1, 3, 60, 50)
+    network.groups[0].blocks[0].sparse_gsa.__class__ = Halved
+    network.groups[1].blocks[0].mhdlsa.forward = lambda x: x * 2
+    with torch.inference_mode():
+        assert torch.equal(network(x), in_turn(network, x))
+
+
+def test_deferred_calls_run_in_order_and_keep_what_they_use():
+    with ops.KeptMemory() as memory:
+        result, block = torch.zeros(1), ops.empty(MAP)
+        with memory.deferring():
+            for n in (2.0, 3.0):
+                small = torch.zeros(1)
+                address = weakref.ref(small)
+                kept_memory.run(lambda n=n: result.mul_(10).add_(n), [small, block])
+                del small
+                assert address() is not None
+            assert not result.any()
+            del block  # the next tensor may take its place, because calls run in order
+            assert ops.empty(MAP).data_ptr()
+            assert memory.taken < 2 * (4 * MAP + kept_memory.HUGE_PAGE)
+        assert result.item() == 23
 
 
 @needs_native

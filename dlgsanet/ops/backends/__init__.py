@@ -56,7 +56,8 @@ class Backend:
             gradients. Memory planning uses it.
         add_convolution: adds a convolution of x, the second argument, to the third argument in place, without
             gradients.
-        bounds_memory: layers without gradients need little memory but for the tensor [B, C, H, W] that they return.
+        bounds_memory: layers without gradients need little memory but for the tensor [B, C, H, W] that they return,
+            and give what reads and writes tensors to `kept_memory.run`.
         keeps_x_alone: layers that are trained keep only their input and parameters for the backward pass.
         timed: what the time of a layer depends on, apart from the card, the code, the number of pixels and whether it
             is trained. The layer is then used where it is faster than that of the next backend; None, or a function

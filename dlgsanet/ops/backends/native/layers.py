@@ -10,7 +10,7 @@ from dlgsanet.ops import constants
 from dlgsanet.ops.backends import reference
 from dlgsanet.ops.backends.native import library
 from dlgsanet.ops.backends.native.signatures import kept_rows
-from dlgsanet.ops.kept_memory import empty, empty_like
+from dlgsanet.ops.kept_memory import empty, empty_like, run
 from dlgsanet.ops.records import ChannelAttention, Conv3x3, GatedFeedForward, Layer, LocalAttention
 from dlgsanet.ops.windows import pieces
 
@@ -128,7 +128,9 @@ def _pieces(size: int, window: int | None, grid: int) -> _Pieces:
 def channel_attention(layer: ChannelAttention, x: Tensor) -> Tensor:
     x = x.contiguous()
     v, cosines, _, _ = attention_sums(layer, x, 0)
-    return attend(layer, x, v, attention_weights(layer, cosines))
+    # In the place of the cosines, because these exist only after the call.
+    run(lambda: cosines.copy_(attention_weights(layer, cosines)), [cosines])
+    return attend(layer, x, v, cosines)
 
 
 def attention_sums(layer: ChannelAttention, x: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -145,8 +147,8 @@ def attention_sums(layer: ChannelAttention, x: Tensor, kept: int) -> tuple[Tenso
     heads = len(layer.temperature)
     c = channels // heads
     windows = bands.windows, columns.windows
-    piece_sums = x.new_empty(batch, len(bands.tensor), len(columns.tensor), channels * c + 2 * channels)
-    cosines, norms = x.new_empty(batch, *windows, heads, c, c), x.new_empty(batch, *windows, 2, heads, c)
+    piece_sums = empty(batch, len(bands.tensor), len(columns.tensor), channels * c + 2 * channels)
+    cosines, norms = empty(batch, *windows, heads, c, c), empty(batch, *windows, 2, heads, c)
     v, projected = empty_like(x), _rows_to_keep(x, kept, 3 * channels)
     library.call(
         "channel_attention_sums",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlgsanet.ops import kept_memory
 from dlgsanet.ops.backends.native import build
 from dlgsanet.ops.backends.native.build import instruction_sets, library_name
 from dlgsanet.ops.backends.native.signatures import SIGNATURES, Shapes
@@ -99,8 +100,12 @@ def call(function: str, **arguments: Tensor | int) -> None:
     memory = [_address(function, name, arguments[name], shape) for name, shape in shapes.items()]
     threads = 1 if _forked else torch.get_num_threads()
     entry = _entry(library_path(), function, len(memory), len(sizes))
-    if not entry(*memory, *sizes, threads):
-        raise MemoryError(f"not enough memory for {function}")
+
+    def compute() -> None:
+        if not entry(*memory, *sizes, threads):
+            raise MemoryError(f"not enough memory for {function}")
+
+    kept_memory.run(compute, [argument for argument in arguments.values() if isinstance(argument, Tensor)])
 
 
 def gradients(function: str, of: dict[str, Tensor], **arguments: Tensor | int) -> list[Tensor]:
