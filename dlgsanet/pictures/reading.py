@@ -226,13 +226,21 @@ def _quality(image: ImageFile) -> int | None:
 
 
 def _exif(image: ImageFile) -> tuple[bytes | None, int]:
-    """EXIF entries of the upright picture, and the orientation as it was. What cannot be read is left out."""
+    """EXIF entries of the upright picture, without its size, and the orientation as it was.
+
+    What cannot be read is left out.
+    """
     kept, orientation = None, 1
     # Damaged entries must not stop the work, and Pillow raises almost any exception for them.
     with suppress(Exception):
         entries = image.getexif()
         orientation = entries.get(ExifTags.Base.Orientation, 1)
         entries[ExifTags.Base.Orientation] = 1
+        for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength):
+            entries.pop(tag, None)
+        if ExifTags.IFD.Exif in entries:
+            for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight):
+                entries.get_ifd(ExifTags.IFD.Exif).pop(tag, None)
         kept = entries.tobytes() if "exif" in image.info else None
     return kept, orientation
 

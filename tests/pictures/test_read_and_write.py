@@ -105,6 +105,16 @@ def test_colours_of_a_profile_are_right_in_bmp(photo):
     assert np.abs(back.color.astype(int) - photo[..., [1, 0, 2]]).max() <= 1
 
 
+def test_entries_do_not_say_the_size_of_the_input(photo):
+    exif = Image.Exif()
+    exif[0x0100], exif[0x010F] = 999, "Maker"
+    exif.get_ifd(0x8769).update({0xA002: 999, 0xA003: 999, 0x9003: "2026:05:05 10:00:00"})
+    picture = read_picture(NAME, saved(Image.fromarray(photo), "JPEG", exif=exif))
+    written = Image.open(io.BytesIO(encode(picture, ".jpg"))).getexif()
+    assert {0x010F, 0x0112, 0x8769} == set(written)
+    assert dict(written.get_ifd(0x8769)) == {0x9003: "2026:05:05 10:00:00"}
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_jpeg_that_lacks_only_its_end_marker(photo, progressive):
     whole = saved(Image.fromarray(photo), "JPEG", progressive=progressive)
