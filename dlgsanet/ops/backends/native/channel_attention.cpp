@@ -101,10 +101,10 @@ struct FirstPass {
 
     // Compute one or two rows from y on, after the rows of the projection that they need.
     void convolve(Index y, Index rows, const Tile& tile, const Scratch& s, const Rows* qk) const {
-        Ahead ahead(lines_per_block(2 * shape.channels, 3 * shape.channels));
+        Ahead ahead(lines_per_block((streams ? 1 : 2) * shape.channels, 3 * shape.channels));
         for (Index n = 0; n < rows; n++) {
             shape.strip(y + n + 3, tile, 1).expect(enter.x, ahead);
-            shape.strip(y + n, tile, 0).expect(v, ahead);
+            shape.strip(y + n, tile, 0).expect_past(v, ahead);
         }
         for (Index n = 0; n < rows; n++) enter.make_row(y + n + 1, tile, 1, s.normed, s.qkv, &ahead);
         if (rows == 2)
@@ -124,7 +124,7 @@ struct FirstPass {
                           [=](Index x, const vec* sums) { out.store_all(x, sums); });
         }
         for (int i = 0; i < Down; i++) {
-            shape.strip(y + i, tile, 0).write(s.v[i], v);
+            shape.strip(y + i, tile, 0).write_past(s.v[i], nullptr, v);
             if (projected) projected->write(s.qkv[y + i], y + i, tile);
         }
     }

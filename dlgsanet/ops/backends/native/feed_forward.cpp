@@ -63,16 +63,16 @@ DLGSANET_API bool dlgsanet_gated_feed_forward(const float* x, const float* norm_
         for (Index y = tile.first_row(1, follows); y <= tile.top; y++) enter.make_row(y, tile, 1, s.normed, s.hidden);
         for (Index y = tile.top; y < tile.bottom; y += together) {
             const Index rows = std::min<Index>(together, tile.bottom - y);
-            Ahead ahead(lines_per_block(2 * channels, 2 * half));
+            Ahead ahead(lines_per_block((streams ? 1 : 2) * channels, 2 * half));
             for (Index n = 0; n < rows; n++) {
                 shape.strip(y + n + 1 + together, tile, 1).expect(x, ahead);
-                shape.strip(y + n, tile, 0).expect(out, ahead);
+                shape.strip(y + n, tile, 0).expect_past(out, ahead);
             }
             for (Index n = 0; n < rows; n++) enter.make_row(y + n + 1, tile, 1, s.normed, s.hidden, &ahead);
             (rows == 1 ? gate<1> : gate<2>)(s.hidden, y, depthwise, s.gated, s.a, tile.columns());
             for (Index n = 0; n < rows; n++) {
                 gemm<Start::zero>(leave, s.gated[n], s.output, tile.columns());
-                shape.strip(y + n, tile, 0).write_sum(s.output, x, out);
+                shape.strip(y + n, tile, 0).write_past(s.output, x, out);
                 if (kept) keep.write(s.hidden[y + n], y + n, tile);
             }
         }

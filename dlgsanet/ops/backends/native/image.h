@@ -81,6 +81,9 @@ inline void copy(float* to, const float* from, Index count) {
     if (x < count) std::memcpy(to + x, from + x, sizeof(float) * (count - x));
 }
 
+// Whether layers write their results past the caches: in whole lines. With registers of half a line it was slower.
+constexpr bool streams = lanes == floats_of_line;
+
 // A part of a row of one image: columns [left, right) of row y in every channel.
 struct Strip {
     const Shape& shape;
@@ -112,6 +115,27 @@ struct Strip {
             for (; x + lanes <= right - left; x += lanes) store(out + x, load(before + x) + load(more + x));
             for (; x < right - left; x++) out[x] = before[x] + more[x];
         }
+    }
+
+    // Write from, or residual + from if residual is not null, to a tensor that is not in the caches: see `stream`.
+    void write_past(Rows from, const float* residual, float* tensor) const {
+        if (!streams) return residual ? write_sum(from, residual, tensor) : write(from, tensor);
+        for (Index c = 0; c < shape.channels; c++) {
+            const float *values = from.row(c), *before = residual ? residual + at(c) : nullptr;
+            float* out = tensor + at(c);
+            const Index place = reinterpret_cast<std::uintptr_t>(out) / sizeof(float) % lanes;  // in a register
+            const Index first = std::min<Index>((lanes - place) % lanes, right - left);
+            Index x = 0;
+            for (; x < first; x++) out[x] = before ? before[x] + values[x] : values[x];
+            for (; x + lanes <= right - left; x += lanes)
+                stream(out + x, before ? load(before + x) + load(values + x) : load(values + x));
+            for (; x < right - left; x++) out[x] = before ? before[x] + values[x] : values[x];
+        }
+    }
+
+    // Have `ahead` request what `write_past` writes; nothing where that does not read it.
+    void expect_past(const float* tensor, Ahead& ahead) const {
+        if (!streams) expect(tensor, ahead);
     }
 };
 

@@ -38,10 +38,10 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
         for (Index row = tile.first_row(r, follows); row < tile.top + r; row++) s.features.make(row, tile);
         for (Index top = tile.top; top < tile.bottom; top += filtered_together) {
             const Index rows = std::min<Index>(filtered_together, tile.bottom - top);
-            Ahead ahead(lines_per_block((kept ? 2 : 1) * channels, channels));
+            Ahead ahead(lines_per_block((kept ? 4 : streams ? 1 : 2) * channels / 2, channels));
             for (Index n = 0; n < rows; n++) {
                 shape.strip(top + n + r + filtered_together, tile, r).expect(x, ahead);
-                shape.strip(top + n, tile, 0).expect(out, ahead);
+                shape.strip(top + n, tile, 0).expect_past(out, ahead);
                 if (!kept) continue;
                 shape.strip(top + n, tile, 0).expect(y, ahead);
                 shape.strip(top + n, tile, 0).expect(filtered, ahead);
@@ -61,7 +61,7 @@ DLGSANET_API bool dlgsanet_dynamic_local_attention(
                     strip.write(s.filtered[n], filtered);
                 }
                 gemm<Start::zero>(leave, s.filtered[n], s.output, tile.columns(), &ahead);
-                strip.write_sum(s.output, x, out);
+                strip.write_past(s.output, x, out);
             }
         }
     });
