@@ -116,7 +116,7 @@ def test_gradients_depend_on_no_order(emulate):
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("channels", "half"), [(48, 96), (90, 180), (96, 33), (60, 120), (1, 1), (8, 40)])
+@pytest.mark.parametrize(("channels", "half"), [(48, 96), (90, 180), (96, 33), (60, 120), (2, 1), (8, 40)])
 @pytest.mark.parametrize("size", [(1, 27, 20), (2, 9, 35), (1, 1, 50)], ids=str)
 def test_gradients_of_every_size_and_dtype(emulate, size, channels, half, dtype):
     emulate("shuffled")
@@ -188,7 +188,8 @@ def test_images_of_over_2_31_pixels(emulate, monkeypatch):
 def test_golden_networks(emulate, monkeypatch, path):
     """Whole networks in float32 with the kernel."""
     kernels = dataclasses.replace(cuda.BACKEND, unsuited=lambda *call: None, timed=None)
-    kernels = dataclasses.replace(kernels, dynamic_depthwise_conv=None, fused_dynamic_depthwise_conv=None)
+    others = "dynamic_local_attention", "channel_attention", "dynamic_depthwise_conv", "fused_dynamic_depthwise_conv"
+    kernels = dataclasses.replace(kernels, **dict.fromkeys(others))
     monkeypatch.setattr(dispatch, "BACKENDS", {name: dispatch.BACKENDS[name] for name in ("cuda", "reference")})
     monkeypatch.setattr(dispatch, "load", lambda name: kernels if name == "cuda" else reference.BACKEND)
     case, golden = json.loads(path.read_text()), np.load(path.with_suffix(".npz"))

@@ -238,8 +238,9 @@ def check_tensor_cores(emulate, shape, dtype, without_barrier=""):
         emulate(order, without_barrier, enough_blocks=enough_blocks, capability=(7, 5))
         others = results(cuda.BACKEND, operation, arguments)
         forward_too = shape[2] >= 4 and shape[-1] % 4 == 0
-        for out in on_tensor_cores, exact:  # the gradient of x has no such kernel
-            assert list(map(torch.equal, out, others)) == [not forward_too, True, False, False, False]
+        of_x_too = shape[3] <= 12  # with more features, the emulated card has too little shared memory
+        for out in on_tensor_cores, exact:
+            assert list(map(torch.equal, out, others)) == [not forward_too, not of_x_too, False, False, False]
 
 
 def check_forward(emulate, shape, dtype, capability, orders=ORDERS, without_barrier=""):

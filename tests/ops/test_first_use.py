@@ -164,7 +164,7 @@ def test_the_faster_kernel_of_each_gradient_is_used(card, timed, monkeypatch, ca
     ran.clear()
     actual = card.convolve_backward(record, x, x)
     kernels = [kernel for kernel in ran if not kernel.startswith("sum")]
-    assert kernels == ["fused_grad_x", "fused_grad_z_mma", "fused_grad_expansion"]
+    assert kernels == ["fused_grad_x_mma", "fused_grad_z_mma", "fused_grad_expansion"]
     expected = strips.BACKEND.convolve_backward(record, x, x)
     torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)
 

@@ -128,7 +128,7 @@ def test_more_of_what_limits_a_kernel_takes_longer(predict_gpu, monkeypatch):
             "fused_forward", 60,
         ),
         pytest.param(
-            "training", {"fused_forward_mma", "project", "gate_project_backward"}, {"fused_grad_x": "9"},
+            "training", {"fused_forward_mma", "project", "gate_project_backward"}, {"fused_grad_x_mma": "9"},
             "fused_grad_x", 300, marks=pytest.mark.long,
         ),
     ],
@@ -168,8 +168,7 @@ def test_the_dynamic_convolution_next_to_the_published_one():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     calls = dict(re.findall(r"^\| (fused_\w+) \| (\d)", done.stdout, re.M))
-    assert calls["fused_grad_x"] == "1"
-    for gradient in ("fused_grad_z", "fused_grad_expansion"):  # the faster of two kernels
+    for gradient in ("fused_grad_x", "fused_grad_z", "fused_grad_expansion"):  # the faster of two kernels
         assert {calls[gradient], calls[f"{gradient}_mma"]} == {"0", "1"}
     found = re.search(r"^as published: (\d+) starts, predicted .*; ([\d.]+) times as long$", done.stdout, re.M)
     starts, times = found.groups()

@@ -33,6 +33,7 @@ GRAD_EXPANSION_HEIGHT = 32
 GRAD_X_SIDE, GRAD_X_SIDE_FLOAT64 = 32, 16
 GRAD_X_ROWS = 2  # rows that a thread computes in fused_grad_x
 MMA_COLUMNS = 8  # of a product on tensor cores
+GRAD_X_MMA_HEIGHT, GRAD_X_MMA_GROUPS = 8, 8  # of a tile, and groups of a block
 GRAD_Z_MMA_PIXELS = 8 * 8  # that a warp computes
 GRAD_EXPANSION_MMA_WARPS = 4  # of a block
 QUAD = 4  # adjacent pixels that a thread computes and moves at once
@@ -106,11 +107,11 @@ def fused_backward(
     of_bias = convolution.weight if convolution.bias is None else convolution.bias
     grad, x = grad.contiguous(), x.contiguous()
     z, weight, bias, window_size = _prepare(convolution)
-    grad_x = torch.empty_like(x)
-    plan = _fused_plan(weight, window_size, x, z, grad, grad_x, exact=path == BACKWARD_EXACT)
-    plan.grad_x(grad, z, weight, bias, grad_x)
+    plan = _fused_plan(weight, window_size, x, z, grad, exact=path == BACKWARD_EXACT)
+    of_x = functools.partial(plan.grad_x, grad, z, weight, bias)
     of_z = functools.partial(plan.grad_z, grad, x, z, weight)
     of_expansion = functools.partial(plan.grad_expansion, grad, x, z, weight)
+    grad_x = of_x(plan.grad_x_fits_tensor_cores and on_tensor_cores(", gradient of x", of_x))
     grad_z = of_z(on_tensor_cores(", gradient of z", of_z))
     there = on_tensor_cores(", gradient of weight", lambda there: of_expansion(there)[0])
     grad_weight, grad_bias = of_expansion(there)
@@ -274,7 +275,7 @@ class _FusedPlan(_Plan):
         return (self.channels + features) * self.tile_elements(self.grad_x_side, self.grad_x_side) + expansion
 
     @functools.cached_property
-    def grad_x(self) -> Launch:
+    def _grad_x(self) -> Launch:
         # The system takes 1 KB for each block. The limit for a single block already excludes it.
         limit = (self.shared_limit - 1024) // 2 if self.shared_limit > TWO_BLOCKS_FROM else self.shared_limit
         features = self.features
@@ -287,6 +288,35 @@ class _FusedPlan(_Plan):
         module = self.module("fused_grad_x.cu", side, 2, threads, elements, side, **constants)
         blocks = self.tiles(side, side) * self.groups * self.parts
         return Launch(module, "fused_grad_x", blocks, threads, elements * self.item, (self.groups, *self.image))
+
+    @functools.cached_property
+    def _grad_x_mma_elements(self) -> int:
+        """Numbers in shared memory: tiles of the gradient and of z, and a row of the weights. Four lanes have different
+        groups, whose tiles are so far apart that they use different banks."""
+        rows = (GRAD_X_MMA_HEIGHT + self.window) // 4 * 4 + 2
+        plane = rows * (TILE_WIDTH + 2 * MARGIN + QUAD)
+        of_lane = GRAD_X_MMA_GROUPS // 4 * self.channels * plane
+        weights = (self.features // MMA_COLUMNS + 1) * self.window * 2 * WARP
+        return 4 * (of_lane + (8 - of_lane) % 32) + self.features * plane + weights
+
+    @property
+    def grad_x_fits_tensor_cores(self) -> bool:
+        return self._grad_x_mma_elements * self.item <= self.shared_limit
+
+    @functools.cached_property
+    def _grad_x_on_tensor_cores(self) -> Launch:
+        height, elements = GRAD_X_MMA_HEIGHT, self._grad_x_mma_elements
+        threads = height // 2 * WARP
+        constants = {"FEATURES": self.features, "EXACT": int(self.exact)}
+        module = self.module("fused_grad_x_mma.cu", height, 2, threads, elements, **constants)
+        blocks = self.tiles(height) * math.ceil(self.groups / GRAD_X_MMA_GROUPS)
+        return Launch(module, "fused_grad_x_mma", blocks, threads, elements * self.item, (self.groups, *self.image))
+
+    def grad_x(self, grad: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, on_tensor_cores: bool) -> Tensor:
+        grad_x = torch.empty_like(grad)
+        launch = self._grad_x_on_tensor_cores if on_tensor_cores else self._grad_x
+        launch(grad, z, weight, bias, grad_x)
+        return grad_x
 
     @functools.cached_property
     def _grad_z_module(self) -> tuple[Module, int]:
