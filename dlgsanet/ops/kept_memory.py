@@ -35,8 +35,8 @@ class KeptMemory:
     """A context in which `empty_like` and `empty` of this thread take their memory from blocks that are kept.
 
     A block is free again when the last tensor in it is gone, whoever held it: a tensor that is still used is never
-    overwritten, also after the context. At its end, up to `SPARE` bytes of blocks are kept for later contexts. All
-    others are returned to the system when this object and all tensors are gone.
+    overwritten, also after the context. At its end, up to `SPARE` bytes of the newest blocks are kept for later
+    contexts. All others are returned to the system when this object and all tensors are gone.
     """
 
     def __init__(self) -> None:
@@ -54,8 +54,9 @@ class KeptMemory:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         _active.memory = self._outer.pop()
-        with _lock:
-            for block in self._blocks:
+        with _lock:  # the newest first: the next call's sizes are more likely those of this one
+            blocks, _spare[:] = [*self._blocks, *_spare], []
+            for block in blocks:
                 if sum(len(spare) for spare, _ in (*_spare, block)) <= SPARE:
                     _spare.append(block)
         self._blocks = []
@@ -123,10 +124,8 @@ def _taken(blocks: list[_Block], needed: int) -> mmap.mmap | None:
 
 
 def _new_block(size: int) -> mmap.mmap:
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    options: dict[str, Any] = private
     try:
-        block = mmap.mmap(-1, size, **options)
+        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryError(f"not enough memory for a feature map of {size / 2**20:.0f} MiB") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):

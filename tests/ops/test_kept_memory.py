@@ -92,6 +92,15 @@ def test_a_process_keeps_few_blocks_between_calls(monkeypatch):
     assert [len(block) for block, _ in kept_memory._spare] == [2**21 + kept_memory.HUGE_PAGE]
 
 
+def test_blocks_of_a_new_size_replace_those_of_an_old_one(monkeypatch):
+    monkeypatch.setattr(kept_memory, "SPARE", 6 * kept_memory.HUGE_PAGE)
+    for count in (MAP, 4 * MAP):
+        with ops.KeptMemory():
+            tensors = [ops.empty(count) for _ in range(3)]
+        del tensors
+    assert [len(block) for block, _ in kept_memory._spare] == [4 * 2**21 + kept_memory.HUGE_PAGE]
+
+
 @needs_native
 def test_layers_that_use_results_of_others_run_in_turn():
     class Halved(SparseGSA):
