@@ -1,10 +1,12 @@
 """`dlgsanet data` is never silent for more than 10 seconds: whatever may take long runs while progress is shown."""
 
+import fcntl
 import io
 import multiprocessing
 import os
 import pty
 import shutil
+import struct
 import sys
 import tarfile
 import termios
@@ -139,7 +141,7 @@ def test_the_bar_has_room_beside_long_names(columns, monkeypatch):
 
 def test_a_terminal_has_its_own_width():
     mine, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 43))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 43, 0, 0))  # Python 3.10 has no tcsetwinsize
     with open(theirs, "w") as terminal, open(mine):
         assert progress.width_of(terminal) == 43
 
