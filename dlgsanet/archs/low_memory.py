@@ -15,7 +15,7 @@ from dlgsanet import ops
 from dlgsanet.archs.convolution import Conv3x3
 from dlgsanet.archs.feed_forward import GDFN
 from dlgsanet.archs.mhdlsa import MHDLSA
-from dlgsanet.archs.parts import is_plain_part, record_of
+from dlgsanet.archs.parts import computes_one_of, is_plain_part, record_of
 from dlgsanet.archs.replays import can_replay, replay
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.archs.strips import CONVOLUTION_PIXELS, add, strips, write
@@ -153,7 +153,7 @@ class LowMemory(nn.Module):
 
         All layers are of a backend that needs little memory but for the result.
         """
-        plain = all(type(layer).forward in _LAYERS and "forward" not in vars(layer) for layer in self.layers())
+        plain = all(computes_one_of(_LAYERS, layer) for layer in self.layers())
         return (
             plain and x.is_contiguous() and all(_adds_in_place(group.get_submodule("conv"), x) for group in self.groups)
         )

@@ -1,7 +1,7 @@
 """Layers compute with the weights of their parts. They call these only where one does more than its weights say."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -17,7 +17,12 @@ _PLAIN = (nn.Conv2d.forward, Conv3x3.forward, LayerNorm.forward)
 def is_plain_part(part: nn.Module) -> bool:
     """Whether a convolution or norm has no hooks, and no other `forward` (LoRA, quantisation)."""
     hooked = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    return not hooked and "forward" not in vars(part) and type(part).forward in _PLAIN
+    return not hooked and computes_one_of(_PLAIN, part)
+
+
+def computes_one_of(forwards: Sequence[Callable[..., Any]], module: nn.Module) -> bool:
+    """Whether a module has one of these `forward` functions, and none of its own."""
+    return "forward" not in vars(module) and type(module).forward in forwards
 
 
 def has_plain_parts(layer: nn.Module) -> bool:

@@ -83,22 +83,23 @@ def test_a_second_call_takes_no_new_memory(monkeypatch):
         assert torch.equal(network(x), before)
 
 
+def spare_blocks_after(contexts: list[int], each: int) -> list[int]:
+    """Bytes of the blocks that stay after contexts, one after the other, with so many tensors of so many floats."""
+    for count in contexts:
+        with ops.KeptMemory():
+            tensors = [ops.empty(count) for _ in range(each)]
+        del tensors
+    return [len(block) for block, _ in kept_memory._spare]
+
+
 def test_a_process_keeps_few_blocks_between_calls(monkeypatch):
     monkeypatch.setattr(kept_memory, "SPARE", 3 * kept_memory.HUGE_PAGE)
-    for count in (MAP, 4 * MAP):
-        with ops.KeptMemory():
-            tensors = [ops.empty(count) for _ in range(2)]
-        del tensors
-    assert [len(block) for block, _ in kept_memory._spare] == [2**21 + kept_memory.HUGE_PAGE]
+    assert spare_blocks_after([MAP, 4 * MAP], each=2) == [2**21 + kept_memory.HUGE_PAGE]
 
 
 def test_blocks_of_a_new_size_replace_those_of_an_old_one(monkeypatch):
     monkeypatch.setattr(kept_memory, "SPARE", 6 * kept_memory.HUGE_PAGE)
-    for count in (MAP, 4 * MAP):
-        with ops.KeptMemory():
-            tensors = [ops.empty(count) for _ in range(3)]
-        del tensors
-    assert [len(block) for block, _ in kept_memory._spare] == [4 * 2**21 + kept_memory.HUGE_PAGE]
+    assert spare_blocks_after([MAP, 4 * MAP], each=3) == [4 * 2**21 + kept_memory.HUGE_PAGE]
 
 
 @needs_native

@@ -529,22 +529,27 @@ def test_nan_is_kept():
     assert steps.attention(layer._replace(activation="relu"), qk).isnan().all()
 
 
-ALL = [(architecture, dtype) for architecture in (80, 90, 120) for dtype in ("fp32", "bf16", "fp16", "fp64")]
 # Numbers of compiled kernels by dtypes: those without gradients, and those of training.
 COMPILED = {"kernels": {"fp32": 26, "bf16": 17, "fp16": 17, "fp64": 6}}
 COMPILED |= {"gradient_kernels": {"fp32": 31, "bf16": 18, "fp16": 18}}
-SHORT = [("kernels", 90, "fp32"), ("kernels", 90, "bf16"), ("gradient_kernels", 90, "fp32")]
+
+
+def on_architectures(*architectures, short):
+    """A test for every architecture, module and dtype; those that are not in `short` are long."""
+    cases = [
+        (module, architecture, dtype)
+        for module, numbers in COMPILED.items()
+        for architecture in architectures
+        for dtype in ("fp32", "bf16", "fp16", "fp64")
+        if dtype in numbers
+    ]
+    cases = [pytest.param(*case, marks=() if case in short else pytest.mark.long) for case in cases]
+    return pytest.mark.parametrize(("module", "architecture", "dtype"), cases)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="Triton's assembler is for x86-64")
-@pytest.mark.parametrize(
-    ("module", "architecture", "dtype"),
-    [
-        pytest.param(module, *case, marks=() if (module, *case) in SHORT else pytest.mark.long)
-        for module in COMPILED
-        for case in ALL
-        if case[1] in COMPILED[module]
-    ],
+@on_architectures(
+    80, 90, 120, short=[("kernels", 90, "fp32"), ("kernels", 90, "bf16"), ("gradient_kernels", 90, "fp32")]
 )
 def test_kernels_compile_within_a_budget_of_registers(module, architecture, dtype):
     found = compiled(module, architecture, dtype)
@@ -563,19 +568,9 @@ def test_kernels_compile_within_a_budget_of_registers(module, architecture, dtyp
         assert int(stack) <= most, name
 
 
-AMD = [(gfx, dtype) for gfx in ("gfx90a", "gfx942", "gfx1100") for dtype in ("fp32", "bf16", "fp16", "fp64")]
-SHORT_FOR_AMD = [("kernels", "gfx942", "fp32"), ("gradient_kernels", "gfx1100", "bf16")]
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="wheels of Triton for x86-64 alone are known to have it")
-@pytest.mark.parametrize(
-    ("module", "architecture", "dtype"),
-    [
-        pytest.param(module, *case, marks=() if (module, *case) in SHORT_FOR_AMD else pytest.mark.long)
-        for module in COMPILED
-        for case in AMD
-        if case[1] in COMPILED[module]
-    ],
+@on_architectures(
+    "gfx90a", "gfx942", "gfx1100", short=[("kernels", "gfx942", "fp32"), ("gradient_kernels", "gfx1100", "bf16")]
 )
 def test_kernels_compile_for_amd_gpus_and_fit_their_shared_memory(module, architecture, dtype):
     found = compiled(module, architecture, dtype)
