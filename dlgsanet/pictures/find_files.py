@@ -98,10 +98,16 @@ def _add_for_folder(
     found.results = [source for source in sources if suffix and _is_result(source, output, suffix)]
     results = set(found.results)
     pictures = {os.path.realpath(source) for source in sources if source not in results}
-    for source, below in sources.items():
-        job = Job(source, output / below.with_name(result_name(below, extension, suffix)))
-        if source in results:
-            continue
+    places = {
+        source: below.with_name(result_name(below, extension, suffix))
+        for source, below in sources.items()
+        if source not in results
+    }
+    shared = Counter(places.values())
+    for source, place in places.items():
+        if shared[place] > 1 and source.suffix != place.suffix:  # logo.gif next to logo.png: logo.gif.png
+            place = place.with_name(f"{source.name}{suffix}{place.suffix}")
+        job = Job(source, output / place)
         if os.path.realpath(job.target) in pictures and not same_file(source, job.target):
             found.faults.append(
                 f"{job.name}: its result would replace {job.target}, given too; give --suffix or another folder"

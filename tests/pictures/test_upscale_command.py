@@ -112,15 +112,30 @@ def test_existing_results_are_kept_or_overwritten(folder, weights, capsys):
 
 
 def test_no_result_replaces_a_picture_that_is_given(folder, weights, photo, capsys):
-    Image.fromarray(photo).save(folder / "in/a.jpg")
-    before = {name: (folder / name).read_bytes() for name in ("in/a.jpg", "in/a.png")}
-    arguments = (folder / "in/a.jpg", folder / "in/a.png", "-o", folder / "in", "--ext", "png", "--overwrite")
-    assert run(weights, *arguments) == 2
-    assert {name: (folder / name).read_bytes() for name in before} == before
+    given = [folder / "in/a.png", folder / "other/a.png"]
+    given[1].parent.mkdir()
+    Image.fromarray(photo[::-1]).save(given[1])
+    before = [path.read_bytes() for path in given]
+    assert run(weights, *given, "-o", folder / "in", "--overwrite") == 2
+    assert [path.read_bytes() for path in given] == before
     assert "a.png, given too; give --suffix or another folder" in capsys.readouterr().err
-    assert run(weights, *arguments[:-1], "--suffix", "_x2") == 2
-    assert "in/a.png: its result would be" in capsys.readouterr().err  # that of a.jpg
+    assert run(weights, *given, "-o", folder / "in", "--suffix", "_x2") == 2
+    assert "other/a.png: its result would be" in capsys.readouterr().err  # that of in/a.png
     assert Image.open(folder / "in/a_x2.png").size == (168, 120)
+
+
+def test_pictures_of_one_name_in_several_formats_have_a_result_each(folder, weights, photo):
+    for name in ("a.jpg", "a.gif"):
+        Image.fromarray(photo).save(folder / "in" / name)
+    assert run(weights, folder / "in", "-o", folder / "out") == 0
+    assert files(folder / "out") == ["a.gif.png", "a.jpg", "a.png", "sub/b.jpg", "sub/deep/c.webp"]
+    again = (folder / "in", "-o", folder / "in", "--ext", "png", "--suffix", "_x2")
+    assert run(weights, *again) == 0
+    results = {"a.gif_x2.png", "a.jpg_x2.png", "a_x2.png", "sub/b_x2.png", "sub/deep/c_x2.png"}
+    assert {name for name in files(folder / "in") if "_x2" in name} == results
+    found = find_files([str(folder / "in")], folder / "in", ".png", "_x2")  # as the next run does
+    assert {str(path.relative_to(folder / "in")) for path in found.results} == results
+    assert {str(job.target.relative_to(folder / "in")) for job in found.jobs} == results
 
 
 def test_a_dry_run_reports_and_writes_nothing(folder, weights, capsys):
