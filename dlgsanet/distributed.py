@@ -3,12 +3,16 @@
 One process trains on one GPU (NCCL), or on CPU cores (gloo). Every function works in a single process too.
 """
 
+import errno
+import hashlib
 import os
+import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -18,6 +22,21 @@ import torch.distributed as dist
 from dlgsanet.errors import UserError, first_line
 from dlgsanet.options.table import DIST
 from dlgsanet.signals import INTERRUPTED
+
+SAYING = 2  # seconds in which other ranks that end for the same reason stay silent
+
+
+@contextmanager
+def as_rank(launcher: str) -> Iterator[None]:
+    """Within the block an error ends this process at once, without leaving the process group, which would wait for
+    ranks forever. What the ranks of a host say alike, such as a UserError, one of them says. Launcher `none`: no rank.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if launcher == "none":
+            raise
+        _leave_at_once(error)
 
 
 @contextmanager
@@ -36,42 +55,59 @@ def ranks(launcher: str, options: dict[str, Any]) -> Iterator[None]:
     if launcher == "none":
         yield
         return
-    params = DIST.completed(options.get("dist_params", {}))
-    if launcher == "slurm":
-        _environment_from_slurm(params.get("port"))
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        if name not in os.environ:
-            raise UserError(f"--launcher {launcher}: {name} is not in the environment; start with torchrun or srun")
-    on_gpu = options["num_gpu"] > 0
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    backend = params.get("backend", "nccl" if on_gpu else "gloo")
-    try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=params["timeout"]))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"the ranks do not find each other: {first_line(error)}") from error
-    try:
+    with as_rank(launcher):
+        params = DIST.completed(options.get("dist_params", {}))
+        if launcher == "slurm":
+            _environment_from_slurm(params.get("port"))
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            if name not in os.environ:
+                raise UserError(f"--launcher {launcher}: {name} is not in the environment; start with torchrun or srun")
+        on_gpu = options["num_gpu"] > 0
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        backend = params.get("backend", "nccl") if on_gpu else "gloo"  # BasicSR's files name nccl
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=params["timeout"]))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the ranks do not find each other: {first_line(error)}") from error
         options |= {"dist": True, "rank": dist.get_rank(), "world_size": dist.get_world_size()}
         options["manual_seed"] = from_first(options["manual_seed"])
         yield
-    except BaseException as error:
-        _leave_at_once(error)
     dist.destroy_process_group()
 
 
 def _leave_at_once(error: BaseException) -> NoReturn:
-    """Report an error and end this process without leaving the process group, which would wait for ranks forever."""
     code = 2 if isinstance(error, UserError) else INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-    with suppress(OSError):  # stderr may be a file on a full disk
-        if isinstance(error, UserError):
-            print(f"dlgsanet: error: {error}", file=sys.stderr)
-        elif isinstance(error, KeyboardInterrupt):
-            print("dlgsanet: stopped", file=sys.stderr)
-        else:
+    line = f"dlgsanet: error: {error.for_command()}" if isinstance(error, UserError) else "dlgsanet: stopped"
+    try:
+        if code == 1:
             traceback.print_exception(error)
+        else:
+            with _says_it_alone(line) as alone:
+                if alone:
+                    print(line, file=sys.stderr)
+                    sys.stderr.flush()
+                    time.sleep(SAYING)
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(code)
+    finally:  # stderr may be a file on a full disk
+        os._exit(code)
+
+
+@contextmanager
+def _says_it_alone(line: str) -> Iterator[bool]:
+    """Whether no other rank of this host is within such a block with the same line: a child of the same launcher.
+
+    On Linux; elsewhere each rank is alone.
+    """
+    digest = hashlib.sha256(line.encode(errors="surrogateescape")).hexdigest()
+    with socket.socket(socket.AF_UNIX) as name:
+        try:
+            name.bind(f"\0dlgsanet-{os.getppid()}-{digest}")
+        except OSError as error:
+            yield error.errno != errno.EADDRINUSE
+            return
+        yield True
 
 
 def _environment_from_slurm(port: int | None) -> None:
@@ -100,6 +136,18 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def raised_on_all() -> Iterator[None]:
+    """A UserError that any rank has within the block is raised on all. They must not exchange anything in it."""
+    fault = None
+    try:
+        yield
+    except UserError as error:
+        fault = str(error)
+    for message in filter(None, gather(fault)):
+        raise UserError(message)
 
 
 def refuse_other_ranks(values: Mapping[str, Any]) -> None:

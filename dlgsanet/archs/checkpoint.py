@@ -74,6 +74,8 @@ def read_checkpoint(path: Path | str, key: str | None = None) -> Checkpoint:
         UserError: there is no such file, it is damaged or would run code, or it holds no state dict.
     """
     path = Path(path)
+    if path.suffix in (".yml", ".yaml"):
+        raise UserError(f"{path}: an option file; give weights, {' or '.join(FORMATS)}")
     try:
         with open(path, "rb") as file:
             start = file.read(4)

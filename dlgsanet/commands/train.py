@@ -30,12 +30,14 @@ def main(argv: list[str]) -> int:
 
     keep_freed_memory()
     with StopSignals() as signals:  # before PyTorch is imported: a signal may come that early
+        from dlgsanet.distributed import as_rank
         from dlgsanet.options.read import read_options
         from dlgsanet.training.branch import Branch
         from dlgsanet.training.run import train
 
         file = option_file(arguments)
         continues = arguments.auto_resume or bool(arguments.decay_now)
-        options = read_options(**file, is_train=True, auto_resume=continues)
+        with as_rank(arguments.launcher):
+            options = read_options(**file, is_train=True, auto_resume=continues)
         branch = Branch(file, arguments.decay_now) if arguments.decay_now else None
         return train(options, arguments.launcher, signals, branch, arguments.same_options)

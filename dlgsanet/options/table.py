@@ -398,7 +398,7 @@ PATH = Section(
 )
 DIST = Section(
     (
-        Option("backend", OneOf(("nccl", "gloo")), Unset("nccl on GPUs, else gloo"), "How ranks communicate."),
+        Option("backend", OneOf(("nccl", "gloo")), Unset("nccl"), "How ranks communicate on GPUs; on CPUs by gloo."),
         Option("port", Whole(1, 65535), Unset("from the job's number"), "Port of the first rank, under slurm."),
         Option("timeout", Number(1, 10**6), 600, "Seconds after which a rank that does not answer is given up."),
     )

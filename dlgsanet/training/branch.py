@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dlgsanet.distributed import from_first
+from dlgsanet.distributed import from_first, raised_on_all
 from dlgsanet.errors import UserError
 from dlgsanet.extensions import import_all, names_in
 from dlgsanet.files import write_whole
@@ -44,7 +44,9 @@ class Branch:
         Raises:
             UserError: the run has no checkpoint, or the branch was made before with other options.
         """
-        path = from_first(self._make(run) if run["rank"] == 0 else None)
+        with raised_on_all():
+            path = self._make(run) if run["rank"] == 0 else None
+        path = from_first(path)
         return read_options(**self.file | {"path": path, "changes": ()}, is_train=True, auto_resume=True)
 
     def _make(self, run: dict[str, Any]) -> str:

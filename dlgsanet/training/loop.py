@@ -96,7 +96,7 @@ class Loop:
             # The weights before the first bad step gave no finite loss either: a checkpoint of them is not good.
             if self.options["rank"] == 0:
                 self.checkpoints.set_aside(after=self.position.iteration - self._bad_steps_in_row() - 1)
-            raise UserError(f"{error}; {self.checkpoints.last_good()}") from None
+            raise UserError(from_first(f"{error}; {self.checkpoints.last_good()}")) from None
         finally:
             self.batches.close()  # and with it its workers
             self.line.clear()

@@ -22,7 +22,7 @@ from dlgsanet.data.pairs import (
     refuse_other_pairs,
     refuse_other_sizes,
 )
-from dlgsanet.distributed import gather, ranks, refuse_other_ranks
+from dlgsanet.distributed import raised_on_all, ranks, refuse_other_ranks
 from dlgsanet.errors import UserError, brief, faults_of, first_line, within
 from dlgsanet.files import check_can_write, printable
 from dlgsanet.folder_lock import owned
@@ -93,14 +93,9 @@ def train(
 def _folder_of(options: dict[str, Any]) -> Iterator[None]:
     """Own the experiment's folder, before anything in it is touched. Rank 0 does so for all."""
     with ExitStack() as stack:
-        refusal = None
-        if options["rank"] == 0:
-            try:
+        with raised_on_all():
+            if options["rank"] == 0:
                 stack.enter_context(owned(Path(options["path"]["experiments_root"])))
-            except UserError as error:
-                refusal = str(error)
-        if refusal := gather(refusal)[0]:
-            raise UserError(refusal)
         yield
 
 
@@ -139,8 +134,9 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
     _choose_kernels(options["train"]["deterministic"])
     line = start_logging(options["rank"])
     # What may be wrong with data and weights is found before an older run of this name is renamed, or its checkpoints.
-    with within(options["option_file"]):
+    with raised_on_all(), within(options["option_file"]):
         train_set, validation_sets = data_sets(options)
+    with within(options["option_file"]):
         with faults_of(options["model_type"]):
             model = build_model(_without_start(options) if checkpoint else options)
         epoch_length = len(train_set) * options["datasets"]["train"]["dataset_enlarge_ratio"]
@@ -156,22 +152,23 @@ def _build(options: dict[str, Any], checkpoints: Checkpoints, same_options: bool
     batch_size = _batch_of_a_rank(options) * options["world_size"]
     now = conditions(options, train_set, batch_size)
     refuse_other_ranks(of_all_ranks(now) | {"validation images": [len(images) for images in validation_sets]})
-    if same_options and before and options["rank"] == 0:
-        refuse_other_run(before, now, checkpoints.root)
     own = checkpoint if checkpoint and checkpoint.root.resolve() == checkpoints.root.resolve() else None
     position = Position()
-    if checkpoint:
-        with within(options["option_file"]):
-            position = restore(model, checkpoint, options["rank"], epoch_length)
-        if own is None or checkpoints.best() not in (None, position.best.get("iteration")):
-            position.best = {}  # those weights are in another run's folder, or were overwritten
-    start_wandb(options)
-    if own is None:  # it begins, perhaps from another run's checkpoint
-        _make_folders(options)
-    elif options["rank"] == 0:
-        checkpoints.set_aside(after=own.iteration)
-    if options["rank"] == 0:
-        log_to_file(checkpoints.root)
+    with raised_on_all():  # no rank continues before the folders exist
+        if same_options and before and options["rank"] == 0:
+            refuse_other_run(before, now, checkpoints.root)
+        if checkpoint:
+            with within(options["option_file"]):
+                position = restore(model, checkpoint, options["rank"], epoch_length)
+            if own is None or checkpoints.best() not in (None, position.best.get("iteration")):
+                position.best = {}  # those weights are in another run's folder, or were overwritten
+        start_wandb(options)
+        if own is None:  # it begins, perhaps from another run's checkpoint
+            _make_folders(options)
+        elif options["rank"] == 0:
+            checkpoints.set_aside(after=own.iteration)
+        if options["rank"] == 0:
+            log_to_file(checkpoints.root)
     introduce(options, validation_sets, batch_size, epoch_length, position, before, now)
     write_record(options, position.iteration)
     return Loop(
@@ -217,7 +214,6 @@ def _make_folders(options: dict[str, Any]) -> None:
     make_exp_dirs(options)  # on rank 0; an older run of this name is renamed, not overwritten
     if options["rank"] == 0 and board.exists():
         mkdir_and_rename(str(board))
-    gather(None)  # no rank continues before the folders exist
 
 
 def _batch_of_a_rank(options: dict[str, Any]) -> int:

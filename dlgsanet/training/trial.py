@@ -12,6 +12,7 @@ from dlgsanet.archs.parts import copy_of
 from dlgsanet.errors import UserError, reason_of
 from dlgsanet.memory import is_out_of_memory
 
+CROP = 192  # 3 * 64: windows and strides mostly divide it
 MODELS = ("DLGSANetModel", "SRModel", "SwinIRModel")  # models of one's own may call their networks in other ways
 
 
@@ -74,6 +75,8 @@ def try_network(model: BaseModel, options: Mapping[str, Any], batch: Any) -> Non
 def try_validation(model: BaseModel, options: Mapping[str, Any], name: str, sample: Any) -> None:
     """Check that the model upscales an image of a validation set. Training may otherwise end at the first validation.
 
+    Of a large image a crop is tried, whose sides have the same remainders when divided by `CROP` and its divisors.
+
     Args:
         model: as built.
         options: of the run.
@@ -86,7 +89,8 @@ def try_validation(model: BaseModel, options: Mapping[str, Any], name: str, samp
     if options["model_type"] not in MODELS or options["train"]["compile"]:  # not compiled for one image
         return
     batch = default_collate([sample])
-    height, width = batch["lq"].shape[2:]
+    height, width = (side if side < 2 * CROP else CROP + side % CROP for side in batch["lq"].shape[2:])
+    batch["lq"] = batch["lq"][..., :height, :width]
     network = type(model.get_bare_model(model.net_g)).__name__
     with _taken(
         f"network_g: {network}", f"the {width}x{height} pixels of an image of {name} (it may have to pad them)"

@@ -195,6 +195,7 @@ def _files(folder):
     some = {k: v for k, v in state.items() if "norm2" not in k}
     return {
         "empty": (b"", ""),
+        "options.yml": (b"scale: 2", "an option file"),
         "text": (b"hello, world, no weights here", ""),
         "picture": (b"\x89PNG\r\n\x1a\n" + bytes(64), "picture"),
         "cut.pth": (whole[: len(whole) // 2], ""),

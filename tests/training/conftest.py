@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from copy import deepcopy
 from multiprocessing import forkserver
@@ -196,8 +197,10 @@ class Workplace:
     def start(self, *arguments: str, stop: tuple[int, int] | Stop | None = None, **environment: str) -> Start:
         """Start training with the options as they are now; `stop`: an iteration after which it gets a signal."""
         self.starts += 1
-        file = self.folder / f"options_{self.starts}.yml"
-        file.write_text(yaml.safe_dump(self.options))
+        content = yaml.safe_dump(self.options)
+        file = self.folder / f"options_{zlib.crc32(content.encode()):08x}.yml"  # the same one for all ranks
+        if not file.exists():  # another rank may be reading it
+            file.write_text(content)
         said = self.folder / f"said_{self.starts}.txt"
         return Start(said, self.folder, ["-opt", file.name, *arguments], environment, stop and Stop(*stop))
 
@@ -229,6 +232,13 @@ class Workplace:
             )
             for rank, place in enumerate([*[self] * (count - 1), last or self])
         ]
+
+    def fault_of_ranks(self, *arguments: str, last: "Workplace | None" = None) -> str:
+        """Start training on two ranks, both of which must end with one UserError; its line, which only one says."""
+        said = "".join(run.end(2) for run in self.start_ranks(2, *arguments, last=last))
+        assert "Traceback" not in said
+        (line,) = (line for line in said.splitlines() if line.startswith("dlgsanet: "))
+        return line
 
     def experiment(self, name: str = "run") -> Path:
         return self.folder / "experiments" / name

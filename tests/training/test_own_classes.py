@@ -4,6 +4,8 @@ import shutil
 import signal
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -221,6 +223,18 @@ def test_a_class_that_does_not_fit_is_found_before_work_begins(own, where, name,
         own.options["datasets"][where]["type"] = name
     assert message in own.fault()
     assert not own.experiment().exists()
+
+
+def test_a_crop_of_a_large_image_is_tried(own):
+    """It leaves the same remainders, and takes no seconds on a CPU."""
+    own.own_images()
+    for part, shape in (("HR/crop1.png", (804, 800, 3)), ("X2/crop1x2.png", (402, 400, 3))):
+        assert cv2.imwrite(str(own.folder / "val" / part), np.zeros(shape, np.uint8))
+    own.import_own(WRONG, network_g={"type": "MultiplesOf4"})
+    for crop in ("crop0", "crop2"):
+        (own.folder / f"val/HR/{crop}.png").unlink()
+        (own.folder / f"val/X2/{crop}x2.png").unlink()
+    assert "cannot take the 208x210 pixels of an image of Crops" in own.fault()
 
 
 NORM_OF_WEIGHTS = """

@@ -16,7 +16,7 @@ from basicsr.models import build_model
 
 from dlgsanet.extensions import import_all
 from dlgsanet.training.validation import ValidationSet
-from tests.training.conftest import OPTIONS, Workplace, identical, last_line, run_as_ranks
+from tests.training.conftest import OPTIONS, Workplace, identical, run_as_ranks
 
 TOLERANCE = 1e-5  # absolute; weights are of the order of 0.1
 
@@ -168,9 +168,7 @@ class OverflowsAtHeight25(nn.Sequential):
 def test_output_of_one_rank_that_is_not_finite_sets_the_checkpoint_aside(workplace):
     workplace.import_own(OVERFLOWS, network_g={"type": "OverflowsAtHeight25"})
     batch_per_rank(workplace, 2)
-    for run in workplace.start_ranks(2):  # the second rank validates the second image
-        line = run.end(2).splitlines()[-1]
-        assert "crop1x2.png: the output is not finite" in line
+    assert "crop1x2.png: the output is not finite" in workplace.fault_of_ranks()  # the second rank validates it
     assert (workplace.experiment() / "training_states/6.state.aside").exists()
 
 
@@ -193,8 +191,8 @@ def test_parameters_that_are_not_used(workplace):
     workplace.import_own(UNUSED, network_g={"type": "WithAnUnusedLayer"})
     workplace.options["train"]["total_iter"] = 2
     batch_per_rank(workplace, 2)
-    lines = [last_line(run.end(2)) for run in workplace.start_ranks(2)]  # one may see that the other has ended
-    assert any("find_unused_parameters: true" in line for line in lines)
+    said = "".join(run.end(2) for run in workplace.start_ranks(2))  # one may see that the other has ended
+    assert said.count("find_unused_parameters: true") == 1
     workplace.options["find_unused_parameters"] = True
     train_on(workplace, 2)
 
@@ -216,7 +214,33 @@ def test_hosts_that_see_other_files(trained, tmp_path, photographs, what):
     for place in (trained, other):
         batch_per_rank(place, 2)
         place.options["train"]["total_iter"] = 14
-    for run in trained.start_ranks(2, "--auto-resume", last=other):
-        line = run.end(2).splitlines()[-1]
-        assert line.startswith("dlgsanet: error: rank 1 has another value of")
-        assert what in line
+    line = trained.fault_of_ranks("--auto-resume", last=other)
+    assert line.startswith("dlgsanet: error: rank 1 has another value of")
+    assert what in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--force-yml", "network_g:upscale=3"], "network_g.upscale: is 3, but scale is 2"),
+        (["--force-yml", "path:pretrain_network_g=train/HR/coffee.png"], "coffee.png: damaged or not a checkpoint"),
+        (["--decay-now", "4"], "there is no checkpoint in "),
+    ],
+    ids=["before they meet", "of all", "of the first"],
+)
+def test_a_fault_is_said_once(workplace, arguments, what):
+    batch_per_rank(workplace, 2)
+    assert what in workplace.fault_of_ranks(*arguments)
+
+
+def test_a_fault_of_another_host_is_said(workplace, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = Workplace(tmp_path / "other")
+    batch_per_rank(workplace, 2)
+    (other.folder / "train").symlink_to(workplace.folder / "train")
+    (other.folder / "val").mkdir()
+    for part in ("HR", "X2"):
+        shutil.copytree(workplace.folder / "val" / part, other.folder / "val" / part)
+    (other.folder / "val/X2/crop1x2.png").write_bytes(b"")
+    batch_per_rank(other, 2)
+    assert "crop1x2.png" in workplace.fault_of_ranks(last=other)
