@@ -78,5 +78,18 @@ def is_of_gray(icc_profile: bytes) -> bool:
     return icc_profile[16:20] == b"GRAY"
 
 
+def rgb_of_inks(inks: np.ndarray, icc_profile: bytes | None) -> np.ndarray | None:
+    """CMYK pixels [H, W, 4], uint8 or uint16, as sRGB [H, W, 3] of the same type; None: without a profile of inks."""
+    if not icc_profile or icc_profile[16:20] != b"CMYK":
+        return None
+    import imagecodecs
+
+    srgb = imagecodecs.cms_profile("srgb")
+    try:
+        return imagecodecs.cms_transform(inks, icc_profile, srgb, colorspace="cmyk", outcolorspace="rgb")
+    except imagecodecs.CmsError:  # it is damaged
+        return None
+
+
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

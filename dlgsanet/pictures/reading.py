@@ -24,7 +24,7 @@ from dlgsanet.errors import UserError, missing_package, reason_of
 from dlgsanet.pictures.bounds import LARGEST_FILE, MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans
 from dlgsanet.pictures.formats import VIDEOS
 from dlgsanet.pictures.jpeg_quality import jpeg_quality
-from dlgsanet.pictures.picture import SRGB_CODES, Picture, UnfitPictureError, is_of_gray, is_srgb
+from dlgsanet.pictures.picture import SRGB_CODES, Picture, UnfitPictureError, is_of_gray, is_srgb, rgb_of_inks
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 NOT_RGB = ("CMYK", "LAB", "YCbCr", "HSV")  # modes of Pillow; their colour profiles are not valid for RGB
@@ -84,7 +84,8 @@ class UnreadableImageError(UserError):
 def read_picture(path: Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
     """The picture in a file, turned upright.
 
-    Palettes become RGB. So do CMYK and similar colours; their profile is dropped because it is not valid for RGB.
+    Palettes become RGB. So do CMYK and similar colours, without their profile, which is not valid for RGB. CMYK with a
+    profile becomes sRGB by it.
 
     Args:
         path: the file.
@@ -282,7 +283,7 @@ def _png(content: bytes) -> np.ndarray:
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """[H, W, C] of a PIL image as it is: uint8, C in 1 to 4, or uint16 gray.
+    """[H, W, C] of a PIL image as it is: uint8, C in 1 to 4, or uint16 gray. CMYK becomes sRGB.
 
     Raises:
         UnfitPictureError: 32 bits per channel.
@@ -291,6 +292,8 @@ def pixels_of(image: Image.Image) -> np.ndarray:
         return np.array(image).astype(np.uint16)[..., None]
     if image.mode in ("I", "F"):
         raise UnfitPictureError("32 bits per channel; convert it to 16 or 8")
+    if image.mode == "CMYK" and (rgb := rgb_of_inks(np.asarray(image), image.info.get("icc_profile"))) is not None:
+        return rgb
     gray = image.mode in ("1", "L", "LA", "La")
     mode = ("LA" if gray else "RGBA") if image.has_transparency_data else ("L" if gray else "RGB")
     pixels = np.array(image.convert(mode))

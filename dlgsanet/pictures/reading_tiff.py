@@ -12,7 +12,7 @@ from PIL import Image
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, SAMPLEFORMAT
 
 from dlgsanet.pictures.bounds import MAX_PIXELS, MAX_SCANS, excess, has_too_many_scans, jpeg_size
-from dlgsanet.pictures.picture import UnfitPictureError
+from dlgsanet.pictures.picture import UnfitPictureError, rgb_of_inks
 
 _COLORS = {
     PHOTOMETRIC.MINISWHITE: 1, PHOTOMETRIC.MINISBLACK: 1, PHOTOMETRIC.PALETTE: 1,
@@ -190,7 +190,8 @@ def _pixels(page: tifffile.TiffPage, values: np.ndarray, extra: int | None) -> n
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         color = most - color
     elif page.photometric == PHOTOMETRIC.SEPARATED:
-        color = _cmyk_to_rgb(color)
+        rgb = rgb_of_inks(color, page.iccprofile)
+        color = _cmyk_to_rgb(color) if rgb is None else rgb
     return color if alpha is None else np.concatenate([color, alpha], 2)
 
 

@@ -13,12 +13,13 @@ from PIL import Image
 from dlgsanet.data.images import read_image
 from dlgsanet.errors import UserError
 from dlgsanet.pictures.bounds import MAX_SCANS
-from dlgsanet.pictures.reading import read_picture
+from dlgsanet.pictures.picture import Picture
+from dlgsanet.pictures.reading import pixels_of, read_picture
 from dlgsanet.pictures.upscale import upscale
 
 from .test_odd_inputs import png
-from .test_read_and_write import NAME, saved
-from .test_tiff import full_range, samples
+from .test_read_and_write import NAME, profile_of_inks, saved
+from .test_tiff import full_range, samples, tiff
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -213,6 +214,23 @@ def test_the_profile_of_inks_is_not_that_of_rgb(photo, network):
     out = upscale(image, network)
     assert out.mode == "RGB"
     assert "icc_profile" not in out.info
+
+
+def test_inks_with_a_profile_become_srgb():
+    inks, profile = np.zeros((8, 16, 4), np.uint8), profile_of_inks()
+    inks[:, 8:, 1] = 255
+    image = Image.fromarray(inks, "CMYK")
+    image.info["icc_profile"] = profile
+    deep = tiff(inks.astype(np.uint16) * 257, photometric="separated", iccprofile=profile)
+    pictures = [
+        *(read_picture(NAME, saved(image, kind, icc_profile=profile)) for kind in ("JPEG", "TIFF")),
+        read_picture(NAME, deep).in_8_bits(),
+        Picture(pixels_of(image)),
+    ]
+    for picture in pictures:
+        assert picture.icc_profile is None
+        assert np.abs(picture.color[:, :7].astype(int) - 255).max() <= 1
+        assert np.abs(picture.color[:, 9:].astype(int) - 94).max() <= 2  # L* 40
 
 
 def test_subclasses_of_arrays_are_arrays(photo, network):

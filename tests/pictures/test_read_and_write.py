@@ -19,6 +19,7 @@ from dlgsanet.pictures.writing import encode
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 NAME = Path("picture")
+WHITE = struct.pack(">3i", 63190, 65536, 54061)  # D50
 
 
 def saved(image: Image.Image, file_format: str, **options) -> bytes:
@@ -61,21 +62,33 @@ def test_missing_package_is_not_called_a_damaged_picture(photo, monkeypatch):
 
 
 def gray_profile(gamma: float) -> bytes:
-    """A colour profile (ICC.1:2001-04) for gray pixels."""
-    white = struct.pack(">3i", 63190, 65536, 54061)  # D50
+    """A colour profile for gray pixels."""
     tags = {
         b"desc": b"desc\0\0\0\0" + struct.pack(">I5s78x", 5, b"gray\0"),
-        b"wtpt": b"XYZ \0\0\0\0" + white,
+        b"wtpt": b"XYZ \0\0\0\0" + WHITE,
         b"kTRC": b"curv\0\0\0\0" + struct.pack(">IHxx", 1, round(gamma * 256)),
         b"cprt": b"text\0\0\0\0none",
     }
+    return profile_of(b"mntrGRAYXYZ ", tags)
+
+
+def profile_of_inks() -> bytes:
+    """A colour profile for CMYK pixels: black with K, with other inks L* 40."""
+    curve, unit = bytes(range(256)), struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    lightness = (255, 0, *(102, 0) * 7)  # of the corners: no ink, K, Y, YK, M ...
+    colors = b"".join(bytes([light, 128, 128]) for light in lightness)
+    return profile_of(b"prtrCMYKLab ", {b"A2B0": b"mft1\0\0\0\0\4\3\2\0" + unit + curve * 4 + colors + curve * 3})
+
+
+def profile_of(kind: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A colour profile (ICC.1:2001-04) with these tags."""
     table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
     for name, content in tags.items():
         content += b"\0" * (-len(content) % 4)
         table += name + struct.pack(">2I", start + len(body), len(content))
         body += content
     size = struct.pack(">I", start + len(body))
-    header = size + b"lcms\2\x10\0\0mntrGRAYXYZ " + bytes(12) + b"acsp" + bytes(28) + white
+    header = size + b"lcms\2\x10\0\0" + kind + bytes(12) + b"acsp" + bytes(28) + WHITE
     return header.ljust(128, b"\0") + table + body
 
 
