@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dlgsanet.archs.dlgsanet import DLGSANet, default_options
+from dlgsanet.archs.dlgsanet import default_options
 from dlgsanet.errors import unknown
 
 SIZES: dict[str, dict[str, int]] = {
@@ -14,27 +14,6 @@ SIZES: dict[str, dict[str, int]] = {
 # Side of the windows of test-time local conversion in LR pixels, by scale.
 TLC_KERNELS = {2: 96, 3: 72, 4: 48}
 SCALES = tuple(TLC_KERNELS)
-
-
-def dlgsanet_tiny(scale: int = 4, **options: Any) -> DLGSANet:
-    """DLGSANet-Tiny: 0.57 to 0.58 M parameters. `options` override those of the published network (see `DLGSANet`).
-
-    Shape: [B, 3, H, W] in [0, 1] -> [B, 3, scale * H, scale * W].
-
-    Raises:
-        ValueError: the scale is not 2, 3 or 4, or options do not fit.
-    """
-    return DLGSANet(**size_options("Tiny", scale) | options)
-
-
-def dlgsanet_light(scale: int = 4, **options: Any) -> DLGSANet:
-    """DLGSANet-Light: 0.75 to 0.76 M parameters; otherwise as `dlgsanet_tiny`."""
-    return DLGSANet(**size_options("Light", scale) | options)
-
-
-def dlgsanet_large(scale: int = 4, **options: Any) -> DLGSANet:
-    """DLGSANet: 4.73 to 4.76 M parameters; otherwise as `dlgsanet_tiny`."""
-    return DLGSANet(**size_options("Large", scale) | options)
 
 
 def size_options(size: str, scale: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import yaml
 from torch import nn
 
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.archs.sizes import SCALES, dlgsanet_large, dlgsanet_light, dlgsanet_tiny, size_of, size_options
+from dlgsanet.archs.sizes import size_of, size_options
 from dlgsanet.cli import main
 from dlgsanet.evaluation import ablation, complexity, memory
 from dlgsanet.evaluation.complexity import input_size, measure, multiply_accumulates, parameters
@@ -36,17 +36,6 @@ def test_published_networks(size, scale, weights, gmacs):
     assert round(multiply_accumulates(network, *input_size(scale)) / 1e9, 1) == gmacs
     assert size_of(options) == size
     assert size_of(options | {"activation": "topk"}) is None
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_sizes_are_functions_of_the_scale(scale):
-    for size, build in {"Tiny": dlgsanet_tiny, "Light": dlgsanet_light, "Large": dlgsanet_large}.items():
-        network, expected = build(scale), DLGSANet(**size_options(size, scale))
-        assert network.upscale == scale
-        shapes = {name: value.shape for name, value in network.state_dict().items()}
-        assert shapes == {name: value.shape for name, value in expected.state_dict().items()}
-    with pytest.raises(ValueError, match="scale 8"):
-        dlgsanet_tiny(8)
 
 
 def test_the_command_counts_any_option_file(option_file, capsys):
@@ -124,7 +113,7 @@ def test_sizes_that_do_not_fit_are_refused(own, option_file, monkeypatch, capsys
 
 @pytest.mark.long
 def test_the_memory_of_a_network_is_planned():
-    network = dlgsanet_tiny(2).eval().requires_grad_(False)
+    network = DLGSANet(**size_options("Tiny", 2)).eval().requires_grad_(False)
     cost = measure(network, 500, 600, torch.device("cpu"), runs=1)
     needed = needed_memory(network, 500, 600, None) + 12 * 4 * 500 * 600  # of the features, and the result
     assert cost.peak_bytes < needed < 1.15 * cost.peak_bytes + OTHER_MEMORY
