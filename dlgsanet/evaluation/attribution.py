@@ -4,7 +4,7 @@ The strength of edges in a window of the output is differentiated with respect t
 along a path of inputs from a blurred image to the image itself. Detail is therefore attributed, not brightness.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -74,7 +74,7 @@ def attribute(
         if min(x, y) < 0 or x + window > width or y + window > height:
             raise UserError(f"a window of {window} pixels at {x}, {y} is not within the {width}x{height} output")
         total = torch.zeros_like(image)
-        path = list(_blurring_path(image, steps))
+        path = [*(_blurred(image, SIGMA * (1 - step / steps)) for step in range(steps)), image]
         for start, end in pairwise(path):
             middle = ((start + end) / 2).requires_grad_()
             edges = _edges(network(middle), x, y, window)
@@ -93,13 +93,6 @@ def _edges(output: Tensor, x: int, y: int, window: int) -> Tensor:
     part = output[..., y : y + window, x : x + window]
     down, right = part.diff(dim=-2)[..., :-1], part.diff(dim=-1)[..., :-1, :]
     return (down.square() + right.square() + 1e-12).sqrt().sum()  # the root has no slope at 0
-
-
-def _blurring_path(image: Tensor, steps: int) -> Iterator[Tensor]:
-    """steps + 1 images from the most blurred to the image itself."""
-    for step in range(steps):
-        yield _blurred(image, SIGMA * (1 - step / steps))
-    yield image.clone()
 
 
 def _blurred(image: Tensor, sigma: float) -> Tensor:

@@ -28,7 +28,16 @@ from dlgsanet.evaluation.entries import Entry, bicubic_entry, module_of, network
 from dlgsanet.evaluation.journal import Journal, digest
 from dlgsanet.evaluation.perceptual import PERCEPTUAL, perceptual_metric
 from dlgsanet.evaluation.rows import Row
-from dlgsanet.evaluation.scoring import Metric, Network, Picture, bicubic, score, standard_metrics, super_resolve
+from dlgsanet.evaluation.scoring import (
+    Metric,
+    Network,
+    Picture,
+    batches,
+    bicubic,
+    score,
+    standard_metrics,
+    super_resolve,
+)
 from dlgsanet.extensions import import_all
 from dlgsanet.files import check_can_write, printable, write_whole
 from dlgsanet.metrics import psnr, ssim
@@ -191,10 +200,8 @@ class _Scores:
 def _jobs(outcome: Outcome, batch: int) -> Iterator[Job]:
     for entry in outcome.entries:
         for dataset, pairs in outcome.pairs.items():
-            for _, group in groupby(pairs, key=lambda pair: pair.sizes(outcome.scale)[1]):
-                equal = list(group)
-                for start in range(0, len(equal), batch):
-                    yield Job(entry, dataset, tuple(equal[start : start + batch]))
+            for some in batches(pairs, outcome.scale, batch):
+                yield Job(entry, dataset, tuple(some))
 
 
 def _score(outcome: Outcome, scores: _Scores, jobs: Sequence[Job]) -> None:
@@ -246,7 +253,11 @@ def _use_device(name: str, imports: Sequence[str] = ()) -> None:
 def _attempt(job: Job, settings: Settings) -> list[dict[str, float]] | str:
     try:
         metrics = {name: _metric(name, job.entry.scale) for name in settings.metrics}
-        return [_finish(job, picture, metrics, settings.output) for picture in _pictures(job, settings.batch)]
+        scores = []
+        for picture in _pictures(job, settings.batch):
+            write_whole(settings.output / job.picture(picture.pair), png_bytes(picture.output))
+            scores.append(score(picture, picture.output, metrics))
+        return scores
     except UserError as error:
         return f"{job.entry.name} x{job.entry.scale}: {error}"
     # Networks of other projects may raise any exception for sizes that they do not support.
@@ -274,12 +285,6 @@ def _pictures(job: Job, batch: int) -> Iterator[Picture]:
 @functools.lru_cache(maxsize=1)  # jobs come sorted by network
 def _network(entry: Entry, device: str) -> Network:
     return network_for(entry, torch.device(device))
-
-
-def _finish(job: Job, picture: Picture, metrics: dict[str, Metric], output: Path) -> dict[str, float]:
-    path = picture_path(output, job.entry.scale, job.entry.name, job.dataset, picture.pair.name)
-    write_whole(path, png_bytes(picture.output))
-    return score(picture, picture.output, metrics)
 
 
 def add_costs(outcome: Outcome, settings: Settings) -> None:

@@ -4,8 +4,8 @@ import ctypes
 import gc
 import re
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import timeit
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,25 +190,16 @@ def _measure_by_clock(network: nn.Module, x: Tensor, runs: int) -> Cost:
         network(x)
         x.flatten()[0].item()  # waits until a GPU has done what was started before
 
-    _return_free_memory()
+    gc.collect()
+    with suppress(
+        OSError, AttributeError
+    ):  # not glibc; what it keeps for later would not show up when it is used again
+        ctypes.CDLL(None).malloc_trim(0)
     before = _peak_resident(reset=True) if x.is_cpu else None
     run()  # memory is measured in the first run: later ones reuse what the allocator kept
     after = _peak_resident()
-    times = [_seconds(run) for _ in range(runs)]
+    times = timeit.repeat(run, number=1, repeat=runs)
     return Cost(statistics.median(times), None if before is None or after is None else max(0, after - before))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def _return_free_memory() -> None:
-    # What the allocator keeps for later would not show up again when the network takes it.
-    gc.collect()
-    with suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _peak_resident(reset: bool = False) -> int | None:

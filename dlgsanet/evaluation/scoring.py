@@ -1,9 +1,9 @@
 """Run a network on a test set and score its pictures."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -92,21 +92,25 @@ def super_resolve(
             or there is too little memory.
     """
     network = _on_luma(network) if color == "y" else network
+    for some in batches(pairs, scale, batch):
+        images = [pair.read(scale) for pair in some]
+        outputs = _upscaled(network, [lr for lr, _ in images], device, some)
+        for pair, (lr, hr), output in zip(some, images, outputs, strict=True):
+            if output.shape[:2] != hr.shape[:2]:
+                raise UserError(
+                    f"the network makes {output.shape[1]}x{output.shape[0]} of the {lr.shape[1]}x{lr.shape[0]} "
+                    f"pixels of {pair.lq.name}; scale: {scale} does not fit it"
+                )
+            if color == "y":
+                lr, hr = _luma_image(lr), _luma_image(hr)
+            yield Picture(pair, lr, hr, output)
+
+
+def batches(pairs: Iterable[Pair], scale: int, most: int) -> Iterator[list[Pair]]:
+    """Up to `most` consecutive pairs of equal size at a time."""
     for _, group in groupby(pairs, key=lambda pair: pair.sizes(scale)[1]):
-        equal = list(group)
-        for start in range(0, len(equal), batch):
-            some = equal[start : start + batch]
-            images = [pair.read(scale) for pair in some]
-            outputs = _upscaled(network, [lr for lr, _ in images], device, some)
-            for pair, (lr, hr), output in zip(some, images, outputs, strict=True):
-                if output.shape[:2] != hr.shape[:2]:
-                    raise UserError(
-                        f"the network makes {output.shape[1]}x{output.shape[0]} of the {lr.shape[1]}x{lr.shape[0]} "
-                        f"pixels of {pair.lq.name}; scale: {scale} does not fit it"
-                    )
-                if color == "y":
-                    lr, hr = _luma_image(lr), _luma_image(hr)
-                yield Picture(pair, lr, hr, output)
+        while some := list(islice(group, most)):
+            yield some
 
 
 def _on_luma(network: Network) -> Network:
