@@ -194,7 +194,8 @@ def upscale_picture(
     hidden = _hidden_color(picture) if varied else None
     color = work(picture.color if hidden is None else _with_edges_continued(picture), 0)
     if alpha is not None:
-        alpha = work(alpha[..., None], 1)[..., 0] if varied else np.full(size, alpha.flat[0], alpha.dtype)
+        upscaled = work(alpha[..., None], 1)[..., 0] if varied else np.full(size, alpha.flat[0], alpha.dtype)
+        alpha = _with_extremes_kept(upscaled, alpha)
     if hidden is not None:
         color[alpha == 0] = hidden
     return picture.with_pixels(color, alpha)
@@ -215,6 +216,19 @@ def _with_edges_continued(picture: Picture) -> np.ndarray:
 
     nearest = distance_transform_edt(picture.alpha == 0, return_distances=False, return_indices=True)
     return picture.color[tuple(nearest)]
+
+
+def _with_extremes_kept(upscaled: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Upscaled transparency. Two pixels away from all others, what is wholly transparent or opaque stays exactly so.
+
+    The network is off by some levels there: programs that trim a picture would find pixels that nobody sees.
+    """
+    from scipy.ndimage import minimum_filter
+
+    for value in (0, MOST.get(alpha.dtype, 1)):
+        inside = Image.fromarray(minimum_filter(alpha == value, 5))
+        upscaled[np.asarray(inside.resize(upscaled.shape[::-1], Image.Resampling.NEAREST))] = value
+    return upscaled
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -174,3 +174,15 @@ def test_edges_do_not_depend_on_a_hidden_colour():
     # Where they differ they may mean something, as in textures of games.
     pixels[0, 0, :3] = 9
     assert np.array_equal(upscale(pixels, network)[..., :3], upscale(pixels[..., :3].copy(), network))
+
+
+@pytest.mark.parametrize("outscale", [None, 1.5])
+@pytest.mark.parametrize(("dtype", "most"), [(np.uint8, 255), (np.uint16, 65535), (np.float16, 1)])
+def test_what_is_wholly_transparent_or_opaque_stays_so(network, dtype, most, outscale):
+    pixels = np.full((24, 40, 4), most, dtype)
+    pixels[:, :20, 3] = 0
+    alpha = upscale(pixels, network, outscale=outscale)[..., 3]
+    factor = outscale or network.upscale
+    assert (alpha[:, : int(18 * factor)] == 0).all()
+    assert (alpha[:, -int(18 * factor) :] == most).all()
+    assert len(np.unique(alpha)) > 2  # between them it is the network's
