@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules by name: PyTorch's, those of BasicSR that differ, and ours."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -151,6 +152,8 @@ class WarmUp:
 
     def __init__(self, optimizer: Optimizer, scheduler: LRScheduler, iterations: int):
         self.optimizer, self.scheduler, self.iterations = optimizer, scheduler, iterations
+        # PyTorch warns where the first step was skipped, or made before a resume: no rate is missed.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
 
     def set_rates(self, iteration: int) -> None:
         """Set the learning rates of an iteration, counted from 1. Call this for every iteration in order."""

@@ -334,13 +334,15 @@ def _loss(where: str, section: dict[str, Any], *, of_features: bool) -> Iterator
 def _metrics(options: dict[str, Any]) -> Iterator[str]:
     for name, section in ((options.get("val") or {}).get("metrics") or {}).items():
         where = f"val.metrics.{name}"
-        yield from (_narrowed(fault, section, partial(_metric, where)) for fault in _metric(where, section))
+        tried = partial(_metric, where, is_compared="train" in options)
+        yield from (_narrowed(fault, section, tried) for fault in tried(section))
         if name in _COLUMNS:
             yield f"{where}: the results have a column of this name; choose another"
 
 
-def _metric(where: str, section: dict[str, Any]) -> Iterator[str]:
-    """What a metric refuses: it is tried on two pictures. Equal ones show which values are better."""
+def _metric(where: str, section: dict[str, Any], *, is_compared: bool) -> Iterator[str]:
+    """What a metric refuses: it is tried on two pictures. Equal ones show which values are better, which training
+    compares."""
     import numpy as np
 
     images = np.random.default_rng(0).integers(0, 256, (2, 208, 208, 3), np.uint8)  # NIQE needs blocks of 96
@@ -351,6 +353,8 @@ def _metric(where: str, section: dict[str, Any]) -> Iterator[str]:
     if values and (values[1] > values[0] if lower else values[1] < values[0]):
         better = "higher" if lower else "lower"
         yield f"{where}.better: {values[1]:g} for equal pictures, {values[0]:g} for others; set better: {better}"
+    if values and values[1] == values[0] and is_compared and "better" not in section:
+        yield f"{where}: does not compare with originals; set better: lower (as NIQE is) or higher"
 
 
 def _tried(

@@ -343,7 +343,12 @@ _BEST = Section(
     )
 )
 _VAL = (
-    Option("metrics", Maybe(Several(_METRIC)), None, "Metrics by names of your choice: a `type` and its arguments."),
+    Option(
+        "metrics",
+        Maybe(Several(_METRIC)),
+        None,
+        "Metrics by names of your choice: a `type`, its arguments, and `better`, `higher` (the default) or `lower`.",
+    ),
     Option("save_img", Flag(), False, "Write the pictures to `visualization/`."),
     Option("suffix", Maybe(FileName()), None, "End of the names of a test's pictures; empty: the run's name."),
     Option("pbar", Flag(), False, "Accepted from published files, without effect: progress is always shown."),

@@ -23,7 +23,7 @@ from dlgsanet.data.pairs import (
     refuse_other_sizes,
 )
 from dlgsanet.distributed import raised_on_all, ranks, refuse_other_ranks
-from dlgsanet.errors import UserError, brief, faults_of, first_line, within
+from dlgsanet.errors import UserError, brief, faults_of, within
 from dlgsanet.files import check_can_write, printable
 from dlgsanet.folder_lock import owned
 from dlgsanet.memory import is_out_of_memory
@@ -102,9 +102,11 @@ def _folder_of(options: dict[str, Any]) -> Iterator[None]:
 def _not_of_this_process(error: RuntimeError, options: dict[str, Any]) -> str | None:
     """What happened to another rank that this one waits for. None: the error is about something else."""
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "Broken pipe")
-    if options["dist"] and any(sign in str(error) for sign in signs):
-        return f"rank {options['rank']}: another rank has died or does not answer ({first_line(error, 200)})"
-    return None
+    if not options["dist"] or not any(sign in str(error) for sign in signs):
+        return None
+    if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+        return "another rank has not answered for as long as dist_params.timeout says"
+    return "another rank has died; what it said is above, or in its own log"
 
 
 def _out_of_memory(error: RuntimeError) -> str | None:

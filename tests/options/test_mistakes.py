@@ -206,6 +206,8 @@ def test_losses_and_metrics_of_ones_own_are_tried_with_equal_pictures(options):
         assert "val.metrics.error.better" in fault(options)
         options["val"]["metrics"]["error"]["better"] = "lower"
         read(options)
+        options["val"]["metrics"]["niqe"] = {"type": "calculate_niqe", "crop_border": 2}
+        assert "val.metrics.niqe: does not compare with originals; set better: lower" in fault(options)
     finally:
         del LOSS_REGISTRY._obj_map["Closeness"], METRIC_REGISTRY._obj_map["error"]
 

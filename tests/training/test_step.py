@@ -124,6 +124,12 @@ def test_bad_step_is_skipped_and_counted(batch, precision, optimizer):
         step(trained, bad, 5)
 
 
+def test_a_skipped_first_step_gives_no_warning_about_rates(batch, recwarn):
+    trained = step(model(), batch | {"lq": torch.full_like(batch["lq"], math.nan)})
+    step(trained, batch, 2)
+    assert not [str(warning.message) for warning in recwarn]
+
+
 def rates(trained, iterations: int) -> list[float]:
     found = []
     for iteration in range(1, iterations + 1):
