@@ -31,8 +31,12 @@ setup-test: setup .venv/.ready-test
 	@$(call patiently,installing this package and those it needs,$(pip) --no-build-isolation --editable '.[figures]')
 	@touch $@
 
+# A torch for GPUs requires its own Triton: with another one, pip would replace this torch.
+extras := $(bin)/python -c 'import importlib.metadata as m; \
+  print("test" if "triton" in str(m.requires("torch")) else "test,triton")'
+
 .venv/.ready-test: .venv/.ready
-	@$(call patiently,installing the packages for tests,$(pip) --no-build-isolation --editable '.[test]')
+	@$(call patiently,installing the packages for tests,$(pip) --no-build-isolation --editable ".[$$($(extras))]")
 	@touch $@
 
 # The libraries of a checkout follow its sources; without a compiler the network runs on PyTorch alone.

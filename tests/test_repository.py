@@ -36,6 +36,12 @@ def test_the_version_of_basicsr_is_the_same_everywhere():
     assert pinned in (REPOSITORY / "requirements.txt").read_text().splitlines()
 
 
+def test_the_packages_for_tests_leave_the_triton_of_a_torch_for_gpus():
+    """With another Triton pip would replace such a torch. The Makefile asks for one only next to other builds."""
+    for_tests = re.search(r"^test = \[.*?^\]", (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert "triton" not in for_tests[0]
+
+
 def test_no_test_has_a_short_time_limit():
     """A busy machine must not fail a test: limits are there to end what hangs, from 600 s up."""
     short = [

@@ -112,7 +112,8 @@ def test_tf32_where_it_is_allowed(monkeypatch):
     exact = results("fused_dynamic_depthwise_conv", arguments)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     rounded = results("fused_dynamic_depthwise_conv", arguments)
-    assert list(map(torch.equal, rounded, exact)) == [False, True, False, False, False]  # all but the gradient of x
+    out, _, *of_others = map(torch.equal, rounded, exact)  # the gradient of x only where its kernel has enough memory
+    assert [out, *of_others] == [False] * 4
     assert relative_error(rounded, expected) <= TF32_TOLERANCE
 
 
@@ -124,8 +125,8 @@ def test_the_faster_kernels_are_chosen_once(monkeypatch, tmp_path, dtype):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     arguments = fused_arguments((16, 48, 8, 12, 7, 48, 48), dtype)
     expected = results("fused_dynamic_depthwise_conv", arguments)
-    on_tensor_cores = list(choice._chosen.values())  # forward, and the gradients of z and of the expansion
-    assert len(on_tensor_cores) == 3
+    on_tensor_cores = list(choice._chosen.values())  # forward, the gradients of z, of the expansion and perhaps of x
+    assert len(on_tensor_cores) in (3, 4)
     monkeypatch.setattr(choice, "milliseconds", lambda *call: pytest.fail("timed again"))
     monkeypatch.setattr(choice, "_chosen", {})
     assert all(map(torch.equal, results("fused_dynamic_depthwise_conv", arguments), expected))
