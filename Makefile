@@ -93,7 +93,6 @@ bench-gpu: $(gpu_setup)
 	done; exit $$code
 
 bench-data: setup
-	$(bin)/python scripts/benchmark_resize.py
 	$(bin)/python scripts/benchmark_loader.py --workers 0 1 2
 
 bench-training: setup
