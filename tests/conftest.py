@@ -2,8 +2,12 @@
 
 import importlib.util
 import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -27,6 +31,21 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def python(code: str, *arguments: object, **settings: Any) -> subprocess.CompletedProcess:
+    """Run code in a process of its own, which can import what is in the repository."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, **settings)
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> int:
+    """Run `scripts/NAME.py` in this process, which may have imported what it needs; its exit code."""
+    path = str(REPOSITORY / f"scripts/{name}.py")
+    monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(path, run_name="__main__")
+    return ended.value.code or 0
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,11 @@
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from dlgsanet import allocator
+from tests.conftest import python
 
 # A command that sets the allocator as training does, writes 64 MB, frees them, and prints how many MB remain.
 FREE_A_BLOCK = """
@@ -33,8 +32,7 @@ def run_probe(setting: str | None) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k != allocator.VARIABLE}
     if setting is not None:
         environment[allocator.VARIABLE] = setting
-    command = [sys.executable, "-c", FREE_A_BLOCK]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    return python(FREE_A_BLOCK, env=environment)
 
 
 @pytest.mark.skipif(not allocator._has_glibc(), reason="the C library is not glibc")

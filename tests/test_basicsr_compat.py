@@ -2,19 +2,11 @@
 
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY
-
-
-def python(code: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-
+from tests.conftest import python
 
 # Makes an import fail, as on a machine that lacks the module.
 MISSING = """

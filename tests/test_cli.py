@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dlgsanet.cli import SUBCOMMANDS, main
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, python
 
 
 def command(*arguments: str, cwd=REPOSITORY) -> subprocess.CompletedProcess:
@@ -35,7 +35,7 @@ def test_help_answers_at_once_and_names_every_command():
 
 def test_the_command_does_not_load_torch():
     code = "import sys, dlgsanet.cli; sys.exit('torch' in sys.modules or 'basicsr' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
+    assert python(code).returncode == 0
 
 
 @pytest.mark.parametrize("name", [*SUBCOMMANDS, "data folder", "data sheet", "explain lam"])
@@ -158,7 +158,7 @@ def test_output_that_cannot_be_written(arguments, tmp_path):
 
 def test_a_process_that_crashes_says_where():
     code = "import os, signal; from dlgsanet.cli import main; main(['--version']); os.kill(os.getpid(), signal.SIGSEGV)"
-    crashed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    crashed = python(code)
     assert "Segmentation fault" in crashed.stderr
     assert 'File "<string>", line 1' in crashed.stderr
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, python
 
 # Slow to import, and of no use to `dlgsanet upscale` of a PNG on a CPU.
 UNUSED = [
@@ -15,11 +15,6 @@ UNUSED = [
     "torch._meta_registrations", "torch._refs", "dlgsanet.basicsr_compat", "dlgsanet.data", "dlgsanet.evaluation",
     "dlgsanet.models", "dlgsanet.options", "dlgsanet.plugin", "dlgsanet.training",
 ]  # fmt: skip
-
-
-def python(code: str, *arguments: str, **settings) -> subprocess.CompletedProcess:
-    call = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(call, capture_output=True, text=True, cwd=REPOSITORY, **settings)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from dlgsanet.archs.dlgsanet import DLGSANet
 from dlgsanet.data.resize import downscale
 
 SMALL = {"dim": 12, "groups": 1, "blocks": 1, "buildblock_type": "sparseedge", "upsampler": "pixelshuffledirect"}
+EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
 
 
 def write_set(root: Path, name: str, scales=(2,), size=(64, 48)) -> Path:

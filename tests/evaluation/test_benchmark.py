@@ -23,7 +23,7 @@ from dlgsanet.evaluation.journal import Journal, digest_of_package
 from dlgsanet.evaluation.perceptual import perceptual_metric
 from dlgsanet.inference.self_ensemble import self_ensemble
 from tests.conftest import REPOSITORY
-from tests.evaluation.conftest import small_weights, write_set
+from tests.evaluation.conftest import EDSR, small_weights, write_set
 
 KEYS = ("params", "params_ema")
 NEAREST = """
@@ -246,8 +246,7 @@ def test_name_that_no_folder_can_have_is_found_before_the_work(place, capsys, na
 
 def test_any_network_of_basicsr_is_compared(place, option_file):
     options = yaml.safe_load(option_file.read_text())
-    network = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
-    options |= {"name": "EDSR", "network_g": network, "path": {"pretrain_network_g": None}}
+    options |= {"name": "EDSR", "network_g": EDSR, "path": {"pretrain_network_g": None}}
     (place / "edsr.yml").write_text(yaml.safe_dump(options))
     assert benchmark("A.pth", "edsr.yml") == 2
     assert benchmark("A.pth", "edsr.yml", "--random-weights") == 0

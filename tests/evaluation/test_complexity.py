@@ -12,7 +12,7 @@ from dlgsanet.evaluation import ablation, complexity, memory
 from dlgsanet.evaluation.complexity import input_size, measure, multiply_accumulates, parameters
 from dlgsanet.evaluation.memory import least_memory
 from dlgsanet.pictures.tile_sizes import OTHER_MEMORY, needed_memory
-from tests.evaluation.conftest import SMALL, small_weights
+from tests.evaluation.conftest import EDSR, SMALL, small_weights
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,7 @@ def test_tensors_that_are_alive_at_once_are_counted():
 @pytest.mark.parametrize("own", [False, True])
 def test_sizes_that_do_not_fit_are_refused(own, option_file, monkeypatch, capsys):
     if own:
-        options = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
-        option_file.write_text(yaml.safe_dump({"name": "own", "scale": 2, "network_g": options}))
+        option_file.write_text(yaml.safe_dump({"name": "own", "scale": 2, "network_g": EDSR}))
     run = ["complexity", str(option_file), "--output", "160x120", "--runs", "1", "--device", "cpu"]
     monkeypatch.setattr(complexity, "_measure_by_clock", lambda *_: complexity.Cost(1, 1))
     assert main(run) == 0

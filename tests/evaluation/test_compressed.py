@@ -2,9 +2,8 @@
 
 import csv
 import io
-import runpy
 import statistics
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,28 +11,19 @@ from PIL import Image
 
 from dlgsanet.evaluation.scoring import bicubic
 from dlgsanet.metrics import psnr
-from tests.conftest import REPOSITORY
+from tests.conftest import run_script
 from tests.evaluation.conftest import small_weights, write_set
-
-
-def run(monkeypatch, *arguments):
-    script = REPOSITORY / "scripts/evaluate_compressed.py"
-    monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(script), run_name="__main__")
-    if ended.value.code:
-        raise ended.value
 
 
 def test_scores_of_compressed_pictures(tmp_path, monkeypatch, capsys):
     root = write_set(tmp_path, "Photos")
     small = small_weights(tmp_path / "small.pth")
-    with pytest.raises(SystemExit):
-        run(monkeypatch, small, "--scale", 2, "--data", root, "-o", small / "out")
+    run = partial(run_script, monkeypatch, "evaluate_compressed")
+    assert run(small, "--scale", 2, "--data", root, "-o", small / "out") == 2
     assert "quality" not in (err := capsys.readouterr().err)  # it is found before the work
     assert "cannot write" in err
     output = tmp_path / "out"
-    run(monkeypatch, f"ours={small}", small, "--scale", 2, "--data", root, "--qualities", 50, 20, "-o", output)
+    assert run(f"ours={small}", small, "--scale", 2, "--data", root, "--qualities", 50, 20, "-o", output) == 0
     printed = capsys.readouterr().out
     rows = list(csv.DictReader(io.StringIO((output / "x2.csv").read_text())))
     assert len(rows) == 3 * 3 * 3  # qualities and none, images, methods
@@ -69,7 +59,5 @@ def test_scores_of_compressed_pictures(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_bad_arguments_are_named(tmp_path, monkeypatch, capsys, arguments, named):
-    with pytest.raises(SystemExit) as ended:
-        run(monkeypatch, *arguments, "--data", tmp_path)
-    assert ended.value.code == 2
+    assert run_script(monkeypatch, "evaluate_compressed", *arguments, "--data", tmp_path) == 2
     assert named in capsys.readouterr().err.splitlines()[-1]

@@ -7,7 +7,7 @@ from skimage import data
 
 from dlgsanet.cli import main
 from dlgsanet.evaluation import benchmark, memory
-from tests.evaluation.conftest import save, small_weights
+from tests.evaluation.conftest import EDSR, save, small_weights
 
 REFUSED = "pixels need more memory than cpu has"
 
@@ -37,8 +37,7 @@ def test_explain(place, free, what, capsys):
 
 @pytest.mark.parametrize("file", ["A.pth", "edsr.yml"])
 def test_benchmark_divides_batches(place, free, file, capsys):
-    edsr = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2}
-    (place / "edsr.yml").write_text(yaml.safe_dump({"name": "EDSR", "scale": 2, "network_g": edsr}))
+    (place / "edsr.yml").write_text(yaml.safe_dump({"name": "EDSR", "scale": 2, "network_g": EDSR}))
     run = ["benchmark", file, "--random-weights", "--data", "datasets/Photos", "--runs", "0", "--devices", "cpu"]
     free(0)
     assert main(run) == 2

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -141,12 +142,6 @@ def overflowing(path):
     torch.save(state, path)
 
 
-def remove(path):
-    for file in sorted(path.rglob("*"), reverse=True):
-        file.unlink() if file.is_file() else file.rmdir()
-    path.rmdir()
-
-
 @pytest.mark.parametrize(
     ("harm", "named"),
     [
@@ -157,8 +152,8 @@ def remove(path):
             "small.pth: was trained with other options: dim is 24",
         ),
         (lambda root: overflowing(root / "small.pth"), "astronautx2.png: the output is not finite"),
-        (lambda root: remove(root / "datasets/Photos/HR"), "datasets/Photos/HR"),
-        (lambda root: remove(root / "datasets/Photos/LR_bicubic/X2"), "datasets/Photos/LR_bicubic/X2"),
+        (lambda root: shutil.rmtree(root / "datasets/Photos/HR"), "datasets/Photos/HR"),
+        (lambda root: shutil.rmtree(root / "datasets/Photos/LR_bicubic/X2"), "datasets/Photos/LR_bicubic/X2"),
         (lambda root: (root / "datasets/Photos/LR_bicubic/X2/coffeex2.png").unlink(), "coffeex2.png"),
         (lambda root: (root / "datasets/Photos/HR/coffee.png").write_bytes(b"no image"), "HR/coffee.png"),
     ],

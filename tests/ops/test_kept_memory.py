@@ -1,7 +1,6 @@
 """Networks without gradients work in a few blocks of memory: same results, no page faults, nothing overwritten."""
 
 import gc
-import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from dlgsanet import ops
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops import kept_memory
 from dlgsanet.ops.backends.native import library
-from tests.conftest import REPOSITORY
+from tests.conftest import python
 from tests.small_network import in_turn, small_network
 
 needs_native = pytest.mark.skipif(not library.library_path().exists(), reason="the native libraries are not built")
@@ -145,7 +144,7 @@ with torch.inference_mode():
     network(x)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    done = python(code)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 3000
 

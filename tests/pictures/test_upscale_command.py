@@ -261,18 +261,6 @@ def test_impossible_values_are_named(option, capsys):
     assert option.split("=")[0] in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_it_loads_neither_basicsr_nor_torchvision_nor_matplotlib(folder, weights):
-    code = (
-        "import sys; from dlgsanet.cli import main; code = main(sys.argv[1:]); "
-        "heavy = {'basicsr', 'torchvision', 'matplotlib', 'skimage', 'scipy', 'cv2'} & set(sys.modules); "
-        "sys.exit(f'loaded {heavy}' if heavy else code)"
-    )
-    arguments = ["upscale", "in/a.png", "-o", "out", "--weights", str(weights)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, env=environment, check=False)
-    assert done.returncode == 0
-
-
 def test_ctrl_c_leaves_nothing_half_written(folder, weights):
     image = Image.new("RGB", (3000, 3000), "teal")
     image.save(folder / "in/z.png")
