@@ -124,7 +124,11 @@ def restore(model: BaseModel, checkpoint: Checkpoint, rank: int, epoch_length: i
     if rank < len(states):  # with more ranks than before, the new ones keep their fresh state
         _set_random_state(states[rank])
     if "position" in checkpoint.state:
-        return Position(**checkpoint.state["position"])
+        try:
+            return Position(**checkpoint.state["position"])
+        except TypeError as error:
+            other = f"is from another version of dlgsanet; continue the run with that one, or {start_over}"
+            raise UserError(f"the checkpoint of iteration {checkpoint.iteration} {other}") from error
     samples = checkpoint.state["epoch"] * epoch_length
     return Position(checkpoint.iteration, samples, validated=checkpoint.iteration, by_epoch=True)
 

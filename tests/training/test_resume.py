@@ -22,7 +22,7 @@ from dlgsanet.data.sources import file_source
 from dlgsanet.data.storage import write_lmdb
 from dlgsanet.models.dlgsanet_model import DivergedError
 from dlgsanet.signals import StopSignals
-from dlgsanet.training.checkpoints import Checkpoint
+from dlgsanet.training.checkpoints import Checkpoint, Checkpoints
 from dlgsanet.training.resume import Position, restore, state_of, weights_of
 from dlgsanet.training.validation import _upscale_and_score
 from tests.conftest import REPOSITORY
@@ -269,6 +269,14 @@ def test_what_makes_a_resumed_run_another_one_is_named(trained):
     assert resumed(said) == (13, True)
     assert "train.optim_g.lr was 0.001, is 0.5: optimizers and schedules keep" in said  # 0.5 was never used
     assert "Iterations none: the checkpoint has reached train.total_iter, 13" in said
+
+
+def test_a_checkpoint_of_a_later_version_is_refused(trained):
+    checkpoints = Checkpoints(trained.experiment())
+    checkpoint = checkpoints.read(12)
+    checkpoint.state["position"]["of_a_later_version"] = 1
+    checkpoints.save(12, checkpoint.weights, checkpoint.state)
+    assert "the checkpoint of iteration 12 is from another version of dlgsanet" in trained.fault("--auto-resume")
 
 
 @pytest.mark.parametrize("way", ["another size", "the same size", "in a database"])
