@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -79,7 +80,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-# A run that is not a `Start`, with the options in `options.yml`.
+# A run that is not a `Start`, with the options in `options.yml`: see `Workplace.run_apart`.
 COMMAND = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
@@ -204,6 +205,12 @@ class Workplace:
         said = self.folder / f"said_{self.starts}.txt"
         return Start(said, self.folder, ["-opt", file.name, *arguments], environment, stop and Stop(*stop))
 
+    def run_apart(self, *before: str, **settings: Any) -> subprocess.CompletedProcess:
+        """Train in a process that is not a `Start`, by a command of which COMMAND is the end."""
+        (self.folder / "options.yml").write_text(yaml.safe_dump(self.options))
+        settings = {"env": ENVIRONMENT, "capture_output": True, "text": True} | settings
+        return subprocess.run([*before, *COMMAND], cwd=self.folder, **settings)
+
     def train(self, *arguments: str, code: int = 0) -> str:
         """Train to the end, which must come with an exit code; what was said."""
         return self.start(*arguments).end(code)
@@ -291,6 +298,16 @@ def resumed(said: str) -> tuple[int, bool]:
     return int(words[words.index("iteration") + 1]), "not exact" not in line and "exact" in words
 
 
+# A network with batch normalisation, for `Workplace.import_own`.
+NORMALISED = """
+from torch import nn
+from basicsr.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register()
+class Normalised(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
+"""
 OWN_DATA_SET = """
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.registry import DATASET_REGISTRY

@@ -6,7 +6,7 @@ import signal
 import pytest
 import yaml
 
-from tests.training.conftest import identical, own_data_set, resumed
+from tests.training.conftest import identical, resumed
 
 
 def rates(said: str) -> dict[int, float]:
@@ -60,16 +60,6 @@ def test_run_with_another_schedule_branches_too_and_may_change_to_a_constant_rat
     assert [*rates(said).values()] == pytest.approx([0.0005, 0.0005 * (1 - math.sqrt(0.5))], rel=0.01)
     trained.options["train"]["scheduler"] = {"type": "WSD"}
     assert [*rates(trained.train("--auto_resume")).values()] == pytest.approx([0.0005, 0.0005])
-
-
-def test_branch_imports_the_files_of_its_run(workplace):
-    own_data_set(workplace)
-    workplace.options["train"]["total_iter"] = 2
-    workplace.train("--import", "own.py")
-    workplace.train("--import", "own.py", "--decay-now", "2")
-    (workplace.experiment("run_decay_2") / "training_states/4.state").unlink()
-    workplace.train("-opt", "experiments/run_decay_2/run_decay_2.yml", "--auto-resume")
-    assert workplace.checkpoint(4, "run_decay_2")["position"]["samples"] == 4 * 4
 
 
 def test_ranks_branch_together(constant):

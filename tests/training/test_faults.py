@@ -1,14 +1,12 @@
 """What goes wrong outside of the program: data, weights, numbers. Each gives one clear last line and no traceback."""
 
 import signal
-import subprocess
 
 import cv2
 import pytest
 import torch
-import yaml
 
-from tests.training.conftest import COMMAND, ENVIRONMENT, identical, last_line, resumed
+from tests.training.conftest import identical, last_line, resumed
 
 
 @pytest.fixture
@@ -173,9 +171,8 @@ CLOSED = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-", "all": "<&- >&- 2>&
 )
 def test_closed_standard_streams(workplace, finished, streams):
     """No file of the run takes the place of one, whose messages it would then get."""
-    (workplace.folder / "options.yml").write_text(yaml.safe_dump(workplace.options))
-    command = ["sh", "-c", f'exec "$@" {CLOSED[streams]}', "sh", *COMMAND]
-    subprocess.run(command, cwd=workplace.folder, env=ENVIRONMENT, check=True)
+    done = workplace.run_apart("sh", "-c", f'exec "$@" {CLOSED[streams]}', "sh", capture_output=False)
+    assert done.returncode == 0
     assert identical(workplace.checkpoint(12), finished.checkpoint(12))
     (log,) = workplace.experiment().glob("train_*.log")
     assert "End of training" in log.read_text()
@@ -186,9 +183,7 @@ def test_few_open_files(workplace):
     workplace.options["train"]["total_iter"] = 2
     for workers, code in ((0, 0), (2, 2)):
         workplace.options["datasets"]["train"]["num_worker_per_gpu"] = workers
-        (workplace.folder / "options.yml").write_text(yaml.safe_dump(workplace.options))
-        command = ["sh", "-c", 'ulimit -n 20; exec "$@"', "sh", *COMMAND]
-        ended = subprocess.run(command, cwd=workplace.folder, env=ENVIRONMENT, capture_output=True, text=True)
+        ended = workplace.run_apart("sh", "-c", 'ulimit -n 20; exec "$@"', "sh")
         assert ended.returncode == code, ended.stderr
     line = last_line(ended.stderr)
     assert "ulimit -n" in line

@@ -8,17 +8,13 @@ import os
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
-from typing import Any
 
 import pytest
 import yaml
 
 from dlgsanet.training.messages import ProgressLine
-from tests.conftest import REPOSITORY
-from tests.training.conftest import identical, tensorboard_steps
+from tests.training.conftest import identical, last_line, tensorboard_steps
 
 
 def test_first_lines_and_plain_lines_in_the_file(workplace):
@@ -144,16 +140,11 @@ def test_wandb_follows_tensorboard_where_it_is_installed(workplace):
     """With a stand-in for it."""
     workplace.options["logger"] |= {"use_tb_logger": True, "wandb": {"project": "photographs"}}
     workplace.options["train"]["total_iter"] = 1
-    (workplace.folder / "options.yml").write_text(yaml.safe_dump(workplace.options))
     (workplace.folder / "wandb.py").write_text(WANDB)  # `python -m` looks in the working folder first
-    command = [sys.executable, "-m", "dlgsanet", "train", "-opt", "options.yml"]
-    path = f"{REPOSITORY}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    settings: dict[str, Any] = {"cwd": workplace.folder, "env": os.environ | {"PYTHONPATH": path}}
-    subprocess.run(command, **settings, check=True)
+    assert workplace.run_apart().returncode == 0
     assert json.loads((workplace.folder / "wandb.json").read_text()) == ["photographs", "run", True]
-    refused = [*command, "--force-yml", "logger:wandb:project=of nobody"]
-    last = subprocess.run(refused, **settings, capture_output=True, text=True).stderr.splitlines()[-1]
-    assert "error: logger.wandb: api_key not configured" in last
+    workplace.options["logger"]["wandb"]["project"] = "of nobody"
+    assert "error: logger.wandb: api_key not configured" in last_line(workplace.run_apart().stderr)
     assert [path.name for path in workplace.experiment().parent.glob("run*")] == ["run"]  # it was not set aside
 
 

@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from dlgsanet.extensions import import_all
 from tests.conftest import REPOSITORY
+from tests.training.conftest import NORMALISED
 
 EXAMPLE = REPOSITORY / "docs/examples/smfanet.py"
 NETWORK = {"type": "SMFANet", "dim": 8, "n_blocks": 1, "upscaling_factor": 2}
@@ -61,17 +63,6 @@ def test_it_is_trained_and_teaches_its_like(own, by):
     lines = [line for line in said.splitlines() if "l_teacher" in line]
     assert float(lines[0].split("l_teacher ")[1].split()[0]) == pytest.approx(0, abs=1e-6)  # it began as its teacher
     assert own.weights(2)["params"].keys() == torch.load(own.folder / "t.pth")["params"].keys()
-
-
-NORMALISED = """
-from torch import nn
-from basicsr.utils.registry import ARCH_REGISTRY
-
-@ARCH_REGISTRY.register()
-class Normalised(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
-"""
 
 
 def test_averaged_weights_have_the_statistics_of_batch_normalisation(own):
@@ -127,22 +118,13 @@ def test_a_branch_of_a_run_imports_what_the_run_imported(own):
     own.options["train"] |= {"total_iter": 100, "scheduler": {"type": "WSD"}}
     (own.folder / "files").mkdir()
     (own.folder / "smfanet.py").rename(own.folder / "files/smfanet.py")
-    start = own.start
-
-    def start_of_folder(*arguments, **more):
-        """The option file is files/options.yml."""
-        own.starts += 1
-        import yaml
-
-        (own.folder / "files/options.yml").write_text(yaml.safe_dump(own.options))
-        return start("-opt", "files/options.yml", *arguments, **more)
-
-    start_of_folder(stop=(2, signal.SIGTERM)).end(75)
-    start_of_folder("--decay-now", "2").end()
+    (own.folder / "files/options.yml").write_text(yaml.safe_dump(own.options))
+    own.start("-opt", "files/options.yml", stop=(2, signal.SIGTERM)).end(75)
+    own.train("-opt", "files/options.yml", "--decay-now", "2")
     branch = "experiments/run_decay_2/run_decay_2.yml"
     for path in own.experiment("run_decay_2").glob("training_states/4*"):
         path.unlink()
-    assert "from iteration 2" in start("-opt", branch, "--auto-resume").end()
+    assert "from iteration 2" in own.train("-opt", branch, "--auto-resume")
 
 
 WRONG = """

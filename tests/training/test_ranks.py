@@ -16,7 +16,7 @@ from basicsr.models import build_model
 
 from dlgsanet.extensions import import_all
 from dlgsanet.training.validation import ValidationSet
-from tests.training.conftest import OPTIONS, Workplace, identical, run_as_ranks
+from tests.training.conftest import NORMALISED, OPTIONS, Workplace, identical, run_as_ranks
 
 TOLERANCE = 1e-5  # absolute; weights are of the order of 0.1
 
@@ -69,19 +69,8 @@ SWINIR = {
 }  # fmt: skip
 
 
-NORMALISED = """
-from torch import nn
-from basicsr.utils.registry import ARCH_REGISTRY
-
-@ARCH_REGISTRY.register()
-class NormalisedOnRanks(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.PixelShuffle(2))
-"""
-
-
 def test_ranks_validate_with_the_statistics_that_are_saved(workplace, monkeypatch):
-    workplace.import_own(NORMALISED, network_g={"type": "NormalisedOnRanks"})
+    workplace.import_own(NORMALISED, network_g={"type": "Normalised"})
     workplace.options["manual_seed"] = 2**32 - 1  # the largest; that of the second rank follows it
     workplace.options["train"]["total_iter"] = 2
     said = train_on(workplace, 2)

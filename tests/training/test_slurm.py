@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.training.conftest import identical
+from tests.training.conftest import Workplace, identical
 
 NAME = "train_SISR_ClassicDIV2K_Tiny_48C3G3B_DLGSANet_SRx2_scratch_img_size_48_lr5e_4"
 
@@ -58,25 +59,33 @@ OVERRIDES = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def cluster(workplace, monkeypatch):
-    """A folder to submit from, which is the repository too, with the data where the option file expects them."""
+# Not a link: that would leave the virtual environment.
+PYTHON = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+
+
+def checkout(workplace: Workplace, **programs: str) -> Path:
+    """A checkout with data where the option file expects them, and these programs in its `.venv/bin`."""
     root = workplace.folder / "cluster"
-    programs = root / "bin"
-    programs.mkdir(parents=True)
-    (root / "spool").mkdir()
     for name in ("demo_sbatch_file", "options"):
         shutil.copytree(REPOSITORY / name, root / name)
     (root / "dlgsanet").symlink_to(REPOSITORY / "dlgsanet")
-    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'  # not a link: that would leave the virtual environment
-    for name, text in {"sbatch": SBATCH, "scontrol": SCONTROL, "srun": SRUN, "python": python}.items():
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
+    (root / ".venv/bin").mkdir(parents=True)
+    for name, text in ({"python": PYTHON} | programs).items():
+        (root / ".venv/bin" / name).write_text(text)
+        (root / ".venv/bin" / name).chmod(0o755)
     for name, part in (("DIV2K", "train"), ("Set5", "val")):
         (root / "datasets" / name / "LR_bicubic").mkdir(parents=True)
         (root / "datasets" / name / "HR").symlink_to((workplace.folder / part / "HR").resolve())
         (root / "datasets" / name / "LR_bicubic/X2").symlink_to((workplace.folder / part / "X2").resolve())
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return root
+
+
+@pytest.fixture
+def cluster(workplace, monkeypatch):
+    """A folder to submit from, which is the repository too."""
+    root = checkout(workplace, sbatch=SBATCH, scontrol=SCONTROL, srun=SRUN)
+    (root / "spool").mkdir()
+    monkeypatch.setenv("PATH", f"{root}/.venv/bin:{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return root
 

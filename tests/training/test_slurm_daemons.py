@@ -5,15 +5,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
 from tests.training.conftest import identical
-from tests.training.test_slurm import NAME, OVERRIDES
+from tests.training.test_slurm import NAME, OVERRIDES, checkout
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 pytestmark = [
@@ -107,19 +105,8 @@ def wait_until(done, seconds: float, otherwise) -> None:
 
 @pytest.fixture
 def repository(workplace):
-    """A checkout with data where the option file expects them, and a Python that knows this package."""
-    root = workplace.folder / "cluster"
-    for name in ("demo_sbatch_file", "options"):
-        shutil.copytree(REPOSITORY / name, root / name)
-    (root / "dlgsanet").symlink_to(REPOSITORY / "dlgsanet")
-    (root / ".venv/bin").mkdir(parents=True)
-    python = root / ".venv/bin/python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')  # not a link: that would leave the environment
-    python.chmod(0o755)
-    for name, part in (("DIV2K", "train"), ("Set5", "val")):
-        (root / "datasets" / name / "LR_bicubic").mkdir(parents=True)
-        (root / "datasets" / name / "HR").symlink_to((workplace.folder / part / "HR").resolve())
-        (root / "datasets" / name / "LR_bicubic/X2").symlink_to((workplace.folder / part / "X2").resolve())
+    """A checkout to submit from another folder."""
+    root = checkout(workplace)
     (workplace.folder / "elsewhere").mkdir()
     return root
 

@@ -148,10 +148,8 @@ def _shared_memory_can_be_replaced() -> bool:
 @pytest.mark.skipif(not _shared_memory_can_be_replaced(), reason="needs the right to mount")
 def test_shared_memory_that_is_too_small(endless):
     endless.options["datasets"]["train"] |= {"gt_size": 72, "batch_size_per_gpu": 16}
-    (endless.folder / "options.yml").write_text(yaml.safe_dump(endless.options))
     mount = 'mount -t tmpfs -o size=200k tmpfs /dev/shm; exec "$@"'
-    command = ["unshare", "-m", "sh", "-c", mount, "sh", *COMMAND]
-    ended = subprocess.run(command, cwd=endless.folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    ended = endless.run_apart("unshare", "-m", "sh", "-c", mount, "sh", timeout=600)
     assert ended.returncode == 2
     assert "/dev/shm" in last_line(ended.stderr)
     assert "num_worker_per_gpu" in last_line(ended.stderr)
