@@ -149,7 +149,22 @@ def add_size(parser: argparse.ArgumentParser, name: str, default: tuple[int, int
         return width, height
 
     shown = "{}x{}".format(*default)
-    parser.add_argument(name, type=parse, default=default, metavar="WxH", help=f"{what}; default {shown}")
+    parser.add_argument(name, type=parse, default=default, metavar="WxH", help=f"{what}; default: {shown}")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """`--weights` and `--scale`, of a network that is run or written."""
+    parser.add_argument(
+        "-n",
+        "--weights",
+        default="Tiny",
+        metavar="WEIGHTS",
+        help="a .safetensors or .pth file, or the name of included weights, such as Tiny or DLGSANet_Tiny_x4; "
+        "default: %(default)s",
+    )
+    parser.add_argument(
+        "--scale", type=int, choices=(2, 3, 4), help="scale factor of the network; default: that of the weights"
+    )
 
 
 def file_of(*endings: str) -> Callable[[str], Path]:

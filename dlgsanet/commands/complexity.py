@@ -28,12 +28,17 @@ def main(argv: list[str]) -> int:
         help="Tiny, Light, Large, option files, or weight files of DLGSANets; default: the three sizes",
     )
     parser.add_argument(
-        "--scales", type=whole_number(), nargs="+", default=[2, 3, 4], metavar="S", help="of the named sizes"
+        "--scales",
+        type=whole_number(),
+        nargs="+",
+        default=[2, 3, 4],
+        metavar="S",
+        help="of the named sizes; default: 2 3 4",
     )
     add_size(parser, "--output", (1280, 720), "output size", least=16)
     parser.add_argument("--device", help="cpu, cuda, cuda:1...; default: a GPU where there is one")
     parser.add_argument(
-        "--runs", type=whole_number(0), default=3, help="timed runs of each network, 0 to measure nothing; default 3"
+        "--runs", type=whole_number(0), default=3, help="timed runs of each network, 0 to measure nothing; default: 3"
     )
     add_import(parser)
     arguments = parser.parse_args(argv)

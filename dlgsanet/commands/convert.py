@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     add("source", type=Path, metavar="FROM", help="a .pth or .safetensors file")
     add("target", type=Path, metavar="TO", help="a .pth or .safetensors file")
     add("-opt", type=Path, metavar="FILE", help="the option file whose network_g the weights belong to")
-    add("--key", choices=("params", "params_ema"), help="weights of each .pth to take (default: params_ema if there)")
+    add("--key", choices=("params", "params_ema"), help="weights of each .pth to take; default: params_ema if there")
     add("--metadata", action="append", default=[], metavar="KEY=VALUE", help="an entry to add to the new file")
     add("--average", metavar="FILE=SHARE", help="mix in a share, from 0 to 1, of another file's weights")
     args = parser.parse_args(argv)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser
+from dlgsanet.commands.arguments import ArgumentParser, add_weights
 
 EXAMPLES = """\
 examples:
@@ -20,11 +20,9 @@ def main(argv: list[str]) -> int:
     )
     add = parser.add_argument
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="a name that ends in .onnx or .pt2")
-    add("-n", "--weights", default="Tiny", metavar="WEIGHTS", help="a .safetensors or .pth file, or the name of "
-        "included weights, such as Tiny or DLGSANet_Tiny_x4 (default: Tiny)")  # fmt: skip
-    add("--scale", type=int, choices=(2, 3, 4), help="scale factor of the network (default: that of the weights)")
-    add("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16: half the size; norms stay in fp32 "
-        "(default: fp32)")  # fmt: skip
+    add_weights(parser)
+    add("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16: half the size; norms stay in fp32; "
+        "default: fp32")  # fmt: skip
     args = parser.parse_args(argv)
 
     from dlgsanet.archs.checkpoint import build_network

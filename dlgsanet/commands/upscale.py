@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from dlgsanet.commands.arguments import ArgumentParser, add_shard, part_of_name, whole_number
+from dlgsanet.commands.arguments import ArgumentParser, add_shard, add_weights, part_of_name, whole_number
 from dlgsanet.errors import UserError, one_line
 from dlgsanet.files import check_can_write
 from dlgsanet.pictures.bounds import LARGEST_FACTOR
@@ -40,34 +40,27 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="files, folders (with everything below them), globs, or - for stdin")
     add("-i", "--input", nargs="+", action="extend", default=[], metavar="INPUT", help="the same as INPUT")
-    add("-o", "--output", type=Path, default=DEFAULT_OUTPUT, metavar="OUT", help="a file, a folder, or - for stdout "
-        "(default: the folder results)")  # fmt: skip
-    add("-n", "--weights", default="Tiny", metavar="WEIGHTS", help="a .safetensors or .pth file, or the name of "
-        "included weights, such as Tiny or DLGSANet_Tiny_x4 (default: Tiny)")  # fmt: skip
-    add("--scale", type=int, choices=(2, 3, 4), help="scale factor of the network (default: that of the weights)")
+    add("-o", "--output", type=Path, default=DEFAULT_OUTPUT, metavar="OUT", help="a file, a folder, or - for stdout; "
+        "default: the folder results")  # fmt: skip
+    add_weights(parser)
     add("-s", "--outscale", type=_factor, metavar="S", help="resize the result to S times the input")
     add("-t", "--tile", type=_tile, default="auto", metavar="TILE", help="exact: the whole picture at once; a "
         "number: tiles of N pixels per side; auto (default): exact if it fits, else tiles")  # fmt: skip
     add("--self-ensemble", action="store_true", help="average over 8 flips and transposes: 8 times the work, slightly "
         "better")  # fmt: skip
-    add("--device", help="cpu, cuda, cuda:1, mps, xpu, or several that share the pictures: cuda:0,cuda:1 (default: all "
-        "GPUs for a folder, the first for a picture, the CPU without one)")  # fmt: skip
+    add("--device", help="cpu, cuda, cuda:1, mps, xpu, or several that share the pictures: cuda:0,cuda:1; default: all "
+        "GPUs for a folder, the first for a picture, the CPU without one")  # fmt: skip
     add_shard(parser)
     add("-g", "--gpu-id", dest="device", type=_gpu, metavar="N", help="the same as --device cuda:N")
-    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and features (default: "
-        "fp32); the others are for GPUs")  # fmt: skip
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and features; fp16 "
+        "and bf16 are for GPUs; default: fp32")  # fmt: skip
     add("--fp32", dest="precision", action="store_const", const="fp32", help="the same as --precision fp32")
     add("--ext", choices=("auto", *(e[1:] for e in WRITTEN)), default="auto", help="format of results in a folder or "
-        "on stdout (default: that of the input)")  # fmt: skip
+        "on stdout; default: that of the input")  # fmt: skip
     add("--suffix", default="", type=part_of_name, help="put after the names of results, before the extension")
-    add(
-        "--quality",
-        type=whole_number(1, 100),
-        default=95,
-        metavar="Q",
-        help="1 to 100, for JPEG and WebP (default: 95)",
-    )
-    add("--overwrite", action="store_true", help="replace results that exist already (default: skip them)")
+    add("--quality", type=whole_number(1, 100), default=95, metavar="Q", help="1 to 100, for JPEG and WebP; default: "
+        "95")  # fmt: skip
+    add("--overwrite", action="store_true", help="replace results that exist already; default: skip them")
     add("--dry-run", action="store_true", help="read everything, report what would be done, write nothing")
     return parser
 
