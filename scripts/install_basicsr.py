@@ -34,13 +34,13 @@ builtins.exec = exec
 """
 
 
-def pip(*arguments: str, package: str = BASICSR) -> int:
-    """Run ``pip ARGUMENTS PACKAGE`` with this Python, with `exec` as it was before 3.13; return its exit code."""
+def pip(*arguments: str) -> int:
+    """Run ``pip ARGUMENTS`` for BasicSR with this Python, with `exec` as it was before 3.13; return its exit code."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
         paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
         # Without isolation: BasicSR's build asks for torch, and pip would download another one for the build alone.
-        call = [sys.executable, "-m", "pip", *arguments, "--no-build-isolation", package]
+        call = [sys.executable, "-m", "pip", *arguments, "--no-build-isolation", BASICSR]
         return subprocess.run(call, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}).returncode
 
 
