@@ -191,10 +191,8 @@ def _measure_by_clock(network: nn.Module, x: Tensor, runs: int) -> Cost:
         x.flatten()[0].item()  # waits until a GPU has done what was started before
 
     gc.collect()
-    with suppress(
-        OSError, AttributeError
-    ):  # not glibc; what it keeps for later would not show up when it is used again
-        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps would not show up when it is used again
     before = _peak_resident(reset=True) if x.is_cpu else None
     run()  # memory is measured in the first run: later ones reuse what the allocator kept
     after = _peak_resident()

@@ -354,7 +354,7 @@ def _metric(where: str, section: dict[str, Any], *, is_compared: bool) -> Iterat
         better = "higher" if lower else "lower"
         yield f"{where}.better: {values[1]:g} for equal pictures, {values[0]:g} for others; set better: {better}"
     if values and values[1] == values[0] and is_compared and "better" not in section:
-        yield f"{where}: does not compare with originals; set better: lower (as NIQE is) or higher"
+        yield f"{where}: does not compare with originals; set better: lower (as for NIQE) or higher"
 
 
 def _tried(

@@ -208,7 +208,7 @@ def test_a_class_that_does_not_fit_is_found_before_work_begins(own, where, name,
 
 
 def test_a_crop_of_a_large_image_is_tried(own):
-    """It leaves the same remainders, and takes no seconds on a CPU."""
+    """Its sides have the same remainders, and it takes less time than the whole image."""
     own.own_images()
     for part, shape in (("HR/crop1.png", (804, 800, 3)), ("X2/crop1x2.png", (402, 400, 3))):
         assert cv2.imwrite(str(own.folder / "val" / part), np.zeros(shape, np.uint8))
