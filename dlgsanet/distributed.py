@@ -23,7 +23,7 @@ from dlgsanet.errors import UserError, first_line
 from dlgsanet.options.table import DIST
 from dlgsanet.signals import INTERRUPTED
 
-SAYING = 2  # seconds in which other ranks that end for the same reason stay silent
+SAYING = 2  # seconds for which a rank stays after its message; others do not repeat it meanwhile
 
 
 @contextmanager
@@ -82,32 +82,28 @@ def _leave_at_once(error: BaseException) -> NoReturn:
     try:
         if code == 1:
             traceback.print_exception(error)
-        else:
-            with _says_it_alone(line) as alone:
-                if alone:
-                    print(line, file=sys.stderr)
-                    sys.stderr.flush()
-                    time.sleep(SAYING)
+        elif _is_first_to_say(line):
+            print(line, file=sys.stderr, flush=True)
+            time.sleep(SAYING)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:  # stderr may be a file on a full disk
         os._exit(code)
 
 
-@contextmanager
-def _says_it_alone(line: str) -> Iterator[bool]:
-    """Whether no other rank of this host is within such a block with the same line: a child of the same launcher.
+def _is_first_to_say(line: str) -> bool:
+    """Whether no running child of the same launcher on this host has called this with the line.
 
-    On Linux; elsewhere each rank is alone.
+    On Linux; elsewhere always true.
     """
     digest = hashlib.sha256(line.encode(errors="surrogateescape")).hexdigest()
-    with socket.socket(socket.AF_UNIX) as name:
-        try:
-            name.bind(f"\0dlgsanet-{os.getppid()}-{digest}")
-        except OSError as error:
-            yield error.errno != errno.EADDRINUSE
-            return
-        yield True
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind(f"\0dlgsanet-{os.getppid()}-{digest}")
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
+    name.detach()  # it is this process's until it ends
+    return True
 
 
 def _environment_from_slurm(port: int | None) -> None:

@@ -105,7 +105,9 @@ def add_option_file(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="call the run debug_NAME; training logs every iteration, and validates and saves every 8 iterations",
     )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how ranks start")
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm"], default="none", help="how ranks start; default: none"
+    )
     parser.add_argument("--local-rank", type=int, default=0, help="ignored; older launchers pass it")
 
 

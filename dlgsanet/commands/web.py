@@ -31,8 +31,8 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default=HERE, metavar="ADDRESS", help="address to serve at; 0.0.0.0: all networks; default: "
         "127.0.0.1, which only this computer can reach")  # fmt: skip
     add("--port", type=whole_number(1, 65535), default=7860, help="default: %(default)s")
-    add("-n", "--weights", metavar="WEIGHTS", help="offer only these: a .safetensors or .pth file, or the name of an "
-        "included file; default: all that are included")  # fmt: skip
+    add("-n", "--weights", metavar="WEIGHTS", help="offer only these: a .safetensors or .pth file, or the name of "
+        "included weights; default: all that are included")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, mps, xpu; default: the GPU if there is one")
     add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
     for name, default, text in (

@@ -241,10 +241,13 @@ class Workplace:
         ]
 
     def fault_of_ranks(self, *arguments: str, last: "Workplace | None" = None) -> str:
-        """Start training on two ranks, both of which must end with one UserError; its line, which only one says."""
+        """Start training on two ranks, both of which must end with one UserError; its line.
+
+        One of them says it. On a busy machine the other may be so late that it says it too.
+        """
         said = "".join(run.end(2) for run in self.start_ranks(2, *arguments, last=last))
         assert "Traceback" not in said
-        (line,) = (line for line in said.splitlines() if line.startswith("dlgsanet: "))
+        (line,) = {line for line in said.splitlines() if line.startswith("dlgsanet: ")}
         return line
 
     def experiment(self, name: str = "run") -> Path:
