@@ -7,6 +7,8 @@ programs, which compute a part of the channels each, they share a row. A pointer
 
 Planes that are filtered have a row of zeros above them and a column of zeros to their left, [height + 1, width + 1].
 What follows a plane, the next one or the end of the tensor, has these too: so no load of a neighbour needs a mask.
+
+Where a thread has many channels, offsets into an image have 32 bits: with 64 their registers would be spilled.
 """
 
 import triton
@@ -37,8 +39,9 @@ def _scaled(
     EPS: tl.constexpr, CHANNELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """scale * y + shift for the normalised pixels y of x [B, channels, pixels]; y, 1 / standard deviations, scale."""
-    y, deviation = _normalised(x, image, pixel, present, channels * pixels, pixels, channels, EPS, CHANNELS, ACC)
     channel = tl.arange(0, CHANNELS)[:, None]
+    at = x + image.to(tl.int64) * channels * pixels + (channel * pixels + pixel)
+    y, deviation = _normalised(at, (channel < channels) & present, channels, EPS, ACC)
     scales = tl.load(scale + channel, channel < channels, other=0).to(ACC)
     return y * scales + tl.load(shift + channel, channel < channels, other=0).to(ACC), y, deviation, scales
 
@@ -87,19 +90,19 @@ def project(
         weights = tl.load(weight + output * channels + channel, (output < outputs) & (channel < channels), other=0)
         total = tl.dot(weights.to(out.dtype.element_ty).to(FACTOR), values, input_precision=PRECISION)
         total = total.to(out.dtype.element_ty)
-        tl.store(out + output.to(tl.int64) * plane + place, total, (output < outputs) & present)
+        tl.store(out + output * plane + place, total, (output < outputs) & present)
         if FEATURES:
             there = (feature < features) & (term < outputs)[None, :]
             weights = tl.load(squeeze + feature * outputs + term[None, :], there, other=0).to(out.dtype.element_ty)
             z += tl.dot(weights.to(FACTOR), total.to(FACTOR), input_precision=PRECISION)
     if FEATURES:
         z += tl.load(squeeze_bias + feature, feature < features, other=0).to(ACC)
-        at = squeezed + (image.to(tl.int64) * features + feature) * pixels + pixel
-        tl.store(at, z.to(out.dtype.element_ty), (feature < features) & present)
+        squeezed += image.to(tl.int64) * features * pixels
+        tl.store(squeezed + feature * pixels + pixel, z.to(out.dtype.element_ty), (feature < features) & present)
     if (tile == 0) & BORDER:
         for part in range(PARTS):
             output = part * OUTPUTS + tl.arange(0, OUTPUTS)[:, None, None]
-            first = out + output.to(tl.int64) * plane + (width + 2)
+            first = out + output * plane + (width + 2)
             _clear_border(first, output < outputs, height, width, PIXELS)
 
 
@@ -119,9 +122,9 @@ def _store_gradient(
     of_x = deviation * (of_y - tl.sum(of_y, 0)[None, :] * share - y * (tl.sum(of_y * y, 0)[None, :] * share))
     channel = tl.arange(0, CHANNELS)[:, None]
     inside = present & (channel < channels)
-    at = (image.to(tl.int64) * channels + channel) * pixels + pixel
-    of_x += tl.load(shortcut + at, inside, other=0).to(of_x.dtype)
-    tl.store(grad_x + at, of_x.to(grad_x.dtype.element_ty), inside)
+    first, at = image.to(tl.int64) * channels * pixels, channel * pixels + pixel
+    of_x += tl.load(shortcut + first + at, inside, other=0).to(of_x.dtype)
+    tl.store(grad_x + first + at, of_x.to(grad_x.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -232,9 +235,9 @@ def _add_and_store(total, shortcut, out, image, row, column, output, channels, h
     """out = shortcut + total [channels, pixels of a tile]."""
     pixel = tl.reshape(row * width + column, (1, total.shape[1]))
     inside = tl.reshape((row < height) & (column < width), (1, total.shape[1])) & (output < channels)
-    at = (image * channels + output) * height * width + pixel
-    total += tl.load(shortcut + at, inside, other=0).to(total.dtype)
-    tl.store(out + at, total.to(out.dtype.element_ty), inside)
+    first, at = image * channels * height * width, output * (height * width) + pixel
+    total += tl.load(shortcut + first + at, inside, other=0).to(total.dtype)
+    tl.store(out + first + at, total.to(out.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=["stride", "half", "channels", "height", "width", "per_image"])
@@ -263,12 +266,13 @@ def gate_project_backward(
     a_sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
     b_sums = a_sums
     total = tl.zeros((CHANNELS, TERMS), ACC)
+    grad += image * channels * height * width
     for i in tl.range(0, ROUNDS, num_stages=1):
         row, column = _pixels_of(start + i * per_image, width, ROWS, COLUMNS)
         row, column = row[None], column[None]
         inside, pixel = (row < height) & (column < width), row * width + column
-        g = grad + (image * channels + output) * height * width + tl.reshape(pixel, (1, ROWS * COLUMNS))
-        g = tl.load(g, (output < channels) & tl.reshape(inside, (1, ROWS * COLUMNS)), other=0)
+        at = output * (height * width) + tl.reshape(pixel, (1, ROWS * COLUMNS))
+        g = tl.load(grad + at, (output < channels) & tl.reshape(inside, (1, ROWS * COLUMNS)), other=0)
         g = g.to(x.dtype.element_ty).to(FACTOR)
         of_gate = tl.dot(weights, g, input_precision=PRECISION)
         of_gate = tl.reshape(of_gate, (TERMS, ROWS, COLUMNS))
@@ -481,11 +485,12 @@ def attend_backward(
     zero = tl.zeros((TERMS, ROWS, COLUMNS), ACC)
     sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
     total = tl.zeros((CHANNELS, TERMS), ACC)
+    grad += image * channels * height * width
     for i in tl.range(0, ROUNDS, num_stages=1):
         row, column = _pixels_of(start + i * per_image, width, ROWS, COLUMNS)
         row, column = row[None], column[None]
         inside, pixel = (row < height) & (column < width), row * width + column
-        at = (image * channels + output) * height * width + tl.reshape(pixel, (1, ROWS * COLUMNS))
+        at = output * (height * width) + tl.reshape(pixel, (1, ROWS * COLUMNS))
         g = tl.load(grad + at, (output < channels) & tl.reshape(inside, (1, ROWS * COLUMNS)), other=0)
         g = g.to(x.dtype.element_ty).to(FACTOR)
         of_values = tl.reshape(tl.dot(weights, g, input_precision=PRECISION), (TERMS, ROWS, COLUMNS))
@@ -598,19 +603,21 @@ def project_backward(
     """
     program = tl.program_id(0)
     image, start = (program // per_image).to(tl.int64), program % per_image
-    output = tl.arange(0, CHANNELS)[:, None]
+    output, pixels = tl.arange(0, CHANNELS)[:, None], height * width
+    first = image * channels * pixels
+    grad, x, grad_x = grad + first, x + first, grad_x + first
     weight_sums += program.to(tl.int64) * stride
     for i in tl.range(0, ROUNDS, num_stages=1):
         row, column = _pixels_of(start + i * per_image, width, ROWS, COLUMNS)
         inside = tl.reshape((row < height) & (column < width), (1, ROWS * COLUMNS))
-        pixel = image * channels * height * width + tl.reshape(row * width + column, (1, ROWS * COLUMNS))
-        g = tl.load(grad + pixel + output.to(tl.int64) * height * width, (output < channels) & inside, other=0)
+        pixel = tl.reshape(row * width + column, (1, ROWS * COLUMNS))
+        g = tl.load(grad + (output * pixels + pixel), (output < channels) & inside, other=0)
         g = g.to(x.dtype.element_ty).to(FACTOR)
         for part in tl.range(0, PARTS, num_stages=1):
             term = part * TERMS + tl.arange(0, TERMS)
             matrix, there = output * channels + term[None, :], (output < channels) & (term < channels)[None, :]
             weights = tl.load(weight + matrix, there, other=0).to(x.dtype.element_ty).to(FACTOR)
-            at, present = pixel + term[:, None].to(tl.int64) * height * width, inside & (term < channels)[:, None]
+            at, present = term[:, None] * pixels + pixel, inside & (term < channels)[:, None]
             of_x = tl.dot(tl.trans(weights), g, input_precision=PRECISION)
             tl.store(grad_x + at, of_x.to(grad_x.dtype.element_ty), present)
             values = tl.load(x + at, present, other=0).to(FACTOR)
@@ -634,6 +641,8 @@ def squeeze_project_backward(
     program = tl.program_id(0)
     image, start = (program // per_image).to(tl.int64), program % per_image
     pixels, sums_row = height * width, program.to(tl.int64) * stride
+    grad, projected = grad + image * channels * pixels, projected + image * channels * pixels
+    grad_squeezed += image * features * pixels
     channel, feature = tl.arange(0, CHANNELS), tl.arange(0, FEATURES)
     of_scale, of_shift, of_bias = tl.zeros((CHANNELS,), ACC), tl.zeros((CHANNELS,), ACC), tl.zeros((FEATURES,), ACC)
     for i in tl.range(0, ROUNDS, num_stages=1):
@@ -644,14 +653,14 @@ def squeeze_project_backward(
             x, scale, shift, image, pixel, present, channels, pixels, EPS, CHANNELS, ACC
         )
         values = tl.trans(values.to(grad.dtype.element_ty).to(FACTOR))
-        z = grad_squeezed + (image * features + feature[:, None]) * pixels + pixel
+        z = grad_squeezed + (feature[:, None] * pixels + pixel)
         z = tl.load(z, present & (feature < features)[:, None], other=0)
         of_bias += tl.sum(z.to(ACC), 1)
         z = z.to(FACTOR)
         of_values = tl.zeros((CHANNELS, ROWS * COLUMNS), ACC)
         for part in tl.range(0, PARTS, num_stages=1):
             term = part * TERMS + tl.arange(0, TERMS)
-            at, inside = (image * channels + term[:, None]) * pixels + pixel, present & (term < channels)[:, None]
+            at, inside = term[:, None] * pixels + pixel, present & (term < channels)[:, None]
             reduce = feature[:, None] * channels + term[None, :]
             there = (feature < features)[:, None] & (term < channels)
             weights = tl.load(squeeze + reduce, there, other=0).to(grad.dtype.element_ty).to(FACTOR)

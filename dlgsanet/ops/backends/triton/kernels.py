@@ -12,14 +12,11 @@ import triton.language as tl
 
 
 @triton.jit
-def _normalised(
-    x, image, pixel, present, batch_stride, channel_stride, channels,
-    EPS: tl.constexpr, CHANNELS: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Pixels of x, each less its mean over channels, over its standard deviation; and 1 / that. Zero if not present."""
-    channel = tl.arange(0, CHANNELS)[:, None]
-    inside = (channel < channels) & present
-    at = x + image.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride + pixel
+def _normalised(at, inside, channels, EPS: tl.constexpr, ACC: tl.constexpr):
+    """The pixels at pointers [channels, pixels], each less its mean, over its standard deviation; and 1 / that.
+
+    Values that are not inside are zero.
+    """
     values = tl.load(at, inside, other=0).to(ACC)
     mean = tl.sum(values, 0)[None, :] / channels
     values = tl.where(inside, values - mean, 0)
@@ -37,7 +34,8 @@ def normalise(
     image, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     channel, pixel = tl.arange(0, CHANNELS)[:, None], tile * PIXELS + tl.arange(0, PIXELS)[None, :]
     inside = (channel < channels) & (pixel < pixels)
-    values, _ = _normalised(x, image, pixel, pixel < pixels, batch_stride, channel_stride, channels, EPS, CHANNELS, ACC)
+    at = x + image.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride + pixel
+    values, _ = _normalised(at, inside, channels, EPS, ACC)
     first = image.to(tl.int64) * channels * pixels
     tl.store(out + first + channel.to(tl.int64) * pixels + pixel, values.to(out.dtype.element_ty), inside)
 
@@ -61,7 +59,9 @@ def normalise_project(
     if BORDER:
         row, column = pixel // wide - BORDER, pixel % wide - BORDER
         place, present = row * width + column, (row.to(tl.uint32) < height) & (column.to(tl.uint32) < width)
-    values, _ = _normalised(x, image, place, present, batch_stride, channel_stride, channels, EPS, CHANNELS, ACC)
+    channel = tl.arange(0, CHANNELS)[:, None]
+    at = x + image.to(tl.int64) * batch_stride + channel.to(tl.int64) * channel_stride + place
+    values, _ = _normalised(at, (channel < channels) & present, channels, EPS, ACC)
     values = values.to(out.dtype.element_ty).to(FACTOR)
     channel = tl.arange(0, CHANNELS)[None, :]
     out += image.to(tl.int64) * outputs * pixels

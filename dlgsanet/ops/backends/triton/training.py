@@ -351,6 +351,9 @@ def refuses(record: Record, x: Tensor) -> str | None:
         return f"it has no gradients for more than {WIDEST} channels"
     if x.device.type == "cuda" and modules.capability(x.device) < (8, 0):  # too little shared memory
         return "its gradients need compute capability 8.0"
+    planes = max(len(t) for t in record if isinstance(t, Tensor))
+    if planes * (x.shape[2] + 1) * (x.shape[3] + 1) >= 2**31:  # offsets into an image have 32 bits
+        return "it has no gradients for images this large"
     if isinstance(record, ChannelAttention):
         wide = x.shape[1] // len(record.temperature) > WIDEST_HEAD
         if record.activation != "relu" or wide:
