@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         _add_root(known_set)
     folder = command("folder", _folder, "any folder or archive of images", "2 3 4")
-    folder.add_argument("source", type=Path, help="PNG, JPEG, BMP, TIFF or WebP images, or a ZIP or tar of them")
+    folder.add_argument("source", type=Path, help="a folder, ZIP or tar of PNG, JPEG, BMP, TIFF or WebP images; "
+        "folders inside it are left out if it has images of its own")  # fmt: skip
     folder.add_argument("--name", type=part_of_name, required=True, help="of the set: its folder under the root")
     _add_root(folder)
 
