@@ -117,13 +117,15 @@ def gradients(architecture: str, dtype: str) -> None:
             sizes = {"FEATURES": features, "BORDER": not features}
             compile("project", PIXELS=training._at_once(training.PROJECTED, factors) // CHANNELS, **factors | sizes)
         compile("gate_project", steps.FEWEST_TERMS, **factors | {"ROWS": steps.rows_of_values(CHANNELS)})
-        compile("gate_project_backward", **factors)
+        fewer = precision == "tf32x3" and architecture != "90"  # see `training._pixels_of_parts`
+        of_parts = factors | {"ROWS": max(1, factors["ROWS"] // (1 + fewer))}
+        compile("gate_project_backward", **of_parts)
         for side in sides:
             of_head = {"SIDE": side, "ROWS": max(1, training.FILTERED // (2 * side) // columns)}
             compile("products", **factors | of_head | {"PRECISION": exact})
             compile("products_backward", **of_products | of_head)
         compile("attend", steps.FEWEST_TERMS, **factors | {"ROWS": steps.rows_of_values(CHANNELS)})
-        compile("attend_backward", **factors)
+        compile("attend_backward", **of_parts)
         for name in ("filter_project_backward", "project_backward", "squeeze_project_backward"):
             compile(name, FEATURES=triton.next_power_of_2(FEATURES), **factors)
 

@@ -83,7 +83,7 @@ class _FeedForward(torch.autograd.Function):
             _programs_of_image(x, min(most, 2 * PROGRAMS // parts)), depthwise, proj_out
         )  # fmt: skip
         grad_halves = _bordered(x, 2 * half, hidden.dtype)
-        sizes = _shared_out(x, hidden, _pixels_at_once(channels), sums.per_image_of_parts)
+        sizes = _shared_out(x, hidden, _pixels_of_parts(x, hidden), sums.per_image_of_parts)
         with steps._on(x):
             kernels.gate_project_backward[sums.fewer * parts,](
                 grad, hidden, depthwise, proj_out, grad_halves, sums.of(depthwise), sums.of(proj_out),
@@ -148,7 +148,7 @@ class _ChannelAttention(torch.autograd.Function):
                 grad, hidden[:, 2 * channels :], depthwise[2 * channels :], folded, grad_features[:, 2 * channels :],
                 of_depthwise[:, 18 * channels :], folded_sums, sums.stride, channels, height, width, per_image,
                 PARTS=parts, CHANNELS=steps.block_size(channels), TERMS=steps.FEWEST_TERMS, num_warps=WARPS,
-                **_shared_out(x, hidden, _pixels_at_once(channels), per_image)
+                **_shared_out(x, hidden, _pixels_of_parts(x, hidden), per_image)
             )  # fmt: skip
             kernels.fold_backward[batch * heads["HEADS"],](
                 products, temperature, proj_out, folded_sums, grad_products, of_images.of(temperature),
@@ -284,6 +284,13 @@ def _programs_of_image(x: Tensor, most: int) -> int:
 def _pixels_at_once(channels: int) -> int:
     """Pixels of a tile of which a program of a backward pass filters a part of the channels, and projects all."""
     return min(FILTERED // steps.FEWEST_TERMS, PROJECTED // steps.block_size(channels))
+
+
+def _pixels_of_parts(x: Tensor, hidden: Tensor) -> int:
+    """The same where a program keeps the sums of a part of the channels: half as many, if it has too few registers."""
+    pixels, exact = _pixels_at_once(x.shape[1]), _factors(x, hidden)["PRECISION"] == "tf32x3"
+    # Only on sm_90 products read factors from shared memory.
+    return pixels // 2 if exact and x.shape[1] > 64 and modules.capability(x.device)[0] != 9 else pixels
 
 
 def _shared_out(x: Tensor, hidden: Tensor, pixels: int, per_image: int) -> dict[str, Any]:
