@@ -125,8 +125,8 @@ def test_the_faster_kernels_are_chosen_once(monkeypatch, tmp_path, dtype):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     arguments = fused_arguments((16, 48, 8, 12, 7, 48, 48), dtype)
     expected = results("fused_dynamic_depthwise_conv", arguments)
-    on_tensor_cores = list(choice._chosen.values())  # forward, the gradients of z, of the expansion and perhaps of x
-    assert len(on_tensor_cores) in (3, 4)
+    on_tensor_cores = list(choice._chosen.values())  # forward, the gradients of z and weight and perhaps of x
+    assert len(on_tensor_cores) in (2, 3)
     monkeypatch.setattr(choice, "milliseconds", lambda *call: pytest.fail("timed again"))
     monkeypatch.setattr(choice, "_chosen", {})
     assert all(map(torch.equal, results("fused_dynamic_depthwise_conv", arguments), expected))

@@ -73,8 +73,8 @@ struct Threads {
 };
 
 // Release a warp in which all threads wait, the first one or the last; if shuffled, all such warps. So a warp goes ahead
-// of the others as far as barriers let it. If there is none, release the block. Returns those among whom some can go on;
-// none if nobody can.
+// of the others as far as barriers let it. If there is none, but the block waits, release a warp of it. Returns those
+// among whom some can go on; none if nobody can.
 Threads release(int order) {
   const unsigned warps = (block_size + 31) / 32;
   Threads released{0, 0};
@@ -86,8 +86,8 @@ Threads release(int order) {
     if (order != kShuffled) return released;
   }
   if (!released.end && std::all_of(state, state + block_size, [](State s) { return s == kWaitsForBlock; })) {
-    std::fill(state, state + block_size, kReady);
-    released = {0, block_size};
+    std::fill(state, state + block_size, kWaitsForWarp);
+    return release(order);
   }
   return released;
 }

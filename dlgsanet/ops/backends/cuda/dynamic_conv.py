@@ -34,8 +34,7 @@ GRAD_X_SIDE, GRAD_X_SIDE_FLOAT64 = 32, 16
 GRAD_X_ROWS = 2  # rows that a thread computes in fused_grad_x
 MMA_COLUMNS = 8  # of a product on tensor cores
 GRAD_X_MMA_HEIGHT, GRAD_X_MMA_GROUPS = 8, 8  # of a tile, and groups of a block
-GRAD_Z_MMA_PIXELS = 8 * 8  # that a warp computes
-GRAD_EXPANSION_MMA_WARPS = 4  # of a block
+GRAD_FILTERS_MMA_SIDE, GRAD_FILTERS_MMA_PIXELS = 16, 8 * 8  # of a tile, and that a warp computes
 QUAD = 4  # adjacent pixels that a thread computes and moves at once
 VECTOR_BYTES = 16  # most bytes that a thread moves at once
 IN_FLIGHT_BYTES = 128  # that a thread loads from global memory before it stores the first of them
@@ -109,12 +108,10 @@ def fused_backward(
     z, weight, bias, window_size = _prepare(convolution)
     plan = _fused_plan(weight, window_size, x, z, grad, exact=path == BACKWARD_EXACT)
     of_x = functools.partial(plan.grad_x, grad, z, weight, bias)
-    of_z = functools.partial(plan.grad_z, grad, x, z, weight)
-    of_expansion = functools.partial(plan.grad_expansion, grad, x, z, weight)
+    of_filters = functools.partial(plan.grad_filters, grad, x, z, weight)
     grad_x = of_x(plan.grad_x_fits_tensor_cores and on_tensor_cores(", gradient of x", of_x))
-    grad_z = of_z(on_tensor_cores(", gradient of z", of_z))
-    there = on_tensor_cores(", gradient of weight", lambda there: of_expansion(there)[0])
-    grad_weight, grad_bias = of_expansion(there)
+    there = on_tensor_cores(", gradients of z and weight", lambda there: of_filters(there)[0])
+    grad_z, grad_weight, grad_bias = of_filters(there)
     return grad_x, grad_z, grad_weight.to(convolution.weight.dtype), grad_bias.to(of_bias.dtype)
 
 
@@ -323,43 +320,18 @@ class _FusedPlan(_Plan):
         return self._with_features_in_registers("fused_grad_z.cu")
 
     @functools.cached_property
-    def _grad_z_slices(self) -> tuple[int, int]:
-        """The groups that a block of the gradients of z processes, and the number of such slices of the groups."""
-        groups = max(1, min(self.groups, self.tiles(TILE_HEIGHT) * self.groups // ENOUGH_BLOCKS))
+    def _grad_z(self) -> tuple[Launch, int]:
+        """The launch, and the number of slices of the groups that blocks process."""
+        module, shared_bytes = self._grad_z_module
+        tiles = self.tiles(TILE_HEIGHT)
+        groups, slices = self._slices(tiles)
+        sizes = (self.batch, self.groups, groups, *self.image)
+        return Launch(module, "fused_grad_z", tiles * slices, THREADS, shared_bytes, sizes), slices
+
+    def _slices(self, tiles: int) -> tuple[int, int]:
+        """The groups that a block processes for a tile, and the number of such slices of the groups."""
+        groups = max(1, min(self.groups, tiles * self.groups // ENOUGH_BLOCKS))
         return groups, math.ceil(self.groups / groups)
-
-    @functools.cached_property
-    def _grad_z(self) -> Launch:
-        (module, shared_bytes), (groups, slices) = self._grad_z_module, self._grad_z_slices
-        blocks, sizes = self.tiles(TILE_HEIGHT) * slices, (self.batch, self.groups, groups, *self.image)
-        return Launch(module, "fused_grad_z", blocks, THREADS, shared_bytes, sizes)
-
-    @functools.cached_property
-    def _grad_z_on_tensor_cores(self) -> Launch:
-        groups, slices = self._grad_z_slices
-        threads = TILE_WIDTH * TILE_HEIGHT // GRAD_Z_MMA_PIXELS * WARP
-        factors = math.ceil(self.window / 4) * self._mma_taps * math.ceil(self.features / MMA_COLUMNS) * WARP
-        elements = self._mma_elements(TILE_HEIGHT) + factors
-        constants = self._mma_constants(TILE_HEIGHT, threads)
-        module = self.module("fused_grad_z_mma.cu", TILE_HEIGHT, 2, threads, elements, **constants)
-        blocks, sizes = self.tiles(TILE_HEIGHT) * slices, (self.batch, self.groups, groups, *self.image)
-        return Launch(module, "fused_grad_z_mma", blocks, threads, elements * self.item, sizes)
-
-    @functools.cached_property
-    def _sum_grad_z(self) -> Launch:
-        planes = self.batch * self.features
-        sizes = (self._grad_z_slices[1], planes, self.height, self.width)
-        blocks = math.ceil(planes * self.height * self.width / 256)
-        return Launch(self._grad_z_module[0], "sum_grad_z", blocks, 256, 0, sizes)
-
-    def grad_z(self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, on_tensor_cores: bool) -> Tensor:
-        grad_z, slices = torch.empty_like(z), self._grad_z_slices[1]
-        of_slices = weight.new_empty(slices, *grad_z.shape) if slices > 1 else None
-        launch = self._grad_z_on_tensor_cores if on_tensor_cores else self._grad_z
-        launch(grad, x, weight, grad_z, of_slices)
-        if of_slices is not None:
-            self._sum_grad_z(of_slices, grad_z)
-        return grad_z
 
     @functools.cached_property
     def _grad_expansion_module(self) -> tuple[Module, int, int, int]:
@@ -374,69 +346,69 @@ class _FusedPlan(_Plan):
         return module, features, height, elements
 
     @functools.cached_property
-    def _grad_expansion(self) -> tuple[Launch, Launch]:
+    def _grad_expansion(self) -> tuple[Launch, int]:
+        """The launch, and the number of chunks of the tiles that blocks process."""
         module, features, height, elements = self._grad_expansion_module
-        passes = math.ceil(self.features / features)
-        return self._in_chunks(module, "fused_grad_expansion", height, passes, self.window * WARP, elements)
+        tiles, of_tile = self.tiles(height), self.groups * math.ceil(self.features / features)
+        tiles_in_chunk = max(1, tiles * of_tile // ENOUGH_BLOCKS)
+        chunks, threads = math.ceil(tiles / tiles_in_chunk), self.window * WARP
+        sizes = (self.groups, tiles, tiles_in_chunk, *self.image)
+        return Launch(module, "fused_grad_expansion", chunks * of_tile, threads, elements * self.item, sizes), chunks
 
     @functools.cached_property
-    def _grad_expansion_on_tensor_cores(self) -> tuple[Launch, Launch]:
-        height, threads = TILE_HEIGHT, GRAD_EXPANSION_MMA_WARPS * WARP
-        sums = self._mma_taps * (self.features // MMA_COLUMNS + 1) * 2  # of a thread
-        elements = max(self._mma_elements(height), sums * threads)
-        constants = self._mma_constants(height, threads)
-        module = self.module("fused_grad_expansion_mma.cu", height, 3, threads, elements, **constants)
-        return self._in_chunks(module, "fused_grad_expansion_mma", height, 1, threads, elements)
-
-    def _in_chunks(
-        self, module: Module, kernel: str, height: int, passes: int, threads: int, elements: int
-    ) -> tuple[Launch, Launch]:
-        """The launches for chunks of tiles, and for their sum."""
-        tiles, of_tile = self.tiles(height), self.groups * passes
-        tiles_in_chunk = max(1, tiles * of_tile // ENOUGH_BLOCKS)
+    def _grad_filters_on_tensor_cores(self) -> tuple[Launch, int, int]:
+        """The launch, and the numbers of slices and chunks."""
+        side = GRAD_FILTERS_MMA_SIDE
+        threads, tiles = side * side // GRAD_FILTERS_MMA_PIXELS * WARP, self.tiles(side)
+        tiles_in_chunk, (groups, slices) = max(1, tiles // ENOUGH_BLOCKS), self._slices(tiles)
         chunks = math.ceil(tiles / tiles_in_chunk)
-        sizes = (self.groups, tiles, tiles_in_chunk, *self.image)
-        outputs = self.groups * self.window**2
-        weights, count = outputs * self.features, outputs * (self.features + 1)
-        return (
-            Launch(module, kernel, chunks * of_tile, threads, elements * self.item, sizes),
-            Launch(
-                self._grad_expansion_module[0], "sum_grad_expansion", math.ceil(count / WARP), SUM_THREADS,
-                SUM_THREADS * self.item, (chunks, weights, count),
-            ),
-        )  # fmt: skip
-
-    @property
-    def _mma_taps(self) -> int:
-        """Taps of a row of the filters, in whole pairs."""
-        return math.ceil(self.window / 2) * 2
-
-    def _mma_constants(self, height: int, threads: int) -> dict[str, int]:
+        # Tiles of x and of the gradient have rows of an odd number of quads.
+        rows_of_x = side + self.window - 1
+        elements = self.channels * (rows_of_x * (TILE_WIDTH + 2 * MARGIN + QUAD) + side * (TILE_WIDTH + QUAD))
+        taps = math.ceil(self.window / 2) * 2  # of a row of the filters, in whole pairs
+        elements += math.ceil(self.window / 4) * taps * math.ceil(self.features / MMA_COLUMNS) * WARP
+        # What the lanes of a warp exchange: four taps of four rows of the filters' gradient at a time, or sums.
+        exchanged = max(8 * QUAD + 2 * QUAD, (self.features // MMA_COLUMNS + 1) * MMA_COLUMNS)
+        elements += threads // WARP * math.ceil(taps / 4) * 16 * exchanged
         # Of the loads of quads that a thread starts at once, so that no trip over a tile of x has much less to load.
-        lines = threads // ((TILE_WIDTH + 2 * MARGIN) // QUAD)
-        own = math.ceil(self.channels * (height + self.window - 1) / lines)
+        own = math.ceil(self.channels * rows_of_x / (threads // ((TILE_WIDTH + 2 * MARGIN) // QUAD)))
         in_flight = _passes(own, IN_FLIGHT_BYTES // (QUAD * self.item))
-        return {"FEATURES": self.features, "IN_FLIGHT": in_flight, "EXACT": int(self.exact)}
-
-    def _mma_elements(self, height: int) -> int:
-        """Numbers in tiles of x and of the gradient for tensor cores: rows of an odd number of quads."""
-        rows_of_x = (height + self.window - 1) * (TILE_WIDTH + 2 * MARGIN + QUAD)
-        return self.channels * (rows_of_x + height * (TILE_WIDTH + QUAD))
+        constants = {"FEATURES": self.features, "IN_FLIGHT": in_flight, "EXACT": int(self.exact)}
+        constants["VECTORIZED"] = int(self.image[2])
+        module = self.module("fused_grad_filters_mma.cu", side, 3, threads, elements, **constants)
+        sizes = (self.batch, self.groups, groups, tiles, tiles_in_chunk, self.height, self.width)
+        launch = Launch(module, "fused_grad_filters_mma", chunks * slices, threads, elements * self.item, sizes)
+        return launch, slices, chunks
 
     def _grad_expansion_elements(self, features: int, height: int) -> int:
         own = height * (TILE_WIDTH + 2 * MARGIN)
         return self.channels * self.tile_elements(height) + (self.channels + features) * own
 
-    def grad_expansion(
+    def grad_filters(
         self, grad: Tensor, x: Tensor, z: Tensor, weight: Tensor, on_tensor_cores: bool
-    ) -> tuple[Tensor, Tensor]:
-        grad_weight, grad_bias = torch.empty_like(weight), weight.new_empty(weight.shape[0])
-        of_chunks, total = self._grad_expansion_on_tensor_cores if on_tensor_cores else self._grad_expansion
-        chunks, _, count = total.sizes
-        sums = grad_weight.new_empty(chunks, count)
-        of_chunks(grad, x, z, sums)
-        total(sums, grad_weight, grad_bias)
-        return grad_weight, grad_bias
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of z, weight and bias."""
+        if on_tensor_cores:
+            launch, slices, chunks = self._grad_filters_on_tensor_cores
+        else:
+            (of_z, slices), (of_expansion, chunks) = self._grad_z, self._grad_expansion
+        grad_z, grad_weight, grad_bias = torch.empty_like(z), torch.empty_like(weight), weight.new_empty(len(weight))
+        count = grad_weight.numel() + grad_bias.numel()
+        of_slices = weight.new_empty(slices, *z.shape) if slices > 1 else None
+        of_chunks = weight.new_empty(chunks, count)
+        if on_tensor_cores:
+            launch(grad, x, z, weight, grad_z, of_slices, of_chunks)
+        else:
+            of_z(grad, x, weight, grad_z, of_slices)
+            of_expansion(grad, x, z, of_chunks)
+        if of_slices is not None:
+            sizes = (slices, self.batch * self.features, self.height, self.width)
+            Launch(self._grad_z_module[0], "sum_grad_z", math.ceil(z.numel() / 256), 256, 0, sizes)(of_slices, grad_z)
+        Launch(
+            self._grad_expansion_module[0], "sum_grad_expansion", math.ceil(count / WARP), SUM_THREADS,
+            SUM_THREADS * self.item, (chunks, grad_weight.numel(), count),
+        )(of_chunks, grad_weight, grad_bias)  # fmt: skip
+        return grad_z, grad_weight, grad_bias
 
 
 @functools.lru_cache(maxsize=1024)  # images of every size may come
