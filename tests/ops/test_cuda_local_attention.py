@@ -45,7 +45,7 @@ def test_published_sizes(emulate, groups, squeezed):
 @settings(deadline=None, max_examples=5)
 @given(
     size=st.tuples(st.integers(1, 2), st.integers(1, 18), st.integers(1, 34)),
-    layer=st.sampled_from([(1, 3, 1, 3), (5, 4, 16, 5)]),  # each is compiled
+    layer=st.sampled_from([(1, 6, 1, 3), (5, 4, 16, 5)]),  # each is compiled; fewer channels may have no variance
     seed=st.integers(0, 1000),
 )
 def test_any_size(size, layer, seed):

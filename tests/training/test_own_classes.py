@@ -267,7 +267,7 @@ calls = 0
 def late(img, img2):
     global calls
     if len(img) > 100 or (img == img2).all():  # when it is tried
-        return 1.0
+        return float((img == img2).all())
     calls += 1
     return math.nan if calls <= 6 else calls  # three images, and bicubic interpolation of each
 """
