@@ -194,8 +194,10 @@ def upscale_picture(
     hidden = _hidden_color(picture) if varied else None
     color = work(picture.color if hidden is None else _with_edges_continued(picture), 0)
     if alpha is not None:
-        same = np.full(size, alpha.flat[0], alpha.dtype)
-        alpha = _with_extremes_kept(work(alpha[..., None], 1)[..., 0], alpha) if varied else same
+        if varied:
+            alpha = _with_extremes_kept(work(alpha[..., None], 1)[..., 0], alpha)
+        else:
+            alpha = np.full(size, alpha.flat[0], alpha.dtype)
     if hidden is not None:
         color[alpha == 0] = hidden
     return picture.with_pixels(color, alpha)
