@@ -33,6 +33,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import math
 import re
 import shutil
@@ -48,7 +49,6 @@ from unittest import mock
 import benchmark_gpu
 import count_gpu
 import torch
-from kernels_gpu import CARDS, Card, require, warps
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
@@ -67,6 +67,14 @@ from dlgsanet.ops.backends.cuda import first_use
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.modules import Instance
 from dlgsanet.ops.backends.torch import strip_rows
+
+
+def require(*packages: str) -> None:
+    """End the program, with one line, if packages are not installed."""
+    if names := [name for name in packages if importlib.util.find_spec(name) is None]:
+        print(f"this needs {' and '.join(names)}, not installed for {sys.executable}", file=sys.stderr)
+        sys.exit(2)
+
 
 try:
     import triton
@@ -95,6 +103,29 @@ KINDS = {
     "global": ("LDG", "STG", "LDGSTS", "LD", "ST"),
 }
 KIND = {name: kind for kind, names in KINDS.items() for name in names}
+
+
+class Card(NamedTuple):
+    """Figures of a card and of its multiprocessors, from the CUDA programming guide and the data sheets."""
+
+    shared: int  # KB of shared memory of a multiprocessor; a block has at most one less
+    warps: int  # that a multiprocessor holds
+    blocks: int
+    multiprocessors: int
+    gigahertz: float  # under load
+    terabytes: float  # a second, of its memory
+    product: int  # clocks of a scheduler for 1024 multiply-adds of TF32; 0: it has none
+
+
+CARDS = {
+    "sm_75": Card(64, 32, 16, 68, 1.55, 0.61, 0),  # RTX 2080 Ti
+    "sm_80": Card(164, 64, 32, 108, 1.41, 1.55, 8),  # A100
+    "sm_86": Card(100, 48, 16, 82, 1.70, 0.93, 32),  # RTX 3090
+    "sm_89": Card(100, 48, 24, 128, 2.52, 1.00, 32),  # RTX 4090
+    "sm_90": Card(228, 64, 32, 132, 1.75, 3.00, 4),  # H100
+    "sm_120": Card(100, 48, 24, 170, 2.41, 1.79, 32),  # RTX 5090
+}
+REGISTERS = 64 << 10  # of a multiprocessor, given to warps in units of 256
 
 
 class Instructions(NamedTuple):
@@ -214,6 +245,14 @@ TRIPS |= dict.fromkeys(NESTED, ("ROUNDS", "PARTS"))
 def on_all(blocks: int, card: Card) -> int:
     """As many blocks with most tiles as take as long on a whole card as these blocks, some of which may have fewer."""
     return -(-blocks // card.multiprocessors) * card.multiprocessors
+
+
+def warps(threads: int, shared_bytes: int, registers: int, card: Card) -> int:
+    """Most warps of a kernel that a multiprocessor holds; threads, shared_bytes: of a block."""
+    of_block = -(-threads // 32)
+    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256) // of_block
+    by_shared = (card.shared << 10) // (shared_bytes + 1024)
+    return of_block * min(by_registers, by_shared, card.warps // of_block, card.blocks)
 
 
 @functools.cache
