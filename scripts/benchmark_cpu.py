@@ -5,8 +5,6 @@
   python scripts/benchmark_cpu.py --output docs/benchmarks    to the file of the instruction set: cpu_avx2.md
   python scripts/benchmark_cpu.py --compare PATH              native, next to an older checkout (built) at PATH
   python scripts/benchmark_cpu.py --shares                    native's share of the rate of sgemm, one thread and all
-  python scripts/benchmark_cpu.py --memory-curve              peak memory from 0.06 to 4 megapixels of input
-  python scripts/benchmark_cpu.py --page-faults               page faults, CPU time and peak memory of repeated calls
 
 Measure with nothing else running. Rows of a table are run alternately within one process, a round after the other,
 after one round to warm up; times are medians, ratios are to the table's first row. glibc's allocator is as it
@@ -24,7 +22,6 @@ is, and with --shares as `dlgsanet train` sets it.
 import argparse
 import datetime
 import importlib.util
-import itertools
 import json
 import os
 import platform
@@ -61,13 +58,11 @@ from dlgsanet.ops import KeptMemory, dispatch, empty, operators  # noqa: E402
 from dlgsanet.ops.backends import LayerFunctions, reference  # noqa: E402
 from dlgsanet.ops.records import FusedDynamicConv, LocalAttention  # noqa: E402
 
-ALLOCATORS = ("stock", "tuned")
 OTHERS = ("SwinIR-light", "EDSR-baseline")
 EXPORTING = ("onnx", "onnxscript", "onnxruntime")
 EXPORTED = {"onnxruntime": EXPORTING, "OpenVINO": (*EXPORTING, "openvino")}  # rows and the packages that they need
 EXPORTED_FILE = "DLGSANET_BENCH_EXPORTED"  # the variable with which child processes find where the exported network is
 SWINIR_WINDOW = 8
-MEGAPIXELS = (0.0576, 0.25, 1.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -91,8 +86,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the tables to this Markdown file, or folder")
     parser.add_argument("--compare", type=Path, metavar="PATH", help="only native, next to the checkout at PATH")
     parser.add_argument("--shares", action="store_true", help="only native's rates as shares of that of sgemm")
-    parser.add_argument("--memory-curve", action="store_true", help="only peak memory over the size of the image")
-    parser.add_argument("--page-faults", action="store_true", help="only page faults, CPU time, peak memory of calls")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # what a child process measures
     arguments = parser.parse_args()
     if arguments.rounds < 1:
@@ -105,8 +98,7 @@ def main() -> None:
     path: Path | None = arguments.output
     if path:
         if path.suffix != ".md":  # the folder of the published tables
-            a = arguments
-            if a.quick or a.compare or a.shares or a.memory_curve or a.page_faults:
+            if arguments.quick or arguments.compare or arguments.shares:
                 parser.error("--output: a folder is for the tables of a full run; give the name of a .md file")
             path = path / f"cpu_{instruction_set()}.md"
         try:
@@ -119,10 +111,8 @@ def main() -> None:
             lines = comparison(arguments.compare.resolve(), rounds, arguments.quick)
         elif arguments.shares:
             lines = shares(rounds, arguments.quick)
-        elif arguments.memory_curve:
-            lines = memory_curve(arguments.quick)
         else:
-            lines = page_faults(arguments.quick) if arguments.page_faults else tables(sizes, rounds, arguments.quick)
+            lines = tables(sizes, rounds, arguments.quick)
         text = "\n".join(lines)
     print(text)
     if path:
@@ -178,32 +168,6 @@ def shares(rounds: int, quick: bool) -> Iterator[str]:
     for title, (one, every) in in_child("tuned", quick, "shares", rounds=rounds).items():
         cells = (f"{share:.0%} | {seconds * 1000:.1f}" for share, seconds in (one, every))
         yield f"| {title} | {' | '.join(cells)} |"
-
-
-def memory_curve(quick: bool) -> Iterator[str]:
-    yield from ["Peak memory of Tiny x4 beyond the idle process [MB] over the input's size.", ""]
-    names = [name for name in available_backends() if name != "reference"]
-    yield from [
-        f"| megapixels | {' | '.join(names)} | one feature (48 channels) |",
-        "|---|" + "---:|" * (len(names) + 1),
-    ]
-    for megapixels in MEGAPIXELS[:2] if quick else MEGAPIXELS:
-        width, height = round((megapixels * 1e6 * 16 / 9) ** 0.5), round((megapixels * 1e6 * 9 / 16) ** 0.5)
-        peaks = [in_child("stock", quick, "memory", name, str(width), str(height)) for name in names]
-        feature = width * height * 48 * 4 / 1e6
-        yield f"| {megapixels:.2f} ({width}x{height}) | {' | '.join(f'{p:.0f}' for p in peaks)} | {feature:.0f} |"
-
-
-def page_faults(quick: bool) -> Iterator[str]:
-    yield from ["Three calls of the native backend, each in one fresh process (torch's threads, float32).", ""]
-    yield from [
-        "| | allocator | page faults | CPU time [s], of it in the system | peak [MB] |",
-        "|---|---|---:|---:|---:|",
-    ]
-    for work in FAULTING:
-        for name in ALLOCATORS:
-            for call in in_child(name, quick, "faults", work):
-                yield f"| {work} | {name} | {call[0]} | {call[1]:.2f}, {call[2]:.2f} | {call[3]:.0f} |"
 
 
 def heading(rounds: int) -> Iterator[str]:
@@ -263,8 +227,6 @@ def measure_part(part: list[str], sizes: Sizes, rounds: int):
         from dlgsanet.inference.export import export
 
         return export(network("torch", "Tiny").requires_grad_(False), Path(os.environ[EXPORTED_FILE]))
-    if part[0] == "faults":
-        return faults(FAULTING[part[1]](sizes))
     if part[0] == "shares":
         return shares_of_sgemm(sizes, rounds)
     if part[0] == "memory":
@@ -393,24 +355,6 @@ def peak_memory(row: str, width: int, height: int) -> float:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6
-
-
-def faults(run: Callable[[], object]) -> list[tuple[int, float, float, float]]:
-    """Page faults, CPU seconds, those in the system, and megabytes of the peak so far, of three calls."""
-    torch.mm(*torch.rand(2, 64, 64))
-    usage = [resource.getrusage(resource.RUSAGE_SELF)]
-    for _ in range(3):
-        run()
-        usage.append(resource.getrusage(resource.RUSAGE_SELF))
-    return [
-        (
-            after.ru_minflt - before.ru_minflt,
-            after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-            after.ru_stime - before.ru_stime,
-            (after.ru_maxrss - usage[0].ru_maxrss) * 1024 / 1e6,
-        )
-        for before, after in itertools.pairwise(usage)
-    ]
 
 
 # What is run
@@ -560,23 +504,6 @@ def training_step(sizes: Sizes) -> Callable[[], object]:
         optimizer.step()
 
     return run
-
-
-def exactly(sizes: Sizes) -> Callable[[], object]:
-    """Tiny x2 as `upscale --tile exact` runs it."""
-    net, image = DLGSANet(**size_options("Tiny", 2)).eval(), torch.rand(1, 3, 2 * sizes.height, 2 * sizes.width)
-    return torch.inference_mode()(lambda: [None for _ in net.by_rows(image)])
-
-
-# What `--page-faults` runs.
-FAULTING: dict[str, Callable[[Sizes], Callable[[], object]]] = {
-    "Tiny x4": lambda sizes: inference(network("native", "Tiny"), sizes.height, sizes.width),
-    "Tiny x2, twice the size": lambda sizes: inference(
-        DLGSANet(**size_options("Tiny", 2)).eval(), 2 * sizes.height, 2 * sizes.width
-    ),
-    "the same, exact": exactly,
-    "training step of Tiny x2": lambda sizes: training_step(sizes),
-}
 
 
 if __name__ == "__main__":
