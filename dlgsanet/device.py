@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from dlgsanet.errors import ArgumentError, first_line, unknown
+from dlgsanet.errors import ArgumentError, counted, first_line, unknown
 
 GPUS = ("cuda", "xpu", "mps")  # device types in the order of preference
 
@@ -74,5 +74,4 @@ def describe(device: torch.device) -> str:
 
 def threads() -> str:
     """The threads that PyTorch uses on a CPU, for messages: ``2 threads``."""
-    number = torch.get_num_threads()
-    return "1 thread" if number == 1 else f"{number} threads"
+    return counted(torch.get_num_threads(), "thread")

@@ -55,6 +55,11 @@ def one_line(text: str) -> str:
     return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """How many there are: ``1 image``, ``2,000 images``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def brief(error: BaseException, most: int | None = 300) -> str:
     """What an error says, in one line of at most so many characters."""
     return " ".join(str(error).split())[:most]

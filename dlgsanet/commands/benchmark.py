@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlgsanet.commands.arguments import ArgumentParser, add_import, add_shard, whole_number
-from dlgsanet.errors import ArgumentError, UserError, unknown
+from dlgsanet.errors import ArgumentError, UserError, counted, unknown
 from dlgsanet.folder_lock import InUseError, owned
 
 if TYPE_CHECKING:
@@ -50,8 +50,7 @@ def main(argv: list[str]) -> int:
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     if failures:
-        parts = "1 part" if len(failures) == 1 else f"{len(failures)} parts"
-        raise UserError(f"{parts} of the benchmark failed, see above; the rest is done")
+        raise UserError(f"{counted(len(failures), 'part')} of the benchmark failed, see above; the rest is done")
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dlgsanet.commands.arguments import ArgumentParser, file_of, part_of_name, whole_number
 from dlgsanet.data.known_sets import KNOWN_SETS, KnownSet
 from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
-from dlgsanet.errors import UserError, unknown
+from dlgsanet.errors import UserError, counted, unknown
 
 DEFAULT_SCALES = (2, 3, 4)
 EXAMPLES = """examples:
@@ -187,7 +187,7 @@ def _subimages(arguments: argparse.Namespace) -> int:
     root, scales = arguments.data_root, arguments.scales or scales_of(arguments.data_root)
     recipe = Recipe(arguments.size, arguments.step, arguments.threshold)
     pieces, skipped = cut(root, scales, recipe, arguments.workers)
-    return _report([f"{folder}: {pieces} pieces" for folder in sub_folders(root, scales).values()], skipped)
+    return _report([f"{folder}: {counted(pieces, 'piece')}" for folder in sub_folders(root, scales).values()], skipped)
 
 
 def _lmdb(arguments: argparse.Namespace) -> int:
@@ -206,7 +206,7 @@ def _lmdb(arguments: argparse.Namespace) -> int:
             print(f"{target}: is there already")
             continue
         suffix = "" if scale == 1 or arguments.sub else f"x{scale}"
-        print(f"{target}: {write_lmdb(folder, target, suffix, arguments.workers)} images")
+        print(f"{target}: {counted(write_lmdb(folder, target, suffix, arguments.workers), 'image')}")
     return 0
 
 
@@ -218,7 +218,7 @@ def _meta_info(arguments: argparse.Namespace) -> int:
     from dlgsanet.data.storage import write_meta_info
 
     count = write_meta_info(arguments.folder, arguments.target, arguments.workers)
-    print(f"{arguments.target}: {count} images")
+    print(f"{arguments.target}: {counted(count, 'image')}")
     return 0
 
 

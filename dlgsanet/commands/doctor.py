@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dlgsanet import __version__
 from dlgsanet.commands.arguments import ArgumentParser
+from dlgsanet.errors import counted
 from dlgsanet.files import check_can_write, write_whole
 from dlgsanet.packages import versions
 from dlgsanet.startup import quick_imports
@@ -73,7 +74,7 @@ def _processors() -> Iterator[str]:
     from dlgsanet.ops.backends.native.build import instruction_sets
     from dlgsanet.ops.backends.native.library import instruction_set, library_path, problem
 
-    yield f"CPU: {os.cpu_count()} cores, PyTorch uses {threads()}"
+    yield f"CPU: {counted(os.cpu_count() or 1, 'core')}, PyTorch uses {threads()}"
     state = "not built" if not library_path().exists() else "built, but not usable here" if problem() else "built"
     built = f"native layers for {instruction_set()} (of {', '.join(instruction_sets())}): {state}"
     yield f"CPU: PyTorch's instruction set is {torch.backends.cpu.get_cpu_capability()}; {built}"

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from dlgsanet.commands.arguments import ArgumentParser, add_option_file, option_file
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, counted
 from dlgsanet.folder_lock import owned
 
 
@@ -35,5 +35,5 @@ def main(argv: list[str]) -> int:
     with owned(Path(options["path"]["results_root"])):  # two tests of one name would mix their results
         print(run_test(options, allow_random_weights=arguments.random_weights))
     if options["absent"] and arguments.strict:
-        raise UserError(f"--strict: {len(options['absent'])} data sets are not there, see above")
+        raise UserError(f"--strict: {counted(len(options['absent']), 'data set')} not found, see above")
     return 0

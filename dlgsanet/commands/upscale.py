@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dlgsanet.commands.arguments import ArgumentParser, add_shard, add_weights, part_of_name, whole_number
-from dlgsanet.errors import UserError, one_line
+from dlgsanet.errors import UserError, counted, one_line
 from dlgsanet.files import check_can_write
 from dlgsanet.pictures.bounds import LARGEST_FACTOR
 from dlgsanet.pictures.find_files import DEFAULT_OUTPUT, STREAM, Found, Job, find_files
@@ -96,8 +96,7 @@ def main(argv: list[str]) -> int:
     if arguments.shard:
         # By the place below OUT: jobs may spell OUT differently, or reach it by another path.
         found.jobs = [job for job in found.jobs if arguments.shard.has(job.target.relative_to(arguments.output))]
-        count = "1 picture" if len(found.jobs) == 1 else f"{len(found.jobs)} pictures"
-        _say(f"part {arguments.shard.part} of {arguments.shard.parts}: {count}")
+        _say(f"part {arguments.shard.part} of {arguments.shard.parts}: {counted(len(found.jobs), 'picture')}")
     waiting: list[Job] = []
     skipped: list[Job] = []
     for job in found.jobs:
@@ -158,7 +157,7 @@ def _writable(jobs: list[Job], faults: list[str]) -> Iterator[Job]:
 
 def _report_left_out(found: Found, suffix: str) -> None:
     if found.results:
-        _say(f"{len(found.results)} with {suffix} in the name left out: results of an earlier run")
+        _say(f"left out, results of an earlier run with {suffix} in the name: {len(found.results)}")
     if found.other_files:
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.other_files.items()))
         _say(f"left out, not pictures: {kinds}")

@@ -17,6 +17,7 @@ from dlgsanet.data.known_sets import PUBLISHED_BICUBIC
 from dlgsanet.data.layout import hr_folder, lr_folder, lr_path, scales_of
 from dlgsanet.data.parallel import for_each
 from dlgsanet.data.resize import downscale, imresize
+from dlgsanet.errors import counted
 from dlgsanet.metrics.psnr_ssim import psnr
 from dlgsanet.pictures.reading import UnreadableImageError, opened
 
@@ -68,13 +69,13 @@ def summary(root: Path, pictures: Sequence[Picture]) -> Iterable[str]:
     """What a root holds and how bicubic upscaling scores on it, line by line."""
     sizes = sorted(picture.size for picture in pictures if picture.digest)
     extent = f"{sizes[0][1]}x{sizes[0][0]} to {sizes[-1][1]}x{sizes[-1][0]}" if sizes else "none of them readable"
-    yield f"{root}: {len(pictures)} originals, {extent}"
+    yield f"{root}: {counted(len(pictures), 'original')}, {extent}"
     for scale in scales_of(root):
         scores = np.array([picture.scores[scale] for picture in pictures if scale in picture.scores])
         if not len(scores):
             continue
         colour, as_it_is = scores.mean(axis=0)
-        line = f"  x{scale}: {len(scores)} pairs, bicubic {colour:.2f} dB"
+        line = f"  x{scale}: {counted(len(scores), 'pair')}, bicubic {colour:.2f} dB"
         if not np.array_equal(scores[:, 0], scores[:, 1]):
             line += f" read as 3 channels, {as_it_is:.2f} dB with gray images read as 1"
         if published := PUBLISHED_BICUBIC.get(root.name, {}).get(scale):

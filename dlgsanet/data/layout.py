@@ -16,7 +16,7 @@ from dlgsanet.data.images import png_bytes, read_image
 from dlgsanet.data.parallel import for_each
 from dlgsanet.data.resize import downscale
 from dlgsanet.data.sources import Source
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, counted
 from dlgsanet.files import write_whole
 from dlgsanet.pictures.reading import UnreadableImageError, opened
 
@@ -37,8 +37,8 @@ class Outcome:
     def __str__(self) -> str:
         extent = f"{self.pixels / 1e6:.1f} Mpixel" if self.pixels >= 100_000 else f"{self.pixels:,} pixels"
         return (
-            f"{self.root}: {self.images} images of {extent}; {self.written} files written, "
-            f"{self.found} were there, {len(self.skipped)} images skipped"
+            f"{self.root}: {counted(self.images, 'image')} of {extent}; {counted(self.written, 'file')} written, "
+            f"{self.found} were there, {counted(len(self.skipped), 'image')} skipped"
         )
 
 

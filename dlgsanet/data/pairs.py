@@ -19,7 +19,7 @@ from dlgsanet.data.layout import hr_folder, hr_lmdb, lr_folder, lr_lmdb
 from dlgsanet.data.lmdb_images import lmdb_images, meta_info_lines
 from dlgsanet.data.parallel import for_each, in_one_line
 from dlgsanet.data.sources import Source, file_source
-from dlgsanet.errors import UserError, reason_of, unknown
+from dlgsanet.errors import UserError, counted, reason_of, unknown
 from dlgsanet.files import printable
 from dlgsanet.pictures.reading import UnreadableImageError, opened, upright_size
 
@@ -139,7 +139,7 @@ def refuse_other_pairs(pairs: Sequence[Pair], read: Iterable[str]) -> None:
     names, ours = [printable(Path(name).stem) for name in read], [pair.name for pair in pairs]
     if sorted(names) != sorted(ours):
         raise UserError(
-            f"meta_info_file, dataroot_gt: PairedImageDataset reads {len(names)} images, not the {len(ours)} that are "
+            f"meta_info_file, dataroot_gt: PairedImageDataset reads {counted(len(names), 'image')}, but {len(ours)} "
             "named: it counts empty lines, and reads no meta_info_file with LMDB; set type: CachedPairedImageDataset"
         )
 
@@ -157,7 +157,7 @@ def refuse_other_sizes(pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], 
     both = zip(pairs, sizes[::2], sizes[1::2], strict=True)
     if others := [pair.gt.name for pair, gt, lq in both if gt != (scale * lq[0], scale * lq[1])]:
         raise UserError(
-            f"{len(others)} of {len(pairs)} originals are not exactly {scale} times as large as their LQ images, "
+            f"{len(others)} of {counted(len(pairs), 'original')} not exactly {scale} times as large as the LQ image, "
             f"which PairedImageDataset needs in training; set type: CachedPairedImageDataset: {in_one_line(others)}"
         )
 
@@ -185,7 +185,7 @@ def check_sizes(pairs: Sequence[Pair], scale: int, lq_size: int = 1) -> list[tup
 
     found, faults = for_each(sizes, pairs, "reading headers")
     if faults:
-        raise UserError(f"{len(faults)} of {len(pairs)} pairs cannot be used: {in_one_line(faults)}")
+        raise UserError(f"{len(faults)} of {counted(len(pairs), 'pair')} cannot be used: {in_one_line(faults)}")
     return [size for both in found for size in both]
 
 
@@ -231,13 +231,14 @@ def _folder_pairs(gt_root: Path, lq_root: Path, template: str, meta_info: str | 
         raise UserError(f"filename_tmpl: {template!r} is not a template; write it as '{{}}x4'") from None
     if missing := [printable(f"{name}.png") for name in wanted if name not in lq_files]:
         raise UserError(
-            f"dataroot_lq, filename_tmpl: {len(missing)} of {len(wanted)} LQ images are not in {lq_root}: "
+            f"dataroot_lq, filename_tmpl: {len(missing)} of {counted(len(wanted), 'LQ image')} not in {lq_root}: "
             + in_one_line(missing)
         )
     unpaired = sorted(map(printable, set(lq_files) - set(wanted)))
     if unpaired and not meta_info:
         raise UserError(
-            f"dataroot_gt: {len(unpaired)} images of {lq_root} have no original in {gt_root}: {in_one_line(unpaired)}"
+            f"dataroot_gt: {counted(len(unpaired), 'image')} of {lq_root} without an original in {gt_root}: "
+            + in_one_line(unpaired)
         )
     return [
         Pair(printable(gt.stem), file_source(gt), file_source(lq_files[name]))
@@ -262,7 +263,8 @@ def _named_in(meta_info: Path, root: Path) -> list[Path]:
     files = [root / name for name in _names_in(meta_info)]
     missing = [str(path) for path in files if not path.is_file()]
     if missing or not files:
-        what = f"{len(missing)} of its {len(files)} images are missing: {in_one_line(missing)}" if missing else "empty"
+        count = f"{len(missing)} of its {counted(len(files), 'image')}"
+        what = f"{count} missing: {in_one_line(missing)}" if missing else "empty"
         raise UserError(f"meta_info_file: {meta_info}: {what}")
     return files
 
@@ -279,7 +281,7 @@ def _lmdb_pairs(gt_root: Path, lq_root: Path, meta_info: str | None) -> list[Pai
     gt_images, lq_images = lmdb_images(gt_root, "dataroot_gt"), lmdb_images(lq_root, "dataroot_lq")
     if unpaired := sorted(set(gt_images) ^ set(lq_images)):
         raise UserError(
-            f"dataroot_gt, dataroot_lq: {len(unpaired)} keys are in only one of {gt_root} and {lq_root}: "
+            f"dataroot_gt, dataroot_lq: {counted(len(unpaired), 'key')} in only one of {gt_root} and {lq_root}: "
             + in_one_line(unpaired)
         )
     keys = sorted(gt_images)
@@ -287,6 +289,7 @@ def _lmdb_pairs(gt_root: Path, lq_root: Path, meta_info: str | None) -> list[Pai
         keys = [Path(name).stem for name in _names_in(Path(meta_info))]
         if missing := [key for key in keys if key not in gt_images]:
             raise UserError(
-                f"meta_info_file: {len(missing)} of its images are not in {gt_root}: {in_one_line(missing)}"
+                f"meta_info_file: {len(missing)} of its {counted(len(keys), 'image')} not in {gt_root}: "
+                + in_one_line(missing)
             )
     return [Pair(key, gt_images[key], lq_images[key]) for key in keys]

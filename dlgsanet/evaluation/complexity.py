@@ -19,7 +19,7 @@ from dlgsanet.archs.checkpoint import FORMATS, network_options, read_checkpoint
 from dlgsanet.archs.parts import copy_of
 from dlgsanet.archs.sizes import SCALES, SIZES, size_options
 from dlgsanet.device import describe, find_device
-from dlgsanet.errors import UserError, reason_of, unknown
+from dlgsanet.errors import UserError, counted, reason_of, unknown
 from dlgsanet.evaluation.memory import enough_memory, fake_tensors
 from dlgsanet.evaluation.networks import input_channels, load_network_options, registered_network
 from dlgsanet.evaluation.tables import Table, terminal_width
@@ -76,7 +76,7 @@ def table(
                 failures.append(str(error))
     measured = ["latency [ms]", "peak memory [MiB]"] if runs else []
     header = ["network", "scale", "parameters", "GMACs", *measured]
-    at = f"{output[0]}x{output[1]} output" + (f", on {describe(on)}, median of {runs} runs" if runs else "")
+    at = f"{output[0]}x{output[1]} output" + (f", on {describe(on)}, median of {counted(runs, 'run')}" if runs else "")
     return f"{Table(header, rows, words=2).text(terminal_width())}\n\n{at}" if rows else "", failures
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from dlgsanet.archs.checkpoint import build_network, network_options, read_checkpoint
 from dlgsanet.archs.sizes import size_of
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, counted
 from dlgsanet.evaluation.journal import digest, digest_of_package
 from dlgsanet.evaluation.memory import memory_checked
 from dlgsanet.evaluation.networks import (
@@ -85,7 +85,7 @@ def read_entry(argument: str, ensemble: bool = False, allow_random_weights: bool
         name = printable(name or path.stem)
     if (channels := input_channels(network)) != 3:
         raise UserError(
-            f"{path}: is for images of {channels} channel(s), not for RGB; `dlgsanet test` scores it on luma"
+            f"{path}: is for images of {counted(channels, 'channel')}, not for RGB; `dlgsanet test` scores it on luma"
         )
     if Path(name).name != name or name in ("..", BICUBIC):
         raise UserError(f"{argument}: {name!r} cannot name a network: its pictures go to a folder of that name")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dlgsanet.archs.checkpoint import build_network, read_checkpoint
 from dlgsanet.archs.detect import is_dlgsanet
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.errors import UserError, brief, faults_of, reason_of
+from dlgsanet.errors import UserError, brief, counted, faults_of, reason_of
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.models.weights import load_weights
 
@@ -62,10 +62,10 @@ def build_teacher(
     except Exception as error:  # whatever a network raises for channels that it does not take
         if is_out_of_memory(error):
             raise
-        images = f"images of {channels} channel(s), {size}x{size}"
+        images = f"images of {counted(channels, 'channel')}, {size}x{size}"
         raise UserError(f"{path}: {name} cannot take {images}: {reason_of(error, 200)}") from error
     if probe.shape[1:] != (channels, size * scale, size * scale):
-        made = f"it enlarges by {probe.shape[3] / size:g}, to {probe.shape[1]} channel(s)"
+        made = f"it enlarges by {probe.shape[3] / size:g}, to {counted(probe.shape[1], 'channel')}"
         raise UserError(f"{path}: {made}, but scale is {scale} and images have {channels}")
     logger.info("Teacher: %s, %s", name, path)
     return target

@@ -8,7 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from dlgsanet.errors import reason_of, shown, unknown
+from dlgsanet.errors import counted, reason_of, shown, unknown
 from dlgsanet.options.kinds import inside, phase_of
 from dlgsanet.options.table import LOSSES, OURS, TEST_FILE, TRAIN, TRAINING_FILE
 
@@ -216,7 +216,7 @@ def _channels(options: dict[str, Any], where: str, data_set: dict[str, Any]) -> 
     taken = network.get(name, 3 if network["type"] == "DLGSANet" else given)
     if taken != given:
         fix = "set color: y" if given == 3 and taken == 1 else f"set network_g.{name}: {given}"
-        yield f"{where}: has images of {given} channel(s), but network_g.{name} is {shown(taken)}; {fix}"
+        yield f"{where}: has images of {counted(given, 'channel')}, but network_g.{name} is {shown(taken)}; {fix}"
     mean, std = data_set.get("mean"), data_set.get("std")
     if (mean is None) != (std is None):
         yield f"{where}: give both mean and std, or neither"

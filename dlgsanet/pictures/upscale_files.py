@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlgsanet.archs.dlgsanet import DLGSANet
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, counted
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.ops import freeze
 from dlgsanet.pictures.find_files import STREAM, Job
@@ -122,5 +122,5 @@ def suggestion(qualities: list[int], weights: str) -> str:
     """A line that names weights for JPEGs of these qualities."""
     low, high = min(qualities), max(qualities)
     of = f"of quality {low}" if low == high else f"of qualities {low} to {high}"
-    count = "1 picture is a JPEG" if len(qualities) == 1 else f"{len(qualities)} pictures are JPEGs"
+    count = counted(len(qualities), "JPEG")
     return f"{count} {of}; the weights {weights} are made for compressed photographs (--weights {weights})"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dlgsanet.device import threads
+from dlgsanet.errors import counted
 from dlgsanet.training.conditions import differences
 from dlgsanet.training.resume import Position
 from dlgsanet.training.validation import ValidationSet
@@ -41,18 +42,21 @@ def introduce(
         return
     train = options["train"]
     name = options["datasets"]["train"]["name"]
-    validation = ", ".join(f"{data.name} ({len(data)})" for data in validation_sets) or "none"
+    validation = "none"
+    if validation_sets:
+        names = ", ".join(f"{data.name} ({len(data)})" for data in validation_sets)
+        validation = f"{names}, every {counted(options['val']['val_freq'], 'iteration')}"
     total = int(train["total_iter"])
     epochs = math.ceil(total * batch_size / epoch_length)
-    counted = "1 epoch" if epochs == 1 else f"{epochs:,} epochs"
-    ranks = f"{options['world_size']} ranks, " if options["dist"] else ""
+    samples = counted(batch_size, "sample")
+    ranks = f"{counted(options['world_size'], 'rank')}, " if options["dist"] else ""
     idle = " (one of several GPUs: torchrun uses all)" if options["num_gpu"] > 1 and not options["dist"] else ""
     lines = {
         "Run": f"{options['name']}, {options['model_type']}, seed {options['manual_seed']}",
         "Folder": os.path.relpath(options["path"]["experiments_root"]),
-        "Training": f"{name}: {epoch_length:,} samples an epoch; all pairs found and checked",
-        "Validation": f"{validation}, every {options['val']['val_freq']:,} iterations" if validation_sets else "none",
-        "Iterations": f"{position.iteration + 1:,} to {total:,} of {batch_size} samples, {counted}"
+        "Training": f"{name}: {counted(epoch_length, 'sample')} an epoch; all pairs found and checked",
+        "Validation": validation,
+        "Iterations": f"{position.iteration + 1:,} to {total:,} of {samples}, {counted(epochs, 'epoch')}"
         if position.iteration < total
         else f"none: the checkpoint has reached train.total_iter, {total:,}; a larger one trains on",
         "Hardware": ranks + hardware(options["num_gpu"]) + idle,
@@ -74,7 +78,7 @@ def hardware(num_gpu: int) -> str:
     """What this process computes on."""
     if num_gpu:
         return torch.cuda.get_device_name()
-    return f"CPU, {threads()} of {os.cpu_count()} cores"
+    return f"CPU, {threads()} of {counted(os.cpu_count() or 1, 'core')}"
 
 
 def _weights(options: dict[str, Any], position: Position) -> str:

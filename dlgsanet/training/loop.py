@@ -13,7 +13,7 @@ import torch
 from basicsr.models.base_model import BaseModel
 
 from dlgsanet.distributed import from_first, largest
-from dlgsanet.errors import UserError
+from dlgsanet.errors import UserError, counted
 from dlgsanet.models.dlgsanet_model import DivergedError
 from dlgsanet.options.check import BELOW_BICUBIC
 from dlgsanet.signals import StopSignals, exit_code, signal_name
@@ -109,10 +109,10 @@ class Loop:
         what = "the loss or its gradient was not finite"
         if bad >= self.position.iteration:
             raise UserError(
-                f"no step was taken: {what} in all {bad:,} iterations; set a lower train.optim_g.lr, train.grad_clip "
-                "or train.precision: fp32, and check the images and path.pretrain_network_g"
+                f"no step was taken in {counted(bad, 'iteration')}: {what}; set a lower train.optim_g.lr, "
+                "train.grad_clip or train.precision: fp32, and check the images and path.pretrain_network_g"
             )
-        logger.warning("%-11sthe last %s steps were: %s", "Skipped", f"{bad:,}", what)
+        logger.warning("%-11s%s at the end: %s", "Skipped", counted(bad, "step"), what)
 
     def _iterate(self) -> None:
         start = time.monotonic()

@@ -357,7 +357,7 @@ def test_damaged_images_are_named_all_at_once(photo_root, tmp_path):
 def test_a_missing_or_surplus_lr_image_is_named(photo_root, tmp_path):
     root = Path(shutil.copytree(photo_root, tmp_path / "Photos"))
     (root / "HR/chelsea.png").unlink()
-    with pytest.raises(UserError, match=r"dataroot_gt: 1 images of .*X4 .*HR: chelseax4"):
+    with pytest.raises(UserError, match=r"dataroot_gt: 1 image of .*X4 .*HR: chelseax4"):
         in_first_epoch(options(root))
     (root / "LR_bicubic/X4/coffeex4.png").unlink()
     with pytest.raises(UserError, match=r"dataroot_lq.*1 of 2 .*coffeex4"):

@@ -171,9 +171,9 @@ def test_several_roots(photo_root, root, tmp_path, capsys):
     with pytest.raises(UserError, match="faults: 4, listed above"):
         check(photo_root, root, tmp_path / "nowhere", "--against", tmp_path / "Train")
     out, err = capsys.readouterr()
-    assert [line for line in out.splitlines() if "originals" in line] == [
+    assert [line for line in out.splitlines() if " original" in line] == [
         f"{folder}: 3 originals, 151x150 to 150x200" for folder in (photo_root, root)
-    ] + [f"{tmp_path / 'Train'}: 1 originals, 151x150 to 151x150"]
+    ] + [f"{tmp_path / 'Train'}: 1 original, 151x150 to 151x150"]
     assert "x2: 2 pairs" in out
     assert f"there is no folder {tmp_path / 'nowhere'}" in err
     assert "X2/coffeex2.png: there is no such file" in err

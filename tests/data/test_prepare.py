@@ -67,7 +67,7 @@ def test_again_does_only_what_is_missing(originals, tmp_path, capsys):
     prepare("folder", originals, "--name", "Photos", "--root", tmp_path)
     assert_whole(tmp_path / "Photos", originals)
     assert hr.stat().st_mtime_ns == written
-    assert "1 files written, 11 were there" in capsys.readouterr().out
+    assert "1 file written, 11 were there" in capsys.readouterr().out
 
 
 def test_only_the_scales_asked_for(originals, tmp_path):

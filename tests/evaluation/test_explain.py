@@ -145,7 +145,7 @@ def test_weights_that_overflow_are_named(place, arguments, large, capsys):
         (["kept", "local.pth"], "SparseGSA"),
         (["filters", "global.pth", "--points", "1,1"], "MHDLSA"),
         (["filters", "A.pth", "--points", "30,1"], "--points 30,1"),
-        (["lam", "A.pth", "luma.pth"], "luma.pth: is for images of 1 channel(s)"),
+        (["lam", "A.pth", "luma.pth"], "luma.pth: is for images of 1 channel,"),
     ],
 )
 def test_errors_name_the_argument(place, arguments, named, capsys):

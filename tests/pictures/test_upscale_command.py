@@ -299,7 +299,7 @@ def test_a_second_run_in_place_finds_its_results(folder, weights, extension, cap
     assert run(*arguments) == 0
     assert files(folder) == first
     error = capsys.readouterr().err
-    assert "3 with _x2" in error
+    assert "_x2 in the name: 3" in error
     assert "3 results are there already" in error
 
 
