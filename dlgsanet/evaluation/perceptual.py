@@ -19,6 +19,7 @@ def perceptual_metric(name: str, device: str) -> Metric:
         UserError: pyiqa is not installed, or its networks cannot be downloaded.
     """
     try:
+        import dlgsanet.basicsr_compat  # noqa: F401, I001  # before pyiqa, which imports torchvision
         import pyiqa
     except ImportError:
         raise UserError(f"--metrics {name}: needs the package pyiqa (pip install pyiqa)") from None
