@@ -20,9 +20,10 @@ from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.cuda import feed_forward
 from dlgsanet.ops.backends.torch import planar, strip_rows
 from dlgsanet.ops.backends.torch.frozen import KEPT, derived
-from dlgsanet.ops.records import OPERATIONS, ChannelAttention, DynamicConv
+from dlgsanet.ops.records import OPERATIONS, DynamicConv
 from tests.conftest import script
 from tests.ops import calls
+from tests.ops.test_strips import decided_by_rounding
 
 NAMES = ("dynamic_local_attention", "channel_attention", "gated_feed_forward")
 FUNCTIONS = {name: getattr(planar, name) for name in NAMES}
@@ -39,15 +40,6 @@ def _memory(request, monkeypatch):
     yield
     for planned in (strip_rows._plan, strip_rows._fits):
         planned.cache_clear()
-
-
-def decided_by_rounding(call: calls.Call) -> bool:
-    """Similarities over a single pixel are all 1 or -1, and rounding chooses among them."""
-    record, (_, _, height, width) = call.record, call.x.shape
-    if not isinstance(record, ChannelAttention) or record.activation == "softmax":
-        return False
-    window = record.window or max(height, width)
-    return min(window, height) * min(window, width) == 1
 
 
 @pytest.mark.usefixtures("_memory")
