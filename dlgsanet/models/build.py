@@ -32,8 +32,8 @@ class _ReadsAnyWeights(BaseModel):
 
 
 def _key(path: str, wanted: str | None) -> str | None:
-    """Which state dict of a file BasicSR would read: the wanted one or else `params`; None: the only one."""
-    for key in filter(None, (wanted, "params")):
+    """Which state dict of a file to read: the wanted one or else `params`, as in BasicSR. None: the file's best."""
+    for key in (wanted, "params") if wanted else ():
         with suppress(UserError):
             read_checkpoint(path, key)
             return key
@@ -46,7 +46,9 @@ def build_model(options: Mapping[str, Any]) -> BaseModel:
     Raises:
         UserError: the weights cannot be read or do not fit.
     """
+    options = deepcopy(dict(options))  # BasicSR's models take their options apart
+    options["path"].setdefault("param_key_g", None)  # they read `params` where it is left out
     model = MODEL_REGISTRY.get(options["model_type"])
     if model.load_network is BaseModel.load_network:
         model = type(model.__name__, (_ReadsAnyWeights, model), {})
-    return model(deepcopy(dict(options)))  # a copy: BasicSR's models take their options apart
+    return model(options)

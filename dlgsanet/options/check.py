@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from dlgsanet.errors import counted, reason_of, shown, unknown
-from dlgsanet.options.kinds import inside, phase_of
-from dlgsanet.options.table import LOSSES, OURS, TEST_FILE, TRAIN, TRAINING_FILE
+from dlgsanet.options.kinds import Section, inside, phase_of
+from dlgsanet.options.table import LOSSES, MODELS, OURS, TEST_FILE, TRAIN, TRAINING_FILE, for_own_model
 
 # What the models of BasicSR take.
 _OF_BASICSR = {"optim_g": ("Adam",), "scheduler": ("MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRestartLR")}
@@ -23,7 +23,7 @@ _COLUMNS = (BELOW_BICUBIC, "data set", "image", "method")  # what stands next to
 
 # BasicSR's models and data sets that our loop can run. Others need discriminators, video, or degradations.
 _FROM_BASICSR = {
-    "MODEL": {"SRModel", "SwinIRModel"},
+    "MODEL": {*MODELS} - {OURS},
     "DATASET": {"PairedImageDataset", "SingleImageDataset"},
 }
 _WITH_CHANNELS = ("PairedImageDataset", "CachedPairedImageDataset", "DegradedPairedImageDataset", "SingleImageDataset")
@@ -33,7 +33,7 @@ def faults_of_options(options: Any, is_train: bool) -> list[str]:
     """Every fault of a training or test file, a line each."""
     faults = [*_not_plain("", options, [MOST_VALUES], DEEPEST)]
     faults = faults or [*_of_other_command(options, is_train)]
-    faults = faults or [*(TRAINING_FILE if is_train else TEST_FILE).faults("", options, registry)]
+    faults = faults or [*_table(options, is_train).faults("", options, registry)]
     faults = faults or [*_not_fitting(options)]
     return [fault if len(fault) <= LONGEST_FAULT else f"{fault[: LONGEST_FAULT - 3]}..." for fault in faults]
 
@@ -96,6 +96,12 @@ def _not_plain(where: str, value: Any, values_left: list[int], depth: int) -> It
             yield f"{where}: is {'not a number' if value != value else 'a number that is too large'}"
     elif value is not None:
         yield f"{where}: {shown(value)} is {type(value).__name__}; only numbers, text, true, false and ~ are values"
+
+
+def _table(options: Any, is_train: bool) -> Section:
+    table = TRAINING_FILE if is_train else TEST_FILE
+    is_own = isinstance(options, dict) and options.get("model_type", OURS) not in MODELS
+    return for_own_model(table) if is_own else table
 
 
 def _of_other_command(options: Any, is_train: bool) -> Iterator[str]:
@@ -227,14 +233,15 @@ def _channels(options: dict[str, Any], where: str, data_set: dict[str, Any]) -> 
 def _training(options: dict[str, Any]) -> Iterator[str]:
     train = options["train"]
     losses = [option.name for option in LOSSES]
-    if not any(train.get(name) for name in losses):
+    if not any(train.get(name) for name in losses) and options["model_type"] in MODELS:
         yield f"train: names no loss; set one of {', '.join(losses)}"
     for name in losses:
         if train.get(name):
             tried = partial(_loss, f"train.{name}", of_features=name == "perceptual_opt")
             yield from (_narrowed(fault, train[name], tried) for fault in tried(train[name]))
+    of_basicsr = options["model_type"] in _FROM_BASICSR["MODEL"]
     for option in TRAIN.options:
-        if option.only and option.name in train and not _is_a(options["model_type"], option.only):
+        if of_basicsr and option.only and option.name in train:
             yield f"train.{option.name}: {options['model_type']} would ignore it; set model_type: {OURS}"
     if train.get("cuda_graph") is True:
         from dlgsanet.models.cuda_graph import faults_of_cuda_graph

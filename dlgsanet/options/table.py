@@ -35,6 +35,7 @@ from dlgsanet.options.kinds import (
 )
 
 OURS = "DLGSANetModel"
+MODELS = (OURS, "SRModel", "SwinIRModel")  # a `model_type` of one's own reads options and calls networks as it likes
 
 # Data sets. --------------------------------------------------------------------------------------------------------
 
@@ -452,3 +453,10 @@ TEST_FILE = Section(
         Option("logger", Anything(), Unset("none"), "Accepted from published files, without effect."),
     )
 )
+
+
+def for_own_model(file: Section) -> Section:
+    """The table of a file whose `model_type` is of one's own: other options at the top, in `path` and `train` too."""
+    opened = {o.name: replace(o.kind, open=True) for o in file.options if isinstance(o.kind, Section)}
+    options = [replace(o, kind=opened[o.name]) if o.name in ("path", "train") else o for o in file.options]
+    return Section(tuple(options), open=True)

@@ -9,6 +9,7 @@ import torch
 
 from dlgsanet.device import threads
 from dlgsanet.errors import counted
+from dlgsanet.options.table import TRAIN
 from dlgsanet.training.conditions import differences
 from dlgsanet.training.resume import Position
 from dlgsanet.training.validation import ValidationSet
@@ -54,7 +55,7 @@ def introduce(
     lines = {
         "Run": f"{options['name']}, {options['model_type']}, seed {options['manual_seed']}",
         "Folder": os.path.relpath(options["path"]["experiments_root"]),
-        "Training": f"{name}: {counted(epoch_length, 'sample')} an epoch; all pairs found and checked",
+        "Training": f"{name}: {counted(epoch_length, 'sample')} an epoch",
         "Validation": validation,
         "Iterations": f"{position.iteration + 1:,} to {total:,} of {samples}, {counted(epochs, 'epoch')}"
         if position.iteration < total
@@ -65,6 +66,8 @@ def introduce(
     }
     for what, text in lines.items():
         logger.info("%-11s%s", what, text)
+    if own := ", ".join(f"train.{name}" for name in train if name not in {option.name for option in TRAIN.options}):
+        logger.info("%-11s%s: of %s", "Options", own, options["model_type"])
     if late := [m for m in train["scheduler"].get("milestones", []) if m >= total]:
         logger.warning("%-11strain.scheduler.milestones %s: the run ends at %s", "Unused", late, f"{total:,}")
     if train["warmup_iter"] > total:

@@ -11,9 +11,9 @@ from torch.utils.data import default_collate
 from dlgsanet.archs.parts import copy_of
 from dlgsanet.errors import UserError, reason_of
 from dlgsanet.memory import is_out_of_memory
+from dlgsanet.options.table import MODELS
 
 CROP = 192  # 3 * 64: windows and strides mostly divide it
-MODELS = ("DLGSANetModel", "SRModel", "SwinIRModel")  # models of one's own may call their networks in other ways
 
 
 def batch_of(sample: Any, options: Mapping[str, Any], *, originals: bool) -> Any:

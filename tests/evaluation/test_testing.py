@@ -94,7 +94,7 @@ def test_the_network_in_the_file_is_the_one_that_is_tested(run, option_file):
 
 
 def test_formats_and_models_score_alike(run, option_file):
-    """.pth and .safetensors, our model and BasicSR's, which published files name."""
+    """.pth and .safetensors, averages in them, our model and BasicSR's, which published files name."""
     assert run()[0] == 0
     first = scores(option_file.parent)
     small_weights(option_file.parent / "small.safetensors")
@@ -102,6 +102,12 @@ def test_formats_and_models_score_alike(run, option_file):
     assert scores(option_file.parent) == first
     assert run("--force_yml", "model_type=SRModel")[0] == 0
     assert scores(option_file.parent) == first
+    state = torch.load(option_file.parent / "small.pth")["params"]
+    random = {name: torch.rand_like(value) for name, value in state.items()}
+    torch.save({"params": random, "params_ema": state}, option_file.parent / "small.pth")
+    for model in ("DLGSANetModel", "SRModel"):
+        assert run("--force_yml", f"model_type={model}")[0] == 0
+        assert scores(option_file.parent) == first
 
 
 def test_basicsrs_model_reports_weights_of_another_size(run, option_file):

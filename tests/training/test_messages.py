@@ -20,7 +20,7 @@ from tests.training.conftest import identical, last_line, tensorboard_steps
 def test_first_lines_and_plain_lines_in_the_file(workplace):
     said = workplace.train()
     for line in (
-        "Training   Photos: 3 samples an epoch; all pairs found and checked",
+        "Training   Photos: 3 samples an epoch",
         "Validation Crops (3), every 6 iterations",
         "Iterations 1 to 12 of 4 samples",
         "Precision  fp32",

@@ -257,6 +257,39 @@ def test_a_model_that_is_derived_from_ours_has_its_options(own):
     assert "Precision  bf16" in said
 
 
+OWN_SRMODEL = """
+from basicsr.archs import build_network
+from basicsr.losses import build_loss
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import MODEL_REGISTRY
+
+@MODEL_REGISTRY.register()
+class OwnSRModel(SRModel):
+    def init_training_settings(self):
+        self.net_d = build_network(self.opt["network_d"])
+        self.own_loss = build_loss(self.opt["train"]["own_opt"])
+        super().init_training_settings()
+
+    def optimize_parameters(self, iteration):
+        self.optimizer_g.zero_grad()
+        loss = self.own_loss(self.net_g(self.lq), self.gt)
+        loss.backward()
+        self.optimizer_g.step()
+        self.model_ema(self.ema_decay)
+        self.log_dict = {"l_own": loss.item()}
+"""
+
+
+def test_a_model_that_is_derived_from_basicsr_has_options_of_its_own(own):
+    own.import_own(OWN_SRMODEL, model_type="OwnSRModel", network_d={"type": "UNetDiscriminatorSN", "num_in_ch": 3})
+    own.options["train"] |= {"own_opt": own.options["train"]["pixel_opt"], "grad_clip": 1}
+    own.options["path"]["pretrain_network_d"] = None
+    said = own.train()
+    assert "train.own_opt" in said
+    assert "l_own" in said
+    assert (own.experiment() / "models/net_d_2.pth").exists()
+
+
 METRIC = """
 import math
 from basicsr.utils.registry import METRIC_REGISTRY
