@@ -60,64 +60,6 @@ def test_every_fault_is_named_in_one_message(options):
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "expected"),
-    [
-        ("network_g", "dim", 50, "network_g.dim is 50"),
-        ("network_g", "upscale", 3, "network_g.upscale: is 3, but scale is 2"),
-        ("network_g", "type", "DLGSANett", "did you mean DLGSANet?"),
-        ("train", "ema_decay", 1.5, "train.ema_decay: 1.5 is out of range"),
-        ("train", "total_iter", 0, "train.total_iter: 0 is out of range"),
-        ("train", "pixel_opt", None, "train: names no loss"),
-        ("train", "optim_g", {"type": "Muon", "lr": 1e-3, "momentum": 1}, "train.optim_g: momentum is 1"),
-        ("train", "optim_g", {"type": "Muon", "nesterov": True}, "train.optim_g: unknown option 'nesterov'"),
-        ("train", "optim_g", {"type": "Adam", "fused": True, "foreach": True}, "train.optim_g: "),
-        ("train", "scheduler", {"type": "WSD", "decay_iter": 10**6}, "train.scheduler: decay_iter is 1000000"),
-        ("train", "scheduler", {"type": "OneCycleLR", "max_lr": 1e-3}, "train.scheduler: "),
-        ("train", "scheduler", {"type": "CosineAnnealingRestartLR", "periods": [6, 6]}, "train.scheduler: periods"),
-        ("train", "scheduler", {"type": "CosineAnnealingRestartLR", "periods": [4]}, "ends at iteration 4, before"),
-        ("val", "val_freq", 2.5, "val.val_freq: 2.5 is not a whole number"),
-        ("logger", "use_tb_logger", "yes", "logger.use_tb_logger: 'yes' is neither true nor false"),
-    ],
-)
-def test_impossible_values(options, section, key, value, expected):
-    options[section][key] = value
-    assert expected in faults(options)
-
-
-@pytest.mark.parametrize(
-    ("train", "others", "expected"),
-    [
-        ({"network_init": "linear"}, {"path": {"pretrain_network_g": "file.yml"}}, "path.pretrain_network_g"),
-        ({"network_init": "linear"}, {"path": {"resume_state": "file.yml"}}, "path.resume_state"),
-        ({"network_init": "linear"}, {"network_g": {"upsampler": "pixelshuffle"}}, "pixelshuffledirect"),
-        (
-            {"network_init": "linear"},
-            {"network_g": {"dim": 6, "restormer_num_heads": 1}},
-            "network_g.dim of at least 9",
-        ),
-        ({"network_init": "last"}, {}, "path.pretrain_network_g, for all but the last convolution"),
-        ({"network_init": "last"}, {"network_g": {"upsampler": "pixelshuffle"}}, "pixelshuffledirect"),
-        ({"network_init": "zero"}, {}, "train.network_init: unknown network_init 'zero'"),
-        ({"teacher_opt": {"path": "none.pth"}}, {}, "train.teacher_opt.path: there is no file none.pth"),
-        ({"teacher_opt": {"share": 0.5}}, {}, "train.teacher_opt.path: is missing"),
-        (
-            {"teacher_opt": {"path": "a", "network": {"type": "SMFANett"}}},
-            {},
-            "train.teacher_opt.network.type: unknown",
-        ),
-        ({"teacher_opt": {"path": "a"}, "pixel_opt": None, "fft_opt": {"type": "FFTLoss"}}, {}, "train.teacher_opt: "),
-        ({"optim_g": {"type": "Muon"}}, {"model_type": "SRModel"}, "train.optim_g: SRModel has no Muon"),
-        ({"scheduler": {"type": "WSD"}}, {"model_type": "SRModel"}, "train.scheduler: SRModel has no WSD"),
-    ],
-)
-def test_options_of_training_that_do_not_fit(options, train, others, expected):
-    options["train"] |= train
-    for section, values in others.items():
-        options[section] = options[section] | values if isinstance(values, dict) else values
-    assert expected in faults(options)
-
-
-@pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"dataroot_gt": ["a", "b"]}, "datasets.train.dataroot_lq: give as many roots"),
