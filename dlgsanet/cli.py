@@ -24,19 +24,19 @@ UNUSABLE = (
 )  # fmt: skip
 # name -> what it does; its arguments and `main` are in `dlgsanet.commands.NAME`.
 SUBCOMMANDS = {
+    "upscale": "upscale pictures and folders of pictures",
+    "web": "a page in the browser that upscales pictures",
     "train": "train a network from an option file",
     "test": "test a network from an option file: a table of PSNR and SSIM",
     "data": "prepare, check and store data sets",
-    "upscale": "upscale pictures and folders of pictures",
-    "web": "a page in the browser that upscales pictures",
-    "export": "the network for other programs: ONNX, torch.export",
-    "convert": "weights between .pth and .safetensors",
     "benchmark": "tables and a results page of networks on test sets",
     "figure": "the benchmark's crops as a figure for a paper",
+    "complexity": "parameters, multiply-accumulates, latency and memory",
     "explain": "attribution maps, kept similarities, dynamic filters",
     "ablate": "train variants of a network, print their table",
+    "export": "the network for other programs: ONNX, torch.export",
+    "convert": "weights between .pth and .safetensors",
     "doctor": "what is installed here; which backend computes each layer, and why",
-    "complexity": "parameters, multiply-accumulates, latency and memory",
 }
 
 

@@ -161,12 +161,11 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "--weights",
         default="Tiny",
         metavar="WEIGHTS",
-        help="a .safetensors or .pth file, or the name of included weights, such as Tiny or DLGSANet_Tiny_x4; "
-        "default: %(default)s",
+        help="a .safetensors or .pth file, or the name of included weights: Tiny, Tiny_jpeg (for compressed "
+        "photographs), or one scale of them, such as DLGSANet_Tiny_x4; default: %(default)s",
     )
-    parser.add_argument(
-        "--scale", type=int, choices=(2, 3, 4), help="scale factor of the network; default: that of the weights"
-    )
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), help="scale factor of the network; default: that of "
+        "the weights, of several the smallest that suffices")  # fmt: skip
 
 
 def file_of(*endings: str) -> Callable[[str], Path]:

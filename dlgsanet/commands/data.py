@@ -55,13 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         known_set = command(name, _known_set, known.title, "2 3 4")
         known_set.set_defaults(known=known)
         fetched = "downloaded if left out" if known.addresses else f"from {known.source}"
-        known_set.add_argument(
-            "source", type=Path, nargs="*", help=f"archives or folders with the originals; {fetched}"
-        )
+        known_set.add_argument("source", type=Path, nargs="*", metavar="SOURCE",
+            help=f"archives or folders with the originals; {fetched}")  # fmt: skip
         _add_root(known_set)
     folder = command("folder", _folder, "any folder or archive of images", "2 3 4")
-    folder.add_argument("source", type=Path, help="a folder, ZIP or tar of PNG, JPEG, BMP, TIFF or WebP images; "
-        "folders inside it are left out if it has images of its own")  # fmt: skip
+    folder.add_argument("source", type=Path, metavar="SOURCE", help="a folder, ZIP or tar of PNG, JPEG, BMP, TIFF or "
+        "WebP images; folders inside it are left out if it has images of its own")  # fmt: skip
     folder.add_argument("--name", type=part_of_name, required=True, help="of the set: its folder under the root")
     _add_root(folder)
 
@@ -92,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     lmdb.add_argument("--sub", action="store_true", help="the pieces that `subimages` cut, not whole images")
 
     meta_info = command("meta-info", _meta_info, "list the images of a folder with their sizes")
-    meta_info.add_argument("folder", type=Path)
-    meta_info.add_argument("target", type=Path, help="the file to write, for meta_info_file")
+    meta_info.add_argument("folder", type=Path, metavar="FOLDER")
+    meta_info.add_argument("target", type=Path, metavar="FILE", help="the file to write, for meta_info_file")
 
     sheet = command("sheet", _sheet, "draw the first samples of a training set, to look at")
     sheet.add_argument("-opt", required=True, metavar="FILE", help="option file for training")

@@ -71,7 +71,8 @@ def find_weights(weights: str | Path = DEFAULT_NAME, scale: int | None = None, o
         scale = min((s for s in by_scale if s >= outscale), default=max(by_scale))
     if scale in by_scale:
         return by_scale[scale]
-    known = ", ".join(here) or f"none (looked in {' and '.join(map(str, FOLDERS))})"
+    names = [*here] if by_scale else [*families(), *here]
+    known = ", ".join(names) or f"none (looked in {' and '.join(map(str, FOLDERS))})"
     for_scale = f" at x{scale}" if scale else ""
     problem = f"unknown weights {str(weights)!r}{for_scale}; give a file, or choose from {known}"
     raise ArgumentError("weights", problem)

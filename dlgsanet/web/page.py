@@ -16,7 +16,8 @@ from dlgsanet.web.device_queue import Choices, DeviceQueue
 from dlgsanet.web.visits import Entry, Limits, Visit, Visits
 
 HERE = Path(__file__).parent
-FORMATS = {"as the picture": None, "PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif"}
+SAME = "same as the picture"
+FORMATS = {SAME: None, "PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "TIFF": ".tif"}
 EVERY = 0.3  # seconds between updates of the progress
 # Uploads that no page has taken within this time are of pages that were closed meanwhile.
 UPLOAD_SECONDS = 900
@@ -53,7 +54,7 @@ def make_page(visits: Visits, queue: DeviceQueue, weights: str | None = None) ->
             names = list(offered)
             first = "Tiny" if "Tiny" in offered else names[0]
             chosen = gradio.Dropdown(
-                [(Path(name).name, name) for name in names],
+                [(_title(name), name) for name in names],
                 value=first,
                 label="Weights",
                 interactive=True,
@@ -63,7 +64,7 @@ def make_page(visits: Visits, queue: DeviceQueue, weights: str | None = None) ->
                 [(f"×{s}", s) for s in offered[first]], value=next(iter(offered[first]), None), label="Enlarge",
                 interactive=True, visible=bool(offered[first]), min_width=210, elem_id="scale",
             )  # fmt: skip
-            kind = gradio.Dropdown(list(FORMATS), value="as the picture", label="Save as", min_width=140)
+            kind = gradio.Dropdown(list(FORMATS), value=SAME, label="Save as", min_width=140)
         with gradio.Accordion("More", open=False):
             quality = gradio.Slider(1, 100, 95, step=1, label="Quality of JPEG and WebP")
             ensemble = gradio.Checkbox(label="Average over 8 flips and transposes: 8 times the work, slightly better")
@@ -112,6 +113,11 @@ def import_gradio(uploads: Path) -> Any:
     except ImportError as error:
         raise UserError(f"the page needs Gradio ({error}); pip install 'dlgsanet[web]'") from None
     return gradio
+
+
+def _title(weights: str) -> str:
+    name = Path(weights).name
+    return f"{name} (compressed photographs)" if name.endswith("_jpeg") else name
 
 
 def _introduction(limits: Limits) -> str:

@@ -49,7 +49,7 @@ def test_included_weights_are_found_by_name_and_scale(tmp_path, monkeypatch):
         (("Tiny",), 2), (("tiny", 4), 4), (("Tiny", None, 3), 4), (("Tiny", None, 8), 4), (("dlgsanet_tiny_X4",), 4),
     ]:  # fmt: skip
         assert weights.find_weights(*arguments).stem == f"DLGSANet_Tiny_x{found}"
-    with pytest.raises(UserError, match=r"^weights: .*'Huge'.*DLGSANet_Tiny_x2, DLGSANet_Tiny_x4"):
+    with pytest.raises(UserError, match=r"^weights: .*'Huge'.*choose from Tiny, DLGSANet_Tiny_x2, DLGSANet_Tiny_x4"):
         weights.find_weights("Huge")
     with pytest.raises(UserError, match="'Tiny' at x3"):
         weights.find_weights("Tiny", 3)
