@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from basicsr.models.base_model import BaseModel
 
-from dlgsanet.distributed import from_first, largest
+from dlgsanet.distributed import from_first, largest, raised_on_all
 from dlgsanet.errors import UserError, counted
 from dlgsanet.models.dlgsanet_model import DivergedError
 from dlgsanet.options.check import BELOW_BICUBIC
@@ -85,8 +85,7 @@ class Loop:
                 self._validate(signals)
             if self.saved != self.position.iteration:
                 self._save()
-            if self.options["rank"] == 0:
-                self.checkpoints.save_weights(weights_of(self.model), "latest", self.position.iteration)
+            self._save_weights("latest")
             self.board.flush()
             logger.info("End of training after %s", duration(self.position.seconds))
             return 0
@@ -179,9 +178,15 @@ class Loop:
         epoch = self.position.samples // self.epoch_length
         state = state_of(self.model, self.position, epoch, self.conditions)
         self.board.flush()  # TensorBoard's files must never be behind a checkpoint
-        if self.options["rank"] == 0:
-            self.checkpoints.save(self.position.iteration, weights_of(self.model), state)
+        with raised_on_all():
+            if self.options["rank"] == 0:
+                self.checkpoints.save(self.position.iteration, weights_of(self.model), state)
         self.saved_at, self.saved = time.monotonic(), self.position.iteration
+
+    def _save_weights(self, name: str) -> None:
+        with raised_on_all():  # no rank continues before they are on disk
+            if self.options["rank"] == 0:
+                self.checkpoints.save_weights(weights_of(self.model), name, self.position.iteration)
 
     def _stop(self, signal_number: int) -> int:
         if self.saved != self.position.iteration and not self._bad_steps_in_row():
@@ -234,11 +239,9 @@ class Loop:
         worse = former is not None and (value >= former if lower else value <= former)  # none is worse than NaN
         if not worse and not math.isnan(value):
             self.position.best = {"value": value, "iteration": self.position.iteration, "by": by}
-            if self.options["rank"] == 0:
-                self.checkpoints.save_weights(weights_of(self.model), "best", self.position.iteration)
+            self._save_weights("best")
         if self.position.best:
             logger.info("Best %s on %s: %.4f at %s", metric, name, *_best(self.position))
-        from_first(None)  # no rank continues before the best is on disk
 
 
 def _best(position: Position) -> tuple[float, str]:

@@ -4,6 +4,7 @@ Two and four ranks sum the same gradients in another order: weights after 12 ite
 """
 
 import math
+import resource
 import shutil
 import signal
 from copy import deepcopy
@@ -115,6 +116,18 @@ def test_lost_rank_stops_the_run_which_resumes_on_another_number_of_ranks(workpl
     batch_per_rank(workplace, 1)
     workplace.train("--auto_resume")
     assert difference(workplace, finished) < TOLERANCE
+
+
+def test_a_checkpoint_that_cannot_be_written_is_reported_once(workplace):
+    """Here it is larger than a file may be; a full disk is the same error to a program."""
+    batch_per_rank(workplace, 2)
+    workplace.options["train"]["total_iter"] = 100_000
+    runs = workplace.start_ranks(2)
+    runs[0].wait_for(" 3/")
+    size = (workplace.experiment() / "models/net_g_2.pth").stat().st_size
+    resource.prlimit(runs[0].process.pid, resource.RLIMIT_FSIZE, (size - 1, size - 1))
+    lines = {line for run in runs for line in run.end(2).splitlines() if line.startswith("dlgsanet: ")}
+    assert ["net_g_" in line for line in lines] == [True]
 
 
 def _step_on_a_bad_batch(rank: int, folder: Path) -> None:
