@@ -89,12 +89,12 @@ def try_validation(model: BaseModel, options: Mapping[str, Any], name: str, samp
     if options["model_type"] not in MODELS or options["train"]["compile"]:  # not compiled for one image
         return
     batch = default_collate([sample])
-    height, width = (side if side < 2 * CROP else CROP + side % CROP for side in batch["lq"].shape[2:])
-    batch["lq"] = batch["lq"][..., :height, :width]
+    height, width = batch["lq"].shape[2:]
+    tried = [side if side < 2 * CROP else CROP + side % CROP for side in (height, width)]
+    batch["lq"] = batch["lq"][..., : tried[0], : tried[1]]
     network = type(model.get_bare_model(model.net_g)).__name__
-    with _taken(
-        f"network_g: {network}", f"the {width}x{height} pixels of an image of {name} (it may have to pad them)"
-    ):
+    images = f"the {width}x{height} pixels of an image of {name} (tried with {tried[1]}x{tried[0]}; it may have to pad)"
+    with _taken(f"network_g: {network}", images):
         model.feed_data(batch)
         model.test()
 

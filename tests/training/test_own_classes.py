@@ -216,7 +216,7 @@ def test_a_crop_of_a_large_image_is_tried(own):
     for crop in ("crop0", "crop2"):
         (own.folder / f"val/HR/{crop}.png").unlink()
         (own.folder / f"val/X2/{crop}x2.png").unlink()
-    assert "cannot take the 208x210 pixels of an image of Crops" in own.fault()
+    assert "cannot take the 400x402 pixels of an image of Crops (tried with 208x210; " in own.fault()
 
 
 NORM_OF_WEIGHTS = """
