@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         metavar="S",
         help="of the named sizes; default: 2 3 4",
     )
-    add_size(parser, "--output", (1280, 720), "output size", least=16)
+    add_size(parser, "--size", (1280, 720), "of the output", least=16)
     parser.add_argument("--device", help="cpu, cuda, cuda:1...; default: a GPU where there is one")
     parser.add_argument(
         "--runs", type=whole_number(0), default=3, help="timed runs of each network, 0 to measure nothing; default: 3"
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     from dlgsanet.extensions import import_all
 
     import_all(arguments.imports)
-    text, failures = table(arguments.networks, arguments.scales, arguments.output, arguments.device, arguments.runs)
+    text, failures = table(arguments.networks, arguments.scales, arguments.size, arguments.device, arguments.runs)
     if text:
         print(text)
     for failure in failures[:-1]:

@@ -15,9 +15,7 @@ def main(argv: list[str]) -> int:
         "every picture's scores as CSV and Markdown and, with val: save_img, the pictures, in results/NAME.",
     )
     add_option_file(parser)
-    parser.add_argument(
-        "--random-weights", action="store_true", help="continue if the file names no weights (about 9 dB)"
-    )
+    parser.add_argument("--random-weights", action="store_true", help="allow option files that name no weights")
     parser.add_argument(
         "--datasets", nargs="+", metavar="NAME", help="test on these data sets of the file; default: all that are there"
     )

@@ -261,7 +261,7 @@ def test_swinir_is_padded_as_basicsr_pads_it(place, option_file):
     (place / "swinir.yml").write_text(yaml.safe_dump(options))
     assert benchmark("swinir.yml", "--random-weights") == 0
     assert ("coffee", "SwinIR") in image_scores()  # 26x28 pixels
-    assert main(["complexity", "swinir.yml", "--runs", "0", "--output", "70x50"]) == 0
+    assert main(["complexity", "swinir.yml", "--runs", "0", "--size", "70x50"]) == 0
 
     (place / "swinir.yml").write_text(yaml.safe_dump(options | {"model_type": "SRModel", "name": "Unpadded"}))
     assert benchmark("swinir.yml", "A.pth", "--random-weights") == 2  # the rest is computed

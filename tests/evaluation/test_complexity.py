@@ -58,14 +58,14 @@ def test_a_network_on_luma(tmp_path, capsys):
     fewer = 2 * 9 * SMALL["dim"] * (1 + 2**2) * 24 * 32  # of the first and of the last convolution
     assert multiply_accumulates(of_rgb, 24, 32) - multiply_accumulates(of_luma, 24, 32, channels=1) == fewer
     path = small_weights(tmp_path / "luma.pth", in_chans=1)
-    assert main(["complexity", str(path), "--output", "64x48", "--runs", "1"]) == 0
+    assert main(["complexity", str(path), "--size", "64x48", "--runs", "1"]) == 0
     assert "luma" in capsys.readouterr().out
 
 
 def test_another_network_on_luma(option_file, capsys):
     options = {"type": "MSRResNet", "num_in_ch": 1, "num_out_ch": 1, "num_feat": 8, "num_block": 1, "upscale": 2}
     option_file.write_text(yaml.safe_dump({"name": "other", "scale": 2, "network_g": options}))
-    assert main(["complexity", str(option_file), "--output", "64x48", "--runs", "1", "--device", "cpu"]) == 0
+    assert main(["complexity", str(option_file), "--size", "64x48", "--runs", "1", "--device", "cpu"]) == 0
     assert float(ablation._costs(options, 2)[1]) > 0
 
 
@@ -102,7 +102,7 @@ def test_tensors_that_are_alive_at_once_are_counted():
 def test_sizes_that_do_not_fit_are_refused(own, option_file, monkeypatch, capsys):
     if own:
         option_file.write_text(yaml.safe_dump({"name": "own", "scale": 2, "network_g": EDSR}))
-    run = ["complexity", str(option_file), "--output", "160x120", "--runs", "1", "--device", "cpu"]
+    run = ["complexity", str(option_file), "--size", "160x120", "--runs", "1", "--device", "cpu"]
     monkeypatch.setattr(complexity, "_measure_by_clock", lambda *_: complexity.Cost(1, 1))
     assert main(run) == 0
     monkeypatch.setattr(memory, "free_memory", lambda device: 10**5)
