@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -106,6 +107,14 @@ def check_can_write(path: Path) -> None:
     with suppress(_CheckedError), written_aside(path):
         _target(path)  # in its folder, which may be new, its name may be too long
         raise _CheckedError
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether names that differ only in case are one file there, as on macOS's disks and on memory cards."""
+    there = next(path for path in (folder, *folder.parents) if os.path.isdir(path))
+    with suppress(OSError), tempfile.NamedTemporaryFile(prefix=_PREFIX, dir=there) as file:
+        return os.path.exists(there / Path(file.name).name.upper())
+    return False
 
 
 def sync_folder(folder: Path) -> None:

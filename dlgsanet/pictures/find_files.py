@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from dlgsanet.errors import ArgumentError, UserError
+from dlgsanet.files import ignores_case
 from dlgsanet.pictures.formats import OTHER_PICTURES, PICTURES, VIDEOS, WRITTEN
 
 STREAM = Path("-")  # standard input or output
@@ -94,7 +95,8 @@ def find_files(inputs: list[str], output: Path, extension: str | None = None, su
 def _add_for_folder(
     found: Found, sources: Mapping[Path, Path], output: Path, extension: str | None, suffix: str
 ) -> None:
-    jobs: dict[Path, Job] = {}
+    key = str.lower if ignores_case(output) else str
+    jobs: dict[str, Job] = {}
     found.results = [source for source in sources if suffix and _is_result(source, output, suffix)]
     results = set(found.results)
     pictures = {os.path.realpath(source) for source in sources if source not in results}
@@ -103,20 +105,20 @@ def _add_for_folder(
         for source, below in sources.items()
         if source not in results
     }
-    shared = Counter(places.values())
+    shared = Counter(key(str(place)) for place in places.values())
     for source, place in places.items():
-        if shared[place] > 1 and source.suffix != place.suffix:  # logo.gif next to logo.png: logo.gif.png
+        if shared[key(str(place))] > 1 and source.suffix != place.suffix:  # logo.gif next to logo.png: logo.gif.png
             place = place.with_name(f"{source.name}{suffix}{place.suffix}")
         job = Job(source, output / place)
         if os.path.realpath(job.target) in pictures and not same_file(source, job.target):
             found.faults.append(
                 f"{job.name}: its result would replace {job.target}, given too; give --suffix or another folder"
             )
-        elif job.target in jobs:
-            other = jobs[job.target].name
+        elif key(str(job.target)) in jobs:
+            other = jobs[key(str(job.target))].name
             found.faults.append(f"{job.name}: its result would be {job.target}, as that of {other}; use another folder")
         else:
-            jobs[job.target] = job
+            jobs[key(str(job.target))] = job
             _add(found, job, "give --suffix or another folder")
 
 

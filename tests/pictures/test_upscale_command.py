@@ -124,6 +124,20 @@ def test_no_result_replaces_a_picture_that_is_given(folder, weights, photo, caps
     assert Image.open(folder / "in/a_x2.png").size == (168, 120)
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_names_that_differ_only_in_case(folder, monkeypatch, ignored):
+    """On disks that ignore case (macOS, memory cards) one result would replace the other."""
+    monkeypatch.setattr("dlgsanet.pictures.find_files.ignores_case", lambda folder: ignored)
+    (folder / "cases").mkdir()
+    for name in ("b.gif", "B.png"):
+        (folder / "cases" / name).touch()
+    (folder / "A.png").touch()
+    found = find_files([str(folder / name) for name in ("cases", "A.png", "in/a.png")], folder / "out")
+    names = [job.target.name for job in found.jobs]
+    assert names == (["B.png", "b.gif.png", "A.png"] if ignored else ["B.png", "b.png", "A.png", "a.png"])
+    assert ["A.png; use another folder" in fault for fault in found.faults] == [True] * ignored
+
+
 def test_pictures_of_one_name_in_several_formats_have_a_result_each(folder, weights, photo):
     for name in ("a.jpg", "a.gif"):
         Image.fromarray(photo).save(folder / "in" / name)
