@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     add("-n", "--weights", metavar="WEIGHTS", help="offer only these: a .safetensors or .pth file, or the name of "
         "included weights; default: all that are included")  # fmt: skip
     add("--device", help="cpu, cuda, cuda:1, mps, xpu; default: the GPU if there is one")
-    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="default: %(default)s")
+    add("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of weights and features; "
+        "fp16 and bf16 are for GPUs; default: %(default)s")  # fmt: skip
     for name, default, text in (
         ("size", 50, "MiB of a file"),
         ("pixels", 24, "megapixels of a picture, before it is upscaled"),

@@ -209,7 +209,7 @@ def test_standard_output_on_a_full_disk(folder, weights, monkeypatch, capsys):
     assert "a.png: cannot write standard output: No space left on device" in capsys.readouterr().err.splitlines()[0]
 
 
-def test_options_change_what_they_say(folder, weights, network, photo):
+def test_options_change_what_they_say(folder, weights, network, photo, capsys):
     def result(*options):
         assert run(weights, folder / "in/a.png", "-o", folder / "o.png", "--overwrite", *options) == 0
         return np.array(Image.open(folder / "o.png"))
@@ -218,8 +218,10 @@ def test_options_change_what_they_say(folder, weights, network, photo):
     assert np.array_equal(result("-t", "30"), upscale(photo, network, tile=30))
     assert np.array_equal(result("--self-ensemble"), upscale(photo, network, self_ensemble=True))
     assert result("--outscale", "3").shape == (180, 252, 3)
+    assert "--precision" not in capsys.readouterr().err
     near = result("--precision", "bf16").astype(int) - upscale(photo, network)
     assert 0 < np.abs(near).max() < 8
+    assert "--precision: on a CPU fp32 is many times faster" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
