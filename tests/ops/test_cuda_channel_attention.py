@@ -1,13 +1,10 @@
 """The CUDA kernels of channel attention without a GPU, in the emulator, against float64."""
 
 import functools
-import itertools
 import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from dlgsanet.ops.backends import reference
@@ -15,8 +12,8 @@ from dlgsanet.ops.backends.cuda import channel_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import map_tensors
 from tests.ops import calls
-from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
-from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, sparse, sparse_image
+from tests.ops.emulator import COMPILER, ORDERS, LastBlocks
+from tests.ops.test_cuda_kernels import TOLERANCE, relative_error, sparse, sparse_image
 from tests.ops.test_cuda_layers import DTYPES, RAGGED, check_layer
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
@@ -39,26 +36,6 @@ def test_the_kernels_follow_the_reference(emulate, dtype, order):
     check(attention((1, 12, 18), 3, 5, window=3, seed=1), dtype)
 
 
-@pytest.mark.parametrize("channels", [48, 90])
-def test_published_channels(emulate, channels):
-    check(attention((1, 5, 19), 6, channels // 6, window=4, seed=2))
-
-
-@settings(deadline=None, max_examples=5)
-@given(
-    size=st.tuples(st.integers(1, 2), st.integers(1, 18), st.integers(1, 34)),
-    heads=st.sampled_from([(3, 5), (1, 16)]),  # each is compiled
-    window=st.none() | st.integers(3, 30),
-    seed=st.integers(0, 1000),
-)
-def test_any_size(size, heads, window, seed):
-    with pytest.MonkeyPatch.context() as patch:
-        channel_attention.plan.cache_clear()
-        patch.setattr(cuda_modules, "load", lambda instance, device: EmulatedModule(instance, "shuffled"))
-        check(attention(size, *heads, window, seed))
-    channel_attention.plan.cache_clear()
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -67,18 +44,6 @@ def test_any_size(size, heads, window, seed):
 def test_every_size_and_dtype(emulate, size, window, heads, share, dtype, order):
     emulate(order)
     check(attention(size, heads, share, window, seed=4), dtype)
-
-
-@pytest.mark.parametrize("place", barriers("channel_attention"))
-def test_a_missing_barrier_is_caught(emulate, place):
-    """Values in two chunks or more. Some are only seen where the filters are products, at which lanes wait."""
-    for dtype, order in itertools.product((torch.bfloat16, torch.float32), ORDERS):
-        emulate(order, without_barrier=place)
-        try:
-            check(attention(RAGGED, 6, 9, window=8, seed=1), dtype)
-        except AssertionError:
-            return
-    pytest.fail("no result changed")
 
 
 @pytest.mark.long

@@ -1,18 +1,26 @@
 """What holds for the CUDA kernels of every layer, without a GPU: in the emulator against float64; what they take."""
 
+import copy
+import itertools
 from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from dlgsanet import ops
+from dlgsanet.archs.feed_forward import GDFN
+from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.ops.backends import NO_LAYER, cuda, reference
 from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use, halo_tile, local_attention
+from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.records import Record, map_tensors
 from tests.ops import calls
-from tests.ops.emulator import COMPILER
-from tests.ops.test_cuda_kernels import TOLERANCE, relative_error
+from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule
+from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
 
@@ -98,6 +106,88 @@ def test_products_are_as_exact_as_pytorch_is_set(emulate, layer, monkeypatch):
     assert relative_error((out,), (reference.BACKEND.infer(*call.map(Tensor.double)[:2]),)) <= TF32_TOLERANCE
     monkeypatch.setattr("dlgsanet.ops.tf32.allowed_in_matrix_products", lambda: True)
     assert layer.path(call.x) == layer.ROUNDED
+
+
+MADE = {
+    feed_forward: calls.feed_forward,
+    channel_attention: calls.channel_attention,
+    local_attention: calls.local_attention,
+}
+# What `MADE` takes between the size of the image and the seed. Each is compiled.
+PUBLISHED = {
+    feed_forward: [(48, 20), (90, 20)],
+    channel_attention: [(6, 8, "relu", 4), (6, 15, "relu", 4)],
+    local_attention: [(8, 6, 12, 7), (15, 6, 22, 7)],
+}
+FEW = {
+    feed_forward: [(1, 3), (8, 40), (13, 21)],
+    channel_attention: [(*heads, "relu", window) for heads in ((3, 5), (1, 16)) for window in (None, 3, 11)],
+    local_attention: [(1, 6, 1, 3), (5, 4, 16, 5)],  # fewer channels may have no variance
+}
+
+
+@pytest.mark.parametrize(
+    ("layer", "sizes"), [(layer, sizes) for layer, both in PUBLISHED.items() for sizes in both], ids=str
+)
+def test_published_sizes(emulate, layer, sizes):
+    check_layer(layer, MADE[layer]((1, 5, 19), *sizes, seed=2))
+
+
+@of_every_layer
+@settings(deadline=None, max_examples=5)
+@given(
+    size=st.tuples(st.integers(1, 2), st.integers(1, 18), st.integers(1, 34)), seed=st.integers(0, 1000), data=st.data()
+)
+def test_any_size(layer, size, seed, data):
+    sizes = data.draw(st.sampled_from(FEW[layer]))
+    with pytest.MonkeyPatch.context() as patch:
+        cuda.forget_plans()
+        patch.setattr(cuda_modules, "load", lambda instance, device: EmulatedModule(instance, "shuffled"))
+        check_layer(layer, MADE[layer](size, *sizes, seed))
+    cuda.forget_plans()
+
+
+# Values in two chunks or rounds, or more.
+WITH_EVERY_BARRIER = {
+    feed_forward: (13, 21),
+    channel_attention: (6, 9, "relu", 8),
+    local_attention: (9, 2, 3, 7),
+}
+SOURCES = {feed_forward: "gated_feed_forward.cu", channel_attention: "channel_attention", local_attention: "local"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "place"), [(layer, place) for layer, source in SOURCES.items() for place in barriers(source)], ids=str
+)
+def test_a_missing_barrier_is_caught(emulate, layer, place):
+    """Some are only seen in float32, where lanes do not wait at products first, others only in bfloat16."""
+    for dtype, order in itertools.product((torch.float32, torch.bfloat16), ORDERS):
+        emulate(order, without_barrier=place)
+        try:
+            check_layer(layer, MADE[layer](RAGGED, *WITH_EVERY_BARRIER[layer], seed=1), dtype)
+        except AssertionError:
+            return
+    pytest.fail("no result changed")
+
+
+@pytest.mark.parametrize(("kernels", "layer"), [(feed_forward, GDFN(4, 0.75)), (local_attention, MHDLSA(12, 3, 6))])
+def test_frozen_weights_are_packed_once_and_again_when_they_change(emulate, monkeypatch, kernels, layer):
+    layer, x, packed = copy.deepcopy(layer).eval(), torch.randn(1, len(layer.record().norm_weight), 5, 6), []
+    make = kernels.derived
+    monkeypatch.setattr(
+        kernels, "derived", lambda pack, *of, **how: make(lambda: packed.append(1) or pack(), *of, **how)
+    )
+    ops.freeze(layer)
+    with torch.no_grad():
+        for times in (1, 2):
+            for _ in range(2):
+                out = cuda.BACKEND.infer(layer.record(), x)
+                torch.testing.assert_close(out, reference.BACKEND.infer(layer.record(), x))
+            assert len(packed) == times
+            for parameter in layer.parameters():
+                parameter.mul_(1.5)
+        cuda.PATHS[kernels.ROUNDED](layer.record(), x, x)
+    assert len(packed) == 3
 
 
 @pytest.mark.parametrize(

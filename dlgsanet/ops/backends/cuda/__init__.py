@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dlgsanet.ops import autocast
 from dlgsanet.ops.backends import NO_LAYER, Backend, ConvolutionFunctions, LayerFunctions, choice
 from dlgsanet.ops.backends.cuda import channel_attention, dynamic_conv, feed_forward, first_use, local_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
@@ -31,6 +32,7 @@ from dlgsanet.ops.backends.cuda.dynamic_conv import (
 )
 from dlgsanet.ops.backends.cuda.first_use import Use
 from dlgsanet.ops.backends.cuda.modules import SCALARS
+from dlgsanet.ops.backends.torch.frozen import KEPT
 from dlgsanet.ops.records import (
     ChannelAttention,
     DynamicConv,
@@ -177,6 +179,13 @@ def fused_dynamic_depthwise_conv_backward(
     return fused_backward(convolution, x, grad, path, lambda name, run: _is_faster(_choice(use, name), x, run))
 
 
+def timed(layer: Any, x: Tensor) -> tuple[object, ...]:
+    """What the time depends on, apart from the pixels. Weights that are not frozen are packed in every call."""
+    kernels = LAYERS[type(layer)]
+    how = kernels.path(x), x.dtype, autocast.dtype_of(x), hasattr(layer.proj_out, KEPT)
+    return *how, *kernels.sizes(layer), getattr(layer, "window", None)
+
+
 _INFERENCE: dict[type, Callable[..., Tensor]] = {
     GatedFeedForward: feed_forward.gated_feed_forward,
     ChannelAttention: channel_attention.channel_attention,
@@ -221,7 +230,7 @@ BACKEND = Backend(
         fused_dynamic_depthwise_conv, fused_dynamic_depthwise_conv_backward
     ),
     keeps_x_alone=True,
-    timed=lambda layer, x: LAYERS[type(layer)].timed(layer, x),
+    timed=timed,
 )
 
 

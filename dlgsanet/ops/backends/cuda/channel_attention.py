@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dlgsanet.ops import autocast
 from dlgsanet.ops.backends.cuda import halo_tile
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.halo_tile import (
@@ -25,7 +24,7 @@ from dlgsanet.ops.backends.cuda.halo_tile import (
     whole,
 )
 from dlgsanet.ops.backends.cuda.modules import Instance, Launch
-from dlgsanet.ops.backends.torch.frozen import KEPT, derived
+from dlgsanet.ops.backends.torch.frozen import derived
 from dlgsanet.ops.backends.torch.planar import NORM_EPS
 from dlgsanet.ops.cached_tensors import cached_tensors
 from dlgsanet.ops.records import ChannelAttention
@@ -52,11 +51,6 @@ def takes(layer: ChannelAttention, x: Tensor) -> bool:
 def sizes(layer: ChannelAttention) -> tuple[int, int]:
     """Its channels and heads, which the kernels are compiled for."""
     return len(layer.norm_weight), len(layer.temperature)
-
-
-def timed(layer: ChannelAttention, x: Tensor) -> tuple[object, ...]:
-    """What the time depends on, apart from the pixels. Weights that are not frozen are packed in every call."""
-    return path(x), x.dtype, autocast.dtype_of(x), *sizes(layer), layer.window, hasattr(layer.qkv_weight, KEPT)
 
 
 def channel_attention(layer: ChannelAttention, x: Tensor, of: str | None = None) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dlgsanet.ops import autocast
 from dlgsanet.ops.backends.cuda import halo_tile
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.halo_tile import (
@@ -25,7 +24,7 @@ from dlgsanet.ops.backends.cuda.halo_tile import (
     whole,
 )
 from dlgsanet.ops.backends.cuda.modules import Instance, Launch
-from dlgsanet.ops.backends.torch.frozen import KEPT, derived
+from dlgsanet.ops.backends.torch.frozen import derived
 from dlgsanet.ops.records import GatedFeedForward
 
 TWO_BLOCKS = 48  # channels, with which two blocks fit into a multiprocessor
@@ -57,11 +56,6 @@ def sizes(layer: GatedFeedForward) -> tuple[int, int]:
     """Its channels and hidden channels, which the kernels are compiled for."""
     channels, hidden = layer.proj_out.shape[:2]
     return channels, hidden
-
-
-def timed(layer: GatedFeedForward, x: Tensor) -> tuple[object, ...]:
-    """What the time depends on, apart from the pixels. Weights that are not frozen are packed in every call."""
-    return path(x), x.dtype, autocast.dtype_of(x), *sizes(layer), hasattr(layer.proj_out, KEPT)
 
 
 def gated_feed_forward(layer: GatedFeedForward, x: Tensor, of: str | None = None) -> Tensor:

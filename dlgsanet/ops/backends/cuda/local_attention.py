@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlgsanet.ops import autocast
 from dlgsanet.ops.backends.cuda import halo_tile, local_filters
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
 from dlgsanet.ops.backends.cuda.halo_tile import (
@@ -26,7 +25,7 @@ from dlgsanet.ops.backends.cuda.halo_tile import (
 from dlgsanet.ops.backends.cuda.local_filters import AT_ONCE, MARGIN, QUAD
 from dlgsanet.ops.backends.cuda.modules import Instance, Launch
 from dlgsanet.ops.backends.torch import planar
-from dlgsanet.ops.backends.torch.frozen import KEPT, derived
+from dlgsanet.ops.backends.torch.frozen import derived
 from dlgsanet.ops.records import LocalAttention, map_tensors
 
 EXACT, ROUNDED = "local attention", "local attention with rounded factors"  # to TF32, or to 16 bits like x
@@ -51,11 +50,6 @@ def sizes(layer: LocalAttention) -> tuple[int, int, int, int]:
     """Its channels, groups, features and window, which the kernels are compiled for."""
     window, features = layer.window_size, len(layer.squeeze_bias)
     return len(layer.norm_weight), len(layer.filter_bias) // window**2, features, window
-
-
-def timed(layer: LocalAttention, x: Tensor) -> tuple[object, ...]:
-    """What the time depends on, apart from the pixels. Weights that are not frozen are packed in every call."""
-    return path(x), x.dtype, autocast.dtype_of(x), *sizes(layer), hasattr(layer.proj_out, KEPT)
 
 
 def dynamic_local_attention(layer: LocalAttention, x: Tensor, of: str | None = None) -> Tensor:
