@@ -23,6 +23,7 @@ from dlgsanet.errors import UserError, counted, reason_of, unknown
 from dlgsanet.evaluation.memory import enough_memory, fake_tensors
 from dlgsanet.evaluation.networks import input_channels, load_network_options, registered_network
 from dlgsanet.evaluation.tables import Table, terminal_width
+from dlgsanet.ops import kept_memory
 from dlgsanet.progress import Counter
 
 HD = (1280, 720)  # width and height of the output for which papers state complexity
@@ -191,8 +192,9 @@ def _measure_by_clock(network: nn.Module, x: Tensor, runs: int) -> Cost:
         x.flatten()[0].item()  # waits until a GPU has done what was started before
 
     gc.collect()
+    kept_memory.release()  # what it and the allocator keep would not show up when it is used again
     with suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps would not show up when it is used again
+        ctypes.CDLL(None).malloc_trim(0)
     before = _peak_resident(reset=True) if x.is_cpu else None
     run()  # memory is measured in the first run: later ones reuse what the allocator kept
     after = _peak_resident()

@@ -134,6 +134,12 @@ def _new_block(size: int) -> mmap.mmap:
     return block
 
 
+def release() -> None:
+    """Return the blocks that are kept between calls to the system."""
+    with _lock:
+        _spare.clear()
+
+
 def empty(*shape: int) -> Tensor:
     """`torch.empty` in float32 on the CPU; within a `KeptMemory`, large tensors are in its blocks."""
     memory: KeptMemory | None = getattr(_active, "memory", None)

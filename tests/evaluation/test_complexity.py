@@ -77,6 +77,14 @@ def test_latency_and_memory_are_measured():
     assert cost.peak_bytes is None or 0.9 * output < cost.peak_bytes < 6 * output
 
 
+def test_memory_that_was_kept_by_calls_before_is_counted():
+    network = DLGSANet(**size_options("Tiny", 2) | {"groups": 1, "blocks": 1}).eval().requires_grad_(False)
+    with torch.inference_mode():
+        network(torch.rand(1, 3, 200, 200))
+    cost = measure(network, 200, 200, torch.device("cpu"), runs=1)
+    assert cost.peak_bytes is None or cost.peak_bytes > 2 * 4 * 48 * 200**2
+
+
 def test_the_memory_of_a_gpu_is_not_that_of_the_process():
     class OnGpu(torch.Tensor):
         is_cpu = False
