@@ -1,10 +1,8 @@
 """The gated feed-forward layer's CUDA kernels without a GPU: in the emulator against float64; how they are chosen."""
 
 import dataclasses
-import functools
 import json
 import math
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -25,29 +23,13 @@ from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.ops import calls
 from tests.ops.conftest import never, restart
-from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
-from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, sparse, sparse_image
-from tests.ops.test_cuda_layers import RAGGED, channels_last, check_layer, strip
+from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule
+from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error
+from tests.ops.test_cuda_layers import RAGGED, channels_last, strip
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
 
 GRADIENT_TOLERANCE = 3e-3  # of more products, one after the other
-
-check = functools.partial(check_layer, feed_forward)
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_the_kernel_follows_the_reference(emulate, order):
-    emulate(order)
-    check(calls.feed_forward(RAGGED, channels=13, half=21, seed=1))
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_16_bits(emulate, dtype, order):
-    emulate(order)
-    check(calls.feed_forward(RAGGED, channels=13, half=21, seed=3), dtype)
-    check(calls.feed_forward((2, 16, 6), channels=13, half=21, seed=3), dtype)
 
 
 def check_gradients(
@@ -132,16 +114,6 @@ def test_gradients_of_any_size(size, seed):
     cuda.forget_plans()
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("channels", "half"), [(48, 96), (90, 180), (96, 33), (60, 120)])
-@pytest.mark.parametrize("size", [(1, 27, 20), (2, 9, 35), (1, 1, 50)], ids=str)
-def test_every_size_and_dtype(emulate, size, channels, half, dtype, order):
-    emulate(order)
-    check(calls.feed_forward(size, channels, half, seed=4), dtype)
-
-
 @pytest.mark.parametrize("place", barriers("gated_feed_forward_backward"))
 def test_a_missing_barrier_is_caught(emulate, place):
     for order in ORDERS:
@@ -151,27 +123,6 @@ def test_a_missing_barrier_is_caught(emulate, place):
         except AssertionError:
             return
     pytest.fail("no result changed")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's sparse memory")
-def test_images_of_over_2_31_pixels(emulate, monkeypatch):
-    """The last tiles of a plane of 2.2e9 pixels are right."""
-
-    class Last(LastBlocks):
-        def launch(self, kernel, *call):
-            (EmulatedModule if kernel.startswith("pack") else LastBlocks).launch(self, kernel, *call)
-
-    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Last(instance, "ascending"))
-    monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: sparse(*shape, dtype=dtype))
-    record = calls.feed_forward((1, 1, 1), channels=2, half=3, seed=6).record
-    record = record._make(t.half() for t in record)
-    x = sparse_image(2, 50408, 42888, corner=80)
-    assert x[0, 0].numel() > 2**31
-    with torch.no_grad():
-        out = feed_forward.gated_feed_forward(record, x)[..., -7:, -7:]
-        corner = x[..., -80:, -80:].double()
-        expected = reference.BACKEND.infer(record._make(t.double() for t in record), corner)[..., -7:, -7:]
-    assert relative_error((out,), (expected,)) <= TOLERANCE[torch.float16]
 
 
 @pytest.mark.long
@@ -326,18 +277,6 @@ def test_gradients_under_autocast(emulate):
     got = torch.autograd.grad(out, (call.x, *call.record), call.x.detach())
     want = first_use._gradients(*call.map(lambda t: t.detach().double())[:2], call.x.detach().double())
     assert 1e-5 < relative_error(got, want) <= GRADIENT_TOLERANCE
-
-
-def test_a_kernel_that_disagrees_is_refused_with_a_warning(emulate, card, monkeypatch, caplog):
-    class Wrong(EmulatedModule):
-        def launch(self, *call):
-            super().launch(*call)
-            if call[0] == "gated_feed_forward":
-                call[6].mul_(1.01)
-
-    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Wrong(instance, "ascending"))
-    assert card.computes(small()) == "torch"
-    assert "gated feed-forward in float32: not used on A card" in caplog.text
 
 
 def test_older_gpus_are_left_to_the_next_backend(card, monkeypatch):

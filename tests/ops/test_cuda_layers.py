@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import sys
 from collections.abc import Callable
 from types import ModuleType
 
@@ -17,10 +18,11 @@ from dlgsanet.archs.mhdlsa import MHDLSA
 from dlgsanet.ops.backends import NO_LAYER, cuda, reference
 from dlgsanet.ops.backends.cuda import channel_attention, feed_forward, first_use, halo_tile, local_attention
 from dlgsanet.ops.backends.cuda import modules as cuda_modules
+from dlgsanet.ops.backends.torch import planar
 from dlgsanet.ops.records import Record, map_tensors
 from tests.ops import calls
-from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule
-from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error
+from tests.ops.emulator import COMPILER, ORDERS, EmulatedModule, LastBlocks
+from tests.ops.test_cuda_kernels import TOLERANCE, barriers, relative_error, sparse, sparse_image
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="the emulator needs g++")
 
@@ -145,6 +147,97 @@ def test_any_size(layer, size, seed, data):
         patch.setattr(cuda_modules, "load", lambda instance, device: EmulatedModule(instance, "shuffled"))
         check_layer(layer, MADE[layer](size, *sizes, seed))
     cuda.forget_plans()
+
+
+# Chunks and rounds of which the last one is not full; a tile has up to nine cells of channel attention.
+FOLLOWED = {
+    feed_forward: [(RAGGED, 13, 21), ((2, 16, 6), 13, 21)],
+    channel_attention: [
+        (RAGGED, 3, 5, "relu", None), ((2, 20, 21), 3, 5, "relu", 9), ((1, 12, 18), 3, 5, "relu", 3)
+    ],
+    local_attention: [(RAGGED, 5, 2, 3, 7), ((2, 16, 6), 5, 2, 3, 7)],
+}  # fmt: skip
+RAGGED_SIZES = [(1, 27, 20), (2, 9, 35), (1, 1, 50)]
+HEADS = [(6, 8), (6, 15), (6, 16), (6, 10), (9, 3)]
+MANY = {
+    feed_forward: [(size, *c) for size in RAGGED_SIZES for c in ((48, 96), (90, 180), (96, 33), (60, 120))],
+    channel_attention: [
+        (size, *heads, "relu", window)
+        for size, window in (((1, 27, 20), 12), ((2, 9, 35), None), ((1, 50, 66), 48))
+        for heads in HEADS
+    ],
+    local_attention: [
+        (size, *layer)
+        for size in RAGGED_SIZES
+        for layer in ((8, 6, 12, 7), (15, 6, 22, 7), (16, 6, 23, 5), (9, 4, 8, 3), (3, 2, 16, 7))
+    ],
+}
+
+
+@of_every_layer
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernels_follow_the_reference(emulate, layer, dtype, order):
+    """In float16 as on GPUs on which multiply-adds apply the filters of local attention, not products."""
+    emulate(order, capability=(8, 6) if dtype == torch.float16 else (9, 0))
+    for sizes in FOLLOWED[layer]:
+        check_layer(layer, MADE[layer](*sizes, seed=1), dtype)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("layer", "sizes"), [(layer, sizes) for layer, many in MANY.items() for sizes in many], ids=str
+)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_size_and_dtype(emulate, layer, sizes, dtype, order):
+    emulate(order, capability=(8, 6) if order == "shuffled" else (8, 0))
+    check_layer(layer, MADE[layer](*sizes, seed=4), dtype)
+
+
+def test_strips_where_memory_is_short(emulate, monkeypatch):
+    monkeypatch.setattr(planar, "rows_of_strip", lambda x, floats: 5)
+    check_layer(local_attention, calls.local_attention((1, 18, 5), 2, 3, squeezed=2, window_size=7, seed=6))
+
+
+# Sizes of a layer; height and width of a plane of 2.2e9 pixels; how many pixels at its lower right hold values, in
+# each direction, and how many lie in the last tile, or in a window that overlaps no other.
+LARGE = {
+    feed_forward: ((2, 3), 50408, 42888, 80, 7),
+    channel_attention: ((1, 3, "relu", 7), 7201 * 7, 6127 * 7, 28, 7),
+    local_attention: ((1, 2, 1, 3), 50407, 42887, 80, 7),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's sparse memory")
+@pytest.mark.parametrize(
+    "layer", [pytest.param(k, marks=[pytest.mark.long] * (k != feed_forward), id=k.EXACT) for k in LARGE]
+)
+def test_images_of_over_2_31_pixels(emulate, monkeypatch, layer):
+    """The last tile is right."""
+    sizes, height, width, corner, last = LARGE[layer]
+
+    class Last(LastBlocks):
+        def launch(self, kernel, blocks, *call):
+            if kernel.startswith("pack"):
+                EmulatedModule.launch(self, kernel, blocks, *call)
+            elif kernel == "local_projection":  # of the rows that the last tile needs
+                count = 12 * width // 128
+                self.run(kernel, blocks - count, count, *call[:2], list(call[2:]))
+            else:
+                super().launch(kernel, blocks, *call)
+
+    monkeypatch.setattr(cuda_modules, "load", lambda instance, device: Last(instance, "ascending"))
+    monkeypatch.setattr(planar, "rows_of_strip", lambda x, floats: height)
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: sparse(*shape, dtype=dtype))
+    record = map_tensors(MADE[layer]((1, 1, 1), *sizes, seed=6).record, Tensor.half)
+    x = sparse_image(len(record.norm_weight), height, width, corner)
+    assert x[0, 0].numel() > 2**31
+    with torch.no_grad():
+        out = cuda.BACKEND.infer(record, x)[..., -last:, -last:]
+        exact = map_tensors(record, Tensor.double)
+        expected = reference.BACKEND.infer(exact, x[..., -corner:, -corner:].double())[..., -last:, -last:]
+    assert relative_error((out,), (expected,)) <= TOLERANCE[torch.float16]
 
 
 # Values in two chunks or rounds, or more.

@@ -158,16 +158,6 @@ def test_a_compiler_that_was_missing_is_found(monkeypatch):
     assert tries_again(monkeypatch)
 
 
-def test_lack_of_memory_says_nothing_about_kernels(monkeypatch):
-    def full(dtype, device):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(triton, "_difference", full)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        chosen()
-    assert not list(verdicts.cache_folder().glob("*.json"))
-
-
 def test_without_triton(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "Triton" in triton.refused(torch.float64, torch.device("cpu"))
