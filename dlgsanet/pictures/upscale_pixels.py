@@ -18,6 +18,8 @@ from dlgsanet.pictures.tile_sizes import tile_sizes_to_try, what_to_do
 
 Progress = Callable[[float], None]
 
+NARROW = 8  # pixels; see `upscale_pixels`
+
 
 def upscale_pixels(
     network: DLGSANet,
@@ -27,6 +29,9 @@ def upscale_pixels(
     progress: Progress = lambda share: None,
 ) -> np.ndarray:
     """Upscale pixels by the network's scale.
+
+    Pictures of fewer than `NARROW` pixels per side are mirrored at their edges first: the zeros that convolutions see
+    beyond the edges would change the colours of so few pixels.
 
     Args:
         network: in evaluation mode; its device and dtype are where and how it computes.
@@ -46,6 +51,13 @@ def upscale_pixels(
         UserError: memory ran out and no smaller tile is left or allowed; the network does not take so many channels;
             values overflow in the network's precision.
     """
+    down, across = ((max(NARROW - side, 0) + 1) // 2 for side in pixels.shape[:2])
+    if down or across:
+        mirrored = np.pad(pixels, ((down, down), (across, across), (0, 0)), "symmetric")
+        height, width = (side * network.upscale for side in pixels.shape[:2])
+        top, left = down * network.upscale, across * network.upscale
+        wide = upscale_pixels(network, mirrored, tile, self_ensemble, progress)
+        return np.ascontiguousarray(wide[top : top + height, left : left + width])
     if not self_ensemble:
         return _upscale(network, pixels, tile, pixels.dtype, progress)
     passes = count()

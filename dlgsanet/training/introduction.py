@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dlgsanet.data.parallel import usable_cores
 from dlgsanet.device import threads
 from dlgsanet.errors import counted
 from dlgsanet.options.table import TRAIN
@@ -68,6 +69,10 @@ def introduce(
         logger.info("%-11s%s", what, text)
     if own := ", ".join(f"train.{name}" for name in train if name not in {option.name for option in TRAIN.options}):
         logger.info("%-11s%s: of %s", "Options", own, options["model_type"])
+    workers, cores = options["datasets"]["train"]["num_worker_per_gpu"], usable_cores()
+    if workers > cores:
+        what = f"{workers} processes load data on {counted(cores, 'core')}"
+        logger.warning("%-11s%s: fewer may be faster (datasets.train.num_worker_per_gpu)", "Workers", what)
     if late := [m for m in train["scheduler"].get("milestones", []) if m >= total]:
         logger.warning("%-11strain.scheduler.milestones %s: the run ends at %s", "Unused", late, f"{total:,}")
     if train["warmup_iter"] > total:

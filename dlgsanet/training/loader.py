@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import sys
+import warnings
 from collections.abc import Generator
 from contextlib import ExitStack
 from multiprocessing import forkserver, resource_tracker
@@ -32,6 +33,7 @@ SHARED_MEMORY = (
     "/dev/shm, through which data workers pass batches, is full; make it larger (docker run --shm-size=2g; "
     "mount -o remount,size=2g /dev/shm) or set datasets.train.num_worker_per_gpu: 0"
 )
+warnings.filterwarnings("ignore", "This DataLoader will create")  # the log says it, in `introduce`
 
 
 class LoadingError(UserError):

@@ -132,7 +132,7 @@ def test_force_yml_removes_sections(options):
         "val={val_freq: 5}",
     ]
     assert "val" in read(options, "--force_yml", *both)["datasets"]
-    read_back = read(options, "--force_yml", *both, "datasets:val=~", "val=~")
+    read_back = read(options, "--force_yml", *both, "datasets:val=null", "val=null")
     assert "val" not in read_back
     assert [*read_back["datasets"]] == ["train"]
     assert "network_g: is missing" in faults(options, "--force_yml", "network_g=~")

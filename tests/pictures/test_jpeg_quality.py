@@ -44,7 +44,7 @@ def test_they_are_suggested_and_never_chosen(included, weights, photo, tmp_path,
     for quality in (40, 70, 95):
         Image.fromarray(photo).save(tmp_path / f"in/{quality}.jpg", quality=quality)
     line = last_line(tmp_path, capsys)
-    assert "2 pictures" in line
+    assert "2 JPEGs" in line
     assert "40 to 70" in line
     assert "(--weights Tiny_jpeg)" in line
     for given in ("DLGSANet_Tiny_x2", included / "DLGSANet_Tiny_x2.safetensors"):

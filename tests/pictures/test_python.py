@@ -176,6 +176,15 @@ def test_edges_do_not_depend_on_a_hidden_colour():
     assert np.array_equal(upscale(pixels, network)[..., :3], upscale(pixels[..., :3].copy(), network))
 
 
+@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 2), (3, 40)])
+def test_narrow_strips_keep_their_colors(shape, ensemble):
+    network = load_model("Tiny")  # a small random network has no colours
+    out = upscale(np.full((*shape, 3), (200, 100, 50), np.uint8), network, self_ensemble=ensemble)
+    assert out.shape == (2 * shape[0], 2 * shape[1], 3)
+    assert np.abs(out.astype(int) - (200, 100, 50)).max() <= 5
+
+
 @pytest.mark.parametrize("outscale", [None, 1.5])
 @pytest.mark.parametrize(("dtype", "most"), [(np.uint8, 255), (np.uint16, 65535), (np.float16, 1)])
 def test_what_is_wholly_transparent_or_opaque_stays_so(network, dtype, most, outscale):

@@ -43,6 +43,18 @@ def workers_of(process: int) -> list[int]:
     return sorted(found)
 
 
+def test_more_workers_than_cores(workplace):
+    workplace.options["datasets"]["train"]["num_worker_per_gpu"] = 2
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        ended = workplace.run_apart()
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert "Workers    2 processes load data on 1 core: fewer may be faster" in ended.stderr
+    assert "UserWarning" not in ended.stderr
+
+
 def test_image_that_is_removed_while_training_runs(endless):
     started = endless.start()
     started.wait_for(" 2/")
