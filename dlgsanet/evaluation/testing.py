@@ -14,6 +14,7 @@ from dlgsanet.evaluation.rows import BICUBIC, Row, every_image, summary
 from dlgsanet.evaluation.scoring import Metric, Picture, bicubic, metric, score, standard_metrics, super_resolve
 from dlgsanet.evaluation.tables import terminal_width
 from dlgsanet.files import check_can_write, write_whole
+from dlgsanet.options.check import DATA_SETS
 from dlgsanet.progress import Counter
 
 
@@ -89,7 +90,10 @@ def pairs_to_test(opt: Mapping[str, Any]) -> list[Pair]:
     Raises:
         UserError: as `find_pairs`, or options that testing cannot follow.
     """
-    where = f"data set {opt['name']}"
+    where, type_name = f"data set {opt['name']}", opt.get("type", "PairedImageDataset")
+    if type_name not in DATA_SETS:
+        how = "write its images to folders, and set type: PairedImageDataset"
+        raise UserError(f"{where}: type: pairs of image files are tested, not samples of {type_name}; {how}")
     if not opt.get("dataroot_gt"):
         raise UserError(f"{where}: has no originals to compare with (dataroot_gt); see `dlgsanet upscale`")
     if unmet := [key for key in ("mean", "std") if opt.get(key) is not None]:

@@ -26,7 +26,7 @@ _FROM_BASICSR = {
     "MODEL": {*MODELS} - {OURS},
     "DATASET": {"PairedImageDataset", "SingleImageDataset"},
 }
-_WITH_CHANNELS = ("PairedImageDataset", "CachedPairedImageDataset", "DegradedPairedImageDataset", "SingleImageDataset")
+DATA_SETS = ("PairedImageDataset", "CachedPairedImageDataset", "DegradedPairedImageDataset", "SingleImageDataset")
 
 
 def faults_of_options(options: Any, is_train: bool) -> list[str]:
@@ -180,7 +180,7 @@ def _data_sets(options: dict[str, Any]) -> Iterator[str]:
             yield f"{where}: has no originals to compute val.metrics with; set type: PairedImageDataset and dataroot_gt"
         if data_set["type"] == "DegradedPairedImageDataset":
             yield from _degradations(name, where, data_set)
-        if data_set["type"] in _WITH_CHANNELS:
+        if data_set["type"] in DATA_SETS:
             yield from _channels(options, where, data_set)
     others = {name: data_set for name, data_set in options["datasets"].items() if phase_of(name) != "train"}
     names = [data_set.get("name", "") for data_set in others.values()]

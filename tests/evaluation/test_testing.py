@@ -73,6 +73,25 @@ def test_a_metric_of_ones_own_of_which_less_is_better(run, option_file):
     assert found["chelsea", "small"] > found["chelsea", "bicubic"] > 0
 
 
+DATA_SET = """
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils.registry import DATASET_REGISTRY
+
+@DATASET_REGISTRY.register()
+class Noisy(PairedImageDataset):
+    pass
+"""
+
+
+def test_a_data_set_of_ones_own_is_refused(run, option_file):
+    """Its samples may be others than those of its files."""
+    (option_file.parent / "data.py").write_text(DATA_SET)
+    code, _, lines = run("--import", "data.py", "--force_yml", "datasets:test_1:type=Noisy")
+    assert code == 2
+    assert "data set Photos: type: " in lines[-1]
+    assert not (option_file.parent / "results/small").exists()
+
+
 def test_second_test_of_a_name_stops_before_it_writes(run, option_file):
     with owned(option_file.parent / "results/small"):
         code, _, lines = run()
