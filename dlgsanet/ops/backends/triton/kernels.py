@@ -95,6 +95,12 @@ def _shifted(plane, row, column, i: tl.constexpr, j: tl.constexpr, height, width
 
 
 @triton.jit
+def _by_channel(values, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
+    """Values [rows, channels, columns] as [channels, pixels]. In the first order a warp gets pixels of few channels."""
+    return tl.reshape(tl.permute(values, (1, 0, 2)), (CHANNELS, PIXELS))
+
+
+@triton.jit
 def _filtered(plane, bias, weight, row, column, height, width, ACC: tl.constexpr):
     """The 3x3 filter of a plane plus its bias; outside of the image there are zeros."""
     out, weights = 0.0, 0.0
@@ -190,10 +196,10 @@ def gate_project(
     total = tl.zeros((CHANNELS, ROWS * COLUMNS), ACC)
     for part in tl.range(0, PARTS, num_stages=1):  # more stages would need more shared memory than there is
         term = part * TERMS + tl.arange(0, TERMS)
-        channel = tl.minimum(term, half - 1)[:, None, None]
-        a, b = _halves(x, bias, weight, image, channel, row[None], column[None], half, height, width, ACC)
-        gated = tl.where(term[:, None, None] < half, a * _normal_distribution(a) * b, 0).to(x.dtype.element_ty)
-        gated = tl.reshape(gated, (TERMS, ROWS * COLUMNS))
+        channel = tl.minimum(term, half - 1)[None, :, None]
+        a, b = _halves(x, bias, weight, image, channel, row[:, None], column[:, None], half, height, width, ACC)
+        gated = tl.where(term[None, :, None] < half, a * _normal_distribution(a) * b, 0).to(x.dtype.element_ty)
+        gated = _by_channel(gated, TERMS, ROWS * COLUMNS)
         there = (output < channels) & (term < half)[None, :]
         weights = tl.load(projection + output * half + term[None, :], there, other=0).to(x.dtype.element_ty)
         total += tl.dot(weights.to(FACTOR), gated.to(FACTOR), input_precision=PRECISION)
@@ -331,11 +337,11 @@ def _filters(
     K: tl.constexpr, FEATURES: tl.constexpr, TERMS: tl.constexpr, GROUPS: tl.constexpr, TAPS: tl.constexpr,
     PIXELS: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Filters [GROUPS, TAPS, PIXELS] from z [TERMS, PIXELS]; weight: of the first group, read from row `first` on."""
-    line = tl.arange(0, GROUPS * TAPS)[:, None]
-    at = weight + (line // TAPS * (TAPS + K) + line % TAPS + first) * TERMS
+    """Filters [TAPS, GROUPS * PIXELS] from z [TERMS, PIXELS]; weight: of the first group, read from row `first` on."""
+    line = tl.arange(0, TAPS * GROUPS)[:, None]
+    at = weight + (line % GROUPS * (TAPS + K) + line // GROUPS + first) * TERMS
     filters = tl.dot(tl.load(at + tl.arange(0, TERMS)[None, :]).to(ACC), z, input_precision=PRECISION)
-    return tl.reshape(filters + tl.load(at + FEATURES).to(ACC), (GROUPS, TAPS, PIXELS))
+    return tl.reshape(filters + tl.load(at + FEATURES).to(ACC), (TAPS, GROUPS * PIXELS))
 
 
 @triton.jit(do_not_specialize=["channels", "groups", "height", "width", "tiles"])
@@ -369,21 +375,23 @@ def attend_locally(
     squeezed = y + (channels + tl.arange(0, TERMS)[:, None]).to(tl.int64) * plane + column
     upper, lower = _spatial(squeezed, spatial_weight, spatial_bias, wide, K, FEATURES, TERMS, PIXELS, ACC)
     filtered += tl.program_id(0).to(tl.int64) * channels * 2 * PIXELS
-    tap = tl.arange(0, TAPS)[None, :, None]
+    tap = tl.arange(0, TAPS)[:, None]
+    member, pixel = tl.arange(0, GROUPS * PIXELS) // PIXELS, tl.arange(0, GROUPS * PIXELS) % PIXELS
+    y += tile % across * PIXELS
     for number in range(PASSES):
         start = number * GROUPS
         of_groups = filter_weight + start * (TAPS + K) * TERMS
         f = _filters(of_groups, upper, K, K, FEATURES, TERMS, GROUPS, TAPS, PIXELS, FORMED, ACC)
         g = _filters(of_groups, lower, 0, K, FEATURES, TERMS, GROUPS, TAPS, PIXELS, FORMED, ACC)
-        group = start + tl.arange(0, GROUPS)[:, None]
+        group = start + member
         for c in range(SHARE):
             channel = tl.minimum(group, groups - 1) * SHARE + c
-            windows = (y + channel.to(tl.int64) * plane + column)[:, None, :] + tap // K * wide + tap % K
+            windows = (y + channel.to(tl.int64) * plane + pixel)[None, :] + (tap // K * wide + tap % K)
             values = tl.load(windows, tap < K * K + K, other=0).to(ACC)
             # -0 adds nothing to a sum, so the compiler leaves out these products.
-            of_upper = tl.sum(tl.where(tap < K * K, f * values, -0.0), 1)
-            of_lower = tl.sum(tl.where((tap >= K) & (tap < K * K + K), g * values, -0.0), 1)
-            at = filtered + channel * 2 * PIXELS + tl.arange(0, PIXELS)[None, :]
+            of_upper = tl.sum(tl.where(tap < K * K, f * values, -0.0), 0)
+            of_lower = tl.sum(tl.where((tap >= K) & (tap < K * K + K), g * values, -0.0), 0)
+            at = filtered + channel * 2 * PIXELS + pixel
             tl.store(at, of_upper.to(filtered.dtype.element_ty), group < groups)
             tl.store(at + PIXELS, of_lower.to(filtered.dtype.element_ty), group < groups)
     tl.debug_barrier()
@@ -436,17 +444,17 @@ def channel_sums(
     """
     head, tile = tl.program_id(0) % HEADS, first + tl.program_id(0) // HEADS % count
     image = (tl.program_id(0) // HEADS // count).to(tl.int64)
-    term = tl.arange(0, 2 * SIDE)[:, None, None]
+    term = tl.arange(0, 2 * SIDE)[None, :, None]
     channel = (term // SIDE * HEADS + head) * channels + tl.minimum(term % SIDE, channels - 1)
     plane, b = x + image * image_stride + channel.to(tl.int64) * height * width, tl.load(bias + channel).to(ACC)
     gram = tl.zeros((2 * SIDE, 2 * SIDE), ACC)
     tiles += 8 * tile
     start, stop, left, right = tl.load(tiles), tl.load(tiles + 1), tl.load(tiles + 2), tl.load(tiles + 3)
     while start < stop:
-        row, column = start + tl.arange(0, ROWS)[None, :, None], left + tl.arange(0, COLUMNS)[None, None, :]
+        row, column = start + tl.arange(0, ROWS)[:, None, None], left + tl.arange(0, COLUMNS)[None, None, :]
         filtered = _filtered(plane, b, weight + 9 * channel, row - top, column, height, width, ACC)
         filtered = tl.where((row < stop) & (column < right), filtered, 0).to(x.dtype.element_ty).to(FACTOR)
-        filtered = tl.reshape(filtered, (2 * SIDE, ROWS * COLUMNS))
+        filtered = _by_channel(filtered, 2 * SIDE, ROWS * COLUMNS)
         gram += tl.dot(filtered, tl.trans(filtered), input_precision=PRECISION)
         start += ROWS
     i = tl.arange(0, 2 * SIDE)
@@ -519,17 +527,17 @@ def attend(
     result = tl.zeros((CHANNELS, ROWS * COLUMNS), ACC)
     for part in tl.range(0, PARTS, num_stages=1):  # more stages would need more shared memory than there is
         term = part * TERMS + tl.arange(0, TERMS)
-        channel = tl.minimum(term, channels - 1)[:, None, None]
+        channel = tl.minimum(term, channels - 1)[None, :, None]
         plane, b = x + image * image_stride + channel.to(tl.int64) * rows * width, tl.load(bias + channel).to(ACC)
-        values = _filtered(plane, b, weight + 9 * channel, row[None] - top, column[None], rows, width, ACC)
-        values = tl.where(term[:, None, None] < channels, values, 0).to(x.dtype.element_ty)
+        values = _filtered(plane, b, weight + 9 * channel, row[:, None] - top, column[:, None], rows, width, ACC)
+        values = tl.where(term[None, :, None] < channels, values, 0).to(x.dtype.element_ty)
         there = (output < channels) & (term < channels)[None, :]
         matrix = tl.zeros((CHANNELS, TERMS), ACC)
         for n in tl.static_range(4):
             at = (image * windows + tl.load(tiles + 4 + n)) * channels * channels
             matrix += tl.load(folded + at + (output * channels + term[None, :]), there, other=0)
         matrix = (0.25 * matrix).to(x.dtype.element_ty).to(FACTOR)
-        values = tl.reshape(values, (TERMS, ROWS * COLUMNS)).to(FACTOR)
+        values = _by_channel(values, TERMS, ROWS * COLUMNS).to(FACTOR)
         result += tl.dot(matrix, values, input_precision=PRECISION)
     inside, pixel = (row < tl.load(tiles + 1)) & (column < tl.load(tiles + 3)), row * width + column
     inside, pixel = tl.reshape(inside, (1, ROWS * COLUMNS)), tl.reshape(pixel, (1, ROWS * COLUMNS))
