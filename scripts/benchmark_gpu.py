@@ -139,9 +139,10 @@ def describe_machine() -> str:
     import cupy
 
     driver = cupy.cuda.runtime.driverGetVersion()
+    triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else "missing"
     return (
         f"{datetime.date.today()}, {torch.cuda.get_device_name()}, torch {torch.__version__}, CuPy {cupy.__version__}, "
-        f"CUDA {torch.version.cuda}, driver for CUDA {driver // 1000}.{driver // 10 % 100}"
+        f"Triton {triton}, CUDA {torch.version.cuda}, driver for CUDA {driver // 1000}.{driver // 10 % 100}"
     )
 
 

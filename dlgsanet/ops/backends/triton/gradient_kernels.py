@@ -14,7 +14,7 @@ Where a thread has many channels, offsets into an image have 32 bits: with 64 th
 import triton
 import triton.language as tl
 
-from dlgsanet.ops.backends.triton.kernels import _normal_distribution, _normalised, _pixels_of
+from dlgsanet.ops.backends.triton.kernels import _by_channel, _normal_distribution, _normalised, _pixels_of
 
 
 @triton.jit(do_not_specialize=["programs", "fewer", "split", "stride"])
@@ -212,20 +212,20 @@ def gate_project(
     total = tl.zeros((CHANNELS, ROWS * COLUMNS), ACC)
     for part in tl.range(0, PARTS, num_stages=1):
         term = part * TERMS + tl.arange(0, TERMS)
-        channel = tl.minimum(term, half - 1)[:, None, None]
+        channel = tl.minimum(term, half - 1)[None, :, None]
         near = _neighbours(
-            x + _origin(image * 2 * half + channel, height, width), row[None], column[None], height, width, ACC
+            x + _origin(image * 2 * half + channel, height, width), row[:, None], column[:, None], height, width, ACC
         )
         a = _weighted(near, weight + 9 * channel, ACC)
         channel += half
         near = _neighbours(
-            x + _origin(image * 2 * half + channel, height, width), row[None], column[None], height, width, ACC
+            x + _origin(image * 2 * half + channel, height, width), row[:, None], column[:, None], height, width, ACC
         )
         gated = a * _normal_distribution(a) * _weighted(near, weight + 9 * channel, ACC)
-        gated = tl.where(term[:, None, None] < half, gated, 0).to(x.dtype.element_ty).to(FACTOR)
+        gated = tl.where(term[None, :, None] < half, gated, 0).to(x.dtype.element_ty).to(FACTOR)
         there = (output < channels) & (term < half)[None, :]
         weights = tl.load(projection + output * half + term[None, :], there, other=0).to(x.dtype.element_ty)
-        gated = tl.reshape(gated, (TERMS, ROWS * COLUMNS))
+        gated = _by_channel(gated, TERMS, ROWS * COLUMNS)
         total += tl.dot(weights.to(FACTOR), gated, input_precision=PRECISION)
     _add_and_store(total, shortcut, out, image, row, column, output, channels, height, width)
 
@@ -332,13 +332,13 @@ def filter_project_backward(
         of_values = tl.zeros((CHANNELS, ROWS * COLUMNS), ACC)
         for part in tl.range(0, PARTS, num_stages=1):
             term = part * TERMS + tl.arange(0, TERMS)
-            output = tl.minimum(term, outputs - 1)[:, None, None]
+            output = tl.minimum(term, outputs - 1)[None, :, None]
             # The pixel that is to the right of another one is to the left of it for the gradient.
             planes = grad + _origin(image * outputs + output, height, width)
-            near = _neighbours(planes, row[None], column[None], height, width, ACC)
+            near = _neighbours(planes, row[:, None], column[:, None], height, width, ACC)
             near = (near[8], near[7], near[6], near[5], near[4], near[3], near[2], near[1], near[0])
             g = _weighted(near, depthwise + 9 * output, ACC)
-            g = tl.where(present & (term < outputs)[:, None], tl.reshape(g, (TERMS, ROWS * COLUMNS)), 0)
+            g = tl.where(present & (term < outputs)[:, None], _by_channel(g, TERMS, ROWS * COLUMNS), 0)
             g = g.to(grad.dtype.element_ty).to(FACTOR)
             matrix = term[:, None] * channels + channel[None, :]
             there = (term < outputs)[:, None] & (channel < channels)
@@ -450,11 +450,11 @@ def attend(
     folded += image * channels * channels
     for part in tl.range(0, PARTS, num_stages=1):
         term = part * TERMS + tl.arange(0, TERMS)
-        channel = tl.minimum(term, channels - 1)[:, None, None]
+        channel = tl.minimum(term, channels - 1)[None, :, None]
         plane = x + _origin(image * 3 * channels + channel, height, width)
-        near = _neighbours(plane, row[None], column[None], height, width, ACC)
-        values = tl.where(term[:, None, None] < channels, _weighted(near, weight + 9 * channel, ACC), 0)
-        values = tl.reshape(values, (TERMS, ROWS * COLUMNS)).to(x.dtype.element_ty).to(FACTOR)
+        near = _neighbours(plane, row[:, None], column[:, None], height, width, ACC)
+        values = tl.where(term[None, :, None] < channels, _weighted(near, weight + 9 * channel, ACC), 0)
+        values = _by_channel(values, TERMS, ROWS * COLUMNS).to(x.dtype.element_ty).to(FACTOR)
         there = (output < channels) & (term < channels)[None, :]
         weights = tl.load(folded + output * channels + term[None, :], there, other=0).to(x.dtype.element_ty)
         total += tl.dot(weights.to(FACTOR), values, input_precision=PRECISION)

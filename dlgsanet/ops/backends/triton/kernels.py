@@ -96,7 +96,10 @@ def _shifted(plane, row, column, i: tl.constexpr, j: tl.constexpr, height, width
 
 @triton.jit
 def _by_channel(values, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
-    """Values [rows, channels, columns] as [channels, pixels]. In the first order a warp gets pixels of few channels."""
+    """Values [rows, channels, columns] as [channels, pixels].
+
+    Triton divides the axis before the last one among warps first. So a warp filters rows of few channels.
+    """
     return tl.reshape(tl.permute(values, (1, 0, 2)), (CHANNELS, PIXELS))
 
 
