@@ -1,6 +1,7 @@
 """`dlgsanet doctor` as a user calls it."""
 
 import re
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -70,6 +71,7 @@ def test_doctor_shows_every_kernel_and_writes_a_report(gpu, capsys, monkeypatch,
     assert main(["doctor", "--report", str(tmp_path / "report.txt")]) == 0
     printed = capsys.readouterr().out
     assert "An untried card, 80.0 GiB" in printed
+    assert f"Triton kernels\n  Triton {version('triton')}\n  cuda:0" in printed
     kernels = re.findall("^  cuda:0, (.*?), (.*?), (\\d+) channels: (.*)$", printed, re.M)
     assert {(path, dtype, channels) for path, dtype, channels, _ in kernels} == {
         (path, str(dtype)[6:], channels)

@@ -159,7 +159,8 @@ def _kernels(again: bool) -> Iterator[str]:
 
 
 def _triton_kernels(again: bool) -> Iterator[str]:
-    """What came out of the first use of the kernels of the layers."""
+    """Triton's version, and what came out of the first use of the kernels of the layers."""
+    from importlib import import_module
     from importlib.util import find_spec
 
     from dlgsanet.device import accelerators
@@ -169,9 +170,11 @@ def _triton_kernels(again: bool) -> Iterator[str]:
     gpus = [gpu for gpu in accelerators() if gpu.type in triton.DEVICES]
     if not gpus:
         yield "none is compiled: there is no NVIDIA, AMD or Intel GPU that PyTorch can use"
-    elif find_spec("triton") is None:
+        return
+    if find_spec("triton") is None:
         yield "none is compiled: Triton is not installed"
         return
+    yield f"Triton {import_module('triton').__version__}"
     for gpu in gpus:
         for dtype in TOLERANCE:
             yield f"{gpu}, {str(dtype).removeprefix('torch.')}: {triton.examine(dtype, gpu, again)}"
