@@ -1,5 +1,6 @@
 """The 3x3 convolutions of the network."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlgsanet import ops
@@ -19,7 +20,10 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor, mean: Tensor | None = None, to: Tensor | None = None) -> Tensor:
         """mean: subtracted from x first; to: added to the result; shapes as in `ops.Conv3x3`."""
-        return ops.apply(self.record(mean, to), x)
+        if self.padding_mode == "zeros":
+            return ops.apply(self.record(mean, to), x)
+        out = F.pixel_shuffle(super().forward(x if mean is None else x - mean), self.factor)
+        return out if to is None else to + out
 
     def record(self, mean: Tensor | None = None, to: Tensor | None = None) -> ops.Conv3x3:
         """The weights and settings, for the functions in `dlgsanet.ops`; arguments as for `forward`."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dlgsanet import ops
 from dlgsanet.archs.convolution import Conv3x3
 from dlgsanet.archs.feed_forward import FEED_FORWARDS
+from dlgsanet.archs.groups import HDTB, RHDTG
 from dlgsanet.archs.low_memory import LowMemory
 from dlgsanet.archs.mhdlsa import MHDLSA, StaticLocalLayer
 from dlgsanet.archs.norm import LayerNorm
@@ -20,50 +21,9 @@ from dlgsanet.archs.reconstruction import reconstruction
 from dlgsanet.archs.replays import replay
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.ops.cached_tensors import cached_tensors
-from dlgsanet.ops.transforms import is_plain, is_traced
+from dlgsanet.ops.transforms import is_plain
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of the DIV2K training images
-
-
-class HDTB(nn.Sequential):
-    """Hybrid dynamic-Transformer block: a local layer, then a global one, each followed by its feed-forward network.
-
-    `local` and `global_` are pairs (attention, feed-forward network). Ablations leave one of them out.
-
-    Shape: [B, C, H, W] -> [B, C, H, W].
-    """
-
-    def __init__(self, local: tuple[nn.Module, nn.Module] | None, global_: tuple[nn.Module, nn.Module] | None):
-        super().__init__()
-        if local:
-            self.mhdlsa, self.mhdlsa_ffn = local
-        if global_:
-            self.sparse_gsa, self.sparse_gsa_ffn = global_
-
-
-class RHDTG(nn.Module):
-    """Residual hybrid dynamic-Transformer group: blocks and a 3x3 convolution within a residual connection.
-
-    Shape: [B, dim, H, W] -> [B, dim, H, W].
-    """
-
-    def __init__(self, dim: int, blocks: list[HDTB]):
-        super().__init__()
-        self.blocks = nn.Sequential(*blocks)
-        self.conv = Conv3x3(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or is_traced():
-            return self.conv(self.blocks(x), to=x)
-        # Not by calling `blocks`: a block's input would stay in memory while its last layers run.
-        y = x
-        for layer in self.layers():
-            y = layer(y)
-        return self.conv(y, to=x)
-
-    def layers(self) -> list[nn.Module]:
-        """The layers of its blocks, in order."""
-        return [layer for block in self.blocks for layer in block.children()]
 
 
 class DLGSANet(LowMemory):
@@ -187,7 +147,7 @@ class DLGSANet(LowMemory):
         return image + self._mean_like(image)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.can_reuse_memory(x) and all(type(group) is RHDTG for group in self.groups):
+        if self.can_reuse_memory(x):
             return self.in_reused_memory(x)
         if self.can_replay(x):
             return replay(DLGSANet._layer_by_layer, self, x)

@@ -19,6 +19,7 @@ class GDFN(nn.Module):
     """
 
     halo = 1  # a row of the result depends on this many rows above and below
+    biased = frozenset({"norm"})  # parts
 
     def __init__(self, dim: int, expansion: float = 2.0):
         super().__init__()

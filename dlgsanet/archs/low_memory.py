@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from dlgsanet import ops
 from dlgsanet.archs.convolution import Conv3x3
 from dlgsanet.archs.feed_forward import GDFN
+from dlgsanet.archs.groups import is_group, layers_of
 from dlgsanet.archs.mhdlsa import MHDLSA
-from dlgsanet.archs.parts import computes_one_of, is_plain_part, record_of
+from dlgsanet.archs.parts import computes_one_of, has_plain_parts, is_plain_part, record_of
 from dlgsanet.archs.replays import can_replay, replay
 from dlgsanet.archs.sparse_gsa import SparseGSA
 from dlgsanet.archs.strips import CONVOLUTION_PIXELS, add, strips, write
@@ -28,7 +29,7 @@ LEAST_CHANNELS = 16  # from which on convolutions of strips are equal to those o
 
 
 class LowMemory(nn.Module):
-    """The base class of `DLGSANet`, which has the parts below. A group has `layers()` and a convolution `conv`."""
+    """The base class of `DLGSANet`, which has the parts below."""
 
     shallow: Conv3x3
     norm_before: nn.Module
@@ -46,7 +47,7 @@ class LowMemory(nn.Module):
 
     def layers(self) -> list[nn.Module]:
         """The layers of all blocks, in order."""
-        return [layer for group in self.groups for layer in _layers_of(group)]
+        return [layer for group in self.groups for layer in layers_of(group)]
 
     def by_rows(self, image: Tensor, tick: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Tensor]]:
         """`forward` without gradients, in as few feature maps as possible.
@@ -59,8 +60,9 @@ class LowMemory(nn.Module):
             (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped. The values may differ from
             those of `forward` in the last bit.
         """
-        if self.can_replay(image):
-            yield 0, replay(LowMemory._rows_joined, self, image)
+        around = any(getattr(part, "padding_mode", None) == "circular" for part in self.modules())
+        if around or self.can_replay(image):  # each strip would wrap around
+            yield 0, self(image) if around else replay(LowMemory._rows_joined, self, image)
             for _ in range(self.steps()):
                 tick()
         else:
@@ -69,7 +71,7 @@ class LowMemory(nn.Module):
 
     def steps(self) -> int:
         """How often `by_rows` calls `tick`."""
-        return sum(len(_layers_of(group)) + 1 for group in self.groups) + 1
+        return sum(len(layers_of(group)) + 1 for group in self.groups) + 1
 
     def can_replay(self, x: Tensor) -> bool:
         """Whether a call with x [B, C, H, W] may be replayed as a CUDA graph (`dlgsanet.archs.replays`)."""
@@ -79,12 +81,15 @@ class LowMemory(nn.Module):
         """Whether `in_reused_memory` gives the same bits as the modules called in turn, and nothing observes them."""
         if not (is_plain() and x.is_cpu and x.dtype == torch.float32 and x.dim() == 4 and x.numel()):
             return False
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters())):
+        if torch.is_grad_enabled() and (x.requires_grad or self._requires_grad()):
             return False
         # PyTorch's sums over channels in a normalisation, and over few channels in a convolution, may differ in strips.
         if not isinstance(self.norm_before, nn.Identity) or len(self.shallow.weight) < LEAST_CHANNELS:
             return False
-        return not self._is_watched() and all(self._bounds_memory(x).values())
+        plain = all(map(is_group, self.groups)) and all(
+            computes_one_of(_LAYERS, layer) and has_plain_parts(layer) for layer in self.layers()
+        )
+        return plain and not self._is_watched() and all(self._bounds_memory(x).values())
 
     def in_reused_memory(self, x: Tensor) -> Tensor:
         """`forward` for x [B, C, H, W] on a CPU, for which `can_reuse_memory`."""
@@ -113,13 +118,17 @@ class LowMemory(nn.Module):
             with memory.deferring() if embed_whole and self._can_defer(x) else nullcontext():
                 for group in self.groups:
                     y = x
-                    for layer in _layers_of(group):
-                        if layer.halo is None or bounded[type(layer)]:
+                    for layer in layers_of(group):
+                        halo: int | None = getattr(layer, "halo", None)
+                        if halo is None or bounded[type(layer)]:
                             y = layer(y)
                         else:
-                            y = write(layer, y, cast("int", layer.halo), self._features_of(image) if y is x else y)
+                            y = write(layer, y, halo, self._features_of(image) if y is x else y)
                         tick()
-                    _add(group.get_submodule("conv"), y, x, pixels)
+                    if is_group(group):
+                        _add(group.conv, y, x, pixels)
+                    else:
+                        x = y
                     del y
                     tick()
             # The shallow features are made again here: cheaper than keeping them all the way.
@@ -149,25 +158,23 @@ class LowMemory(nn.Module):
         return {kind: record is not None and ops.bounds_memory(record(), x) for kind, record in records.items()}
 
     def _can_defer(self, x: Tensor) -> bool:
-        """Whether layers and convolutions of groups, on x, only hand calls to the backend: no code uses their results.
+        """Whether the convolutions of groups, on x, only hand calls to the backend, as layers do: no code uses results.
 
-        All layers are of a backend that needs little memory but for the result.
+        The network is one for which `can_reuse_memory`.
         """
-        plain = all(computes_one_of(_LAYERS, layer) for layer in self.layers())
-        return (
-            plain and x.is_contiguous() and all(_adds_in_place(group.get_submodule("conv"), x) for group in self.groups)
-        )
+        return x.is_contiguous() and all(_adds_in_place(group.get_submodule("conv"), x) for group in self.groups)
+
+    def _requires_grad(self) -> bool:
+        """Whether gradients of a parameter are required, or of a tensor that has the place of one."""
+        tensors = (t for module in self.modules() for t in (*vars(module).values(), *module.parameters(recurse=False)))
+        return any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
 
     def _is_watched(self) -> bool:
-        """Whether calls of submodules are observed by hooks, or a submodule is compiled."""
-        parts = (module for module in self.modules() if module is not self)
-        return nn.modules.module._has_any_global_hook() or any(
-            part._forward_hooks or part._forward_pre_hooks or part._compiled_call_impl for part in parts
-        )
-
-
-def _layers_of(group: nn.Module) -> list[nn.Module]:
-    return cast("Callable[[], list[nn.Module]]", group.layers)()
+        """Whether calls of submodules are observed by hooks, or a submodule is compiled or does not pad with zeros."""
+        parts = [module for module in self.modules() if module is not self]
+        hooked = any(part._forward_hooks or part._forward_pre_hooks or part._compiled_call_impl for part in parts)
+        padded = any(getattr(part, "padding_mode", "zeros") != "zeros" for part in parts)
+        return nn.modules.module._has_any_global_hook() or hooked or padded
 
 
 def _add(convolution: nn.Module, x: Tensor, to: Tensor, pixels: int | None) -> None:

@@ -20,6 +20,8 @@ class MHDLSA(nn.Module):
     Shape: [B, C, H, W] -> [B, C, H, W].
     """
 
+    biased = frozenset({"norm", "squeeze", "spatial", "filters"})  # parts
+
     def __init__(self, dim: int, window_size: int = 7, channels_per_filter: int = 6):
         super().__init__()
         self.window_size = window_size

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -15,9 +15,11 @@ _PLAIN = (nn.Conv2d.forward, Conv3x3.forward, LayerNorm.forward)
 
 
 def is_plain_part(part: nn.Module) -> bool:
-    """Whether a convolution or norm has no hooks, and no other `forward` (LoRA, quantisation)."""
+    """Whether a convolution or norm has no hooks, no other `forward` (LoRA, quantisation), padding or dilation."""
     hooked = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    return not hooked and computes_one_of(_PLAIN, part)
+    if hooked or not computes_one_of(_PLAIN, part):
+        return False
+    return not isinstance(part, nn.Conv2d) or (part.padding_mode == "zeros" and part.dilation == (1, 1))
 
 
 def computes_one_of(forwards: Sequence[Callable[..., Any]], module: nn.Module) -> bool:
@@ -26,13 +28,23 @@ def computes_one_of(forwards: Sequence[Callable[..., Any]], module: nn.Module) -
 
 
 def has_plain_parts(layer: nn.Module) -> bool:
-    """Whether all parts of a layer are plain."""
-    return all(map(is_plain_part, layer.children()))
+    """Whether all parts of a layer are plain, and those with a bias are the ones that its record takes a bias from."""
+    biased = cast("frozenset[str]", layer.biased)
+    return all(
+        is_plain_part(part) and (part.bias is not None) == (name in biased) for name, part in layer.named_children()
+    )
+
+
+def is_plain_sequence(sequence: nn.Module) -> bool:
+    """Whether calling a module is the same as calling its parts in turn."""
+    hooked = sequence._forward_hooks or sequence._forward_pre_hooks
+    return not hooked and computes_one_of((nn.Sequential.forward,), sequence)
 
 
 def record_of(layer: nn.Module) -> Callable[[], Any] | None:
     """The function `record` of a layer that is computed by one; None: the layer calls its parts."""
-    return getattr(layer, "record", None) if has_plain_parts(layer) else None
+    record: Callable[[], Any] | None = getattr(layer, "record", None)
+    return record if record and has_plain_parts(layer) else None
 
 
 def copy_of(network: Network) -> Network:

@@ -27,6 +27,7 @@ class SparseGSA(nn.Module):
     """
 
     halo = None  # a row of the result depends on distant rows
+    biased = frozenset({"norm"})  # parts
 
     def __init__(
         self,

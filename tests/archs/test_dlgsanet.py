@@ -1,6 +1,7 @@
 """The public behaviour of the network: sizes, checkpoints, images of any size, batches, dtypes, wrong options."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -142,6 +143,78 @@ def test_parts_with_hooks_and_replaced_parts_are_called(training):
                 with torch.no_grad():
                     rows = torch.cat([part for _, part in other.by_rows(image)], 2)
                 torch.testing.assert_close(rows, wanted, msg=name)
+
+
+def _image_by_rows(network, image):
+    return torch.cat([part for _, part in network.by_rows(image)], 2)
+
+
+class _Halved(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x) / 2
+
+
+@pytest.mark.parametrize("name", ["groups.0", "groups.0.blocks", "groups.0.blocks.0", "groups.0.blocks.0.mhdlsa_ffn"])
+def test_replaced_and_observed_modules_are_called_without_gradients_too(name):
+    network, image, called = small(groups=2, blocks=2).eval(), torch.rand(1, 3, 12, 20), []
+    network.get_submodule(name).register_forward_hook(lambda *_: called.append(name))
+    with torch.no_grad():
+        network(image)
+    assert called == [name]
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, _Halved(network.get_submodule(name)))
+    expected = network(image)
+    assert expected.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), expected)
+        torch.testing.assert_close(_image_by_rows(network, image), expected)
+
+
+def _pad_around(block):
+    block.mhdlsa.spatial.padding_mode = "circular"
+
+
+def _dilate(block):
+    hidden = block.mhdlsa_ffn.depthwise.in_channels
+    block.mhdlsa_ffn.depthwise = torch.nn.Conv2d(hidden, hidden, 3, padding=2, dilation=2, groups=hidden, bias=False)
+
+
+def _add_bias(block):
+    block.sparse_gsa.proj_out = torch.nn.Conv2d(*block.sparse_gsa.proj_out.weight.shape[:2], 1)
+
+
+def _remove_bias(block):
+    block.mhdlsa.squeeze.bias = None
+
+
+@pytest.mark.parametrize("change", [_pad_around, _dilate, _add_bias, _remove_bias])
+def test_padding_dilation_and_biases_of_parts_count(change):
+    network, image = small().eval(), torch.rand(1, 3, 12, 20)
+    change(network.groups[0].blocks[0])
+    called = copy.deepcopy(network)
+    for part in called.modules():
+        if type(part) is torch.nn.Conv2d:
+            part.forward = functools.partial(torch.nn.Conv2d.forward, part)
+    torch.testing.assert_close(network(image), called(image))
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), called(image))
+
+
+def test_a_network_that_pads_around_enlarges_tiles_of_a_pattern():
+    # In one TLC window. The dynamic convolution, which has no padding mode, pads with zeros.
+    network, image = small(buildblock_type="restormer", tlc_kernel=40).eval(), torch.rand(1, 3, 40, 20)
+    for part in network.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            part.padding_mode = "circular"
+    shifted = image.roll((7, 5), (2, 3))
+    for enlarge in (network, functools.partial(_image_by_rows, network)):
+        with torch.no_grad():
+            wanted = enlarge(image).roll((7 * network.upscale, 5 * network.upscale), (2, 3))
+            torch.testing.assert_close(enlarge(shifted), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_gray_images_and_no_enlargement():

@@ -114,6 +114,26 @@ def test_layers_that_use_results_of_others_run_in_turn():
         assert torch.equal(network(x), in_turn(network, x))
 
 
+@needs_native
+def test_parts_that_use_results_of_others_run_in_turn():
+    network, x = small_network(dim=16, groups=2), image(1, 3, 60, 50)
+    part = network.groups[0].blocks[0].mhdlsa_ffn.proj_in  # not of the last layer of its kind
+    part.forward = lambda x: torch.nn.Conv2d.forward(part, x) * 2
+    with torch.inference_mode():
+        assert torch.equal(network(x), in_turn(network, x))
+
+
+@needs_native
+def test_a_weight_that_is_no_parameter_may_require_gradients():
+    network, x = small_network(dim=16), image(1, 3, 20, 30)
+    part, delta = network.groups[0].blocks[0].mhdlsa.proj_in, torch.zeros(16, 16, 1, 1, requires_grad=True)
+    weight = part.weight
+    del part.weight
+    part.weight = weight + delta
+    network(x).sum().backward()
+    assert delta.grad is not None
+
+
 def test_deferred_calls_run_in_order_and_keep_what_they_use():
     with ops.KeptMemory() as memory:
         result, block = torch.zeros(1), ops.empty(MAP)
