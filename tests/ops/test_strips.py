@@ -16,7 +16,7 @@ from dlgsanet.ops import dispatch
 from dlgsanet.ops.backends import composed, reference
 from dlgsanet.ops.backends import torch as strips
 from dlgsanet.ops.backends.torch import dynamic_conv, inference
-from dlgsanet.ops.records import ChannelAttention, DynamicConv, FusedDynamicConv
+from dlgsanet.ops.records import ChannelAttention, DynamicConv, FusedDynamicConv, tensors_of
 from tests.archs.golden_network import golden_network
 from tests.archs.test_golden import CASES
 from tests.ops import calls
@@ -81,6 +81,8 @@ def test_random_calls_follow_the_reference(name, data, layout, dtype, activation
     largest = [w.abs().max() for w in want]
     if isinstance(record, DynamicConv | FusedDynamicConv):
         largest = [s.max() for s in calls.results(reference.BACKEND, call.map(lambda t: t.double().abs()))]
+    for g, t in zip(got, (call.x, *tensors_of(call.record)), strict=False):  # a layer's are all of one dtype
+        assert g.dtype == t.dtype
     for g, w, most in zip(got, want, largest, strict=True):
         assert g.shape == w.shape
         assert (g.double() - w).abs().max() <= TOLERANCE[g.dtype] * most
