@@ -126,7 +126,7 @@ def test_a_checkpoint_that_cannot_be_written_is_reported_once(workplace):
     runs[0].wait_for(" 3/")
     size = (workplace.experiment() / "models/net_g_2.pth").stat().st_size
     resource.prlimit(runs[0].process.pid, resource.RLIMIT_FSIZE, (size - 1, size - 1))
-    lines = {line for run in runs for line in run.end(2).splitlines() if line.startswith("dlgsanet: ")}
+    lines = [line for run in runs for line in run.end(2).splitlines() if line.startswith("dlgsanet: ")]
     assert ["net_g_" in line for line in lines] == [True]
 
 
