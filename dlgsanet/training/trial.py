@@ -9,7 +9,7 @@ from basicsr.models.base_model import BaseModel
 from torch.utils.data import default_collate
 
 from dlgsanet.archs.parts import copy_of
-from dlgsanet.errors import UserError, reason_of
+from dlgsanet.errors import UserError, counted, reason_of
 from dlgsanet.memory import is_out_of_memory
 from dlgsanet.options.table import MODELS
 
@@ -65,7 +65,7 @@ def try_network(model: BaseModel, options: Mapping[str, Any], batch: Any) -> Non
                 f"{what} returns a {type(out).__name__} in {mode} mode; it must return one tensor, [B, C, H, W]"
             )
     if out.shape[1:] != gt.shape[1:]:
-        made, wanted = (f"{x.shape[-1]}x{x.shape[-2]} pixels of {x.shape[-3]} channels" for x in (out, gt))
+        made, wanted = (f"{x.shape[-1]}x{x.shape[-2]} pixels of {counted(x.shape[-3], 'channel')}" for x in (out, gt))
         raise UserError(
             f"{what} makes {made} of the {size} samples of datasets.train, but their originals have {wanted}; "
             f"scale is {options['scale']}: set the network's own (upscale, scale) to it"
