@@ -209,3 +209,13 @@ def test_symbolic_link_stays_and_what_it_points_to_is_replaced(tmp_path):
 def test_home_of_a_user_who_does_not_exist(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert [expanded("~/a"), expanded("~nobody-here/a")] == [Path("/home/me/a"), Path("~nobody-here/a")]
+
+
+def test_whether_a_disk_ignores_case(tmp_path, monkeypatch):
+    def exists_in_any_case(path):
+        return Path(path).name.lower() in [name.lower() for name in os.listdir(Path(path).parent)]
+
+    assert not files.ignores_case(tmp_path / "not/there")
+    monkeypatch.setattr("os.path.exists", exists_in_any_case)
+    assert files.ignores_case(tmp_path / "not/there")
+    assert not [*tmp_path.iterdir()]
