@@ -35,7 +35,14 @@ SMALL = {
     channel_attention: lambda size: calls.channel_attention(size, 3, 5, "relu", window=3, seed=5),
     local_attention: lambda size: calls.local_attention(size, 3, share=2, squeezed=2, window_size=3, seed=5),
 }
-of_every_layer = pytest.mark.parametrize("layer", SMALL, ids=lambda layer: layer.EXACT)
+
+
+def title(value: object) -> str:
+    """In the name of a test."""
+    return getattr(value, "EXACT", str(value))
+
+
+of_every_layer = pytest.mark.parametrize("layer", SMALL, ids=title)
 
 
 def check_layer(
@@ -129,7 +136,7 @@ FEW = {
 
 
 @pytest.mark.parametrize(
-    ("layer", "sizes"), [(layer, sizes) for layer, both in PUBLISHED.items() for sizes in both], ids=str
+    ("layer", "sizes"), [(layer, sizes) for layer, both in PUBLISHED.items() for sizes in both], ids=title
 )
 def test_published_sizes(emulate, layer, sizes):
     check_layer(layer, MADE[layer]((1, 5, 19), *sizes, seed=2))
@@ -186,7 +193,7 @@ def test_the_kernels_follow_the_reference(emulate, layer, dtype, order):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("layer", "sizes"), [(layer, sizes) for layer, many in MANY.items() for sizes in many], ids=str
+    ("layer", "sizes"), [(layer, sizes) for layer, many in MANY.items() for sizes in many], ids=title
 )
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -250,7 +257,7 @@ SOURCES = {feed_forward: "gated_feed_forward.cu", channel_attention: "channel_at
 
 
 @pytest.mark.parametrize(
-    ("layer", "place"), [(layer, place) for layer, source in SOURCES.items() for place in barriers(source)], ids=str
+    ("layer", "place"), [(layer, place) for layer, source in SOURCES.items() for place in barriers(source)], ids=title
 )
 def test_a_missing_barrier_is_caught(emulate, layer, place):
     """Some are only seen in float32, where lanes do not wait at products first, others only in bfloat16."""
