@@ -152,7 +152,8 @@ def test_a_network_whose_code_was_changed_is_scored_again(place, option_file):
         assert benchmark("small=test.yml", "--random-weights") == 0
         return image_scores()
 
-    assert scores(0.9)["mean", "small"] != scores(0.8)["mean", "small"]
+    # Of another length: within a second, Python takes a file of the same length for unchanged.
+    assert scores(0.9)["mean", "small"] != scores(0.85)["mean", "small"]
 
 
 def test_a_network_whose_imports_were_changed_is_scored_and_measured_again(place, option_file):
