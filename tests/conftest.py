@@ -18,6 +18,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+import dlgsanet.basicsr_compat  # noqa: F401  # before a test imports BasicSR or torchvision, which it adapts
+
 REPOSITORY = Path(__file__).parents[1]
 
 # An example has no time limit: a busy machine must not fail a test. The limit of a whole test is in pyproject.toml.

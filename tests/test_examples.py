@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 @pytest.fixture(scope="module")
 def smfanet():
     import_all([str(REPOSITORY / "docs/examples/smfanet.py")])
-    from basicsr.utils.registry import ARCH_REGISTRY  # after our plugin, which adapts BasicSR
+    from basicsr.utils.registry import ARCH_REGISTRY
 
     return ARCH_REGISTRY.get("SMFANet")
 

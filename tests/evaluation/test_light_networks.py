@@ -39,7 +39,6 @@ def test_has_the_published_size(light_networks, name, parameters, macs):
 
 
 def test_prints_the_time_of_every_network(light_networks, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("dlgsanet.basicsr_compat")  # spandrel imports torchvision, which may need adapting
     pytest.importorskip("spandrel")
     monkeypatch.setattr(sys, "path", [str(REPOSITORY / "scripts"), *sys.path])
     out = tmp_path / "table.md"

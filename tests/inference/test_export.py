@@ -236,7 +236,6 @@ def test_conversions_that_fail(weights, tmp_path, monkeypatch, capsys, arguments
 
 def test_spandrel_detects_and_loads_ours_and_published_files(weights, network, tmp_path):
     pytest.importorskip("einops")
-    pytest.importorskip("dlgsanet.basicsr_compat")  # spandrel imports torchvision, which may need adapting
     spandrel = pytest.importorskip("spandrel")
     from dlgsanet.inference.spandrel_arch import register
 
