@@ -60,7 +60,7 @@ class LowMemory(nn.Module):
             (first row, [B, in_chans, rows, upscale * W]) from top to bottom, not clipped. The values may differ from
             those of `forward` in the last bit.
         """
-        around = any(getattr(part, "padding_mode", None) == "circular" for part in self.modules())
+        around = "circular" in self._padding_modes()
         if around or self.can_replay(image):  # each strip would wrap around
             yield 0, self(image) if around else replay(LowMemory._rows_joined, self, image)
             for _ in range(self.steps()):
@@ -89,7 +89,8 @@ class LowMemory(nn.Module):
         plain = all(map(is_group, self.groups)) and all(
             computes_one_of(_LAYERS, layer) and has_plain_parts(layer) for layer in self.layers()
         )
-        return plain and not self._is_watched() and all(self._bounds_memory(x).values())
+        plain = plain and not self._is_watched() and self._padding_modes() == {"zeros"}
+        return plain and all(self._bounds_memory(x).values())
 
     def in_reused_memory(self, x: Tensor) -> Tensor:
         """`forward` for x [B, C, H, W] on a CPU, for which `can_reuse_memory`."""
@@ -170,11 +171,14 @@ class LowMemory(nn.Module):
         return any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
 
     def _is_watched(self) -> bool:
-        """Whether calls of submodules are observed by hooks, or a submodule is compiled or does not pad with zeros."""
-        parts = [module for module in self.modules() if module is not self]
-        hooked = any(part._forward_hooks or part._forward_pre_hooks or part._compiled_call_impl for part in parts)
-        padded = any(getattr(part, "padding_mode", "zeros") != "zeros" for part in parts)
-        return nn.modules.module._has_any_global_hook() or hooked or padded
+        """Whether calls of submodules are observed by hooks, or a submodule is compiled."""
+        parts = (module for module in self.modules() if module is not self)
+        return nn.modules.module._has_any_global_hook() or any(
+            part._forward_hooks or part._forward_pre_hooks or part._compiled_call_impl for part in parts
+        )
+
+    def _padding_modes(self) -> set[str]:
+        return {getattr(part, "padding_mode", "zeros") for part in self.modules()}
 
 
 def _add(convolution: nn.Module, x: Tensor, to: Tensor, pixels: int | None) -> None:
